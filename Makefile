@@ -1,0 +1,77 @@
+# Two commands matter: `make serve` and `make test`. Each installs what is missing first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+export PYTHONUNBUFFERED = 1
+
+# Options of `world-model serve`, e.g. make serve ARGS="--port 9000"
+ARGS ?=
+# Working folders of `make train`, and the size and seed of its data set.
+DATA ?= data/train
+RUN ?= runs/train
+OUT ?= runs/checkpoint
+TRANSITIONS ?= 600000
+SEED ?= 1
+
+.PHONY: help serve test lint train bench format clean
+
+help:
+	@echo "make serve   install what is missing, serve the bundled model on 127.0.0.1:8000"
+	@echo "make test    install what is missing, run all checks"
+	@echo "make train   collect data, train and evaluate a model into $(OUT)"
+	@echo "make bench   measure, and print where to record it"
+	@echo "make format  format the code"
+	@echo "make clean   remove what make has made, except data and runs"
+
+serve: $(VENV)/.serve
+	@echo "==> Serving the model"
+	@exec $(BIN)/world-model serve $(ARGS)
+
+test: $(VENV)/.all
+	@echo "==> Checking style (ruff)"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@echo "==> Checking types (mypy)"
+	@$(BIN)/mypy
+	@echo "==> Checking the arrows between rooms (import-linter)"
+	@$(BIN)/lint-imports
+	@echo "==> Running the tests (pytest)"
+	@$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+
+train: $(VENV)/.all
+	@echo "==> Collecting $(TRANSITIONS) transitions into $(DATA)"
+	@$(BIN)/world-model collect $(DATA) --transitions $(TRANSITIONS) --seed $(SEED)
+	@echo "==> Training into $(OUT)"
+	@$(BIN)/world-model train $(DATA) --run $(RUN) --out $(OUT)
+	@echo "==> Evaluating $(OUT)"
+	@$(BIN)/world-model evaluate $(OUT) $(DATA) --report $(OUT)/report
+	@echo "==> Done: serve it with 'make serve ARGS=\"--checkpoint $(OUT)\"'"
+
+bench: $(VENV)/.all
+	@echo "==> Measuring"
+	@$(BIN)/world-model bench $(ARGS)
+
+format: $(VENV)/.all
+	@echo "==> Formatting"
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:
+	@echo "==> Removing the environment and caches"
+	@rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@echo "==> Creating the environment $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "==> Installing the service (a few minutes the first time)"
+	@$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.all: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "==> Installing the service with training and development tools"
+	@$(INSTALL) -e '.[training,dev]'
+	@touch $@ $(VENV)/.serve

@@ -1,0 +1,218 @@
+"""Several world models together: mean prediction, and their disagreement as uncertainty."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (torch's own convention)
+from torch import Tensor, nn
+
+from models.world_model import WorldModel, lanewise, pad_rows, unroll
+
+
+@dataclass(frozen=True)
+class EnsembleRollout:
+    """What an ensemble predicts for B rows over H steps.
+
+    Attributes:
+        states: [B, H+1, S], mean over members, the start included.
+        rewards: [B, H], mean over members.
+        dones: [B, H], hazard of the members' mean survival.
+        disagreement: [B, H], spread of members after each step, in standard deviations of
+            the training states (root mean square over features).
+        uncertainty: [B], largest disagreement along the sequence.
+    """
+
+    states: Tensor
+    rewards: Tensor
+    dones: Tensor
+    disagreement: Tensor
+    uncertainty: Tensor
+
+
+class WorldModelEnsemble(nn.Module):
+    """E world models, each rolling out on its own; evaluated together by batched products.
+
+    Gradients flow to states and actions. They do not flow to weights: members are trained one
+    by one.
+
+    Args:
+        num_models: E.
+        **model_kwargs: Arguments of every `WorldModel`.
+
+    Raises:
+        ValueError: `num_models` is below 1, or a member's arguments are invalid.
+    """
+
+    def __init__(self, num_models: int = 5, **model_kwargs: Any) -> None:
+        super().__init__()
+        if num_models < 1:
+            raise ValueError(f"num_models must be at least 1, got {num_models}")
+        self.models = nn.ModuleList(WorldModel(**model_kwargs) for _ in range(num_models))
+        # Rebuilt by whoever evaluates, whenever the members' weights have changed. Outside the
+        # module tree, so that checkpoints hold each weight once.
+        self._stacked: list[tuple[tuple[int, ...], WorldModel]] = []
+
+    @classmethod
+    def from_members(cls, members: Sequence[WorldModel]) -> WorldModelEnsemble:
+        """Return an ensemble of existing models of the same shape.
+
+        Raises:
+            ValueError: There are none.
+        """
+        if not members:
+            raise ValueError("an ensemble needs at least one member")
+        ensemble = cls.__new__(cls)
+        nn.Module.__init__(ensemble)
+        ensemble.models = nn.ModuleList(members)
+        ensemble._stacked = []
+        return ensemble
+
+    @property
+    def members(self) -> Iterator[WorldModel]:
+        """The models, typed."""
+        return (member for member in self.models if isinstance(member, WorldModel))
+
+    @property
+    def member_count(self) -> int:
+        """E."""
+        return len(self.models)
+
+    def forward(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Predict one step.
+
+        Args:
+            state: [B, S].
+            action: [B, A].
+
+        Returns:
+            Mean next_state [B, S], mean reward [B, 1], mean done [B, 1], and disagreement
+            [B, S]: the members' standard deviation (no correction) in physical units.
+        """
+        members = (self.member_count, *state.shape)
+        states, rewards, dones = self.stacked()(
+            state.expand(members), action.expand(self.member_count, *action.shape)
+        )
+        mean = _member_mean(states)
+        return mean, _member_mean(rewards), _member_mean(dones), _member_std(states, mean)
+
+    def rollout(self, initial_state: Tensor, actions: Tensor) -> EnsembleRollout:
+        """Roll every member out on its own, then combine.
+
+        A row's bits depend neither on how many rows there are nor on which they are.
+
+        Args:
+            initial_state: [B, S].
+            actions: [B, H, A], H >= 1.
+
+        Raises:
+            ValueError: H is 0.
+        """
+        rows = initial_state.shape[0]
+        states, rewards, logits = self.rollout_members(
+            pad_rows(initial_state), pad_rows(actions, dim=-3)
+        )
+        mean = _member_mean(states)
+        normalised = states / self.stacked().state_scale.unsqueeze(-2)
+        spread = _member_std(normalised, _member_mean(normalised))[:, 1:]
+        disagreement = spread.square().mean(-1).sqrt()
+        return EnsembleRollout(
+            states=mean[:rows],
+            rewards=_member_mean(rewards)[:rows],
+            dones=_mean_hazard(logits)[:rows],
+            disagreement=disagreement[:rows],
+            uncertainty=disagreement.amax(-1)[:rows],
+        )
+
+    def rollout_members(
+        self, initial_state: Tensor, actions: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return each member's own rollout.
+
+        Args:
+            initial_state: [B, S], B a multiple of `ROW_TILE` if bits matter.
+            actions: [B, H, A].
+
+        Returns:
+            states [E, B, H+1, S], rewards [E, B, H], calibrated hazard logits [E, B, H].
+        """
+        count = self.member_count
+        stacked = self.stacked()
+        states, rewards, logits = unroll(
+            stacked.predict,
+            initial_state.expand(count, *initial_state.shape),
+            actions.expand(count, *actions.shape),
+        )
+        return states, rewards, stacked.done_scale * logits + stacked.done_shift
+
+    def stacked(self) -> WorldModel:
+        """Return all members as one model over tensors with a leading member dim."""
+        key = tuple(x for p in self.parameters() for x in (p.data_ptr(), p._version)) + tuple(
+            x for b in self.buffers() for x in (b.data_ptr(), b._version)
+        )
+        if not self._stacked or self._stacked[0][0] != key:
+            self._stacked[:] = [(key, _stack(list(self.members)))]
+        return self._stacked[0][1]
+
+
+class _StackedLinear(nn.Module):
+    """E linear layers as one batched product: [E, B, in] -> [E, B, out]."""
+
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.stack([x.weight.detach().T for x in layers]))
+        self.register_buffer("bias", torch.stack([x.bias.detach() for x in layers]).unsqueeze(1))
+
+    weight: Tensor
+    bias: Tensor
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, rows, self.weight)
+
+
+def _stack(members: Sequence[WorldModel]) -> WorldModel:
+    """Return a model whose layers and normalisers hold all members' along a leading dim."""
+    stacked = copy.deepcopy(members[0])
+    for name, module in list(stacked.named_modules()):
+        if isinstance(module, nn.Linear):
+            layers = [member.get_submodule(name) for member in members]
+            parent, _, child = name.rpartition(".")
+            setattr(
+                stacked.get_submodule(parent),
+                child,
+                _StackedLinear([layer for layer in layers if isinstance(layer, nn.Linear)]),
+            )
+    for name in stacked.state_dict():
+        if "." not in name:  # the model's own buffers, [S] or [1] each -> [E, 1, S] or [E, 1, 1]
+            values = torch.stack([member.get_buffer(name) for member in members])
+            setattr(stacked, name, values.unsqueeze(1))
+    return stacked
+
+
+def _member_mean(values: Tensor) -> Tensor:
+    """Average over the first dim by plain additions, whose bits do not depend on the layout."""
+    total = values[0]
+    for value in values[1:]:
+        total = total + value
+    return total / len(values)
+
+
+def _member_std(values: Tensor, mean: Tensor) -> Tensor:
+    return _member_mean((values - mean).square()).sqrt()
+
+
+def _mean_hazard(logits: Tensor) -> Tensor:
+    """Return the hazard [B, H] of the mean survival of members' hazard logits [E, B, H].
+
+    With S_e,k the survival of member e after step k, mean survival falls from step k-1 to k by
+    the factor 1 - sum_e S_e,k-1 d_e,k / sum_e S_e,k-1: the members' hazards weighted by who is
+    still alive. In that form, and in log space, small hazards keep their digits.
+    """
+    log_alive = -lanewise(F.softplus, logits).cumsum(-1)
+    before = torch.cat([torch.zeros_like(log_alive[..., :1]), log_alive[..., :-1]], dim=-1)
+    weight = lanewise(torch.exp, before - before.amax(0))
+    return _member_mean(weight * lanewise(torch.sigmoid, logits)) / _member_mean(weight)

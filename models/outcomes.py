@@ -1,0 +1,42 @@
+"""What a predicted sequence amounts to: survival, crash probability, return. NumPy only."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+
+
+def log_survival(dones: Floats) -> NDArray[np.float64]:
+    """Return log P(alive after step k) [..., H] for hazards [..., H] in [0, 1]."""
+    with np.errstate(divide="ignore"):  # a hazard of 1 is log 0 = -inf, and exp brings back 0
+        return np.cumsum(np.log1p(-np.asarray(dones, np.float64)), axis=-1)
+
+
+def survival(dones: Floats) -> NDArray[np.float64]:
+    """Return P(alive after step k) [..., H] for hazards [..., H]."""
+    return np.exp(log_survival(dones))
+
+
+def crash_probability_by_step(dones: Floats) -> NDArray[np.float64]:
+    """Return P(ended by step k) [..., H] = 1 - prod(1 - done) for hazards [..., H]."""
+    return -np.expm1(log_survival(dones))
+
+
+def crash_probability(dones: Floats) -> NDArray[np.float64]:
+    """Return P(ended within the sequence) [...] for hazards [..., H]."""
+    probability: NDArray[np.float64] = crash_probability_by_step(dones)[..., -1]
+    return probability
+
+
+def expected_returns(rewards: Floats, dones: Floats) -> NDArray[np.float64]:
+    """Return the expected sum of rewards [...]: step k counts if alive before it.
+
+    Args:
+        rewards: [..., H].
+        dones: [..., H], hazards.
+    """
+    alive = survival(dones)
+    before = np.concatenate([np.ones_like(alive[..., :1]), alive[..., :-1]], axis=-1)
+    return np.asarray(np.sum(before * rewards, axis=-1))

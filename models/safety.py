@@ -1,0 +1,243 @@
+"""Predicted trajectory to safety verdict, with reasons. Pure functions, NumPy only.
+
+The rules fail safe. A verdict is `safe` only if everything about it was computed, is finite, and
+lies inside what the model is known to predict well. In order:
+
+1. `unknown` if the input lies outside the states the model was trained on, the prediction is not
+   finite, or the model was never calibrated: its numbers mean nothing then.
+2. `unsafe` if the crash probability reaches the threshold.
+3. `unknown` if the members disagree too much, their disagreement cannot be known, or the
+   horizon is longer than the evaluated one: "no crash" cannot be trusted then.
+4. `safe`.
+
+All reasons that apply are listed, whichever of them decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.outcomes import crash_probability_by_step
+
+Floats = NDArray[np.floating]
+
+SAFE, UNSAFE, UNKNOWN = "safe", "unsafe", "unknown"
+VERDICTS = (SAFE, UNSAFE, UNKNOWN)
+
+RULES = (
+    "crash_probability",
+    "input_out_of_range",
+    "not_finite",
+    "not_calibrated",
+    "uncertain",
+    "uncertainty_unavailable",
+    "horizon_not_evaluated",
+)
+"""Every rule that a `Reason` can name."""
+
+_MAX_FEATURES_NAMED = 4
+
+
+@dataclass(frozen=True)
+class SafetyLimits:
+    """What a verdict is judged by; part of a checkpoint.
+
+    Attributes:
+        crash_threshold: Crash probability from which a sequence is unsafe; None if the model
+            was never calibrated.
+        uncertainty_limit: Uncertainty up to which "no crash" is trusted; None if it was never
+            calibrated or the served ensemble has one member.
+        state_low: [S], smallest trained values; -inf where unknown.
+        state_high: [S], largest trained values; inf where unknown.
+        horizon: Longest evaluated number of steps.
+        feature_names: S names of the state features.
+        dt_s: Length of a step.
+    """
+
+    crash_threshold: float | None
+    uncertainty_limit: float | None
+    state_low: Floats
+    state_high: Floats
+    horizon: int
+    feature_names: tuple[str, ...]
+    dt_s: float
+
+
+@dataclass(frozen=True)
+class Reason:
+    """A rule that fired, one of `RULES`, and what it saw."""
+
+    rule: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Result of a safety check of one action sequence.
+
+    Attributes:
+        verdict: "safe", "unsafe" or "unknown".
+        crash_probability: P(crash or off-road within the sequence); None if not finite.
+        crash_probability_by_step: The same up to each step; H entries.
+        time_to_crash_s: End of the step at which the probability reaches the threshold; None
+            if it never does.
+        uncertainty: Disagreement of the ensemble; None if not finite.
+        threshold: Crash probability from which the sequence is unsafe; None if unknown.
+        reasons: The rules that fired; empty if safe.
+        horizon_s: Length of the sequence.
+    """
+
+    verdict: str
+    crash_probability: float | None
+    crash_probability_by_step: list[float | None]
+    time_to_crash_s: float | None
+    uncertainty: float | None
+    threshold: float | None
+    reasons: tuple[Reason, ...]
+    horizon_s: float
+
+
+def assess(
+    states: Floats,
+    dones: Floats,
+    uncertainty: Floats,
+    limits: SafetyLimits,
+    *,
+    threshold: float | None = None,
+) -> list[Verdict]:
+    """Judge K predicted sequences.
+
+    Args:
+        states: [K, H+1, S], the start included.
+        dones: [K, H], hazards.
+        uncertainty: [K].
+        limits: The checkpoint's.
+        threshold: Used instead of the checkpoint's.
+
+    Returns:
+        K verdicts. Lowering the threshold never turns one that is not safe into a safe one.
+    """
+    threshold = limits.crash_threshold if threshold is None else threshold
+    finite = np.isfinite(states).all((1, 2)) & np.isfinite(dones).all(1) & np.isfinite(uncertainty)
+    by_step = crash_probability_by_step(np.where(finite[:, None], dones, 0.0))
+    ranges = _range_reasons(states[:, 0], limits)
+    return [
+        _judge(by_step[k] if finite[k] else None, float(uncertainty[k]), ranges[k], limits,
+               threshold, dones.shape[1])
+        for k in range(len(dones))
+    ]  # fmt: skip
+
+
+def safest(verdicts: Sequence[Verdict]) -> int:
+    """Return the index of the verdict with the lowest risk.
+
+    Safe ones come before unknown ones, unknown before unsafe; then the lower crash probability
+    wins, then the lower uncertainty, then the first.
+
+    Raises:
+        ValueError: There are none.
+    """
+    order = (SAFE, UNKNOWN, UNSAFE)
+
+    def risk(index: int) -> tuple[int, float, float]:
+        verdict = verdicts[index]
+        known = verdict.crash_probability is not None and verdict.uncertainty is not None
+        return (
+            order.index(verdict.verdict),
+            verdict.crash_probability if known and verdict.crash_probability is not None else 2.0,
+            verdict.uncertainty if known and verdict.uncertainty is not None else np.inf,
+        )
+
+    return min(range(len(verdicts)), key=risk)
+
+
+def _judge(
+    by_step: Floats | None,
+    uncertainty: float,
+    range_reasons: list[Reason],
+    limits: SafetyLimits,
+    threshold: float | None,
+    horizon: int,
+) -> Verdict:
+    horizon_s = horizon * limits.dt_s
+    if by_step is None:
+        reason = Reason("not_finite", "the prediction holds values that are not finite")
+        return Verdict(
+            UNKNOWN, None, [None] * horizon, None, None, threshold, (*range_reasons, reason),
+            horizon_s,
+        )  # fmt: skip
+    blocking = list(range_reasons)
+    if threshold is None:
+        blocking.append(
+            Reason("not_calibrated", "the checkpoint has no calibrated crash threshold")
+        )
+    crash, time_to_crash_s = [], None
+    if threshold is not None and by_step[-1] >= threshold:
+        time_to_crash_s = (int(np.argmax(by_step >= threshold)) + 1) * limits.dt_s
+        crash.append(
+            Reason(
+                "crash_probability",
+                f"crash probability {by_step[-1]:.4f} reaches the threshold {threshold:.4f}, "
+                f"first after {time_to_crash_s:.2f} s",
+            )
+        )
+    doubts = _doubts(uncertainty, limits, horizon)
+    verdict = UNKNOWN if blocking else UNSAFE if crash else UNKNOWN if doubts else SAFE
+    return Verdict(
+        verdict=verdict,
+        crash_probability=float(by_step[-1]),
+        crash_probability_by_step=[float(p) for p in by_step],
+        time_to_crash_s=time_to_crash_s,
+        uncertainty=uncertainty,
+        threshold=threshold,
+        reasons=(*blocking, *crash, *doubts),
+        horizon_s=horizon_s,
+    )
+
+
+def _doubts(uncertainty: float, limits: SafetyLimits, horizon: int) -> list[Reason]:
+    doubts = []
+    if limits.uncertainty_limit is None:
+        doubts.append(
+            Reason(
+                "uncertainty_unavailable",
+                "disagreement needs a calibrated ensemble of at least two members",
+            )
+        )
+    elif uncertainty > limits.uncertainty_limit:
+        doubts.append(
+            Reason(
+                "uncertain",
+                f"the members disagree by {uncertainty:.4f}, more than the limit "
+                f"{limits.uncertainty_limit:.4f}",
+            )
+        )
+    if horizon > limits.horizon:
+        doubts.append(
+            Reason(
+                "horizon_not_evaluated",
+                f"{horizon} steps are more than the {limits.horizon} that were evaluated",
+            )
+        )
+    return doubts
+
+
+def _range_reasons(start: Floats, limits: SafetyLimits) -> list[list[Reason]]:
+    """Name, for each start state [K, S], the features outside what training covered."""
+    outside = ~((start >= limits.state_low) & (start <= limits.state_high))
+    reasons: list[list[Reason]] = []
+    for k in range(len(start)):
+        columns = np.flatnonzero(outside[k])
+        named = [
+            f"{limits.feature_names[i]} = {start[k, i]:g} is outside "
+            f"[{limits.state_low[i]:g}, {limits.state_high[i]:g}]"
+            for i in columns[:_MAX_FEATURES_NAMED]
+        ]
+        if len(columns) > _MAX_FEATURES_NAMED:
+            named.append(f"and {len(columns) - _MAX_FEATURES_NAMED} more features")
+        reasons.append([Reason("input_out_of_range", "; ".join(named))] if named else [])
+    return reasons

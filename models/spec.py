@@ -1,0 +1,229 @@
+"""What a model's numbers mean: names, units, ranges and order of state and action features.
+
+A `Spec` travels inside every checkpoint. Nothing else in the project holds dims as constants.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One number of a state or an action.
+
+    Attributes:
+        name: Unique within its vector.
+        unit: SI unit; "1" if it has none.
+        low: Smallest value that makes sense physically, in `unit`.
+        high: Largest value that makes sense physically, in `unit`.
+        meaning: One line for a person.
+    """
+
+    name: str
+    unit: str
+    low: float
+    high: float
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Names of the state features that place one neighbour in the ego frame."""
+
+    presence: str
+    dx: str
+    dy: str
+    cos_h: str
+    sin_h: str
+    others: tuple[str, ...] = ()
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """All features that are zero while the slot is empty, presence excluded."""
+        return (self.dx, self.dy, self.cos_h, self.sin_h, *self.others)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Which features say how far the ego is from hitting something.
+
+    Attributes:
+        length_m: Length of every vehicle's rectangle.
+        width_m: Width of every vehicle's rectangle.
+        slots: Neighbours, nearest first at the start of a window.
+        edges: Features that hold a distance to a road edge, negative when beyond it.
+    """
+
+    length_m: float
+    width_m: float
+    slots: tuple[Slot, ...]
+    edges: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The meaning of a model's input and output.
+
+    Attributes:
+        name: Name of the model family, as shown to clients.
+        dt_s: Length of one step.
+        state: State features in order; their count is S.
+        action: Action features in order; their count is A.
+        geometry: Present if the features allow crash geometry to be computed.
+    """
+
+    name: str
+    dt_s: float
+    state: tuple[Feature, ...]
+    action: tuple[Feature, ...]
+    geometry: Geometry | None = None
+
+    def __post_init__(self) -> None:
+        for what, features in (("state", self.state), ("action", self.action)):
+            names = [feature.name for feature in features]
+            if not names:
+                raise ValueError(f"spec {self.name!r}: {what} has no features")
+            if len(set(names)) != len(names):
+                raise ValueError(f"spec {self.name!r}: {what} feature names repeat: {names}")
+        if self.dt_s <= 0:
+            raise ValueError(f"spec {self.name!r}: dt_s must be positive, got {self.dt_s}")
+        if self.geometry is not None:
+            for slot in self.geometry.slots:
+                for name in (slot.presence, *slot.features):
+                    self.state_index(name)
+            for name in self.geometry.edges:
+                self.state_index(name)
+
+    @property
+    def state_dim(self) -> int:
+        """Number of state features, S."""
+        return len(self.state)
+
+    @property
+    def action_dim(self) -> int:
+        """Number of action features, A."""
+        return len(self.action)
+
+    def state_index(self, name: str) -> int:
+        """Return the position of a state feature.
+
+        Raises:
+            ValueError: The spec has no such feature.
+        """
+        for index, feature in enumerate(self.state):
+            if feature.name == name:
+                return index
+        raise ValueError(f"spec {self.name!r} has no state feature {name!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain lists and dicts, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Spec:
+        """Build a spec from what `to_json` returned.
+
+        Raises:
+            ValueError: A field is missing, unknown or inconsistent.
+        """
+        try:
+            geometry = document["geometry"]
+            return cls(
+                name=document["name"],
+                dt_s=float(document["dt_s"]),
+                state=tuple(Feature(**feature) for feature in document["state"]),
+                action=tuple(Feature(**feature) for feature in document["action"]),
+                geometry=None
+                if geometry is None
+                else Geometry(
+                    length_m=geometry["length_m"],
+                    width_m=geometry["width_m"],
+                    slots=tuple(
+                        Slot(**{**slot, "others": tuple(slot["others"])})
+                        for slot in geometry["slots"]
+                    ),
+                    edges=tuple(geometry["edges"]),
+                ),
+            )
+        except (KeyError, TypeError) as exc:
+            raise ValueError(f"spec is malformed: {exc!r}") from exc
+
+
+def anonymous_spec(state_dim: int, action_dim: int, dt_s: float = 0.05) -> Spec:
+    """Return a spec for weights whose feature meanings are unknown.
+
+    Features are called `state_0`, `action_0`, ...; ranges are wide, there is no geometry.
+    """
+
+    def features(kind: str, count: int) -> tuple[Feature, ...]:
+        return tuple(
+            Feature(f"{kind}_{i}", "1", -1e6, 1e6, f"{kind} feature {i}, meaning not recorded")
+            for i in range(count)
+        )
+
+    return Spec("imported", dt_s, features("state", state_dim), features("action", action_dim))
+
+
+NEIGHBOUR_COUNT = 4
+VEHICLE_LENGTH_M = 5.0
+VEHICLE_WIDTH_M = 2.0
+SENSOR_RANGE_M = 100.0
+
+
+def highway_spec() -> Spec:
+    """Return the spec of the bundled model: a car among its four nearest neighbours.
+
+    The state has 6 ego features and 4 x 7 neighbour features. Neighbour features are in the ego
+    frame of the same instant: x forward, y to the right of travel (the simulator's y axis points
+    down), velocities relative to the ego's. Absent neighbours are all zeros.
+    """
+    ego = (
+        Feature("speed", "m/s", 0.0, 45.0, "forward speed"),
+        Feature("lane_offset", "m", -12.0, 12.0, "lateral offset from the closest lane's centre"),
+        Feature("sin_heading_error", "1", -1.0, 1.0, "sine of heading minus lane heading"),
+        Feature("left_edge", "m", -12.0, 40.0, "centre to left road edge; negative is off-road"),
+        Feature("right_edge", "m", -12.0, 40.0, "centre to right road edge; negative is off-road"),
+        Feature("curvature", "1/m", -0.2, 0.2, "lane curvature 0.4 s ahead at present speed"),
+    )
+    neighbours: list[Feature] = []
+    slots: list[Slot] = []
+    reach = 1.5 * SENSOR_RANGE_M
+    for i in range(1, NEIGHBOUR_COUNT + 1):
+        name = f"neighbour_{i}"
+        neighbours += [
+            Feature(f"{name}_presence", "1", 0.0, 1.0, "1 if the slot holds a vehicle, else 0"),
+            Feature(f"{name}_dx", "m", -reach, reach, "centre to centre, forward"),
+            Feature(f"{name}_dy", "m", -reach, reach, "centre to centre, sideways"),
+            Feature(f"{name}_dvx", "m/s", -90.0, 90.0, "velocity relative to the ego, forward"),
+            Feature(f"{name}_dvy", "m/s", -90.0, 90.0, "velocity relative to the ego, sideways"),
+            Feature(f"{name}_cos_h", "1", -1.0, 1.0, "cosine of heading relative to the ego"),
+            Feature(f"{name}_sin_h", "1", -1.0, 1.0, "sine of heading relative to the ego"),
+        ]
+        slots.append(
+            Slot(
+                presence=f"{name}_presence",
+                dx=f"{name}_dx",
+                dy=f"{name}_dy",
+                cos_h=f"{name}_cos_h",
+                sin_h=f"{name}_sin_h",
+                others=(f"{name}_dvx", f"{name}_dvy"),
+            )
+        )
+    return Spec(
+        name="highway",
+        dt_s=0.05,
+        state=(*ego, *neighbours),
+        action=(
+            Feature("steer", "1", -1.0, 1.0, "share of the steering that grip allows at speed"),
+            Feature("throttle", "1", 0.0, 1.0, "share of full acceleration, 5 m/s^2"),
+            Feature("brake", "1", 0.0, 1.0, "share of full braking, 8 m/s^2"),
+        ),
+        geometry=Geometry(
+            length_m=VEHICLE_LENGTH_M,
+            width_m=VEHICLE_WIDTH_M,
+            slots=tuple(slots),
+            edges=("left_edge", "right_edge"),
+        ),
+    )
