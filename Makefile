@@ -11,7 +11,7 @@ ARGS ?=
 DATA ?= data/train
 RUN ?= runs/train
 OUT ?= runs/checkpoint
-TRANSITIONS ?= 600000
+TRANSITIONS ?= 700000
 SEED ?= 1
 
 .PHONY: help serve test lint train bench format clean
@@ -45,12 +45,12 @@ train: $(VENV)/.all
 	@echo "==> Training into $(OUT)"
 	@$(BIN)/world-model train $(DATA) --run $(RUN) --out $(OUT)
 	@echo "==> Evaluating $(OUT)"
-	@$(BIN)/world-model evaluate $(OUT) $(DATA) --report $(OUT)/report
+	@$(BIN)/world-model evaluate $(OUT) $(DATA) --report $(OUT)/report --examples $(OUT)/episodes
 	@echo "==> Done: serve it with 'make serve ARGS=\"--checkpoint $(OUT)\"'"
 
 bench: $(VENV)/.all
 	@echo "==> Measuring"
-	@$(BIN)/world-model bench $(ARGS)
+	@$(BIN)/python -m benchmarks.ensemble
 
 format: $(VENV)/.all
 	@echo "==> Formatting"

@@ -15,6 +15,9 @@ from models.spec import Spec
 GAP_LIMIT_M = 12.0
 """Gaps are clamped here: beyond, nothing can be hit within one step."""
 
+CONTACT_SCALE_M = 0.2
+"""Gaps of this size decide between a crash and a near miss."""
+
 
 class GeometryMap(nn.Module):
     """State to gaps: one a neighbour slot, their minimum, and the nearest road edge.
@@ -46,8 +49,8 @@ class GeometryMap(nn.Module):
 
     @property
     def feature_count(self) -> int:
-        """Number of values `forward` returns for a state: slots, their minimum, the edge."""
-        return self.slot_count + 2
+        """Number of values that `forward` returns for a state."""
+        return 2 * (self.slot_count + 2)
 
     def gaps(self, state: Tensor) -> Tensor:
         """Return signed gaps in metres.
@@ -87,14 +90,15 @@ class GeometryMap(nn.Module):
         return torch.cat([gap, gap.amin(-1, keepdim=True), edge], dim=-1)
 
     def forward(self, state: Tensor) -> Tensor:
-        """Return gaps squashed to (-1, 1): about linear within 1 m of contact, flat far away.
+        """Return gaps squashed to (-1, 1) at two scales: metres and decimetres from contact.
 
         Args:
             state: [..., S], physical units.
 
         Returns:
-            [..., slots + 2], dimensionless.
+            [..., 2 (slots + 2)], dimensionless.
         """
         gap = self.gaps(state)
+        gap = torch.cat([gap, gap / CONTACT_SCALE_M], dim=-1)
         # x / (1 + |x|): smooth, and plain arithmetic, so its bits never depend on vector lanes.
         return gap / (1 + gap.abs())

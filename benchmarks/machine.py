@@ -1,0 +1,28 @@
+"""Where a measurement was taken."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+import torch
+
+
+def describe_machine() -> str:
+    """Return one line: device, cores, and the versions that matter."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
+    return (
+        f"{device}, {os.cpu_count()} cores, {platform.system()}, "
+        f"Python {platform.python_version()}, torch {torch.__version__}"
+    )
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:  # noqa: PTH123 - a kernel file, read once
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown CPU"

@@ -1,0 +1,1 @@
+"""From simulator to checkpoint: collect, dataset, train, calibrate, evaluate."""

@@ -1,0 +1,84 @@
+"""The ego's motion: action to command to next pose, exactly as the simulator does it.
+
+Pure numpy, any leading shape, so that the simulator (one car) and the physics baseline (all
+windows at once) share one definition.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+FloatArray = NDArray[np.floating[Any]]
+
+DT_S = 0.05
+LENGTH_M = 5.0
+MAX_SPEED_MPS = 40.0
+FULL_THROTTLE_MPS2 = 5.0
+FULL_BRAKE_MPS2 = 8.0
+GRIP_MPS2 = 8.0
+MAX_STEERING_RAD = 0.5
+
+
+def steering_limit(speed: ArrayLike) -> FloatArray:
+    """Return the front wheel angle that full steer means at a speed.
+
+    Args:
+        speed: [...] m/s.
+
+    Returns:
+        [...] rad: what keeps lateral acceleration near `GRIP_MPS2`, at most `MAX_STEERING_RAD`.
+        From v^2 tan(delta) / length = grip.
+    """
+    squared = np.maximum(np.asarray(speed, dtype=np.float64), 1.0) ** 2
+    return np.minimum(MAX_STEERING_RAD, np.arctan(GRIP_MPS2 * LENGTH_M / squared))
+
+
+def command(
+    action: ArrayLike, speed: ArrayLike, dt_s: float = DT_S
+) -> tuple[FloatArray, FloatArray]:
+    """Translate actions into what the bicycle takes.
+
+    Args:
+        action: [..., 3] steer in [-1, 1], throttle and brake in [0, 1].
+        speed: [...] m/s.
+        dt_s: Step length the acceleration will be held for.
+
+    Returns:
+        Acceleration [...] in m/s^2, limited so that one step neither reverses the car nor takes
+        it above `MAX_SPEED_MPS`; front wheel angle [...] in rad.
+    """
+    action = np.asarray(action, dtype=np.float64)
+    speed = np.asarray(speed, dtype=np.float64)
+    wanted = FULL_THROTTLE_MPS2 * action[..., 1] - FULL_BRAKE_MPS2 * action[..., 2]
+    acceleration = np.clip(wanted, -speed / dt_s, (MAX_SPEED_MPS - speed) / dt_s)
+    return acceleration, action[..., 0] * steering_limit(speed)
+
+
+def bicycle_step(pose: ArrayLike, action: ArrayLike, dt_s: float = DT_S) -> FloatArray:
+    """Move kinematic bicycles by one explicit Euler step.
+
+    Args:
+        pose: [..., 4] x m, y m, heading rad, speed m/s.
+        action: [..., 3] as in `command`.
+        dt_s: Step length.
+
+    Returns:
+        [..., 4] the next pose. Position and heading use the speed from before the step, as
+        highway-env's `Vehicle.step` does; beta is the slip angle at the centre.
+    """
+    pose = np.asarray(pose, dtype=np.float64)
+    x, y, heading, speed = np.moveaxis(pose, -1, 0)
+    acceleration, steering = command(action, speed, dt_s)
+    beta = np.arctan(0.5 * np.tan(steering))
+    return np.stack(
+        [
+            x + speed * np.cos(heading + beta) * dt_s,
+            y + speed * np.sin(heading + beta) * dt_s,
+            heading + speed * np.sin(beta) / (LENGTH_M / 2) * dt_s,
+            speed + acceleration * dt_s,
+        ],
+        axis=-1,
+    )

@@ -1,0 +1,89 @@
+"""What a training run can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training at one horizon.
+
+    Attributes:
+        horizon: Steps rolled out for the loss.
+        updates: Number of optimiser updates.
+        rows: Windows an update.
+    """
+
+    horizon: int
+    updates: int
+    rows: int
+
+
+CURRICULUM = (Stage(1, 3000, 512), Stage(4, 1500, 256), Stage(16, 4500, 256))
+"""One step first, so that rollouts start from a sane model; then the horizon that is served."""
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Arguments of a training run.
+
+    Attributes:
+        members: Ensemble size.
+        seed: Seeds the split, the weights and the order of windows.
+        hidden_dims: Widths; the last one is the latent's.
+        activation: "relu", "elu" or "tanh".
+        stages: The curriculum.
+        stride: Steps between the starts of training windows.
+        hidden_share: Share of training windows in which far neighbours are hidden.
+        learning_rate: Peak of the cosine schedule.
+        positive_weight: Weight of terminations in the loss; 1 keeps hazards calibrated.
+        validate_every: Updates between validation rollouts.
+        patience: Validations without improvement in the last stage before stopping early.
+        false_alarm_rate: Share of harmless validation windows that the crash threshold may
+            call unsafe.
+        uncertainty_quantile: Share of validation windows below the uncertainty limit.
+        workers: Members trained at once, one thread each; one at a time on a GPU.
+        device: "auto", "cpu" or "cuda".
+    """
+
+    members: int = 5
+    seed: int = 0
+    hidden_dims: tuple[int, ...] = (256, 256, 64)
+    activation: str = "elu"
+    stages: tuple[Stage, ...] = CURRICULUM
+    stride: int = 2
+    hidden_share: float = 0.15
+    learning_rate: float = 1e-3
+    positive_weight: float = 1.0
+    validate_every: int = 250
+    patience: int = 8
+    false_alarm_rate: float = 0.01
+    uncertainty_quantile: float = 0.999
+    workers: int = 2
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("members", "stride", "validate_every", "patience", "workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.stages:
+            raise ValueError("stages must not be empty")
+
+    @property
+    def horizon(self) -> int:
+        """Longest horizon trained."""
+        return max(stage.horizon for stage in self.stages)
+
+    @property
+    def updates(self) -> int:
+        """Updates over all stages."""
+        return sum(stage.updates for stage in self.stages)
+
+    def stage_at(self, update: int) -> Stage:
+        """Return the stage that an update belongs to."""
+        for stage in self.stages:
+            if update < stage.updates:
+                return stage
+            update -= stage.updates
+        return self.stages[-1]

@@ -1,0 +1,182 @@
+"""Recorded episodes to a checkpoint: windows, members in parallel, calibration."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from models.checkpoint import Architecture, Checkpoint, save_checkpoint
+from models.ensemble import WorldModelEnsemble
+from models.spec import Spec, highway_spec
+from models.training.augment import hide_far_neighbours
+from models.training.calibrate import calibrate
+from models.training.dataset import Windows, make_windows, split_episodes
+from models.training.member import MemberTrainer, choose_device
+from models.training.normalise import Normalisers, fit_normalisers
+from models.training.options import TrainOptions
+from models.training.store import load_store
+
+_RUN = "run.json"
+
+
+class TrainingError(ValueError):
+    """A training run cannot start or go on; the message says why in one sentence."""
+
+
+def train(store_folder: Path, out: Path, run_folder: Path, options: TrainOptions) -> str:
+    """Train an ensemble on recorded episodes and write its checkpoint.
+
+    Interrupted runs go on from where they stopped when called again with the same arguments.
+
+    Args:
+        store_folder: Where `world-model collect` wrote.
+        out: Checkpoint folder to write.
+        run_folder: Working folder: windows, members' states, TensorBoard logs.
+        options: Arguments of the run.
+
+    Returns:
+        The checkpoint's version.
+
+    Raises:
+        TrainingError: The run folder belongs to a run with other arguments or data.
+        KeyboardInterrupt: Interrupted; state was saved.
+    """
+    store = load_store(store_folder)
+    parts = split_episodes(store, options.seed)
+    strides = {"train": options.stride, "validation": 2}
+    windows = {
+        name: make_windows(store, parts[name], options.horizon, stride)
+        for name, stride in strides.items()
+    }
+    spec = highway_spec()
+    windows["train"] = hide_far_neighbours(
+        windows["train"], spec, share=options.hidden_share, seed=options.seed
+    )
+    origin = {
+        "dataset": store.manifest,
+        "fingerprint": store.fingerprint,
+        "split_seed": options.seed,
+        "episodes": {name: len(part) for name, part in parts.items()},
+    }
+    return fit(windows["train"], windows["validation"], spec, out, run_folder, options, origin)
+
+
+def fit(
+    train_windows: Windows,
+    validation: Windows,
+    spec: Spec,
+    out: Path,
+    run_folder: Path,
+    options: TrainOptions,
+    origin: dict[str, Any],
+) -> str:
+    """Train an ensemble on windows of any spec and write its checkpoint.
+
+    Args:
+        train_windows: For the members' weights.
+        validation: For early stopping and calibration.
+        spec: Meaning of the windows' features.
+        out: Checkpoint folder to write.
+        run_folder: Working folder.
+        options: Arguments of the run.
+        origin: Where the windows came from, for the record.
+
+    Returns:
+        The checkpoint's version.
+
+    Raises:
+        TrainingError: The run folder belongs to another run.
+        KeyboardInterrupt: Interrupted; state was saved.
+    """
+    started = time.perf_counter()
+    _claim(run_folder, {"options": asdict(options), "origin": origin})
+    train_windows.save(run_folder / "windows" / "train")
+    validation.save(run_folder / "windows" / "validation")
+    tasks = [(i, spec.to_json(), options, run_folder) for i in range(options.members)]
+    workers = 1 if choose_device(options.device).type == "cuda" else options.workers
+    if workers == 1:
+        reports = [_train_member(*task) for task in tasks]
+    else:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(workers, len(tasks)), context) as pool:
+            reports = list(pool.map(_train_member, *zip(*tasks, strict=True)))
+    architecture = Architecture(options.hidden_dims, options.activation)
+    members = [architecture.build(spec) for _ in tasks]
+    for i, member in enumerate(members):
+        member.load_state_dict(load_file(_member_folder(run_folder, i) / "best.safetensors"))
+    ensemble = WorldModelEnsemble.from_members(members).eval().requires_grad_(False)
+    calibration = calibrate(ensemble, train_windows, validation, options)
+    return save_checkpoint(
+        Checkpoint(
+            ensemble=ensemble,
+            spec=spec,
+            architecture=architecture,
+            calibration=calibration,
+            name=f"{spec.name}-{len(members)}",
+            training={
+                "options": asdict(options),
+                **origin,
+                "windows": {"train": len(train_windows), "validation": len(validation)},
+                "members": reports,
+                "duration_s": round(time.perf_counter() - started, 1),
+                "torch": torch.__version__,
+            },
+        ),
+        out,
+    )
+
+
+def _train_member(
+    index: int, spec: dict[str, Any], options: TrainOptions, run_folder: Path
+) -> dict[str, Any]:
+    """Train one member; runs in a process of its own when several train at once."""
+    if options.workers > 1:
+        torch.set_num_threads(1)
+    started = time.perf_counter()
+    train_windows = Windows.open(run_folder / "windows" / "train")
+    trainer = MemberTrainer(
+        index,
+        Spec.from_json(spec),
+        options,
+        _normalisers(train_windows, Spec.from_json(spec), options),
+        train_windows,
+        Windows.open(run_folder / "windows" / "validation"),
+        _member_folder(run_folder, index),
+    )
+    model = trainer.run()
+    weights = {name: x.cpu().contiguous() for name, x in model.state_dict().items()}
+    save_file(weights, _member_folder(run_folder, index) / "best.safetensors")
+    return {
+        "validation_loss": trainer.progress.best_loss,
+        "updates": trainer.progress.update,
+        "duration_s": round(time.perf_counter() - started, 1),
+        "history": trainer.progress.history,
+    }
+
+
+def _normalisers(windows: Windows, spec: Spec, options: TrainOptions) -> Normalisers:
+    return fit_normalisers(windows, spec, options.seed)
+
+
+def _member_folder(run_folder: Path, index: int) -> Path:
+    return run_folder / f"member-{index}"
+
+
+def _claim(run_folder: Path, run: dict[str, Any]) -> None:
+    """Mark a folder as this run's, or check that it already is."""
+    run_folder.mkdir(parents=True, exist_ok=True)
+    path = run_folder / _RUN
+    text = json.dumps(run, indent=1)
+    if path.exists() and path.read_text() != text:
+        raise TrainingError(
+            f"{run_folder} holds a run with other arguments or data; remove it or name another"
+        )
+    path.write_text(text)
