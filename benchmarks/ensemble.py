@@ -69,7 +69,10 @@ def measure(ensemble: WorldModelEnsemble) -> dict[tuple[int, int], dict[str, flo
             expected = candidates["loop"](states, actions)
             for rollout in candidates.values():
                 torch.testing.assert_close(
-                    rollout(states, actions)[:, :rows], expected, rtol=1e-3, atol=1e-2  # type: ignore[index]
+                    rollout(states, actions)[:, :rows],
+                    expected,
+                    rtol=1e-3,
+                    atol=1e-2,  # type: ignore[index]
                 )
             times: dict[str, list[float]] = {name: [] for name in candidates}
             for _ in range(REPETITIONS):

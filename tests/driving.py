@@ -32,7 +32,8 @@ def drive(
     rng = np.random.default_rng(seed)
     pose = np.array([0.0, 0.0, 0.0, rng.uniform(18, 22)])
     other = np.array([ahead_m, 0.0, 0.0, other_speed])
-    poses, others, actions, cause = [pose], [other], [], 0
+    poses, others, cause = [pose], [other], 0
+    actions: list[np.ndarray] = []
     while len(actions) < steps and cause == 0:
         noise = rng.uniform(-0.05, 0.05)
         actions.append(np.array([steer + noise, rng.uniform(0, 0.5), 0.0], np.float32))
@@ -83,7 +84,7 @@ def _episode(
 def save_store(folder: Path, episodes: list[Episode], per_shard: int = 7) -> EpisodeStore:
     """Write episodes as a finished dataset and load it."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
+    paths: list[Path] = []
     for start in range(0, len(episodes), per_shard):
         paths.append(shard_path(folder, len(paths)))
         write_shard(paths[-1], episodes[start : start + per_shard], {"seed": 0})

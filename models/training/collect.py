@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from models.spec import highway_spec
@@ -151,8 +150,11 @@ def make_shard(folder: Path, index: int, settings: dict[str, Any]) -> Counts:
 
 
 def _start_worker() -> None:
-    """Make a child single-threaded, and leave Ctrl-C to the parent, so that shards get whole."""
-    threadpool_limits(1)
+    """Leave Ctrl-C to the parent, so that shards get whole.
+
+    Children need no limit on threads: they import no torch, and the simulator's matrices are too
+    small for BLAS to split.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

@@ -6,7 +6,6 @@ whose outcome within the horizon is known are scored.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.checkpoint import METRICS, Checkpoint, checkpoint_version, load_checkpoint
+from models.checkpoint import Checkpoint, checkpoint_version, load_checkpoint
 from models.outcomes import crash_probability, crash_probability_by_step
 from models.safety import UNKNOWN, UNSAFE, assess
 from models.spec import highway_spec
@@ -34,7 +33,7 @@ from models.training.metrics import (
     termination_scores,
     uncertainty_scores,
 )
-from models.training.report import model_card_table, report_text
+from models.training.report import model_card_table, report_text, write_json, write_metrics
 from models.training.store import EpisodeStore, load_store
 
 __all__ = ["evaluate", "model_card_table", "write_metrics"]
@@ -100,15 +99,10 @@ def evaluate(
         "verdicts": _verdicts(checkpoint, prediction, store, test),
     }
     report.mkdir(parents=True, exist_ok=True)
-    _write_json(report / "report.json", metrics)
+    write_json(report / "report.json", metrics)
     (report / "report.md").write_text(report_text(metrics))
     _draw(report, results, metrics, prediction, test)
     return metrics
-
-
-def write_metrics(checkpoint_folder: Path, metrics: dict[str, Any]) -> None:
-    """Put metrics beside a checkpoint's weights; they do not change its version."""
-    _write_json(checkpoint_folder / METRICS, metrics)
 
 
 def _check_spec(checkpoint: Checkpoint) -> None:
@@ -270,10 +264,6 @@ def _verdicts(
             if (cause == code).any()
         },
     }
-
-
-def _write_json(path: Path, document: dict[str, Any]) -> None:
-    path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
 def _draw(

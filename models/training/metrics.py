@@ -21,7 +21,7 @@ FALSE_ALARM_RATE = 0.01
 REPORTED_STEPS = (1, 2, 4, 8, 16)
 ECE_BINS = 15
 DIVERGED_SD = 20.0
-"""A rollout has diverged once a feature is this many standard deviations from its mean."""
+"""A rollout has diverged once a feature is this many standard deviations from the truth."""
 
 
 def alarm_threshold(score: Floats, ends: Booleans, rate: float = FALSE_ALARM_RATE) -> float:
@@ -211,8 +211,12 @@ def rollout_scores(predicted: Floats, true: Floats) -> dict[str, Any]:
         predicted: [N, H+1, S].
         true: [N, H+1, S].
     """
-    mean, scale = true[:, 0].mean(0), np.maximum(true[:, 0].std(0), 1e-6)
-    far = ~(np.abs((predicted - mean) / scale) <= DIVERGED_SD)  # true for NaN, too
+    spread = true[:, 0].std(0)
+    # Presence hardly varies and other features may not vary at all; their unit is the scale then.
+    keeps_unit = spread < 1e-6
+    keeps_unit[EGO_COUNT::SLOT_COUNT] = True
+    scale = np.where(keeps_unit, 1.0, spread)
+    far = ~(np.abs((predicted - true) / scale) <= DIVERGED_SD)  # true for NaN, too
     steps = [k for k in REPORTED_STEPS if k < predicted.shape[1]]
     return {
         "steps": {str(k): state_scores(predicted[:, k], true[:, k], scale) for k in steps},

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
+
+from models.checkpoint import METRICS
+
+RESULTS_START = "<!-- results: written by `world-model evaluate --model-card` -->"
+RESULTS_END = "<!-- end of results -->"
 
 PLOTS = {
     "roc.png": "Recall against false alarms near zero",
@@ -25,6 +32,16 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     names = list(header)
     lines = [names, ["---"] * len(names), *([*row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write JSON that any parser reads: NaN is refused."""
+    path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def write_metrics(checkpoint_folder: Path, metrics: dict[str, Any]) -> None:
+    """Put metrics beside a checkpoint's weights; they do not change its version."""
+    write_json(checkpoint_folder / METRICS, metrics)
 
 
 def model_card_table(metrics: dict[str, Any]) -> str:
@@ -54,15 +71,21 @@ def report_text(metrics: dict[str, Any]) -> str:
         f"# Evaluation of model {metrics['model_version']}\n",
         f"Dataset {metrics['dataset']['fingerprint'][:16]}, "
         f"split seed {metrics['dataset']['split_seed']}.\n",
-        model_card_table(metrics),
-        "## By environment\n",
-        _environment_table(metrics["environments"]),
-        "## Verdicts at the checkpoint's own limits\n",
-        _verdict_table(metrics["verdicts"]),
-        "## Plots\n",
+        *_tables(metrics),
+        "### Plots\n",
         *(f"![{caption}]({name})\n" for name, caption in PLOTS.items()),
     ]
     return "\n".join(lines)
+
+
+def _tables(metrics: dict[str, Any]) -> list[str]:
+    return [
+        model_card_table(metrics),
+        "### By environment\n",
+        _environment_table(metrics["environments"]),
+        "### Verdicts at the checkpoint's own limits\n",
+        _verdict_table(metrics["verdicts"]),
+    ]
 
 
 def _termination_table(methods: dict[str, Any]) -> str:
@@ -176,3 +199,18 @@ def _verdict_table(verdicts: dict[str, Any]) -> str:
         "median warning, s",
     )
     return table(header, rows)
+
+
+def update_model_card(path: Path, metrics: dict[str, Any]) -> None:
+    """Replace the results between the markers of a model card.
+
+    Raises:
+        ValueError: The file lacks the markers.
+    """
+    text = path.read_text()
+    before, start, rest = text.partition(RESULTS_START)
+    _, end, after = rest.partition(RESULTS_END)
+    if not start or not end:
+        raise ValueError(f"{path} lacks the markers {RESULTS_START} and {RESULTS_END}")
+    results = "\n".join(_tables(metrics))
+    path.write_text(f"{before}{start}\n{results}\n{end}{after}")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,11 +18,12 @@ from models.training.augment import hide_far_neighbours
 from models.training.calibrate import calibrate
 from models.training.dataset import Windows, make_windows, split_episodes
 from models.training.member import MemberTrainer, choose_device
-from models.training.normalise import Normalisers, fit_normalisers
+from models.training.normalise import fit_normalisers
 from models.training.options import TrainOptions
+from models.training.parallel import run_in_processes
 from models.training.store import load_store
 
-_RUN = "run.json"
+_RUN, _WEIGHTS, _REPORT = "run.json", "best.safetensors", "report.json"
 
 
 class TrainingError(ValueError):
@@ -94,6 +93,7 @@ def fit(
 
     Raises:
         TrainingError: The run folder belongs to another run.
+        MemberFailedError: A member's process failed.
         KeyboardInterrupt: Interrupted; state was saved.
     """
     started = time.perf_counter()
@@ -103,15 +103,17 @@ def fit(
     tasks = [(i, spec.to_json(), options, run_folder) for i in range(options.members)]
     workers = 1 if choose_device(options.device).type == "cuda" else options.workers
     if workers == 1:
-        reports = [_train_member(*task) for task in tasks]
+        for task in tasks:
+            _train_member(*task)
     else:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(workers, len(tasks)), context) as pool:
-            reports = list(pool.map(_train_member, *zip(*tasks, strict=True)))
+        run_in_processes(_train_member, tasks, workers)
     architecture = Architecture(options.hidden_dims, options.activation)
     members = [architecture.build(spec) for _ in tasks]
+    reports = []
     for i, member in enumerate(members):
-        member.load_state_dict(load_file(_member_folder(run_folder, i) / "best.safetensors"))
+        folder = _member_folder(run_folder, i)
+        member.load_state_dict(load_file(folder / _WEIGHTS))
+        reports.append(json.loads((folder / _REPORT).read_text()))
     ensemble = WorldModelEnsemble.from_members(members).eval().requires_grad_(False)
     calibration = calibrate(ensemble, train_windows, validation, options)
     return save_checkpoint(
@@ -136,8 +138,11 @@ def fit(
 
 def _train_member(
     index: int, spec: dict[str, Any], options: TrainOptions, run_folder: Path
-) -> dict[str, Any]:
-    """Train one member; runs in a process of its own when several train at once."""
+) -> None:
+    """Train one member into its folder; nothing to do if that was done before."""
+    folder = _member_folder(run_folder, index)
+    if (folder / _REPORT).exists():
+        return
     if options.workers > 1:
         torch.set_num_threads(1)
     started = time.perf_counter()
@@ -146,24 +151,21 @@ def _train_member(
         index,
         Spec.from_json(spec),
         options,
-        _normalisers(train_windows, Spec.from_json(spec), options),
+        fit_normalisers(train_windows, Spec.from_json(spec), options.seed),
         train_windows,
         Windows.open(run_folder / "windows" / "validation"),
-        _member_folder(run_folder, index),
+        folder,
     )
     model = trainer.run()
     weights = {name: x.cpu().contiguous() for name, x in model.state_dict().items()}
-    save_file(weights, _member_folder(run_folder, index) / "best.safetensors")
-    return {
+    save_file(weights, folder / _WEIGHTS)
+    report = {
         "validation_loss": trainer.progress.best_loss,
         "updates": trainer.progress.update,
         "duration_s": round(time.perf_counter() - started, 1),
         "history": trainer.progress.history,
     }
-
-
-def _normalisers(windows: Windows, spec: Spec, options: TrainOptions) -> Normalisers:
-    return fit_normalisers(windows, spec, options.seed)
+    (folder / _REPORT).write_text(json.dumps(report))
 
 
 def _member_folder(run_folder: Path, index: int) -> Path:

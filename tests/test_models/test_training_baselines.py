@@ -96,7 +96,7 @@ def test_bicycle_step_moves_as_the_simulator_does(environment: str) -> None:
 
 
 def test_command_neither_reverses_nor_exceeds_the_top_speed() -> None:
-    acceleration, _ = command([[0, 0, 1], [0, 1, 0], [0, 1, 0.5]], [0.1, 39.99, 20.0])
+    acceleration, _ = command(np.array([[0, 0, 1], [0, 1, 0], [0, 1, 0.5]]), [0.1, 39.99, 20.0])
     np.testing.assert_allclose(acceleration, [-0.1 / DT_S, 0.01 / DT_S, 1.0])
 
 
@@ -174,7 +174,7 @@ def test_bicycle_follows_a_bending_road() -> None:
 
 def test_bicycle_turns_neighbours_the_other_way() -> None:
     start = start_windows(state(speed=10.0, **neighbour(20.0, 0.0)))
-    turned = replace(start, actions=np.tile(np.float32([1, 0, 0]), (1, 4, 1)))
+    turned = replace(start, actions=np.tile(np.array([1, 0, 0], np.float32), (1, 4, 1)))
     predicted = bicycle(turned).states
     assert predicted is not None
     assert predicted[0, -1, SPEC.state_index("neighbour_1_dy")] < 0  # steering right: now left

@@ -45,7 +45,8 @@ def run(folder: Path, transitions: int = 80, seed: int = 5, workers: int = 1) ->
 
 def interrupt_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the shard after the first `count` raise what Ctrl-C raises."""
-    original, made = collecting.make_shard, []
+    original = collecting.make_shard
+    made: list[object] = []
 
     def make_shard(*args: object) -> dict[str, int]:
         if len(made) == count:
@@ -183,6 +184,15 @@ def test_behaviour_keeps_actions_in_range(behaviour: str) -> None:
     assert (action >= [-1, 0, 0]).all()
     assert (action <= 1).all()
     assert np.ptp(action[:-1], axis=0).max() > 0
+
+
+def test_bursts_hold_full_pedals_and_steer_for_a_while() -> None:
+    actions = np.concatenate([run_episode(seed, "highway", "bursts").action for seed in range(4)])
+    for column in (1, 2):
+        held = actions[:, column] == 1
+        assert (held[3:] & held[2:-1] & held[1:-2] & held[:-3]).any()
+    steer = actions[:, 0]
+    assert ((steer[1:] == steer[:-1]) & (np.abs(steer[1:]) > 0.15)).any()
 
 
 def test_behaviour_of_unknown_name_is_refused() -> None:

@@ -20,7 +20,14 @@ from models.ensemble import WorldModelEnsemble
 from models.spec import highway_spec
 from models.training.baselines import BASELINES
 from models.training.evaluate import evaluate, model_card_table, write_metrics
-from models.training.report import PLOTS, number, table
+from models.training.report import (
+    PLOTS,
+    RESULTS_END,
+    RESULTS_START,
+    number,
+    table,
+    update_model_card,
+)
 from tests.driving import drive, mixed_episodes, save_store
 
 HORIZON = 6
@@ -151,3 +158,28 @@ def test_report_numbers_show_nothing_as_a_dash() -> None:
 
 def test_report_tables_are_markdown() -> None:
     assert table(("a", "b"), [("1", "2")]) == "| a | b |\n| --- | --- |\n| 1 | 2 |\n"
+
+
+def test_a_model_cards_results_are_replaced_and_the_rest_is_kept(
+    metrics: dict[str, Any], tmp_path: Path
+) -> None:
+    card = tmp_path / "card.md"
+    card.write_text(f"before\n{RESULTS_START}\nold\n{RESULTS_END}\nafter\n")
+
+    update_model_card(card, metrics)
+    once = card.read_text()
+    update_model_card(card, metrics)
+
+    assert once.startswith("before\n")
+    assert once.endswith("after\n")
+    assert "old" not in once
+    assert model_card_table(metrics) in once
+    assert card.read_text() == once
+
+
+def test_a_model_card_without_markers_is_refused(metrics: dict[str, Any], tmp_path: Path) -> None:
+    card = tmp_path / "card.md"
+    card.write_text("nothing")
+
+    with pytest.raises(ValueError, match="lacks the markers"):
+        update_model_card(card, metrics)

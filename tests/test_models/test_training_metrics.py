@@ -212,6 +212,17 @@ def test_rollout_scores_count_diverged_rollouts(value: float, diverged: float) -
     assert rollout_scores(predicted, true)["diverged"] == diverged
 
 
+def test_rollout_scores_take_presence_and_constants_in_their_own_unit() -> None:
+    true = np.zeros((2, 17, SPEC.state_dim))
+    true[..., SPEC.state_index("neighbour_1_presence")] = 1.0
+    predicted = true.copy()
+    predicted[..., SPEC.state_index("neighbour_1_presence")] = 0.99
+    predicted[..., SPEC.state_index("curvature")] = 0.01
+    scores = rollout_scores(predicted, true)
+    assert scores["diverged"] == 0
+    assert scores["steps"]["1"]["all"]["nrmse"] < 0.01
+
+
 def test_rollout_scores_report_the_steps_within_the_horizon() -> None:
     states = np.random.default_rng(0).normal(size=(5, 5, SPEC.state_dim))
     assert list(rollout_scores(states, states)["steps"]) == ["1", "2", "4"]

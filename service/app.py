@@ -1,0 +1,160 @@
+"""The app: parts joined, nothing computed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+
+from service.bodies import BodyParser
+from service.door import Door, Policy
+from service.errors import (
+    ForbiddenError,
+    InvalidRequestError,
+    MethodNotAllowedError,
+    NotFoundError,
+    UnauthorizedError,
+)
+from service.interface import EngineLike
+from service.metrics import Metrics, Registry
+from service.openapi import add_hot_routes
+from service.queues import Bounds, JobClass
+from service.routes.health import PATHS as HEALTH_PATHS
+from service.routes.health import health_router
+from service.routes.model import model_router
+from service.routes.predictions import Predictions
+from service.routes.readiness import Readiness
+from service.scheduler import Scheduler
+from service.schemas import Contract, contract_for
+from service.settings import Settings
+
+log = structlog.get_logger()
+
+HOT_PATHS = ("/predict", "/rollout", "/safety-check")
+DOCS_PATHS = ("/docs", "/openapi.json")
+ENDPOINTS = (*HOT_PATHS, "/model", *HEALTH_PATHS, *DOCS_PATHS)
+"""Every route template, in the order of the docs."""
+
+
+class WorldModelApp(FastAPI):
+    """The ASGI app, and the two handles its server needs.
+
+    Attributes:
+        readiness: Turned off when the server is asked to end.
+        scheduler: Holds accepted work, which the server waits for.
+    """
+
+    readiness: Readiness
+    scheduler: Scheduler
+    contract: Contract
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI document, hot routes included."""
+        if self.openapi_schema is None:
+            self.openapi_schema = add_hot_routes(super().openapi(), self.contract)
+        return self.openapi_schema
+
+
+def create_app(settings: Settings, engine: EngineLike, registry: Registry) -> WorldModelApp:
+    """Return the app; its lifespan starts and ends the scheduler.
+
+    Args:
+        settings: Limits and switches.
+        engine: Started; the caller closes it after the lifespan.
+        registry: Receives the metrics; a fresh one each app.
+    """
+    info = engine.describe()
+    metrics = Metrics(registry, ENDPOINTS)
+    scheduler = Scheduler(engine.rollout, engine.canary, _bounds(settings), metrics)
+    readiness = Readiness(scheduler.vitals, settings.readiness_max_age_s)
+    parser = BodyParser(info.spec, settings.max_horizon, settings.max_rows)
+    engine.report_errors_to(metrics.engine_failed)
+    metrics.watch_queues(scheduler.queues.depth, scheduler.queues.rows)
+    metrics.watch_ready(lambda: readiness.is_ready)
+    metrics.watch_model(info, lambda: engine.load_s, engine.vram)
+
+    app = WorldModelApp(
+        title="World Model Service",
+        version=version("world-model-service"),
+        description="A learned world model: predictions for planners, verdicts for monitors.",
+        docs_url="/docs" if settings.docs else None,
+        openapi_url="/openapi.json" if settings.docs else None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=_lifespan(scheduler, readiness, settings.shutdown_timeout_s),
+    )
+    app.readiness, app.scheduler = readiness, scheduler
+    app.contract = contract_for(info.spec, settings.max_horizon, settings.max_rows)
+    app.include_router(health_router(readiness, metrics))
+    app.include_router(
+        model_router(info, max_horizon=settings.max_horizon, max_rows=settings.max_rows)
+    )
+    app.add_exception_handler(HTTPException, _translate)
+    app.add_middleware(
+        Door,
+        hot=Predictions(parser, scheduler, info, metrics).routes(),
+        policy=_policy(settings),
+        metrics=metrics,
+        endpoints=ENDPOINTS,
+    )
+    return app
+
+
+def _bounds(settings: Settings) -> Bounds:
+    return Bounds(
+        queue_rows={
+            JobClass.SAFETY: settings.queue_rows_safety,
+            JobClass.PREDICT: settings.queue_rows_predict,
+            JobClass.ROLLOUT: settings.queue_rows_rollout,
+        },
+        launch_work=settings.launch_work,
+        max_passes=settings.max_passes,
+        canary_interval_s=settings.canary_interval_s,
+    )
+
+
+def _policy(settings: Settings) -> Policy:
+    return Policy(
+        keys=settings.keys(),
+        open_paths=frozenset(HEALTH_PATHS),
+        max_body_bytes=settings.max_body_bytes,
+        default_timeout_s=settings.default_timeout_s,
+        max_timeout_s=settings.max_timeout_s,
+    )
+
+
+def _lifespan(scheduler: Scheduler, readiness: Readiness, shutdown_timeout_s: float) -> Any:
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await scheduler.start()
+        yield
+        readiness.start_draining()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(shutdown_timeout_s):
+                await scheduler.drain()
+        await scheduler.close()
+
+    return lifespan
+
+
+async def _translate(request: Request, exc: Exception) -> Any:
+    """Turn the framework's errors into ours; the door answers them.
+
+    Raises:
+        ServiceError: Always.
+    """
+    assert isinstance(exc, HTTPException)
+    path = request.url.path[:200]
+    if exc.status_code == 404:
+        raise NotFoundError(f"there is no {path}") from exc
+    if exc.status_code == 405:
+        allow = (exc.headers or {}).get("Allow", "")
+        raise MethodNotAllowedError(f"{path} answers {allow} only", allow=allow) from exc
+    other = {401: UnauthorizedError, 403: ForbiddenError}
+    raise other.get(exc.status_code, InvalidRequestError)(str(exc.detail)) from exc

@@ -1,0 +1,160 @@
+"""The `world-model` command: joins the parts, holds no logic.
+
+Parts are imported inside the commands, so that `--help` and a failed start do not wait for torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import ValidationError
+
+from service.settings import Settings, explain_settings_error
+
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_DATA_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Turn the errors that a command's input can cause into one sentence on stderr."""
+    try:
+        yield
+    except KeyboardInterrupt as exc:
+        raise click.ClickException("interrupted; the same command goes on from here") from exc
+    except (ValueError, OSError) as exc:
+        raise click.ClickException(str(exc)) from exc
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="world-model-service")
+def main() -> None:
+    """Serve, train and measure world models of a car."""
+
+
+def _setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add one option a setting; its help is the setting's description."""
+    for name, field in reversed(Settings.model_fields.items()):
+        default = "" if field.default in (None, "") else f"  [default: {field.default}]"
+        command = click.option(
+            f"--{name.replace('_', '-')}",
+            name,
+            default=None,
+            metavar=name.upper(),
+            help=f"{field.description}{default}",
+        )(command)
+    return command
+
+
+@main.command()
+@_setting_options
+def serve(**options: str | None) -> None:
+    """Serve a checkpoint over HTTP.
+
+    Every option is also an environment variable: --queue-rows-safety is
+    WORLD_MODEL_QUEUE_ROWS_SAFETY. An option wins over the variable.
+    """
+    given: dict[str, Any] = {name: x for name, x in options.items() if x is not None}
+    try:
+        settings = Settings(**given)
+    except ValidationError as exc:
+        raise click.ClickException(explain_settings_error(exc)) from exc
+    from service.server import StartupError
+    from service.server import serve as run_server
+
+    try:
+        sys.exit(run_server(settings))
+    except StartupError as exc:
+        raise click.ClickException(str(exc)) from exc
+
+
+@main.command()
+@click.argument("folder", type=_FOLDER)
+@click.option("--transitions", default=700_000, show_default=True, help="Steps to record.")
+@click.option("--seed", default=1, show_default=True, help="Decides every episode.")
+@click.option("--workers", type=int, default=None, help="Processes.  [default: one a core]")
+def collect(folder: Path, transitions: int, seed: int, workers: int | None) -> None:
+    """Record episodes of the simulator into FOLDER; goes on where an earlier call stopped."""
+    from models.training.collect import collect as run_collect
+
+    with _one_sentence():
+        run_collect(folder, transitions=transitions, seed=seed, workers=workers)
+
+
+@main.command()
+@click.argument("data", type=_DATA_FOLDER)
+@click.option("--out", type=_FOLDER, required=True, help="Checkpoint folder to write.")
+@click.option(
+    "--run", type=_FOLDER, required=True, help="Working folder: states to resume, TensorBoard."
+)
+@click.option("--members", default=5, show_default=True, help="Ensemble size.")
+@click.option("--seed", default=0, show_default=True, help="Decides split, weights and order.")
+@click.option("--workers", default=2, show_default=True, help="Members trained at once on a CPU.")
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+)
+def train(
+    data: Path, out: Path, run: Path, members: int, seed: int, workers: int, device: str
+) -> None:
+    """Train an ensemble on episodes in DATA; goes on where an earlier call stopped."""
+    from models.training.options import TrainOptions
+    from models.training.train import train as run_train
+
+    with _one_sentence():
+        options = TrainOptions(members=members, seed=seed, workers=workers, device=device)
+        version = run_train(data, out, run, options)
+        click.echo(f"Wrote {out}, version {version}")
+
+
+@main.command()
+@click.argument("checkpoint", type=_DATA_FOLDER)
+@click.argument("data", type=_DATA_FOLDER)
+@click.option("--report", type=_FOLDER, required=True, help="Folder for tables and plots.")
+@click.option(
+    "--examples", type=_FOLDER, default=None, help="Also write some held-out episodes as JSON."
+)
+@click.option(
+    "--model-card",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=None,
+    help="Also replace the results in this Markdown file.",
+)
+def evaluate(
+    checkpoint: Path, data: Path, report: Path, examples: Path | None, model_card: Path | None
+) -> None:
+    """Compare CHECKPOINT with physics baselines on held-out episodes of DATA."""
+    from models.training.evaluate import evaluate as run_evaluate
+    from models.training.evaluate import model_card_table, write_metrics
+    from models.training.examples import export_held_out
+    from models.training.report import update_model_card
+
+    with _one_sentence():
+        metrics = run_evaluate(checkpoint, data, report)
+        write_metrics(checkpoint, metrics)
+        if examples is not None:
+            export_held_out(checkpoint, data, examples)
+        if model_card is not None:
+            update_model_card(model_card, metrics)
+        click.echo(model_card_table(metrics))
+
+
+@main.command("import")
+@click.argument("weights", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--out", type=_FOLDER, required=True, help="Checkpoint folder to write.")
+@click.option(
+    "--activation", type=click.Choice(["elu", "relu", "tanh"]), default="elu", show_default=True
+)
+@click.option("--dt-s", default=0.05, show_default=True, help="Length of a step in seconds.")
+def import_(weights: Path, out: Path, activation: str, dt_s: float) -> None:
+    """Make a checkpoint of WEIGHTS, a state_dict of the specification's own class."""
+    from models.checkpoint import save_checkpoint
+    from models.importing import import_weights
+
+    with _one_sentence():
+        version = save_checkpoint(import_weights(weights, activation=activation, dt_s=dt_s), out)
+        click.echo(f"Wrote {out}, version {version}")

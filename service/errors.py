@@ -1,0 +1,186 @@
+"""Every error the service can answer with, and the few that only its operator sees.
+
+WorldModelError
+├── StartupError              the service cannot start; one sentence for the terminal
+├── UnreachableError          client only: no answer came back
+└── ServiceError              has an HTTP status, a code and details
+    ├── InvalidRequestError       422  invalid_request
+    ├── UnauthorizedError         401  unauthorized
+    ├── ForbiddenError            403  forbidden
+    ├── NotFoundError             404  not_found
+    ├── MethodNotAllowedError     405  method_not_allowed
+    ├── PayloadTooLargeError      413  payload_too_large
+    ├── OverloadedError           429  overloaded, with retry_after_s
+    ├── EngineError               500  engine_error
+    ├── UnavailableError          503  unavailable
+    └── DeadlineExceededError     504  deadline_exceeded
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+Detail = dict[str, str]
+"""What is wrong with one field: `field`, `problem` and, where it helps, `allowed`."""
+
+
+class WorldModelError(Exception):
+    """Base of all errors of the service and its client."""
+
+
+class StartupError(WorldModelError):
+    """The service cannot start; the message is one sentence for the person who started it."""
+
+
+class UnreachableError(WorldModelError):
+    """The client got no answer: connection refused, lost, or timed out."""
+
+
+class ServiceError(WorldModelError):
+    """An error with an HTTP answer.
+
+    Attributes:
+        status: HTTP status.
+        code: Stable name of the error in bodies and logs.
+        message: One sentence for a person.
+        details: One entry a faulty field; empty where no field is at fault.
+    """
+
+    status: ClassVar[int]
+    code: ClassVar[str]
+
+    def __init__(self, message: str, details: Sequence[Detail] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = list(details)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """HTTP headers that belong to the answer."""
+        return {}
+
+    def body(self) -> dict[str, object]:
+        """Return the one error body of the contract."""
+        return {
+            "error": {"code": self.code, "message": self.message, "details": list(self.details)}
+        }
+
+
+class InvalidRequestError(ServiceError):
+    """The body or a header breaks the contract."""
+
+    status = 422
+    code = "invalid_request"
+
+
+class UnauthorizedError(ServiceError):
+    """Keys are configured and the request carries none of them."""
+
+    status = 401
+    code = "unauthorized"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Name the scheme, as RFC 9110 asks of every 401."""
+        return {"WWW-Authenticate": "Bearer"}
+
+
+class ForbiddenError(ServiceError):
+    """The key is known but may not do this."""
+
+    status = 403
+    code = "forbidden"
+
+
+class NotFoundError(ServiceError):
+    """There is no such path."""
+
+    status = 404
+    code = "not_found"
+
+
+class MethodNotAllowedError(ServiceError):
+    """The path exists, the method does not.
+
+    Attributes:
+        allow: Methods that the path has.
+    """
+
+    status = 405
+    code = "method_not_allowed"
+
+    def __init__(self, message: str, details: Sequence[Detail] = (), *, allow: str = "") -> None:
+        super().__init__(message, details)
+        self.allow = allow
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Name the methods that the path has."""
+        return {"Allow": self.allow} if self.allow else {}
+
+
+class PayloadTooLargeError(ServiceError):
+    """The body is longer than the service reads."""
+
+    status = 413
+    code = "payload_too_large"
+
+
+class OverloadedError(ServiceError):
+    """The queue of this class is full.
+
+    Attributes:
+        retry_after_s: When the present backlog will be worked off, in seconds.
+    """
+
+    status = 429
+    code = "overloaded"
+
+    def __init__(
+        self, message: str, details: Sequence[Detail] = (), *, retry_after_s: float = 1.0
+    ) -> None:
+        super().__init__(message, details)
+        self.retry_after_s = retry_after_s
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Whole seconds, rounded up: RFC 9110 knows no fractions."""
+        return {"Retry-After": str(max(1, math.ceil(self.retry_after_s)))}
+
+
+class EngineError(ServiceError):
+    """The model failed on this request, or the service has a fault."""
+
+    status = 500
+    code = "engine_error"
+
+
+class UnavailableError(ServiceError):
+    """The service is starting, draining, or its engine is down."""
+
+    status = 503
+    code = "unavailable"
+
+
+class DeadlineExceededError(ServiceError):
+    """The answer was not there in time."""
+
+    status = 504
+    code = "deadline_exceeded"
+
+
+SERVICE_ERRORS: tuple[type[ServiceError], ...] = (
+    InvalidRequestError,
+    UnauthorizedError,
+    ForbiddenError,
+    NotFoundError,
+    MethodNotAllowedError,
+    PayloadTooLargeError,
+    OverloadedError,
+    EngineError,
+    UnavailableError,
+    DeadlineExceededError,
+)
+"""All classes with a status, in the order of the tree."""

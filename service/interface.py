@@ -1,0 +1,81 @@
+"""The seam between engine, scheduler and routes: arrays in, arrays out, and who they belong to.
+
+NumPy only, so that whoever imports it loads neither torch nor a web framework.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.safety import SafetyLimits
+from models.spec import Spec
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a model predicts for B rows over H steps.
+
+    Attributes:
+        states: [B, H+1, S], the start included, physical units.
+        rewards: [B, H].
+        dones: [B, H], P(ends at that step | alive before it).
+        uncertainty: [B], disagreement of the ensemble; 0 with one member.
+    """
+
+    states: Array
+    rewards: Array
+    dones: Array
+    uncertainty: Array
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What clients and dashboards may know about the loaded model.
+
+    Attributes:
+        name: Name of the checkpoint.
+        version: Hash of all that decides the answers; `model_version` in answers.
+        device: "cpu", or the accelerator's name.
+        members: Served members of the ensemble.
+        spec: Meaning of the features.
+        limits: What safety verdicts are judged by.
+        metrics: How the checkpoint did on held-out episodes.
+    """
+
+    name: str
+    version: str
+    device: str
+    members: int
+    spec: Spec
+    limits: SafetyLimits
+    metrics: Mapping[str, Any]
+
+
+class EngineLike(Protocol):
+    """What the app needs of an engine; `service.engine.Engine` and the tests' fake have it."""
+
+    @property
+    def load_s(self) -> float:
+        """Seconds from start to warm."""
+
+    def describe(self) -> ModelInfo:
+        """Return what is known about the model."""
+
+    def rollout(self, states: Array, actions: Array) -> Prediction:
+        """Predict: states [B, S], actions [B, H, A]. Called from one thread at a time."""
+
+    def canary(self) -> None:
+        """Make one small real forward pass; raise if it fails. Same thread as `rollout`."""
+
+    def vram(self) -> Mapping[str, int] | None:
+        """Return bytes of device memory by kind; None without a GPU. Any thread."""
+
+    def report_errors_to(self, count: Callable[[str], None]) -> None:
+        """Have errors that the engine survives counted by kind."""

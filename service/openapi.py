@@ -1,0 +1,104 @@
+"""OpenAPI of the hot routes, which the framework's router does not know."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from service.schemas import (
+    CandidatesAnswer,
+    Contract,
+    ErrorAnswer,
+    PredictAnswer,
+    RolloutAnswer,
+    SafetyCheckAnswer,
+)
+
+_REF = "#/components/schemas/{model}"
+_FAILURES = {
+    "401": "No known key.",
+    "413": "The body is too long.",
+    "422": "The body breaks the contract; `details` say where.",
+    "429": "The queue is full; `Retry-After` says when to come back.",
+    "500": "The model failed on this request.",
+    "503": "Starting, shutting down, or the engine is down.",
+    "504": "The deadline passed.",
+}
+
+
+def add_hot_routes(schema: dict[str, Any], contract: Contract) -> dict[str, Any]:
+    """Add the hot routes to the document that the framework made; return it.
+
+    Args:
+        schema: OpenAPI document; changed in place.
+        contract: Request bodies of the loaded model.
+    """
+    operations: list[tuple[str, str, type[BaseModel], list[type[BaseModel]]]] = [
+        ("/predict", "Predict one step", contract.predict, [PredictAnswer]),
+        ("/rollout", "Predict sequences", contract.rollout, [RolloutAnswer]),
+        (
+            "/safety-check",
+            "Will these actions crash?",
+            contract.safety_check,
+            [SafetyCheckAnswer, CandidatesAnswer],
+        ),
+    ]
+    requests = [request for _, _, request, _ in operations]
+    answers = [answer for *_, models in operations for answer in models]
+    modes: list[tuple[type[BaseModel], Literal["validation", "serialization"]]] = []
+    modes += [(model, "validation") for model in requests]
+    modes += [(model, "serialization") for model in answers]
+    modes.append((ErrorAnswer, "serialization"))
+    _, definitions = models_json_schema(modes, ref_template=_REF)
+    schema.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
+    for path, summary, request, models in operations:
+        schema["paths"][path] = {"post": _operation(summary, request, models)}
+    return schema
+
+
+def _operation(
+    summary: str, request: type[BaseModel], answers: list[type[BaseModel]]
+) -> dict[str, Any]:
+    refs = [_ref(model) for model in answers]
+    failures = {
+        status: {
+            "description": text,
+            "content": {"application/json": {"schema": _ref(ErrorAnswer)}},
+        }
+        for status, text in _FAILURES.items()
+    }
+    return {
+        "tags": ["predictions"],
+        "summary": summary,
+        "parameters": [
+            _header("X-Request-Id", "Echoed in the answer and in logs.", {"type": "string"}),
+            _header(
+                "X-Request-Timeout-Seconds",
+                "Deadline; a default applies without it, a maximum cuts it.",
+                {"type": "number", "exclusiveMinimum": 0},
+            ),
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": _ref(request)}},
+        },
+        "responses": {
+            "200": {
+                "description": "The prediction.",
+                "content": {
+                    "application/json": {"schema": refs[0] if len(refs) == 1 else {"anyOf": refs}}
+                },
+            },
+            **failures,
+        },
+    }
+
+
+def _ref(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": _REF.format(model=model.__name__)}
+
+
+def _header(name: str, text: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "in": "header", "required": False, "description": text, "schema": schema}

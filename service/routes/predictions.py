@@ -1,0 +1,161 @@
+"""/predict, /rollout and /safety-check: bytes to a job of plain arrays, its result to bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import orjson
+
+from models.outcomes import crash_probability, expected_returns
+from models.safety import Verdict, assess, safest
+from service.bodies import BodyParser, Parsed
+from service.errors import EngineError
+from service.interface import ModelInfo, Prediction
+from service.metrics import Metrics
+from service.queues import JobClass
+from service.routes.call import Answer, Call, HotRoute, unless_gone
+from service.scheduler import Scheduler
+
+_JSON = orjson.OPT_SERIALIZE_NUMPY
+
+_OUTPUTS: dict[str, Callable[[Prediction], Any]] = {
+    "states": lambda p: p.states,
+    "rewards": lambda p: p.rewards,
+    "dones": lambda p: p.dones,
+    "returns": lambda p: expected_returns(p.rewards, p.dones),
+    "crash_probability": lambda p: crash_probability(p.dones),
+    "uncertainty": lambda p: p.uncertainty,
+    "final_state": lambda p: p.states[:, -1],
+}
+
+
+class Predictions:
+    """The routes that need the model.
+
+    Args:
+        parser: Reads bodies for the loaded model.
+        scheduler: Receives the jobs.
+        info: The loaded model.
+        metrics: Counts stages and verdicts.
+    """
+
+    def __init__(
+        self, parser: BodyParser, scheduler: Scheduler, info: ModelInfo, metrics: Metrics
+    ) -> None:
+        self._parser = parser
+        self._scheduler = scheduler
+        self._info = info
+        self._metrics = metrics
+
+    def routes(self) -> dict[str, HotRoute]:
+        """Return the routes by path; all answer POST only."""
+        return {
+            "/predict": self.predict,
+            "/rollout": self.rollout,
+            "/safety-check": self.safety_check,
+        }
+
+    async def predict(self, call: Call) -> Answer:
+        """Predict one step."""
+        return await self._answer(call, self._parser.predict, JobClass.PREDICT, self._predicted)
+
+    async def rollout(self, call: Call) -> Answer:
+        """Predict sequences, and answer the outputs asked for."""
+        return await self._answer(call, self._parser.rollout, JobClass.ROLLOUT, self._rolled_out)
+
+    async def safety_check(self, call: Call) -> Answer:
+        """Judge sequences."""
+        return await self._answer(call, self._parser.safety_check, JobClass.SAFETY, self._judged)
+
+    async def _answer(
+        self,
+        call: Call,
+        parse: Callable[[bytes], Parsed],
+        job_class: JobClass,
+        compose: Callable[[Parsed, Prediction], dict[str, Any]],
+    ) -> Answer:
+        started = perf_counter()
+        parsed = parse(call.body)
+        parsed_at = perf_counter()
+        future = self._scheduler.enqueue(
+            parsed.states, parsed.actions, job_class=job_class, timeout_s=call.timeout_s
+        )
+        result = await unless_gone(call.receive, future)
+        computed_at = perf_counter()
+        answer = compose(parsed, result.prediction)
+        answer["model_version"] = self._info.version
+        body = orjson.dumps(answer, option=_JSON)
+        self._metrics.staged(
+            parsed_at - started, result.queue_s, result.compute_s, perf_counter() - computed_at
+        )
+        return Answer(body, result.queue_s, result.compute_s)
+
+    def _predicted(self, parsed: Parsed, prediction: Prediction) -> dict[str, Any]:
+        self._refuse_non_finite(prediction)
+        return {
+            "next_state": _rows(prediction.states[:, 1], parsed),
+            "reward": _rows(prediction.rewards[:, 0], parsed),
+            "done": _rows(prediction.dones[:, 0], parsed),
+            "uncertainty": _rows(prediction.uncertainty, parsed),
+        }
+
+    def _rolled_out(self, parsed: Parsed, prediction: Prediction) -> dict[str, Any]:
+        self._refuse_non_finite(prediction)
+        return {name: _rows(_OUTPUTS[name](prediction), parsed) for name in parsed.outputs}
+
+    def _judged(self, parsed: Parsed, prediction: Prediction) -> dict[str, Any]:
+        verdicts = assess(
+            prediction.states,
+            prediction.dones,
+            prediction.uncertainty,
+            self._info.limits,
+            threshold=parsed.threshold,
+        )
+        self._metrics.checked(verdicts)
+        self._metrics.disagreed([v.uncertainty for v in verdicts if v.uncertainty is not None])
+        entries = [
+            _entry(verdict, prediction.states[k] if parsed.has_trajectory else None)
+            for k, verdict in enumerate(verdicts)
+        ]
+        if parsed.is_single:
+            return entries[0]
+        return {"candidates": entries, "best": safest(verdicts)}
+
+    def _refuse_non_finite(self, prediction: Prediction) -> None:
+        """Refuse what JSON cannot hold and nobody should act on.
+
+        Raises:
+            EngineError: A number of the prediction is not finite.
+        """
+        for numbers in (prediction.states, prediction.rewards, prediction.dones):
+            finite = np.isfinite(numbers)
+            if not finite.all():
+                self._metrics.engine_failed("non_finite")
+                row = int(np.argwhere(~finite)[0, 0])
+                raise EngineError(f"non-finite prediction in row {row}: the model diverged")
+        self._metrics.disagreed(prediction.uncertainty.tolist())
+
+
+def _rows(values: Any, parsed: Parsed) -> Any:
+    """Return an output for JSON: [K, ...], or its only row if the request had no batch."""
+    return np.ascontiguousarray(values)[0] if parsed.is_single else np.ascontiguousarray(values)
+
+
+def _entry(verdict: Verdict, trajectory: Any) -> dict[str, Any]:
+    """Return a verdict as JSON fields; a trajectory's non-finite numbers become null."""
+    entry: dict[str, Any] = {
+        "verdict": verdict.verdict,
+        "crash_probability": verdict.crash_probability,
+        "crash_probability_by_step": verdict.crash_probability_by_step,
+        "time_to_crash_s": verdict.time_to_crash_s,
+        "uncertainty": verdict.uncertainty,
+        "threshold": verdict.threshold,
+        "reasons": verdict.reasons,
+        "horizon_s": verdict.horizon_s,
+    }
+    if trajectory is not None:
+        entry["trajectory"] = np.ascontiguousarray(trajectory)
+    return entry

@@ -1,0 +1,182 @@
+"""From settings to a served port and back: startup, serving, graceful end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import math
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import structlog
+import uvicorn
+
+from models.checkpoint import CheckpointError, load_checkpoint
+from service.app import WorldModelApp, create_app
+from service.engine import Engine
+from service.errors import StartupError
+from service.logs import configure_logging
+from service.metrics import Registry
+from service.settings import Settings
+
+__all__ = ["StartupError", "serve"]
+
+log = structlog.get_logger()
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_LAST_RESORT_S = 2
+
+
+def serve(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; return the exit code.
+
+    Args:
+        settings: All knobs.
+
+    Raises:
+        StartupError: The port is taken, the checkpoint or the device cannot be used.
+    """
+    configure_logging(settings.log_format, settings.log_level)
+    with contextlib.closing(_listening_socket(settings.host, settings.port)) as listener:
+        engine = _loaded_engine(settings)
+        engine.start()
+        try:
+            app = create_app(settings, engine, Registry())
+            _quiet_collector()
+            _run(app, settings, listener, engine)
+        finally:
+            engine.close()
+    log.info("stopped")
+    return 0
+
+
+def _listening_socket(host: str, port: int) -> socket.socket:
+    """Take the port before the model is loaded: a taken one should not cost the wait.
+
+    Raises:
+        StartupError: It cannot be had.
+    """
+    listener = None
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind)
+        # Lets a restart take the port while old connections linger; not one that is listened on.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as exc:
+        if listener is not None:
+            listener.close()
+        raise StartupError(f"cannot listen on {host}:{port}: {exc.strerror}.") from exc
+    return listener
+
+
+def _loaded_engine(settings: Settings) -> Engine:
+    try:
+        checkpoint = load_checkpoint(settings.checkpoint, members=settings.members)
+    except CheckpointError as exc:
+        raise StartupError(f"cannot load the checkpoint: {exc}") from exc
+    return Engine(
+        checkpoint,
+        device=settings.device,
+        threads=settings.threads,
+        max_rows=settings.launch_work,
+        vram_budget_bytes=settings.vram_budget_bytes,
+    )
+
+
+def _quiet_collector() -> None:
+    """Leave what was loaded out of garbage collection, and collect the rest less often.
+
+    Walking the modules of torch takes tens of milliseconds, during which nobody is answered.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 50)
+
+
+def _run(app: WorldModelApp, settings: Settings, listener: socket.socket, engine: Engine) -> None:
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout_s) + _LAST_RESORT_S,
+    )
+    server = _Server(config, partial(_announce, settings, listener, engine))
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(_serve(server, app, settings, listener))
+
+
+async def _serve(
+    server: uvicorn.Server, app: WorldModelApp, settings: Settings, listener: socket.socket
+) -> None:
+    stops: asyncio.Queue[signal.Signals] = asyncio.Queue()
+    for number in _SIGNALS:
+        asyncio.get_running_loop().add_signal_handler(number, stops.put_nowait, number)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    stopping = asyncio.create_task(_stop(server, app, settings, stops, serving))
+    await serving
+    stopping.cancel()
+
+
+async def _stop(
+    server: uvicorn.Server,
+    app: WorldModelApp,
+    settings: Settings,
+    stops: asyncio.Queue[signal.Signals],
+    serving: asyncio.Task[None],
+) -> None:
+    """Wait for a signal, then end in three steps, each noticed by somebody else.
+
+    Load balancers see /readyz first; new connections are refused next, while accepted requests
+    finish; those that do not in time are answered 503. A second signal skips the first wait.
+    """
+    received = await stops.get()
+    log.info("stopping", signal=received.name, drain_delay_s=settings.drain_delay_s)
+    app.readiness.start_draining()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(stops.get(), settings.drain_delay_s)
+    server.should_exit = True
+    await asyncio.wait([serving], timeout=settings.shutdown_timeout_s)
+    app.scheduler.give_up()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that tells when it listens, and leaves signals to us.
+
+    Its own signal handling ends the process by the signal it caught, not with exit code 0.
+    """
+
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_started()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _announce(settings: Settings, listener: socket.socket, engine: Engine) -> None:
+    info = engine.describe()
+    host, port = listener.getsockname()[:2]
+    log.info(
+        "started",
+        url=f"http://{host}:{port}",
+        model=info.name,
+        version=info.version,
+        device=info.device,
+        members=info.members,
+        load_s=round(engine.load_s, 3),
+        checkpoint=str(settings.checkpoint),
+    )

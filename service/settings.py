@@ -1,0 +1,224 @@
+"""Every knob of the service: environment variables `WORLD_MODEL_<NAME>` and serve's options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+import models
+
+PREFIX = "WORLD_MODEL_"
+PRETRAINED = Path(models.__file__).parent / "pretrained"
+
+
+class Settings(BaseSettings):
+    """Frozen values of one run; a bad one stops the start."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    host: str = Field(
+        default="127.0.0.1",
+        min_length=1,
+        description="Address to listen on. 127.0.0.1 is reachable from this machine only; 0.0.0.0 "
+        "from everywhere, so set api_keys or a firewall with it.",
+    )
+    port: int = Field(
+        default=8000,
+        ge=0,
+        le=65535,
+        description="TCP port to listen on; 0 takes a free one and logs it.",
+    )
+    checkpoint: Path = Field(
+        default=PRETRAINED,
+        description="Folder of the checkpoint to serve. The default is the bundled model; its "
+        "dims and features decide what requests must look like.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto",
+        description="Where the model runs. auto takes CUDA if there is one, else the CPU; naming "
+        "one makes the start fail rather than fall back. Bits differ between devices.",
+    )
+    members: int | None = Field(
+        default=None,
+        ge=1,
+        description="Serve only the first so many members of the ensemble; all by default. Fewer "
+        "are faster in proportion, but disagree less reliably, and a single one cannot disagree: "
+        "its safety checks are never `safe`.",
+    )
+    threads: int = Field(
+        default=0,
+        ge=0,
+        le=256,
+        description="CPU threads of one forward pass; 0 takes one a core but leaves one to HTTP. "
+        "More shorten big launches and take cores from HTTP and from neighbours.",
+    )
+    api_keys: SecretStr | None = Field(
+        default=None,
+        description="Comma separated keys, one of which every request must carry as "
+        "'Authorization: Bearer KEY' (health, readiness and metrics excepted). None: open to all "
+        "who reach the port. Two keys at once let clients change over without an outage.",
+    )
+    max_body_bytes: int = Field(
+        default=8 * 2**20,
+        ge=1024,
+        le=2**30,
+        description="Longest body read, in bytes; longer ones get 413. Parsing 1 MiB of JSON holds "
+        "the event loop for about 5 ms, during which nobody else is answered.",
+    )
+    max_horizon: int = Field(
+        default=128,
+        ge=1,
+        le=10_000,
+        description="Most steps of one sequence. Cost grows with it, trust falls: predictions "
+        "beyond the evaluated horizon make safety checks `unknown`.",
+    )
+    max_rows: int = Field(
+        default=4096,
+        ge=1,
+        le=1_000_000,
+        description="Most sequences of one request. Higher suits batch users; their requests "
+        "occupy more of the queue and take longer to parse and to answer.",
+    )
+    default_timeout_s: float = Field(
+        default=5.0,
+        gt=0,
+        le=3600,
+        description="Deadline in seconds of requests that bring no X-Request-Timeout-Seconds. "
+        "Shorter sheds late work sooner; longer lets big rollouts finish.",
+    )
+    max_timeout_s: float = Field(
+        default=60.0,
+        gt=0,
+        le=3600,
+        description="Longest deadline in seconds; a request that asks for more gets this one. It "
+        "bounds how long abandoned work can wait.",
+    )
+    queue_rows_safety: int = Field(
+        default=4096,
+        ge=1,
+        description="Most rows of safety checks that may wait; beyond it 429. Longer queues refuse "
+        "fewer and let those accepted wait longer.",
+    )
+    queue_rows_predict: int = Field(
+        default=8192,
+        ge=1,
+        description="Most rows of predictions that may wait; beyond it 429. Longer queues refuse "
+        "fewer and let those accepted wait longer.",
+    )
+    queue_rows_rollout: int = Field(
+        default=16384,
+        ge=1,
+        description="Most rows of rollouts that may wait; beyond it 429. Longer queues refuse "
+        "fewer and let those accepted wait longer.",
+    )
+    launch_work: int = Field(
+        default=1024,
+        ge=8,
+        le=10_000_000,
+        description="Most rows x steps computed as one launch; bigger requests are split. This is "
+        "the trade-off between planners and safety monitors: bigger launches use the device "
+        "better, but a safety check may have to wait for a whole one.",
+    )
+    max_passes: int = Field(
+        default=8,
+        ge=1,
+        le=10_000,
+        description="How many launches in a row may pass over waiting work of a lower class "
+        "before it gets one. Higher favours safety checks and predictions under load; lower "
+        "shares more evenly.",
+    )
+    canary_interval_s: float = Field(
+        default=5.0,
+        gt=0,
+        le=3600,
+        description="Seconds without a successful launch after which a small one is made to prove "
+        "that the model still answers. Shorter notices faults sooner and wakes an idle machine "
+        "more often.",
+    )
+    readiness_max_age_s: float = Field(
+        default=15.0,
+        gt=0,
+        le=3600,
+        description="Longest time in seconds since the last successful launch for which /readyz "
+        "says ready. Shorter notices a hung device sooner; it must exceed the canary's interval "
+        "plus the longest launch.",
+    )
+    drain_delay_s: float = Field(
+        default=2.0,
+        ge=0,
+        le=600,
+        description="Seconds between turning /readyz to 503 on SIGTERM and refusing new requests. "
+        "Long enough for load balancers to notice; it delays every restart.",
+    )
+    shutdown_timeout_s: float = Field(
+        default=10.0,
+        gt=0,
+        le=600,
+        description="Seconds that accepted requests get to finish after the drain delay; then "
+        "they are answered 503.",
+    )
+    log_format: Literal["json", "console"] = Field(
+        default="console",
+        description="json for log collectors, console for eyes.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info",
+        description="Least severe level logged. info has one line for every failed request; "
+        "warning leaves out those that are the caller's fault.",
+    )
+    vram_budget_bytes: int = Field(
+        default=4 * 2**30,
+        ge=64 * 2**20,
+        description="Most GPU memory in bytes that the model may take; the allocator enforces it. "
+        "Less leaves room for others on the device and splits big launches sooner.",
+    )
+    docs: bool = Field(
+        default=True,
+        description="Whether /docs and /openapi.json are served. Off, strangers learn less.",
+    )
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.launch_work < self.max_horizon:
+            raise ValueError(
+                f"launch_work ({self.launch_work}) must be at least max_horizon "
+                f"({self.max_horizon}), or one row would exceed a launch"
+            )
+        for name in ("queue_rows_safety", "queue_rows_predict", "queue_rows_rollout"):
+            if getattr(self, name) < self.max_rows:
+                raise ValueError(
+                    f"{name} ({getattr(self, name)}) must be at least max_rows "
+                    f"({self.max_rows}), or the biggest request could never be accepted"
+                )
+        if self.default_timeout_s > self.max_timeout_s:
+            raise ValueError(
+                f"default_timeout_s ({self.default_timeout_s}) must not exceed max_timeout_s "
+                f"({self.max_timeout_s})"
+            )
+        if self.readiness_max_age_s <= self.canary_interval_s:
+            raise ValueError(
+                f"readiness_max_age_s ({self.readiness_max_age_s}) must exceed "
+                f"canary_interval_s ({self.canary_interval_s}), or an idle service is not ready"
+            )
+        return self
+
+    def keys(self) -> tuple[str, ...]:
+        """Return the configured API keys; empty if the service is open."""
+        given = "" if self.api_keys is None else self.api_keys.get_secret_value()
+        return tuple(key.strip() for key in given.split(",") if key.strip())
+
+
+def explain_settings_error(error: ValidationError) -> str:
+    """Return one sentence that names the faulty setting, its value and what is allowed."""
+    first = error.errors(include_url=False)[0]
+    if not first["loc"]:
+        return f"Bad settings: {first['ctx']['error']!s}."
+    name = str(first["loc"][0])
+    if name not in Settings.model_fields:
+        return f"There is no setting {name!r}."
+    problem = first["msg"][0].lower() + first["msg"][1:]
+    shown = "" if name == "api_keys" else f" {first['input']!r}"
+    return f"Bad value{shown} for the setting {PREFIX}{name.upper()}: {problem}."

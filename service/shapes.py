@@ -1,0 +1,47 @@
+"""Row counts that launches are padded to, and rows to try them with. NumPy only."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from models.safety import SafetyLimits
+from models.spec import Spec
+from service.interface import Array
+
+ROW_TILE = 8
+"""The model pads to multiples of this itself (`models.world_model.ROW_TILE`)."""
+
+CUDA_SHAPES = (8, 64, 256, 1024, 4096)
+_PROBE_SEED = 20240229
+
+
+def launch_shapes(device_type: str, max_rows: int) -> list[int]:
+    """Return the row counts that launches are padded to, ascending.
+
+    A CPU pays for every padded row, so its shapes are dense; a GPU hardly does, and each of its
+    shapes costs memory and warm-up.
+    """
+    if device_type == "cuda":
+        smaller = [shape for shape in CUDA_SHAPES if shape < max_rows]
+    else:
+        smaller, shape = [], ROW_TILE
+        while shape < max_rows:
+            smaller.append(shape)
+            # Four steps an octave, in whole tiles: at most a fifth of a launch is padding.
+            shape += max(ROW_TILE, (1 << (shape.bit_length() - 1)) // 4)
+    return [*smaller, -(-max_rows // ROW_TILE) * ROW_TILE]
+
+
+def probe_rows(rows: int, steps: int, spec: Spec, limits: SafetyLimits) -> tuple[Array, Array]:
+    """Return varied states [rows, S] and actions [rows, steps, A] from the trained ranges."""
+    rng = np.random.default_rng(_PROBE_SEED)
+    low = np.array([f.low for f in spec.state])
+    high = np.array([f.high for f in spec.state])
+    low = np.where(np.isfinite(limits.state_low), limits.state_low, low)
+    high = np.where(np.isfinite(limits.state_high), limits.state_high, high)
+    controls = spec.action
+    actions = rng.uniform(
+        [f.low for f in controls], [f.high for f in controls], (rows, steps, spec.action_dim)
+    )
+    states = rng.uniform(low, np.maximum(low, high), (rows, spec.state_dim))
+    return states.astype(np.float32), actions.astype(np.float32)

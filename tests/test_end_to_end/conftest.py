@@ -1,0 +1,78 @@
+"""The real command on a free port."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+START_TIMEOUT_S = 90.0
+COMMAND = (str(Path(sys.executable).parent / "world-model"), "serve")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Server:
+    process: subprocess.Popen[str]
+    url: str
+
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, f"the server ended: {self.process.returncode}"
+            try:
+                if httpx.get(f"{self.url}/readyz").status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.1)
+        raise AssertionError("the server did not become ready")
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Start servers with given options; whatever is still running at the end is stopped."""
+    servers: list[Server] = []
+
+    def start_one(*options: str, **environment: str) -> Server:
+        port = free_port()
+        log = tmp_path_factory.mktemp("server") / "log"
+        with log.open("w") as out:
+            process = subprocess.Popen(
+                [*COMMAND, "--port", str(port), *options],
+                env={**os.environ, **environment},
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        server = Server(process, f"http://127.0.0.1:{port}")
+        servers.append(server)
+        server.wait_until_ready()
+        return server
+
+    yield start_one
+    for server in servers:
+        if server.process.poll() is None:
+            server.process.kill()
+            server.process.wait()

@@ -1,0 +1,206 @@
+"""The bundled held-out episodes, replayed through the real command with the bundled model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+
+import models
+from models.checkpoint import Checkpoint, load_checkpoint
+from models.outcomes import crash_probability, expected_returns
+from tests.test_end_to_end.conftest import Server, Start
+
+PRETRAINED = Path(models.__file__).parent / "pretrained"
+EPISODES = sorted((PRETRAINED / "episodes").glob("*.json"))
+HORIZON = 16
+
+
+@pytest.fixture(scope="module")
+def server(start: Start) -> Server:
+    return start()
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> httpx.Client:
+    return httpx.Client(base_url=server.url, timeout=30)
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    return load_checkpoint(PRETRAINED)
+
+
+@cache
+def episode(path: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(path.read_text())
+    return document
+
+
+def of_kind(*kinds: str) -> list[dict[str, Any]]:
+    return [episode(path) for path in EPISODES if path.name.rpartition("-")[0] in kinds]
+
+
+def starts(document: dict[str, Any], stride: int) -> range:
+    """Steps from which a full horizon was recorded."""
+    return range(0, len(document["actions"]) - HORIZON + 1, stride)
+
+
+def float32(values: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.array(values, np.float32)
+
+
+def test_the_bundle_holds_crashing_off_road_and_careful_episodes() -> None:
+    for kind in ("crash", "off-road", "careful"):
+        assert len(of_kind(kind)) >= 4, kind
+
+
+@pytest.mark.parametrize("path", EPISODES, ids=lambda path: path.stem)
+def test_rollouts_over_http_equal_the_model_called_directly(
+    client: httpx.Client, checkpoint: Checkpoint, path: Path
+) -> None:
+    document = episode(path)
+    for t in starts(document, 40):
+        state, actions = document["states"][t], document["actions"][t : t + HORIZON]
+        answer = client.post(
+            "/rollout",
+            json={
+                "state": state,
+                "actions": actions,
+                "outputs": [
+                    "states",
+                    "rewards",
+                    "dones",
+                    "returns",
+                    "crash_probability",
+                    "uncertainty",
+                    "final_state",
+                ],
+            },
+        ).json()
+        direct = checkpoint.ensemble.rollout(torch.tensor([state]), torch.tensor([actions]))
+
+        assert np.array_equal(float32(answer["states"]), direct.states[0].numpy())
+        assert np.array_equal(float32(answer["rewards"]), direct.rewards[0].numpy())
+        assert np.array_equal(float32(answer["dones"]), direct.dones[0].numpy())
+        assert np.array_equal(float32(answer["final_state"]), direct.states[0, -1].numpy())
+        assert np.float32(answer["uncertainty"]) == direct.uncertainty[0].item()
+        dones, rewards = direct.dones.numpy(), direct.rewards.numpy()
+        assert answer["crash_probability"] == pytest.approx(crash_probability(dones)[0], rel=1e-6)
+        assert answer["returns"] == pytest.approx(expected_returns(rewards, dones)[0], rel=1e-6)
+        assert answer["model_version"] == checkpoint.version
+
+
+def test_a_batched_predict_equals_the_model_called_directly(
+    client: httpx.Client, checkpoint: Checkpoint
+) -> None:
+    document = episode(EPISODES[0])
+    states, actions = document["states"][:33], document["actions"][:33]
+    answer = client.post("/predict", json={"state": states, "action": actions}).json()
+
+    direct = checkpoint.ensemble.rollout(torch.tensor(states), torch.tensor(actions).unsqueeze(1))
+
+    assert np.array_equal(float32(answer["next_state"]), direct.states[:, 1].numpy())
+    assert np.array_equal(float32(answer["reward"]), direct.rewards[:, 0].numpy())
+    assert np.array_equal(float32(answer["done"]), direct.dones[:, 0].numpy())
+    assert np.array_equal(float32(answer["uncertainty"]), direct.uncertainty.numpy())
+
+
+def verdicts(client: httpx.Client, document: dict[str, Any], steps: range) -> list[dict[str, Any]]:
+    return [
+        client.post(
+            "/safety-check",
+            json={
+                "state": document["states"][t],
+                "actions": document["actions"][t : t + HORIZON],
+            },
+        ).json()
+        for t in steps
+    ]
+
+
+def test_crashing_episodes_are_called_unsafe_before_they_crash(
+    client: httpx.Client, checkpoint: Checkpoint
+) -> None:
+    warned = []
+    for document in of_kind("crash", "off-road"):
+        steps = len(document["actions"])
+        # Every step of the last horizon, the last one before the end included.
+        answers = verdicts(client, document, range(max(0, steps - HORIZON), steps))
+        warned.append(any(answer["verdict"] == "unsafe" for answer in answers))
+        for answer in answers:
+            if answer["verdict"] == "unsafe":
+                assert answer["time_to_crash_s"] is not None
+                assert answer["reasons"][0]["rule"] == "crash_probability"
+    causes = checkpoint.metrics["verdicts"]["causes"].values()
+    episodes = sum(cause["warned"]["episodes"] for cause in causes)
+    missed = sum(cause["warned"]["missed"] * cause["warned"]["episodes"] for cause in causes)
+    reported = 1 - missed / episodes
+    # Within what so few episodes allow: three standard errors below the report's rate.
+    slack = 3 * np.sqrt(reported * (1 - reported) / len(warned)) + 1 / len(warned)
+    assert np.mean(warned) >= reported - slack
+
+
+def test_careful_episodes_are_left_safe(client: httpx.Client, checkpoint: Checkpoint) -> None:
+    answers = [
+        answer
+        for document in of_kind("careful")
+        for answer in verdicts(client, document, starts(document, 10))
+    ]
+    unsafe = np.mean([answer["verdict"] == "unsafe" for answer in answers])
+    safe = np.mean([answer["verdict"] == "safe" for answer in answers])
+    reported = checkpoint.metrics["verdicts"]["behaviours"]["careful"]["unsafe_of_harmless"]
+
+    assert unsafe <= reported + 3 * np.sqrt(0.01 / len(answers))
+    assert safe >= 0.95
+
+
+def test_64_concurrent_clients_get_their_own_answers_and_share_launches(
+    server: Server, checkpoint: Checkpoint
+) -> None:
+    pool = [
+        (state, action)
+        for document in of_kind("crash", "careful")
+        for state, action in zip(document["states"], document["actions"], strict=False)
+    ][: 64 * 8]
+    answers = asyncio.run(predict_concurrently(server.url, pool))
+
+    states, actions = (torch.tensor(column) for column in zip(*pool, strict=True))
+    direct = checkpoint.ensemble.rollout(states, actions.unsqueeze(1))
+    for row, answer in enumerate(answers):
+        assert np.array_equal(float32(answer["next_state"]), direct.states[row, 1].numpy()), row
+    text = httpx.get(f"{server.url}/metrics").text
+    launches = metric(text, "world_model_batch_requests_count")
+    requests = metric(text, "world_model_batch_requests_sum")
+    assert requests > 1.5 * launches
+
+
+async def predict_concurrently(
+    url: str, pool: list[tuple[list[float], list[float]]]
+) -> list[dict[str, Any]]:
+    """64 clients, each with a connection of its own and its own share of the inputs."""
+    answers: list[dict[str, Any]] = [{} for _ in pool]
+
+    async def one_client(index: int) -> None:
+        async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+            for row in range(index, len(pool), 64):
+                state, action = pool[row]
+                response = await client.post("/predict", json={"state": state, "action": action})
+                answers[row] = response.raise_for_status().json()
+
+    await asyncio.gather(*(one_client(index) for index in range(64)))
+    return answers
+
+
+def metric(text: str, name: str) -> float:
+    """Sum of a metric over its labels."""
+    lines = [line for line in text.splitlines() if line.startswith((f"{name} ", f"{name}{{"))]
+    assert lines, f"{name} is not exported"
+    return sum(float(line.rpartition(" ")[2]) for line in lines)

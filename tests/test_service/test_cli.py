@@ -1,0 +1,148 @@
+"""The `world-model` command in process: its help, and one sentence for every refusal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+import models.training.collect
+import models.training.evaluate
+import models.training.train
+import service.server
+from models.checkpoint import load_checkpoint
+from models.training.options import TrainOptions
+from models.world_model import WorldModel
+from service.cli import main
+from service.settings import Settings
+
+
+def invoke(*arguments: str | Path, env: dict[str, str] | None = None) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], env=env)
+
+
+def test_serve_help_explains_every_setting() -> None:
+    text = "".join(invoke("serve", "--help").output.split())  # help breaks at hyphens, too
+
+    for name, field in Settings.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in text
+        assert "".join((field.description or "missing").split()) in text
+
+
+def test_serve_passes_options_and_variables_and_exits_with_the_servers_code(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[Settings] = []
+
+    def fake_serve(settings: Settings) -> int:
+        seen.append(settings)
+        return 3
+
+    monkeypatch.setattr(service.server, "serve", fake_serve)
+
+    result = invoke("serve", "--port", "9001", env={"WORLD_MODEL_HOST": "::1"})
+
+    assert result.exit_code == 3
+    assert (seen[0].port, seen[0].host) == (9001, "::1")
+
+
+def test_serve_prints_a_startup_error_as_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(settings: Settings) -> int:
+        raise service.server.StartupError(f"no luck with port {settings.port}")
+
+    monkeypatch.setattr(service.server, "serve", fail)
+
+    result = invoke("serve", "--port", "9001")
+
+    assert result.exit_code == 1
+    assert result.output == "Error: no luck with port 9001\n"
+
+
+def test_serve_names_a_bad_setting() -> None:
+    result = invoke("serve", "--port", "eighty")
+
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: ")
+    assert "port" in result.output.lower()
+    assert len(result.output.splitlines()) == 1
+
+
+def test_import_writes_a_checkpoint(tmp_path: Path) -> None:
+    model = WorldModel(hidden_dims=(64, 64), residual=False)
+    torch.save(
+        {name: x for name, x in model.state_dict().items() if "." in name}, tmp_path / "w.pt"
+    )
+
+    result = invoke("import", tmp_path / "w.pt", "--out", tmp_path / "out", "--dt-s", "0.1")
+
+    assert result.exit_code == 0
+    loaded = load_checkpoint(tmp_path / "out")
+    assert loaded.version in result.output
+    assert loaded.spec.dt_s == 0.1
+
+
+def test_import_refuses_what_is_no_model_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "w.pt").write_text("not weights")
+
+    result = invoke("import", tmp_path / "w.pt", "--out", tmp_path / "out")
+
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: cannot read weights")
+
+
+def test_collect_passes_its_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: dict[str, Any] = {}
+
+    def fake_collect(folder: Path, **options: Any) -> None:
+        seen.update(options, folder=folder)
+
+    monkeypatch.setattr(models.training.collect, "collect", fake_collect)
+
+    result = invoke("collect", tmp_path, "--transitions", "500", "--seed", "7", "--workers", "1")
+
+    assert result.exit_code == 0
+    assert seen == {"folder": tmp_path, "transitions": 500, "seed": 7, "workers": 1}
+
+
+def test_train_passes_its_options_and_prints_the_version(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[TrainOptions] = []
+
+    def fake_train(data: Path, out: Path, run: Path, options: TrainOptions) -> str:
+        seen.append(options)
+        return "abc123"
+
+    monkeypatch.setattr(models.training.train, "train", fake_train)
+
+    result = invoke(
+        "train", tmp_path, "--out", tmp_path / "o", "--run", tmp_path / "r", "--members", "3"
+    )
+
+    assert "version abc123" in result.output
+    assert seen[0].members == 3
+
+
+@pytest.mark.parametrize(
+    ("raised", "message"),
+    [
+        (KeyboardInterrupt(), "interrupted; the same command goes on from here"),
+        (ValueError("the folder holds something else"), "the folder holds something else"),
+    ],
+    ids=["interrupt", "refusal"],
+)
+def test_training_that_ends_early_says_why_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, raised: BaseException, message: str
+) -> None:
+    def fail(*_: object) -> str:
+        raise raised
+
+    monkeypatch.setattr(models.training.train, "train", fail)
+
+    result = invoke("train", tmp_path, "--out", tmp_path / "o", "--run", tmp_path / "r")
+
+    assert result.exit_code == 1
+    assert result.output == f"Error: {message}\n"

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from service.queues import Bounds, Job, JobClass, Launch, Queues
+
+SAFETY, PREDICT, ROLLOUT = JobClass
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    loop = asyncio.new_event_loop()
+    yield loop
+    loop.close()
+
+
+class Line:
+    """Queues with jobs that need nothing but their size."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, **bounds: int) -> None:
+        self.queues = Queues(Bounds(**bounds))  # type: ignore[arg-type]
+        self._loop = loop
+        self._seq = 0
+
+    def add(self, job_class: JobClass, rows: int = 1, horizon: int = 4) -> Job:
+        self._seq += 1
+        states = np.full((rows, 3), self._seq, np.float32)
+        actions = np.zeros((rows, horizon, 2), np.float32)
+        job = Job(self._seq, job_class, states, actions, self._loop.create_future(), 0.0)
+        self.queues.add(job)
+        return job
+
+    def next(self) -> Launch:
+        launch = self.queues.next_launch()
+        assert launch is not None
+        return launch
+
+    def next_jobs(self) -> list[tuple[int, int, int]]:
+        return [(piece.job.seq, piece.start, piece.stop) for piece in self.next().pieces]
+
+
+def test_nothing_waits_nothing_is_launched(loop: asyncio.AbstractEventLoop) -> None:
+    assert Line(loop).queues.next_launch() is None
+
+
+def test_classes_go_in_order_of_urgency(loop: asyncio.AbstractEventLoop) -> None:
+    line = Line(loop)
+    for job_class in (ROLLOUT, PREDICT, SAFETY):
+        line.add(job_class)
+
+    assert [line.next().job_class for _ in range(3)] == [SAFETY, PREDICT, ROLLOUT]
+
+
+def test_a_safety_launch_is_not_filled_with_planner_rows(loop: asyncio.AbstractEventLoop) -> None:
+    line = Line(loop)
+    line.add(ROLLOUT)
+    safety = line.add(SAFETY)
+
+    assert [piece.job for piece in line.next().pieces] == [safety]
+
+
+def test_jobs_of_one_horizon_share_a_launch_up_to_the_budget(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    line = Line(loop, launch_work=40)
+    for rows, horizon in ((4, 4), (1, 8), (4, 4), (4, 4)):
+        line.add(ROLLOUT, rows, horizon)
+
+    assert line.next_jobs() == [(1, 0, 4), (3, 0, 4)]
+    assert line.next_jobs() == [(2, 0, 1)]
+    assert line.next_jobs() == [(4, 0, 4)]
+
+
+def test_a_big_job_is_split_and_others_get_in_between(loop: asyncio.AbstractEventLoop) -> None:
+    line = Line(loop, launch_work=16)
+    line.add(ROLLOUT, rows=6, horizon=4)
+
+    assert line.next_jobs() == [(1, 0, 4)]
+    line.add(SAFETY)
+    line.add(ROLLOUT, rows=2)
+    assert line.next().job_class is SAFETY
+    assert line.next_jobs() == [(1, 4, 6), (3, 0, 2)]
+
+
+def test_a_row_longer_than_the_budget_is_launched_alone(loop: asyncio.AbstractEventLoop) -> None:
+    line = Line(loop, launch_work=8)
+    line.add(ROLLOUT, rows=2, horizon=20)
+
+    assert [line.next_jobs(), line.next_jobs()] == [[(1, 0, 1)], [(1, 1, 2)]]
+
+
+def test_depth_rows_and_work_follow_what_waits(loop: asyncio.AbstractEventLoop) -> None:
+    line = Line(loop, launch_work=16)
+    big, small = line.add(ROLLOUT, rows=6, horizon=4), line.add(SAFETY, rows=2, horizon=3)
+
+    def seen() -> list[int]:
+        queues = line.queues
+        return [queues.depth(ROLLOUT), queues.rows(ROLLOUT), queues.work_before(ROLLOUT)]
+
+    assert seen() == [1, 6, 30]
+    line.queues.remove(small)
+    line.next()
+    assert seen() == [1, 2, 8]
+    line.queues.remove(big)
+    line.queues.remove(big)
+    assert seen() == [0, 0, 0]
+
+
+def test_a_lower_class_gets_a_launch_after_so_many_passes(loop: asyncio.AbstractEventLoop) -> None:
+    line = Line(loop, launch_work=4, max_passes=3)
+    line.add(ROLLOUT)
+    for _ in range(6):
+        line.add(SAFETY)
+
+    order = [line.next().job_class for _ in range(7)]
+
+    assert order == [SAFETY] * 3 + [ROLLOUT] + [SAFETY] * 3
+
+
+def test_owed_classes_do_not_hold_a_safety_check_twice(loop: asyncio.AbstractEventLoop) -> None:
+    line = Line(loop, launch_work=4, max_passes=1)
+    for _ in range(20):
+        line.add(SAFETY)
+        line.add(PREDICT)
+        line.add(ROLLOUT)
+
+    order = [line.next().job_class for _ in range(40)]
+
+    others = [a is not SAFETY and b is not SAFETY for a, b in itertools.pairwise(order)]
+    assert not any(others)
+    assert {PREDICT, ROLLOUT} <= set(order[:6])
+
+
+def test_no_class_starves_when_safety_and_predict_alternate(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    line = Line(loop, launch_work=4, max_passes=3)
+    line.add(ROLLOUT)
+    order = []
+    for turn in range(8):
+        line.add((SAFETY, PREDICT)[turn % 2])
+        order.append(line.next().job_class)
+
+    assert ROLLOUT in order
+
+
+def test_resolved_jobs_are_skipped_wherever_they_wait(loop: asyncio.AbstractEventLoop) -> None:
+    line = Line(loop)
+    jobs = [line.add(ROLLOUT) for _ in range(5)]
+    jobs[0].future.cancel()
+    jobs[2].future.cancel()
+
+    assert [seq for seq, _, _ in line.next_jobs()] == [2, 4, 5]
+    assert line.queues.next_launch() is None
+
+
+def test_pieces_of_a_failed_launch_come_back_first_and_alone(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    line = Line(loop)
+    for _ in range(3):
+        line.add(ROLLOUT)
+    failed = line.next()
+    line.add(ROLLOUT)
+    failed.pieces[1].job.future.cancel()
+
+    line.queues.put_back(failed.pieces)
+
+    assert [line.next_jobs() for _ in range(3)] == [[(1, 0, 1)], [(3, 0, 1)], [(4, 0, 1)]]
