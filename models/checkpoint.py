@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from models.ensemble import WorldModelEnsemble
 from models.safety import SafetyLimits
@@ -131,7 +131,8 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> str:
     """Write a checkpoint folder, overwriting one that is there; return its version."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: x.contiguous() for name, x in checkpoint.ensemble.state_dict().items()}
-    save_file(weights, folder / WEIGHTS)
+    # Not save_file, which makes files that only their owner may read.
+    (folder / WEIGHTS).write_bytes(save(weights))
     config = {
         "format": FORMAT,
         "name": checkpoint.name,

@@ -163,7 +163,7 @@ def _judge(
     threshold: float | None,
     horizon: int,
 ) -> Verdict:
-    horizon_s = horizon * limits.dt_s
+    horizon_s = _seconds(horizon, limits)
     if by_step is None:
         reason = Reason("not_finite", "the prediction holds values that are not finite")
         return Verdict(
@@ -177,7 +177,7 @@ def _judge(
         )
     crash, time_to_crash_s = [], None
     if threshold is not None and by_step[-1] >= threshold:
-        time_to_crash_s = (int(np.argmax(by_step >= threshold)) + 1) * limits.dt_s
+        time_to_crash_s = _seconds(int(np.argmax(by_step >= threshold)) + 1, limits)
         crash.append(
             Reason(
                 "crash_probability",
@@ -197,6 +197,11 @@ def _judge(
         reasons=(*blocking, *crash, *doubts),
         horizon_s=horizon_s,
     )
+
+
+def _seconds(steps: int, limits: SafetyLimits) -> float:
+    # Rounded to nanoseconds: 12 * 0.05 is 0.6000000000000001 in binary.
+    return round(steps * limits.dt_s, 9)
 
 
 def _doubts(uncertainty: float, limits: SafetyLimits, horizon: int) -> list[Reason]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import numpy as np
-
 from models.spec import Feature
 from service.errors import Detail
 
-FLOAT32_MAX = float(np.finfo(np.float32).max)
+FLOAT32_MAX = math.nextafter((2 - 2**-24) * 2.0**127, 0)
+"""The largest double that rounds to a finite float32; the shortest text of the largest float32
+lies a little above that number itself."""
+
 MAX_DETAILS = 16
 _MAX_NAME = 64
 

@@ -148,26 +148,18 @@ class Door:
 
     async def _read(self, receive: Receive) -> bytes:
         """Return the whole body, however it is chunked."""
-        message = await receive()
-        body: bytes = message.get("body", b"")
-        if not message.get("more_body", False) and message["type"] != "http.disconnect":
-            return self._bounded(body)
-        chunks = [body]
-        length = len(body)
-        while message["type"] != "http.disconnect" and message.get("more_body", False):
+        chunks: list[bytes] = []
+        length, is_more = 0, True
+        while is_more:
             message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGoneError
             chunks.append(message.get("body", b""))
             length += len(chunks[-1])
             if length > self._policy.max_body_bytes:
                 raise self._too_large()
-        if message["type"] == "http.disconnect":
-            raise ClientGoneError
+            is_more = message.get("more_body", False)
         return b"".join(chunks)
-
-    def _bounded(self, body: bytes) -> bytes:
-        if len(body) > self._policy.max_body_bytes:
-            raise self._too_large()
-        return body
 
     def _limited(self, receive: Receive) -> Receive:
         """Return a `receive` that refuses bodies which grow too long."""

@@ -200,8 +200,8 @@ class Engine:
         """Pad to the next launch shape, compute, and cut the padding off."""
         rows = len(states)
         shape = next(shape for shape in self.shapes if shape >= rows)
-        state_rows = self._to_device(_padded(states, shape))
-        action_rows = self._to_device(_padded(actions, shape))
+        state_rows = self._to_device(states, shape)
+        action_rows = self._to_device(actions, shape)
         with torch.inference_mode():
             result = self._checkpoint.ensemble.rollout(state_rows, action_rows)
             batch, horizon = shape, actions.shape[1]
@@ -224,29 +224,48 @@ class Engine:
             uncertainty=out[:, -1],
         )
 
-    def _to_device(self, rows: Array) -> torch.Tensor:
-        tensor = torch.from_numpy(rows)
-        if self._device.type == "cuda":
-            return tensor.pin_memory().to(self._device, non_blocking=True)
-        return tensor
+    def _to_device(self, rows: Array, shape: int) -> torch.Tensor:
+        """Return the rows on the device, zeros after them up to `shape` rows."""
+        is_cuda = self._device.type == "cuda"
+        # Torch's own memory, not NumPy's: matrix kernels may round by how memory is aligned.
+        padded = torch.zeros((shape, *rows.shape[1:]), pin_memory=is_cuda)
+        padded.numpy()[: len(rows)] = rows
+        return padded.to(self._device, non_blocking=is_cuda)
 
     def _verified_shapes(self) -> list[int]:
-        """Warm each launch shape; keep those in which a row has the bits of the smallest one."""
+        """Warm each launch shape; keep those in which a row has the bits of the smallest one.
+
+        Every shape is filled with the same few rows, turned by one place from tile to tile: bits
+        may depend neither on the shape nor on the place in it.
+        """
         candidates = launch_shapes(self._device.type, self._max_rows)
-        probe = probe_rows(
-            candidates[-1], _PROBE_STEPS, self._checkpoint.spec, self._checkpoint.limits
+        rows = probe_rows(
+            candidates[0], _PROBE_STEPS, self._checkpoint.spec, self._checkpoint.limits
         )
-        kept: list[int] = []
-        for shape in candidates:
-            self.shapes = [shape]
-            seen = self._launch(probe[0][:shape], probe[1][:shape])
-            if not kept:
-                first = seen
-            if _is_same_start(seen, first, candidates[0]):
+        first = self._probed(candidates[0], *rows, turn=0)
+        if self._probed(candidates[0], *rows, turn=1) != first:
+            log.warning("rows are not reproducible", reason="bits depend on the place in a launch")
+            return [shape for shape in candidates if self._probed(shape, *rows, turn=0)]
+        kept = [candidates[0]]
+        for shape in candidates[1:]:
+            if self._probed(shape, *rows, turn=1) <= first:
                 kept.append(shape)
             else:
                 log.warning("launch shape dropped", rows=shape, reason="a row's bits differ")
         return kept
+
+    def _probed(
+        self, shape: int, states: Array, actions: Array, *, turn: int
+    ) -> set[tuple[int, bytes]]:
+        """Fill a shape with rows; return which bits each of them got."""
+        places = np.arange(shape)
+        which = (places + turn * (1 + places // len(states))) % len(states)
+        self.shapes = [shape]
+        seen = self._launch(states[which], actions[which])
+        numbers = np.column_stack(
+            [seen.states.reshape(shape, -1), seen.rewards, seen.dones, seen.uncertainty]
+        )
+        return {(int(row), numbers[place].tobytes()) for place, row in enumerate(which)}
 
 
 def _pick_device(wanted: str) -> torch.device:
@@ -254,21 +273,6 @@ def _pick_device(wanted: str) -> torch.device:
         raise StartupError("the setting WORLD_MODEL_DEVICE is cuda, but no CUDA device is usable")
     is_cuda = wanted != "cpu" and torch.cuda.is_available()
     return torch.device("cuda", torch.cuda.current_device()) if is_cuda else torch.device("cpu")
-
-
-def _padded(rows: Array, shape: int) -> Array:
-    """Return a fresh array of `shape` rows: the given ones, then zeros."""
-    padded = np.zeros((shape, *rows.shape[1:]), np.float32)
-    padded[: len(rows)] = rows
-    return padded
-
-
-def _is_same_start(seen: Prediction, first: Prediction, rows: int) -> bool:
-    """Tell whether the first rows of two predictions have the same bits."""
-    return all(
-        getattr(seen, name)[:rows].tobytes() == getattr(first, name)[:rows].tobytes()
-        for name in ("states", "rewards", "dones", "uncertainty")
-    )
 
 
 def _concatenated(parts: list[Prediction]) -> Prediction:

@@ -49,7 +49,7 @@ def test_a_checkpoint_of_other_dims_is_served(start: Start, toy_checkpoint: Path
         f"{server.url}/rollout", json={"state": [0, 0, 1, 0], "actions": [[0.5, 0], [0, 0.5]]}
     ).json()
 
-    assert [feature["name"] for feature in model["state_features"]] == ["x", "y", "vx", "vy"]
+    assert [feature["name"] for feature in model["features"]["state"]] == ["x", "y", "vx", "vy"]
     assert len(answer["states"]) == 3
     assert all(len(state) == 4 for state in answer["states"])
     verdict = httpx.post(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,9 @@ def server(start: Start) -> Server:
 
 
 @pytest.fixture(scope="module")
-def client(server: Server) -> httpx.Client:
-    return httpx.Client(base_url=server.url, timeout=30)
+def client(server: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")

@@ -164,7 +164,7 @@ def test_a_model_cards_results_are_replaced_and_the_rest_is_kept(
     metrics: dict[str, Any], tmp_path: Path
 ) -> None:
     card = tmp_path / "card.md"
-    card.write_text(f"before\n{RESULTS_START}\nold\n{RESULTS_END}\nafter\n")
+    card.write_text(f"before\n{RESULTS_START}\nstale figures\n{RESULTS_END}\nafter\n")
 
     update_model_card(card, metrics)
     once = card.read_text()
@@ -172,7 +172,7 @@ def test_a_model_cards_results_are_replaced_and_the_rest_is_kept(
 
     assert once.startswith("before\n")
     assert once.endswith("after\n")
-    assert "old" not in once
+    assert "stale figures" not in once
     assert model_card_table(metrics) in once
     assert card.read_text() == once
 

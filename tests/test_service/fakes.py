@@ -246,5 +246,22 @@ def same_bits(one: Prediction, other: Prediction) -> bool:
 async def until(is_so: Callable[[], bool]) -> None:
     """Let the loop go on until something is so that nothing announces."""
     async with asyncio.timeout(PATIENCE_S):
-        while not is_so():
+        while not is_so():  # noqa: ASYNC110 (no event announces it)
             await asyncio.sleep(0)
+
+
+STATE, ACTIONS = [1.0, 2.0, 3.0], [[0.5, 0.25], [0.5, 1.0]]
+VERSION = "0123456789abcdef"
+
+
+def bits(numbers: Any) -> bytes:
+    return np.array(numbers, np.float64).astype(np.float32).tobytes()
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    body = response.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"code", "message", "details"}
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["x-request-id"]
+    return dict(body["error"])

@@ -200,56 +200,55 @@ def test_booleans_elsewhere_do_not_matter() -> None:
     assert refused("rollout", body).details[0]["field"] == "outputs[0]"
 
 
-NUMBERS = st.one_of(
-    st.floats(-1.5, 1.5, allow_nan=False),
-    st.sampled_from([0, 1, -1, 2, 1e39, -3.5e38, 3.4028234663852886e38, 2**70]),
-)
-LEAVES: st.SearchStrategy[Any] = st.one_of(
-    NUMBERS, NUMBERS, NUMBERS, st.sampled_from([None, True, False, "0.5", {}])
+STRANGE: st.SearchStrategy[Any] = st.one_of(
+    st.floats(-1.5, 1.5),
+    st.sampled_from([0, 1, -1, 2, 1e39, -3.5e38, 3.4028234663852886e38, 2.0**70, -(2**63)]),
+    st.sampled_from([None, True, False, "0.5", {}, [], [[]], [0.5], [0.5, 0.5], [[0.5, 0.5]]]),
 )
 
 
-def vectors(size: int) -> st.SearchStrategy[Any]:
-    good = st.lists(st.floats(0, 1), min_size=size, max_size=size)
-    return st.one_of(good, good, good, st.lists(LEAVES, max_size=size + 1), LEAVES)
+def nested(draw: st.DrawFn, *shape: int) -> Any:
+    """Return nested lists of this shape, of numbers that every feature allows."""
+    if not shape:
+        return draw(st.one_of(st.floats(0, 1), st.sampled_from([0, 1])))
+    return [nested(draw, *shape[1:]) for _ in range(shape[0])]
 
 
-def lists_of(inner: st.SearchStrategy[Any], longest: int) -> st.SearchStrategy[Any]:
-    return st.lists(inner, max_size=longest + 1)
-
-
-STATES = st.one_of(vectors(3), lists_of(vectors(3), 3))
-SEQUENCES = lists_of(vectors(2), 4)
-OPTIONS = {
-    "outputs": st.lists(st.sampled_from(["states", "returns", "q", 1]), max_size=3),
-    "threshold": st.one_of(NUMBERS, LEAVES),
-    "include": st.lists(st.sampled_from(["trajectory", "q"]), max_size=2),
-    "extra": LEAVES,
-}
+def spoil(draw: st.DrawFn, value: Any) -> Any:
+    """Replace, drop or repeat an entry at some depth."""
+    if not isinstance(value, list) or not value or draw(st.integers(0, 3)) == 0:
+        return draw(STRANGE)
+    place = draw(st.integers(0, len(value) - 1))
+    how = draw(st.sampled_from(["deeper", "deeper", "deeper", "drop", "repeat"]))
+    if how == "drop":
+        return value[:place] + value[place + 1 :]
+    if how == "repeat":
+        return [*value, value[place]]
+    return [*value[:place], spoil(draw, value[place]), *value[place + 1 :]]
 
 
 @st.composite
 def bodies(draw: st.DrawFn) -> tuple[str, bytes]:
+    """A valid body, spoilt in none, one or two places."""
     way = draw(st.sampled_from(sorted(WAYS)))
-    actions = (
-        {"action": st.one_of(vectors(2), lists_of(vectors(2), 3))}
-        if way == "predict"
-        else {"actions": st.one_of(SEQUENCES, lists_of(SEQUENCES, 3))}
-    )
-    fields: dict[str, st.SearchStrategy[Any]] = {"state": STATES, **actions}
-    known = {"rollout": ["outputs"], "safety_check": ["threshold", "include"]}.get(way, [])
-    optional = {name: OPTIONS[name] for name in [*known, *draw(st.sampled_from([[], ["extra"]]))]}
-    body = draw(st.fixed_dictionaries(fields, optional=optional))
-    return way, orjson.dumps(_json_sized(body))
-
-
-def _json_sized(value: Any) -> Any:
-    """Turn integers that orjson cannot write into floats."""
-    if isinstance(value, dict):
-        return {name: _json_sized(entry) for name, entry in value.items()}
-    if isinstance(value, list):
-        return [_json_sized(entry) for entry in value]
-    return float(value) if type(value) is int and value > 2**63 else value
+    rows, steps = draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    state_batch = [] if way == "safety_check" else draw(st.sampled_from([[], [rows]]))
+    batch = draw(st.sampled_from([[], [rows]]))
+    body: dict[str, Any] = {"state": nested(draw, *state_batch, 3)}
+    if way == "predict":
+        body["action"] = nested(draw, *batch, 2)
+    else:
+        body["actions"] = nested(draw, *batch, steps, 2)
+    if way == "rollout" and draw(st.booleans()):
+        body["outputs"] = draw(st.lists(st.sampled_from(["states", "returns"]), min_size=1))
+    if way == "safety_check" and draw(st.booleans()):
+        body |= {"threshold": draw(st.floats(0, 1)), "include": ["trajectory"]}
+    for _ in range(draw(st.integers(0, 2))):
+        name = draw(st.sampled_from([*body, *body, "state", "extra"]))
+        body[name] = spoil(draw, body.get(name))
+    if draw(st.integers(0, 15)) == 0:
+        body.pop(draw(st.sampled_from(sorted(body))))
+    return way, orjson.dumps(body)
 
 
 @settings(max_examples=300, deadline=None)
@@ -280,3 +279,19 @@ def test_float32_states_arrive_with_their_bits(state: list[float]) -> None:
     arrived = cast(Any, PARSER.predict(body).states)[0]
 
     assert arrived.tobytes() == sent.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("state", "actions"),
+    [
+        ([STATE] * 2, [[ACTION]] * 3),
+        (STATE, [[ACTION], [ACTION] * 2]),
+    ],
+    ids=["other number of rows", "other number of steps"],
+)
+def test_both_ways_refuse_what_no_single_field_shows(state: Any, actions: Any) -> None:
+    body = orjson.dumps({"state": state, "actions": actions})
+
+    refused("rollout", body)
+    with pytest.raises(ValidationError):
+        CONTRACT.rollout.model_validate_json(body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from click.testing import CliRunner, Result
 
 import models.training.collect
 import models.training.evaluate
+import models.training.examples
+import models.training.report
 import models.training.train
 import service.server
 from models.checkpoint import load_checkpoint
@@ -124,6 +127,40 @@ def test_train_passes_its_options_and_prints_the_version(
 
     assert "version abc123" in result.output
     assert seen[0].members == 3
+
+
+def test_evaluate_writes_report_metrics_examples_and_model_card(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    done: dict[str, tuple[Any, ...]] = {}
+
+    def record(module: ModuleType, name: str, result: Any = None) -> None:
+        def fake(*arguments: Any) -> Any:
+            done[name] = arguments
+            return result
+
+        monkeypatch.setattr(module, name, fake)
+
+    record(models.training.evaluate, "evaluate", {"the": "metrics"})
+    record(models.training.evaluate, "write_metrics")
+    record(models.training.evaluate, "model_card_table", "the table")
+    record(models.training.examples, "export_held_out")
+    record(models.training.report, "update_model_card")
+    card = tmp_path / "card.md"
+    card.touch()
+    report, examples = tmp_path / "report", tmp_path / "episodes"
+    options = ("--report", report, "--examples", examples, "--model-card", card)
+
+    result = invoke("evaluate", tmp_path, tmp_path, *options)
+
+    assert result.output == "the table\n"
+    assert done == {
+        "evaluate": (tmp_path, tmp_path, report),
+        "write_metrics": (tmp_path, {"the": "metrics"}),
+        "model_card_table": ({"the": "metrics"},),
+        "export_held_out": (tmp_path, tmp_path, examples),
+        "update_model_card": (card, {"the": "metrics"}),
+    }
 
 
 @pytest.mark.parametrize(

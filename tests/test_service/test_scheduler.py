@@ -14,53 +14,18 @@ from service.errors import (
     OverloadedError,
     UnavailableError,
 )
-from service.queues import Bounds, JobClass, JobResult
-from service.scheduler import CANARY_ATTEMPTS, Scheduler
+from service.queues import JobClass, JobResult
+from service.scheduler import CANARY_ATTEMPTS
+from tests.test_service.bench import Bench
 from tests.test_service.fakes import (
     POISON,
     FakeEngine,
-    Tally,
-    VirtualLoop,
-    VirtualWorker,
     expected,
     rows,
     same_bits,
 )
 
 SAFETY, PREDICT, ROLLOUT = JobClass
-
-
-class Bench:
-    """A started scheduler with its engine and its observer."""
-
-    def __init__(self, engine: FakeEngine, **options: Any) -> None:
-        self.engine = engine
-        self.tally = Tally()
-        parts = {name: options.pop(name) for name in ("worker", "timer") if name in options}
-        self.scheduler = Scheduler(
-            engine.rollout, engine.canary, Bounds(**options), self.tally, **parts
-        )
-
-    def ask(
-        self,
-        count: int = 1,
-        horizon: int = 4,
-        seed: int = 0,
-        job_class: JobClass = ROLLOUT,
-        timeout_s: float = 20.0,
-        first: float | None = None,
-    ) -> asyncio.Future[JobResult]:
-        states, actions = rows(count, horizon, seed)
-        if first is not None:
-            states[0, 0] = first
-        return self.scheduler.enqueue(states, actions, job_class=job_class, timeout_s=timeout_s)
-
-    async def hold(self) -> asyncio.Future[JobResult]:
-        """Close the gate behind a job of another horizon, and wait until it runs."""
-        self.engine.gate.clear()
-        held = self.ask(horizon=1, job_class=SAFETY)
-        await self.engine.entered()
-        return held
 
 
 @pytest.fixture
@@ -266,21 +231,6 @@ async def test_a_dead_engine_is_noticed_and_everything_is_answered(bench: Bench)
         bench.ask()
 
 
-def test_a_dead_engine_that_recovers_is_used_again() -> None:
-    async def play(bench: Bench, loop: VirtualLoop) -> None:
-        bench.engine.is_broken = True
-        with pytest.raises(EngineError):
-            await bench.ask()
-        await asyncio.sleep(1)
-        with pytest.raises(UnavailableError):
-            bench.ask()
-        bench.engine.is_broken = False
-        await asyncio.sleep(5)
-        assert (await bench.ask()).launches == 1
-
-    simulate(play, canary_interval_s=5.0)
-
-
 async def test_close_resolves_everything(bench: Bench) -> None:
     held = await bench.hold()
     waiting = [bench.ask(seed=seed) for seed in range(3)]
@@ -339,104 +289,3 @@ async def test_an_idle_scheduler_never_wakes(bench: Bench) -> None:
     for _ in range(100):
         await asyncio.sleep(0)
     assert bench.engine.canaries == before
-
-
-def simulate(play: Callable[[Bench, VirtualLoop], Awaitable[None]], **options: Any) -> Bench:
-    """Run a play against a scheduler whose engine does 1,000 row-steps a second."""
-    loop = VirtualLoop()
-    engine = FakeEngine()
-    worker = VirtualWorker(engine, work_per_s=1000)
-    bench = Bench(engine, worker=worker, timer=loop.time, **options)
-
-    async def run() -> None:
-        await bench.scheduler.start()
-        await play(bench, loop)
-        await bench.scheduler.close()
-
-    try:
-        loop.run_until_complete(run())
-    finally:
-        loop.close()
-    return bench
-
-
-def test_retry_after_is_backlog_over_throughput() -> None:
-    async def play(bench: Bench, loop: VirtualLoop) -> None:
-        await bench.ask(count=10)
-        bench.ask(count=500)
-        bench.ask(count=500)
-        with pytest.raises(OverloadedError) as caught:
-            bench.ask(count=500)
-        assert caught.value.retry_after_s == pytest.approx(4.0)
-        assert caught.value.headers == {"Retry-After": "4"}
-
-    simulate(play, queue_rows=dict.fromkeys(JobClass, 1000))
-
-
-def test_an_expired_flood_does_not_delay_a_safety_check() -> None:
-    async def play(bench: Bench, loop: VirtualLoop) -> None:
-        flood = [bench.ask(count=16, timeout_s=0.2) for _ in range(100)]
-        await asyncio.sleep(0.3)
-        before = loop.now
-        await bench.ask(job_class=SAFETY)
-        assert loop.now - before <= (64 + 4) / 1000
-        results = await asyncio.gather(*flood, return_exceptions=True)
-        assert sum(isinstance(r, DeadlineExceededError) for r in results) > 90
-
-    simulate(play, launch_work=64)
-
-
-def test_the_canary_runs_only_when_idle() -> None:
-    async def play(bench: Bench, loop: VirtualLoop) -> None:
-        for _ in range(100):
-            await bench.ask(count=50)
-        assert bench.engine.canaries == 1
-        await asyncio.sleep(20)
-        assert bench.engine.canaries == pytest.approx(5, abs=1)
-        assert (bench.scheduler.vitals.age_s or 0) <= 5.5
-
-    simulate(play, canary_interval_s=5.0, launch_work=1000)
-
-
-def test_ten_minutes_of_mixed_traffic_keep_every_promise() -> None:
-    """No starvation, a bounded wait of safety checks, no job lost or doubled."""
-    rng = np.random.default_rng(1)
-    waits: dict[JobClass, list[float]] = {job_class: [] for job_class in JobClass}
-    ended = {"answered": 0, "expired": 0, "refused": 0, "cancelled": 0}
-
-    async def caller(bench: Bench, loop: VirtualLoop, job_class: JobClass, every_s: float) -> None:
-        while loop.now < 600:
-            await asyncio.sleep(rng.exponential(every_s))
-            count = 1 if job_class is SAFETY else int(rng.integers(1, 40))
-            states, actions = rows(count, 1 if job_class is PREDICT else 8, seed=count)
-            started = loop.now
-            try:
-                future = bench.scheduler.enqueue(
-                    states, actions, job_class=job_class, timeout_s=3.0
-                )
-                if rng.random() < 0.02:
-                    future.cancel()
-                result = await future
-                assert same_bits(result.prediction, expected(states, actions))
-                waits[job_class].append(loop.now - started)
-                ended["answered"] += 1
-            except OverloadedError:
-                ended["refused"] += 1
-            except DeadlineExceededError:
-                ended["expired"] += 1
-            except asyncio.CancelledError:
-                ended["cancelled"] += 1
-
-    async def play(bench: Bench, loop: VirtualLoop) -> None:
-        crowd = [(SAFETY, 0.2)] * 2 + [(PREDICT, 0.1)] * 4 + [(ROLLOUT, 0.05)] * 6
-        await asyncio.gather(*(caller(bench, loop, c, s) for c, s in crowd))
-        assert not any(bench.scheduler.queues.depth(c) for c in JobClass)
-
-    bench = simulate(play, launch_work=128, max_passes=8)
-
-    launch_s, check_s = 128 / 1000, 8 / 1000
-    assert max(waits[SAFETY]) <= launch_s + 3 * check_s + 1e-9
-    assert len(waits[ROLLOUT]) > 1000
-    assert ended["answered"] > 5000
-    assert bench.tally.rejections["expired"] == ended["expired"]
-    assert bench.tally.rejections["cancelled"] == ended["cancelled"]

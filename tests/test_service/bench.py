@@ -1,0 +1,71 @@
+"""A scheduler on the bench: with its engine, its observer, and simulated time if wanted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from service.queues import Bounds, JobClass, JobResult
+from service.scheduler import Scheduler
+from tests.test_service.fakes import (
+    FakeEngine,
+    Tally,
+    VirtualLoop,
+    VirtualWorker,
+    rows,
+)
+
+SAFETY, PREDICT, ROLLOUT = JobClass
+
+
+class Bench:
+    """A started scheduler with its engine and its observer."""
+
+    def __init__(self, engine: FakeEngine, **options: Any) -> None:
+        self.engine = engine
+        self.tally = Tally()
+        parts = {name: options.pop(name) for name in ("worker", "timer") if name in options}
+        self.scheduler = Scheduler(
+            engine.rollout, engine.canary, Bounds(**options), self.tally, **parts
+        )
+
+    def ask(
+        self,
+        count: int = 1,
+        horizon: int = 4,
+        seed: int = 0,
+        job_class: JobClass = ROLLOUT,
+        timeout_s: float = 20.0,
+        first: float | None = None,
+    ) -> asyncio.Future[JobResult]:
+        states, actions = rows(count, horizon, seed)
+        if first is not None:
+            states[0, 0] = first
+        return self.scheduler.enqueue(states, actions, job_class=job_class, timeout_s=timeout_s)
+
+    async def hold(self) -> asyncio.Future[JobResult]:
+        """Close the gate behind a job of another horizon, and wait until it runs."""
+        self.engine.gate.clear()
+        held = self.ask(horizon=1, job_class=SAFETY)
+        await self.engine.entered()
+        return held
+
+
+def simulate(play: Callable[[Bench, VirtualLoop], Awaitable[None]], **options: Any) -> Bench:
+    """Run a play against a scheduler whose engine does 1,000 row-steps a second."""
+    loop = VirtualLoop()
+    engine = FakeEngine()
+    worker = VirtualWorker(engine, work_per_s=1000)
+    bench = Bench(engine, worker=worker, timer=loop.time, **options)
+
+    async def run() -> None:
+        await bench.scheduler.start()
+        await play(bench, loop)
+        await bench.scheduler.close()
+
+    try:
+        loop.run_until_complete(run())
+    finally:
+        loop.close()
+    return bench

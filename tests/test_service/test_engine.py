@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import structlog
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import models.world_model
+from models.checkpoint import Architecture, Calibration, Checkpoint
+from models.ensemble import EnsembleRollout, WorldModelEnsemble
+from models.spec import anonymous_spec
+from service import shapes
+from service.engine import Engine
+from service.errors import StartupError
+from service.interface import Array, EngineLike, Prediction
+from service.shapes import launch_shapes
+
+STATE_DIM, ACTION_DIM = 4, 2
+
+
+@cache
+def checkpoint(members: int = 2) -> Checkpoint:
+    """Return one and the same: initial weights depend on the number of threads."""
+    torch.manual_seed(0)
+    spec = anonymous_spec(STATE_DIM, ACTION_DIM)
+    architecture = Architecture(hidden_dims=(16, 32))
+    ensemble = WorldModelEnsemble.from_members([architecture.build(spec) for _ in range(members)])
+    bounds = (-1.0,) * STATE_DIM, (1.0,) * STATE_DIM
+    return Checkpoint(
+        ensemble=ensemble.eval().requires_grad_(False),
+        spec=spec,
+        architecture=architecture,
+        calibration=Calibration(0.2, 0.9, *bounds, 16),
+        name="small",
+        version="v1",
+        metrics={"auroc": 0.5},
+    )
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    threads = torch.get_num_threads()
+    engine = Engine(checkpoint(), device="cpu", threads=1, max_rows=96)
+    engine.start()
+    yield engine
+    engine.close()
+    torch.set_num_threads(threads)
+
+
+def inputs(rows: int, horizon: int, seed: int = 0) -> tuple[Array, Array]:
+    rng = np.random.default_rng(seed)
+    states = rng.normal(size=(rows, STATE_DIM)).astype(np.float32)
+    return states, rng.uniform(-1, 1, (rows, horizon, ACTION_DIM)).astype(np.float32)
+
+
+def row_bits(prediction: Prediction, row: int) -> list[bytes]:
+    names = ("states", "rewards", "dones", "uncertainty")
+    return [np.ascontiguousarray(getattr(prediction, name)[row]).tobytes() for name in names]
+
+
+def test_the_answer_is_the_models(engine: Engine) -> None:
+    states, actions = inputs(11, 6)
+
+    seen = engine.rollout(states, actions)
+
+    truth = checkpoint().ensemble.rollout(torch.from_numpy(states), torch.from_numpy(actions))
+    for name in ("states", "rewards", "dones", "uncertainty"):
+        assert np.array_equal(getattr(seen, name), getattr(truth, name).numpy())
+        assert getattr(seen, name).dtype == np.float32
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=5),
+    st.integers(1, 6),
+    st.integers(0, 10**6),
+)
+def test_a_row_has_the_same_bits_alone_and_in_any_launch(
+    engine: Engine, counts: list[int], horizon: int, seed: int
+) -> None:
+    states, actions = inputs(sum(counts), horizon, seed)
+    together = engine.rollout(states, actions)
+    start = 0
+    for count in counts:
+        alone = engine.rollout(states[start : start + 1], actions[start : start + 1])
+        part = engine.rollout(states[start : start + count], actions[start : start + count])
+        assert row_bits(alone, 0) == row_bits(together, start)
+        assert row_bits(part, count - 1) == row_bits(together, start + count - 1)
+        start += count
+
+
+def test_a_prefix_of_a_rollout_is_the_shorter_rollout(engine: Engine) -> None:
+    states, actions = inputs(3, 8)
+
+    long, short = engine.rollout(states, actions), engine.rollout(states, actions[:, :5])
+
+    assert np.array_equal(long.states[:, :6], short.states)
+    assert np.array_equal(long.dones[:, :5], short.dones)
+
+
+def test_what_the_engine_is_given_stays_as_it_was(engine: Engine) -> None:
+    states, actions = inputs(3, 2)
+    before = states.copy(), actions.copy()
+
+    engine.rollout(states, np.broadcast_to(actions[:1], actions.shape))
+
+    assert np.array_equal(states, before[0])
+    assert np.array_equal(actions, before[1])
+
+
+def test_the_model_is_described(engine: Engine) -> None:
+    info = engine.describe()
+
+    assert (info.name, info.version, info.device, info.members) == ("small", "v1", "cpu", 2)
+    assert (info.spec.state_dim, info.limits.crash_threshold) == (STATE_DIM, 0.2)
+    assert info.metrics == {"auroc": 0.5}
+    assert engine.load_s > 0
+    assert engine.vram() is None
+    as_protocol: EngineLike = engine
+    as_protocol.canary()
+
+
+@pytest.mark.parametrize(
+    ("device", "max_rows", "shapes"),
+    [
+        ("cpu", 8, [8]),
+        ("cpu", 20, [8, 16, 24]),
+        ("cpu", 128, [8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128]),
+        ("cuda", 1024, [8, 64, 256, 1024]),
+        ("cuda", 100, [8, 64, 104]),
+    ],
+)
+def test_launch_shapes_are_tiled_and_reach_the_budget(
+    device: str, max_rows: int, shapes: list[int]
+) -> None:
+    assert launch_shapes(device, max_rows) == shapes
+
+
+def test_row_tiles_are_the_models() -> None:
+    assert shapes.ROW_TILE == models.world_model.ROW_TILE
+
+
+class Moody(nn.Module):
+    """An ensemble that does not fit the memory, or is not the same in every shape."""
+
+    def __init__(self, inner: WorldModelEnsemble) -> None:
+        super().__init__()
+        self.inner = inner
+        self.member_count = inner.member_count
+        self.fits_rows = 10**9
+        self.odd_rows = 0
+        self.is_odd_in_place = False
+        self.factor = 1.0
+        self.launches: list[int] = []
+
+    def rollout(self, states: torch.Tensor, actions: torch.Tensor) -> EnsembleRollout:
+        self.launches.append(len(states))
+        if len(states) > self.fits_rows:
+            raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
+        result = self.inner.rollout(states, actions)
+        factor = torch.full((len(states), 1, 1), self.factor)
+        if len(states) == self.odd_rows or self.is_odd_in_place:
+            factor[3] = 1.001
+        return replace(result, states=result.states * factor)
+
+
+def moody(**moods: Any) -> tuple[Moody, Engine]:
+    base = checkpoint()
+    ensemble = Moody(base.ensemble)
+    for name, value in moods.items():
+        setattr(ensemble, name, value)
+    return ensemble, Engine(replace(base, ensemble=ensemble), device="cpu", threads=1, max_rows=64)  # type: ignore[arg-type]
+
+
+def test_out_of_memory_splits_the_launch_and_goes_on(engine: Engine) -> None:
+    ensemble, small = moody()
+    small.start()
+    counted: list[str] = []
+    small.report_errors_to(counted.append)
+    ensemble.fits_rows = 16
+    states, actions = inputs(50, 3)
+
+    with structlog.testing.capture_logs() as lines:
+        seen = small.rollout(states, actions)
+
+    truth = engine.rollout(states, actions)
+    assert row_bits(seen, 0) == row_bits(truth, 0)
+    assert [row_bits(seen, k) for k in range(50)] == [row_bits(truth, k) for k in range(50)]
+    assert counted == ["out_of_memory"] * len(lines)
+    assert {line["event"] for line in lines} == {"launch split"}
+
+
+def test_a_launch_that_never_fits_is_an_error() -> None:
+    ensemble, small = moody()
+    small.start()
+    ensemble.fits_rows = 0
+
+    with pytest.raises(torch.OutOfMemoryError):
+        small.rollout(*inputs(20, 2))
+
+
+def test_a_shape_with_other_bits_is_dropped_and_not_used() -> None:
+    ensemble, small = moody(odd_rows=24)
+
+    with structlog.testing.capture_logs() as lines:
+        small.start()
+    ensemble.launches.clear()
+    small.rollout(*inputs(20, 2))
+
+    assert 24 not in small.shapes
+    assert ensemble.launches == [32]
+    assert (lines[0]["event"], lines[0]["rows"]) == ("launch shape dropped", 24)
+
+
+def test_a_model_whose_bits_depend_on_the_place_is_told() -> None:
+    _, small = moody(is_odd_in_place=True)
+
+    with structlog.testing.capture_logs() as lines:
+        small.start()
+
+    assert [line["event"] for line in lines] == ["rows are not reproducible"]
+    assert small.shapes == launch_shapes("cpu", 64)
+
+
+def test_the_canary_notices_a_prediction_that_is_not_finite() -> None:
+    ensemble, small = moody()
+    small.start()
+    ensemble.factor = float("nan")
+
+    with pytest.raises(RuntimeError, match="not finite"):
+        small.canary()
+
+
+def test_a_model_that_does_not_run_stops_the_start() -> None:
+    _, small = moody(fits_rows=0)
+
+    with pytest.raises(StartupError, match="does not run on cpu"):
+        small.start()
+
+
+def test_a_missing_device_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    with pytest.raises(StartupError, match="no CUDA device"):
+        Engine(checkpoint(), device="cuda").start()

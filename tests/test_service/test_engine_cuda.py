@@ -1,0 +1,149 @@
+"""What only a GPU needs: its memory, told by fakes; and its bits, where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pynvml
+import pytest
+import torch
+
+from service.engine import Engine
+from service.interface import Array
+from service.vram import DeviceMemory
+from tests.test_service.test_engine import checkpoint, inputs, moody, row_bits
+
+
+class FakeMemory:
+    def __init__(self, uuid: str) -> None:
+        self.uuid = uuid
+        self.is_closed = False
+
+    def start(self) -> None:
+        pass
+
+    def read(self) -> Mapping[str, int]:
+        return {"device_used": 3, "device_total": 8}
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A CUDA runtime that only answers questions."""
+    calls: dict[str, Any] = {}
+    properties = SimpleNamespace(total_memory=8 * 2**30, uuid="abc")
+    for name, answer in {
+        "get_device_properties": lambda device: properties,
+        "set_per_process_memory_fraction": lambda share, device: calls.update(share=share),
+        "get_device_name": lambda device: "NVIDIA Fake",
+        "memory_allocated": lambda device: 1,
+        "memory_reserved": lambda device: 2,
+        "max_memory_allocated": lambda device: 4,
+        "empty_cache": lambda: calls.update(emptied=calls.get("emptied", 0) + 1),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    return calls
+
+
+def test_the_memory_budget_is_enforced_and_reported(
+    cuda: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.engine.DeviceMemory", FakeMemory)
+    engine = Engine(checkpoint(), vram_budget_bytes=2 * 2**30)
+    engine._device = torch.device("cuda", 0)
+    engine._start_cuda()
+
+    assert cuda["share"] == 0.25
+    assert engine.vram() == {
+        "allocated": 1,
+        "reserved": 2,
+        "peak": 4,
+        "budget": 2 * 2**30,
+        "device_used": 3,
+        "device_total": 8,
+    }
+    assert engine.describe().device == "NVIDIA Fake"
+    engine.close()
+    assert cuda["emptied"] == 1
+
+
+def test_memory_is_given_back_before_a_launch_is_split(
+    cuda: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on_cpu(rows: Array, shape: int) -> torch.Tensor:
+        missing = np.zeros((shape - len(rows), *rows.shape[1:]), np.float32)
+        return torch.from_numpy(np.concatenate([rows, missing]))
+
+    ensemble, small = moody()
+    small.start()
+    small._device = torch.device("cuda", 0)
+    monkeypatch.setattr(small, "_to_device", on_cpu)
+    ensemble.fits_rows = 16
+
+    small.rollout(*inputs(32, 2))
+
+    assert cuda["emptied"] == 1
+
+
+def test_without_the_driver_the_device_wide_figures_are_absent(
+    cuda: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(self: FakeMemory) -> None:
+        raise OSError("no driver")
+
+    monkeypatch.setattr("service.engine.DeviceMemory", FakeMemory)
+    monkeypatch.setattr(FakeMemory, "start", absent)
+    engine = Engine(checkpoint())
+    engine._device = torch.device("cuda", 0)
+    engine._start_cuda()
+
+    assert "device_used" not in (engine.vram() or {})
+
+
+def test_nvml_reads_the_device_by_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlShutdown", lambda: asked.append("shutdown"))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", asked.append)
+    monkeypatch.setattr(
+        pynvml, "nvmlDeviceGetMemoryInfo", lambda handle: SimpleNamespace(used=5, total=9)
+    )
+    memory = DeviceMemory("abc")
+    memory.start()
+
+    assert memory.read() == {"device_used": 5, "device_total": 9}
+    memory.close()
+    assert asked == ["GPU-abc", "shutdown"]
+
+
+def test_nvml_that_fails_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_UNKNOWN)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", fail)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", fail)
+
+    assert DeviceMemory("GPU-abc").read() == {}
+    with pytest.raises(OSError, match="NVML is not available"):
+        DeviceMemory("GPU-abc").start()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_a_row_has_the_same_bits_in_any_launch() -> None:
+    engine = Engine(checkpoint(), device="cuda", max_rows=1024)
+    engine.start()
+    states, actions = inputs(300, 16)
+    together = engine.rollout(states, actions)
+
+    for row in (0, 7, 63, 64, 255, 299):
+        alone = engine.rollout(states[row : row + 1], actions[row : row + 1])
+        assert row_bits(alone, 0) == row_bits(together, row)
+    usage = engine.vram() or {}
+    assert 0 < usage["allocated"] <= usage["reserved"] <= usage["budget"]
+    engine.close()

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import pytest
+
+from models.safety import Verdict
+from service.app import ENDPOINTS
+from service.metrics import OTHER, Metrics, Registry
+from tests.test_service.fakes import fake_info
+
+NAMES = {
+    "requests",
+    "request_seconds",
+    "stage_seconds",
+    "batch_rows",
+    "batch_requests",
+    "queue_depth",
+    "queue_rows",
+    "rejected",
+    "engine_errors",
+    "vram_bytes",
+    "process_resident_bytes",
+    "crash_probability",
+    "safety_verdicts",
+    "uncertainty",
+    "ready",
+    "info",
+    "load_seconds",
+}
+
+
+class Read:
+    """Metrics of a registry, watched things included."""
+
+    def __init__(self, vram: dict[str, int] | None = None) -> None:
+        self.registry = Registry()
+        self.metrics = Metrics(self.registry, ENDPOINTS)
+        self.metrics.watch_queues(lambda job_class: len(job_class), lambda job_class: 7)
+        self.metrics.watch_ready(lambda: True)
+        self.metrics.watch_model(fake_info(), lambda: 0.5, lambda: vram)
+
+    def value(self, name: str, **labels: str) -> float | None:
+        return self.registry.get_sample_value(f"world_model_{name}", labels)
+
+
+def test_every_name_of_the_contract_is_exported_and_no_other() -> None:
+    names = {family.name for family in Read({"allocated": 1}).registry.collect()}
+
+    assert names == {f"world_model_{name}" for name in NAMES}
+
+
+def test_series_exist_from_the_start_at_zero() -> None:
+    read = Read()
+
+    for endpoint in (*ENDPOINTS, OTHER):
+        assert read.value("requests_total", endpoint=endpoint, code="200") == 0
+    for stage in ("parse", "queue", "compute", "respond"):
+        assert read.value("stage_seconds_count", stage=stage) == 0
+    for reason in ("queue_full", "expired", "cancelled", "draining", "engine_down"):
+        assert read.value("rejected_total", reason=reason) == 0
+    for kind in ("exception", "bad_output", "non_finite", "out_of_memory", "canary"):
+        assert read.value("engine_errors_total", kind=kind) == 0
+    for verdict in ("safe", "unsafe", "unknown"):
+        assert read.value("safety_verdicts_total", verdict=verdict) == 0
+    assert read.value("crash_probability_count") == 0
+
+
+def test_latency_buckets_start_at_100_microseconds() -> None:
+    read = Read()
+    read.metrics.answered("/predict", 200, 0.00005)
+    read.metrics.staged(0.00005, 0.0002, 1.0, 100.0)
+
+    assert read.value("request_seconds_bucket", endpoint="/predict", le="0.0001") == 1
+    assert read.value("stage_seconds_bucket", stage="queue", le="0.0001") == 0
+    assert read.value("stage_seconds_bucket", stage="respond", le="60.0") == 0
+
+
+def test_an_unforeseen_status_is_counted_all_the_same() -> None:
+    read = Read()
+    read.metrics.answered(OTHER, 304, 0.1)
+
+    assert read.value("requests_total", endpoint=OTHER, code="304") == 1
+
+
+def verdict(name: str, probability: float | None) -> Verdict:
+    return Verdict(name, probability, [probability], None, 0.1, 0.5, (), 0.1)
+
+
+def test_verdicts_and_probabilities_are_counted_in_bulk() -> None:
+    read = Read()
+    read.metrics.checked([verdict("safe", 0.0), verdict("safe", 0.05), verdict("unknown", None)])
+    read.metrics.checked([verdict("unsafe", 1.0)])
+    read.metrics.disagreed([0.001, 0.2, 50.0])
+
+    assert read.value("safety_verdicts_total", verdict="safe") == 2
+    assert read.value("crash_probability_bucket", le="0.001") == 1
+    assert read.value("crash_probability_bucket", le="0.05") == 2
+    assert read.value("crash_probability_bucket", le="1.0") == 3
+    assert read.value("crash_probability_sum") == pytest.approx(1.05)
+    assert read.value("uncertainty_bucket", le="0.001") == 1
+    assert read.value("uncertainty_bucket", le="10.0") == 2
+    assert read.value("uncertainty_bucket", le="+Inf") == 3
+
+
+def test_gauges_are_read_at_each_scrape() -> None:
+    read = Read()
+
+    assert read.value("queue_depth", **{"class": "safety"}) == len("safety")
+    assert read.value("queue_rows", **{"class": "rollout"}) == 7
+    assert (read.value("ready"), read.value("load_seconds")) == (1, 0.5)
+    assert (read.value("process_resident_bytes") or 0) > 10**6
+    labels = {"version": "0123456789abcdef", "device": "cpu", "checkpoint": "fake-model"}
+    assert read.value("info", **labels) == 1
+
+
+def test_vram_is_absent_without_a_gpu_and_by_kind_with_one() -> None:
+    assert b"vram_bytes{" not in Read(None).metrics.render()
+    read = Read({"allocated": 5, "budget": 9})
+
+    assert read.value("vram_bytes", kind="allocated") == 5
+    assert read.value("vram_bytes", kind="budget") == 9

@@ -1,0 +1,164 @@
+"""The server in process: what stops a start, and a whole life from port to exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+import torch
+
+from models.checkpoint import save_checkpoint
+from service.client import Client
+from service.engine import Engine
+from service.errors import StartupError
+from service.interface import Array, Prediction
+from service.server import serve
+from service.settings import Settings
+from tests.test_service.test_engine import checkpoint
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("server") / "checkpoint"
+    save_checkpoint(checkpoint(), folder)
+    return folder
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        number = probe.getsockname()[1]
+    threads = torch.get_num_threads()
+    yield number
+    torch.set_num_threads(threads)
+
+
+def test_a_taken_port_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = taken.getsockname()[1]
+        with pytest.raises(StartupError, match=f"127.0.0.1:{number}: Address already in use"):
+            serve(Settings(port=number, checkpoint=tmp_path / "absent"))
+
+
+def test_an_unknown_host_is_told() -> None:
+    with pytest.raises(StartupError, match=r"cannot listen on 203\.0\.113\.7"):
+        serve(Settings(host="203.0.113.7", port=0))
+
+
+def test_a_missing_checkpoint_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match=r"cannot load the checkpoint: .*absent does not exist"):
+        serve(Settings(port=0, checkpoint=tmp_path / "absent"))
+
+
+def test_too_many_members_are_told(folder: Path) -> None:
+    with pytest.raises(StartupError, match="cannot serve 9 members"):
+        serve(Settings(port=0, checkpoint=folder, members=9))
+
+
+def in_thread(work: Any) -> threading.Thread:
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def wait_ready(port: int) -> Client:
+    client = Client(f"http://127.0.0.1:{port}")
+    deadline = time.monotonic() + 20
+    while not client.ready():
+        assert time.monotonic() < deadline, "the service did not become ready"
+        time.sleep(0.02)
+    return client
+
+
+STATE, ACTIONS = [0.0] * 4, [[0.1, 0.2]] * 3
+BODY = {"state": STATE, "actions": ACTIONS}
+
+
+def test_a_whole_life_ends_with_zero(
+    folder: Path, port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGTERM: not ready at once, still served during the drain delay, then an exit code of 0."""
+    seen: dict[str, Any] = {}
+
+    def visitor() -> None:
+        with wait_ready(port) as client:
+            seen["first"] = client.rollout(STATE, ACTIONS)
+            os.kill(os.getpid(), signal.SIGTERM)
+            deadline = time.monotonic() + 5
+            while client.ready() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            seen["ready"] = client.ready()
+            seen["second"] = client.rollout(STATE, ACTIONS)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = in_thread(visitor)
+    code = serve(
+        Settings(
+            port=port,
+            checkpoint=folder,
+            device="cpu",
+            threads=1,
+            log_format="json",
+            drain_delay_s=30.0,
+        )
+    )
+    thread.join()
+
+    assert code == 0
+    assert (seen["ready"], seen["second"]) == (False, seen["first"])
+    events = [orjson.loads(line)["event"] for line in capsys.readouterr().out.splitlines()]
+    ours = ("started", "stopping", "stopped")
+    assert [event for event in events if event in ours] == list(ours)
+
+
+def test_accepted_work_is_finished_or_answered_before_the_end(
+    folder: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One request outlasts the shutdown: it gets its 503, and the service still ends with 0."""
+    gate, entered = threading.Event(), threading.Event()
+    answers: list[httpx.Response] = []
+    rollout = Engine.rollout
+
+    def held(self: Engine, states: Array, actions: Array) -> Prediction:
+        if actions.shape[1] == 3:
+            entered.set()
+            gate.wait(20)
+        return rollout(self, states, actions)
+
+    monkeypatch.setattr(Engine, "rollout", held)
+
+    def visitor() -> None:
+        wait_ready(port).close()
+        caller = in_thread(
+            lambda: answers.append(httpx.post(f"http://127.0.0.1:{port}/rollout", json=BODY))
+        )
+        entered.wait(20)
+        os.kill(os.getpid(), signal.SIGINT)
+        caller.join()
+        gate.set()
+
+    thread = in_thread(visitor)
+    code = serve(
+        Settings(
+            port=port,
+            checkpoint=folder,
+            device="cpu",
+            threads=1,
+            log_level="error",
+            drain_delay_s=0.0,
+            shutdown_timeout_s=0.1,
+        )
+    )
+    thread.join()
+
+    assert code == 0
+    assert answers[0].status_code == 503
