@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from models.world_model import WorldModel, lanewise, pad_rows, unroll
 
+_MIN_COLUMNS = 16
+
 
 @dataclass(frozen=True)
 class EnsembleRollout:
@@ -160,18 +162,26 @@ class WorldModelEnsemble(nn.Module):
 
 
 class _StackedLinear(nn.Module):
-    """E linear layers as one batched product: [E, B, in] -> [E, B, out]."""
+    """E linear layers as one batched product: [E, B, in] -> [E, B, out].
+
+    Outputs narrower than a vector are computed with zero columns beside them: matrix kernels treat
+    the rows of narrow products unlike, and a row's bits would depend on its place.
+    """
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         super().__init__()
-        self.register_buffer("weight", torch.stack([x.weight.detach().T for x in layers]))
-        self.register_buffer("bias", torch.stack([x.bias.detach() for x in layers]).unsqueeze(1))
+        weight = torch.stack([x.weight.detach().T for x in layers])
+        bias = torch.stack([x.bias.detach() for x in layers]).unsqueeze(1)
+        self.width = weight.shape[-1]
+        missing = max(0, _MIN_COLUMNS - self.width)
+        self.register_buffer("weight", F.pad(weight, (0, missing)))
+        self.register_buffer("bias", F.pad(bias, (0, missing)))
 
     weight: Tensor
     bias: Tensor
 
     def forward(self, rows: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias, rows, self.weight)
+        return torch.baddbmm(self.bias, rows, self.weight)[..., : self.width]
 
 
 def _stack(members: Sequence[WorldModel]) -> WorldModel:

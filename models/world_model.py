@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor, nn
 
 from models.geometry import GeometryMap
@@ -287,9 +288,24 @@ def lanewise(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
 def _mlp(inputs: int, widths: Sequence[int], act: type[nn.Module]) -> nn.Sequential:
     layers: list[nn.Module] = []
     for width in widths:
-        layers += [nn.Linear(inputs, width), act()]
+        # A tile of rows must fill whole vectors, or its last elements are rounded otherwise.
+        is_whole = ROW_TILE * width % _LANES == 0
+        layers += [nn.Linear(inputs, width), act() if is_whole else _Padded(act())]
         inputs = width
     return nn.Sequential(*layers)
+
+
+class _Padded(nn.Module):
+    """An activation over rows filled up with zeros to whole vectors."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, rows: Tensor) -> Tensor:
+        width = rows.shape[-1]
+        padded: Tensor = self.activation(F.pad(rows, (0, -width % _LANES)))
+        return padded[..., :width]
 
 
 def _check_arguments(

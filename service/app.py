@@ -25,6 +25,7 @@ from service.interface import EngineLike
 from service.metrics import Metrics, Registry
 from service.openapi import add_hot_routes
 from service.queues import Bounds, JobClass
+from service.routes.docs import add_docs
 from service.routes.health import PATHS as HEALTH_PATHS
 from service.routes.health import health_router
 from service.routes.model import model_router
@@ -83,7 +84,7 @@ def create_app(settings: Settings, engine: EngineLike, registry: Registry) -> Wo
         title="World Model Service",
         version=version("world-model-service"),
         description="A learned world model: predictions for planners, verdicts for monitors.",
-        docs_url="/docs" if settings.docs else None,
+        docs_url=None,
         openapi_url="/openapi.json" if settings.docs else None,
         redoc_url=None,
         redirect_slashes=False,
@@ -95,6 +96,8 @@ def create_app(settings: Settings, engine: EngineLike, registry: Registry) -> Wo
     app.include_router(
         model_router(info, max_horizon=settings.max_horizon, max_rows=settings.max_rows)
     )
+    if settings.docs:
+        add_docs(app)
     app.add_exception_handler(HTTPException, _translate)
     app.add_middleware(
         Door,

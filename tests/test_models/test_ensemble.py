@@ -76,6 +76,25 @@ def test_a_row_has_the_same_bits_whatever_shares_its_batch(
         assert torch.equal(getattr(full, name)[first:], getattr(part, name)), name
 
 
+@pytest.mark.parametrize("state_dim", [1, 2, 3, 5, 7, 10, 34])
+@pytest.mark.parametrize("hidden_dims", [(32,), (50, 33)], ids=str)
+def test_rows_keep_their_bits_in_models_of_any_dims(
+    state_dim: int, hidden_dims: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    ensemble = WorldModelEnsemble(
+        3, state_dim=state_dim, action_dim=2, hidden_dims=hidden_dims
+    ).eval()
+    states, actions = torch.randn(48, state_dim), torch.rand(48, 4, 2)
+    full = ensemble.rollout(states, actions)
+
+    for first, rows in ((0, 1), (3, 8), (5, 17), (20, 24)):
+        part = ensemble.rollout(states[first : first + rows], actions[first : first + rows])
+        for name in ("states", "rewards", "dones", "uncertainty"):
+            whole = getattr(full, name)[first : first + rows]
+            assert torch.equal(whole, getattr(part, name)), (name, first, rows)
+
+
 def test_uncertainty_is_the_largest_disagreement_and_grows_with_the_horizon(
     ensemble: WorldModelEnsemble,
 ) -> None:

@@ -241,7 +241,11 @@ async def test_openapi_declares_every_route_with_the_models_dims(
     assert used <= set(schemas)
     failures = document["paths"]["/predict"]["post"]["responses"].keys() - {"200"}
     assert failures == {str(e.status) for e in SERVICE_ERRORS} - {"403", "404", "405"}
-    assert (await client.get("/docs")).status_code == 200
+    page = await client.get("/docs")
+    assert page.status_code == 200
+    assert "//cdn" not in page.text
+    for asset in re.findall(r'(?:src|href)="([^"]+)"', page.text):
+        assert (await client.get(asset)).status_code == 200, asset
     assert (await client.get("/openapi.json")).json() == document
 
 
