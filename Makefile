@@ -49,8 +49,9 @@ train: $(VENV)/.all
 	@echo "==> Done: serve it with 'make serve ARGS=\"--checkpoint $(OUT)\"'"
 
 bench: $(VENV)/.all
-	@echo "==> Measuring"
+	@echo "==> Measuring; figures are recorded in docs/benchmarks.md"
 	@$(BIN)/python -m benchmarks.ensemble
+	@$(BIN)/python -m benchmarks.service
 
 format: $(VENV)/.all
 	@echo "==> Formatting"

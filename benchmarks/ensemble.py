@@ -27,13 +27,13 @@ ROWS = (1, 16, 64, 256)
 HORIZONS = (1, 16)
 REPETITIONS = 9
 
-Rollout = Callable[[Tensor, Tensor], object]
+Rollout = Callable[[Tensor, Tensor], Tensor]
 
 
 def ways(ensemble: WorldModelEnsemble) -> dict[str, Rollout]:
     """Return the ways by name; each returns the members' states."""
     members = list(ensemble.members)
-    parameters, buffers = stack_module_state(members)  # type: ignore[arg-type]
+    parameters, buffers = stack_module_state(members)
 
     def loop(states: Tensor, actions: Tensor) -> Tensor:
         return torch.stack([member.rollout(states, actions)[0] for member in members])
@@ -72,7 +72,7 @@ def measure(ensemble: WorldModelEnsemble) -> dict[tuple[int, int], dict[str, flo
                     rollout(states, actions)[:, :rows],
                     expected,
                     rtol=1e-3,
-                    atol=1e-2,  # type: ignore[index]
+                    atol=1e-2,
                 )
             times: dict[str, list[float]] = {name: [] for name in candidates}
             for _ in range(REPETITIONS):

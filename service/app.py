@@ -72,7 +72,9 @@ def create_app(settings: Settings, engine: EngineLike, registry: Registry) -> Wo
     """
     info = engine.describe()
     metrics = Metrics(registry, ENDPOINTS)
-    scheduler = Scheduler(engine.rollout, engine.canary, _bounds(settings), metrics)
+    scheduler = Scheduler(
+        engine.rollout, engine.canary, _bounds(settings, engine.launch_work), metrics
+    )
     readiness = Readiness(scheduler.vitals, settings.readiness_max_age_s)
     parser = BodyParser(info.spec, settings.max_horizon, settings.max_rows)
     engine.report_errors_to(metrics.engine_failed)
@@ -109,14 +111,14 @@ def create_app(settings: Settings, engine: EngineLike, registry: Registry) -> Wo
     return app
 
 
-def _bounds(settings: Settings) -> Bounds:
+def _bounds(settings: Settings, launch_work: int) -> Bounds:
     return Bounds(
         queue_rows={
             JobClass.SAFETY: settings.queue_rows_safety,
             JobClass.PREDICT: settings.queue_rows_predict,
             JobClass.ROLLOUT: settings.queue_rows_rollout,
         },
-        launch_work=settings.launch_work,
+        launch_work=launch_work,
         max_passes=settings.max_passes,
         canary_interval_s=settings.canary_interval_s,
     )

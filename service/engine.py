@@ -18,7 +18,7 @@ import torch
 from models.checkpoint import Checkpoint
 from service.errors import StartupError
 from service.interface import Array, ModelInfo, Prediction
-from service.shapes import ROW_TILE, launch_shapes, probe_rows
+from service.shapes import LAUNCH_WORK, MAX_LAUNCH_ROWS, ROW_TILE, launch_shapes, probe_rows
 from service.vram import DeviceMemory
 
 log = structlog.get_logger()
@@ -48,7 +48,7 @@ class Engine:
         checkpoint: Loaded on the CPU.
         device: "auto", "cpu" or "cuda".
         threads: CPU threads of a forward pass; 0: one a core, less one for HTTP.
-        max_rows: Most rows of a launch of one step; bigger calls are computed in parts.
+        launch_work: Most rows x steps of a launch; 0: what suits the device.
         vram_budget_bytes: Most memory the allocator may take on a GPU.
     """
 
@@ -58,19 +58,24 @@ class Engine:
         *,
         device: str = "auto",
         threads: int = 0,
-        max_rows: int = 1024,
+        launch_work: int = 0,
         vram_budget_bytes: int = 4 * 2**30,
     ) -> None:
         self._checkpoint = checkpoint
         self._wanted_device = device
         self._threads = threads
-        self._max_rows = max_rows
+        self._wanted_work = launch_work
         self._vram_budget = vram_budget_bytes
         self._device = torch.device("cpu")
         self._device_memory: MemoryReader | None = None
         self._count_error: Callable[[str], None] = lambda kind: None
         self.shapes: list[int] = []
         self.load_s = 0.0
+
+    @property
+    def launch_work(self) -> int:
+        """Most rows x steps that a launch should hold on this device."""
+        return self._wanted_work or LAUNCH_WORK[self._device.type]
 
     def start(self) -> None:
         """Move the weights to the device, then warm and verify every launch shape.
@@ -238,7 +243,7 @@ class Engine:
         Every shape is filled with the same few rows, turned by one place from tile to tile: bits
         may depend neither on the shape nor on the place in it.
         """
-        candidates = launch_shapes(self._device.type, self._max_rows)
+        candidates = launch_shapes(self._device.type, min(self.launch_work, MAX_LAUNCH_ROWS))
         rows = probe_rows(
             candidates[0], _PROBE_STEPS, self._checkpoint.spec, self._checkpoint.limits
         )

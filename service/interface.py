@@ -65,6 +65,10 @@ class EngineLike(Protocol):
     def load_s(self) -> float:
         """Seconds from start to warm."""
 
+    @property
+    def launch_work(self) -> int:
+        """Most rows x steps that a launch should hold."""
+
     def describe(self) -> ModelInfo:
         """Return what is known about the model."""
 

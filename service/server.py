@@ -84,7 +84,7 @@ def _loaded_engine(settings: Settings) -> Engine:
         checkpoint,
         device=settings.device,
         threads=settings.threads,
-        max_rows=settings.launch_work,
+        launch_work=settings.launch_work,
         vram_budget_bytes=settings.vram_budget_bytes,
     )
 

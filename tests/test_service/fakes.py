@@ -91,6 +91,7 @@ class FakeEngine:
         self.is_broken = False
         self.change: Callable[[Prediction], Prediction] = lambda prediction: prediction
         self.load_s = 0.25
+        self.launch_work = 1024
         self.usage: Mapping[str, int] | None = None
         self.count_error: Callable[[str], None] = lambda kind: None
         self._entered = threading.Semaphore(0)

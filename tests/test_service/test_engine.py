@@ -48,7 +48,7 @@ def checkpoint(members: int = 2) -> Checkpoint:
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
     threads = torch.get_num_threads()
-    engine = Engine(checkpoint(), device="cpu", threads=1, max_rows=96)
+    engine = Engine(checkpoint(), device="cpu", threads=1, launch_work=96)
     engine.start()
     yield engine
     engine.close()
@@ -177,7 +177,8 @@ def moody(**moods: Any) -> tuple[Moody, Engine]:
     ensemble = Moody(base.ensemble)
     for name, value in moods.items():
         setattr(ensemble, name, value)
-    return ensemble, Engine(replace(base, ensemble=ensemble), device="cpu", threads=1, max_rows=64)  # type: ignore[arg-type]
+    moody = replace(base, ensemble=ensemble)  # type: ignore[arg-type]
+    return ensemble, Engine(moody, device="cpu", threads=1, launch_work=64)
 
 
 def test_out_of_memory_splits_the_launch_and_goes_on(engine: Engine) -> None:

@@ -136,7 +136,7 @@ def test_nvml_that_fails_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_a_row_has_the_same_bits_in_any_launch() -> None:
-    engine = Engine(checkpoint(), device="cuda", max_rows=1024)
+    engine = Engine(checkpoint(), device="cuda", launch_work=1024)
     engine.start()
     states, actions = inputs(300, 16)
     together = engine.rollout(states, actions)
