@@ -133,13 +133,8 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> str:
     weights = {name: x.contiguous() for name, x in checkpoint.ensemble.state_dict().items()}
     # Not save_file, which makes files that only their owner may read.
     (folder / WEIGHTS).write_bytes(save(weights))
-    config = {
-        "format": FORMAT,
-        "name": checkpoint.name,
-        "members": checkpoint.member_count,
-        "architecture": asdict(checkpoint.architecture),
-    }
-    _write_json(folder / CONFIG, config)
+    config = {"format": FORMAT, "name": checkpoint.name, "members": checkpoint.member_count}
+    _write_json(folder / CONFIG, {**config, "architecture": asdict(checkpoint.architecture)})
     _write_json(folder / SPEC, checkpoint.spec.to_json())
     _write_json(folder / CALIBRATION, asdict(checkpoint.calibration))
     _write_json(folder / TRAINING, checkpoint.training)
@@ -257,10 +252,9 @@ def _read_config(path: Path, config: dict[str, Any]) -> tuple[Architecture, int,
 
 
 def _read_spec(path: Path) -> Spec:
+    document = _read_json(path)
     try:
-        return Spec.from_json(_read_json(path))
-    except CheckpointError:
-        raise
+        return Spec.from_json(document)
     except ValueError as exc:
         raise CheckpointError(f"{path}: {exc}") from exc
 
@@ -286,11 +280,10 @@ def _write_json(path: Path, document: dict[str, Any]) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    content = _read_bytes(path)
     try:
-        document = json.loads(_read_bytes(path))
+        document = json.loads(content)
     except ValueError as exc:
-        if isinstance(exc, CheckpointError):
-            raise
         raise CheckpointError(f"{path} is not JSON: {exc}") from exc
     if not isinstance(document, dict):
         raise CheckpointError(f"{path} does not hold a JSON object")

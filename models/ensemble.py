@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor, nn
 
-from models.world_model import WorldModel, lanewise, pad_rows, unroll
+from models.rows import lanewise, pad_rows
+from models.world_model import WorldModel, unroll
 
 _MIN_COLUMNS = 16
 

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor, nn
 
 from models.geometry import GeometryMap
+from models.rows import LANES, ROW_TILE, PaddedActivation, lanewise, pad_rows
 from models.spec import Spec
 
 MIN_LATENT_DIM = 32
@@ -26,14 +26,6 @@ NORMALISERS = (
     "done_shift",
 )
 """Names of the buffers that a `state_dict` of the specification's own class lacks."""
-
-ROW_TILE = 8
-"""Rows are padded to a multiple of this, so that a row's bits do not depend on its company.
-
-Matrix kernels treat the last rows of a ragged batch differently; whole tiles they treat alike.
-"""
-
-_LANES = 32  # two AVX-512 vectors of float32, the most that one loop iteration takes
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
@@ -266,46 +258,14 @@ def unroll(step: Step, state: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, 
     return torch.stack(states, dim=-2), torch.cat(xs, dim=-1), torch.cat(ys, dim=-1)
 
 
-def pad_rows(rows: Tensor, dim: int = -2) -> Tensor:
-    """Append zero rows along `dim` up to a multiple of `ROW_TILE`."""
-    missing = -rows.shape[dim] % ROW_TILE
-    if not missing:
-        return rows
-    shape = list(rows.shape)
-    shape[dim] = missing
-    return torch.cat([rows, rows.new_zeros(shape)], dim=dim)
-
-
-def lanewise(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-    """Apply an elementwise function to [..., n] so that no value's bits depend on its place.
-
-    On a CPU the elements left over after whole vectors go through another, scalar routine with
-    other rounding. Repeating each element over a whole vector's lanes leaves none over.
-    """
-    return function(values.unsqueeze(-1).expand(*values.shape, _LANES).contiguous())[..., 0]
-
-
 def _mlp(inputs: int, widths: Sequence[int], act: type[nn.Module]) -> nn.Sequential:
     layers: list[nn.Module] = []
     for width in widths:
         # A tile of rows must fill whole vectors, or its last elements are rounded otherwise.
-        is_whole = ROW_TILE * width % _LANES == 0
-        layers += [nn.Linear(inputs, width), act() if is_whole else _Padded(act())]
+        is_whole = ROW_TILE * width % LANES == 0
+        layers += [nn.Linear(inputs, width), act() if is_whole else PaddedActivation(act())]
         inputs = width
     return nn.Sequential(*layers)
-
-
-class _Padded(nn.Module):
-    """An activation over rows filled up with zeros to whole vectors."""
-
-    def __init__(self, activation: nn.Module) -> None:
-        super().__init__()
-        self.activation = activation
-
-    def forward(self, rows: Tensor) -> Tensor:
-        width = rows.shape[-1]
-        padded: Tensor = self.activation(F.pad(rows, (0, -width % _LANES)))
-        return padded[..., :width]
 
 
 def _check_arguments(

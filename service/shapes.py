@@ -9,7 +9,7 @@ from models.spec import Spec
 from service.interface import Array
 
 ROW_TILE = 8
-"""The model pads to multiples of this itself (`models.world_model.ROW_TILE`)."""
+"""The model pads to multiples of this itself (`models.rows.ROW_TILE`)."""
 
 LAUNCH_WORK = {"cpu": 512, "cuda": 65_536}
 """Rows x steps of a launch that suit a device: on a CPU twice as much buys planners an eighth more

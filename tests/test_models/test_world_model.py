@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.rows import ROW_TILE, pad_rows
 from models.spec import highway_spec
-from models.world_model import NORMALISERS, ROW_TILE, WorldModel, pad_rows, unroll
+from models.world_model import NORMALISERS, WorldModel, unroll
 
 
 @pytest.fixture(params=["plain", "geometry"])

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import models.world_model
+import models.rows
 from models.checkpoint import Architecture, Calibration, Checkpoint
 from models.ensemble import EnsembleRollout, WorldModelEnsemble
 from models.spec import anonymous_spec
@@ -145,7 +145,7 @@ def test_launch_shapes_are_tiled_and_reach_the_budget(
 
 
 def test_row_tiles_are_the_models() -> None:
-    assert shapes.ROW_TILE == models.world_model.ROW_TILE
+    assert shapes.ROW_TILE == models.rows.ROW_TILE
 
 
 class Moody(nn.Module):

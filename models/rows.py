@@ -1,0 +1,49 @@
+"""Same row, same bits: what makes a row's answer independent of the rows beside it.
+
+On a CPU, matrix kernels treat the last rows of a ragged batch unlike the others, and elementwise
+loops round the elements left over after whole vectors unlike the others. Whole tiles of rows and
+whole vectors leave nothing over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (torch's own convention)
+from torch import Tensor, nn
+
+ROW_TILE = 8
+"""Rows are padded to a multiple of this."""
+
+LANES = 32
+"""Two AVX-512 vectors of float32, the most that one loop iteration takes."""
+
+
+def pad_rows(rows: Tensor, dim: int = -2) -> Tensor:
+    """Append zero rows along `dim` up to a multiple of `ROW_TILE`."""
+    missing = -rows.shape[dim] % ROW_TILE
+    if not missing:
+        return rows
+    shape = list(rows.shape)
+    shape[dim] = missing
+    return torch.cat([rows, rows.new_zeros(shape)], dim=dim)
+
+
+def lanewise(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    """Apply an elementwise function to [..., n], each value repeated over all lanes of a vector."""
+    return function(values.unsqueeze(-1).expand(*values.shape, LANES).contiguous())[..., 0]
+
+
+class PaddedActivation(nn.Module):
+    """An activation over rows filled up with zeros to whole vectors."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Apply the activation to [..., n]."""
+        width = rows.shape[-1]
+        padded: Tensor = self.activation(F.pad(rows, (0, -width % LANES)))
+        return padded[..., :width]
