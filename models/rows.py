@@ -3,6 +3,9 @@
 On a CPU, matrix kernels treat the last rows of a ragged batch unlike the others, and elementwise
 loops round the elements left over after whole vectors unlike the others. Whole tiles of rows and
 whole vectors leave nothing over.
+
+This holds for one or two threads. With more, torch cuts big tensors at places that split vectors;
+whoever promises bits then must check them, as `service.engine` does at start.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class Engine:
     Args:
         checkpoint: Loaded on the CPU.
         device: "auto", "cpu" or "cuda".
-        threads: CPU threads of a forward pass; 0: one a core, less one for HTTP.
+        threads: CPU threads of a forward pass; 0: two if that leaves a core to HTTP, else one.
         launch_work: Most rows x steps of a launch; 0: what suits the device.
         vram_budget_bytes: Most memory the allocator may take on a GPU.
     """
@@ -84,7 +84,7 @@ class Engine:
             StartupError: The device is missing, or the model does not run on it.
         """
         started = time.perf_counter()
-        torch.set_num_threads(self._threads or max(1, (os.cpu_count() or 1) - 1))
+        torch.set_num_threads(self._threads or min(2, max(1, (os.cpu_count() or 1) - 1)))
         # IEEE float32 everywhere: TF32 would keep 10 bits of mantissa, and answers would differ
         # from the CPU's in the third digit.
         torch.backends.cuda.matmul.allow_tf32 = False

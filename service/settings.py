@@ -52,8 +52,10 @@ class Settings(BaseSettings):
         default=0,
         ge=0,
         le=256,
-        description="CPU threads of one forward pass; 0 takes one a core but leaves one to HTTP. "
-        "More shorten big launches and take cores from HTTP and from neighbours.",
+        description="CPU threads of one forward pass; 0 takes two if that leaves a core to HTTP, "
+        "else one. More shorten big launches, but take cores from HTTP and from neighbours, and "
+        "above two some launch shapes may be dropped at the start because rows would lose their "
+        "bits in them.",
     )
     api_keys: SecretStr | None = Field(
         default=None,

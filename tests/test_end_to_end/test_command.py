@@ -9,13 +9,17 @@ import threading
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 import torch
 
-from models.checkpoint import Architecture, Checkpoint, save_checkpoint
-from models.ensemble import WorldModelEnsemble
+from models.checkpoint import load_checkpoint, save_checkpoint
+from models.importing import import_weights
+from models.training.options import Stage, TrainOptions
+from models.training.train import fit
+from models.world_model import WorldModel
 from tests.test_end_to_end.conftest import COMMAND, Start, free_port
-from tests.toy import toy_spec
+from tests.toy import toy_spec, toy_windows
 
 
 def run(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -31,30 +35,48 @@ def run(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of other dims: S = 4, A = 2."""
-    torch.manual_seed(0)
-    architecture = Architecture(hidden_dims=(32,))
-    members = [architecture.build(toy_spec()) for _ in range(2)]
-    folder = tmp_path_factory.mktemp("toy") / "checkpoint"
-    ensemble = WorldModelEnsemble.from_members(members)
-    save_checkpoint(Checkpoint(ensemble, toy_spec(), architecture), folder)
-    return folder
+    """A checkpoint of other dims, S = 4 and A = 2, from training to calibration."""
+    folder = tmp_path_factory.mktemp("toy")
+    options = TrainOptions(
+        members=2, hidden_dims=(32,), stages=(Stage(6, 60, 64),), workers=1, device="cpu"
+    )
+    train, validation = toy_windows(500, 6, seed=1), toy_windows(300, 6, seed=2)
+    fit(train, validation, toy_spec(), folder / "checkpoint", folder / "run", options, {})
+    return folder / "checkpoint"
 
 
-def test_a_checkpoint_of_other_dims_is_served(start: Start, toy_checkpoint: Path) -> None:
+def test_a_checkpoint_of_other_dims_is_trained_and_served(
+    start: Start, toy_checkpoint: Path
+) -> None:
     server = start("--checkpoint", str(toy_checkpoint))
+    body = {"state": [0.1, 0.2, 1.0, 0.0], "actions": [[0.5, 0.0], [0.0, 0.5]]}
 
     model = httpx.get(f"{server.url}/model").json()
-    answer = httpx.post(
-        f"{server.url}/rollout", json={"state": [0, 0, 1, 0], "actions": [[0.5, 0], [0, 0.5]]}
-    ).json()
+    answer = httpx.post(f"{server.url}/rollout", json=body).json()
+    verdict = httpx.post(f"{server.url}/safety-check", json=body).json()
 
     assert [feature["name"] for feature in model["features"]["state"]] == ["x", "y", "vx", "vy"]
-    assert len(answer["states"]) == 3
-    assert all(len(state) == 4 for state in answer["states"])
-    verdict = httpx.post(
-        f"{server.url}/safety-check", json={"state": [0, 0, 1, 0], "actions": [[0.5, 0]]}
-    ).json()
+    direct = load_checkpoint(toy_checkpoint).ensemble.rollout(
+        torch.tensor([body["state"]]), torch.tensor([body["actions"]])
+    )
+    assert np.array_equal(np.array(answer["states"], np.float32), direct.states[0].numpy())
+    assert verdict["verdict"] in {"safe", "unsafe"}
+    assert verdict["horizon_s"] == 0.2
+
+
+def test_imported_weights_are_served_and_never_called_safe(start: Start, tmp_path: Path) -> None:
+    model = WorldModel(hidden_dims=(256, 256), residual=False, check_latent=False)
+    weights = {name: x for name, x in model.state_dict().items() if "." in name}
+    torch.save(weights, tmp_path / "weights.pt")
+    save_checkpoint(import_weights(tmp_path / "weights.pt"), tmp_path / "imported")
+    server = start("--checkpoint", str(tmp_path / "imported"))
+    body = {"state": [0.0] * 34, "actions": [[0.0, 0.5, 0.0]]}
+
+    answer = httpx.post(f"{server.url}/rollout", json=body).json()
+    verdict = httpx.post(f"{server.url}/safety-check", json=body).json()
+
+    expected = model.rollout(torch.zeros(1, 34), torch.tensor([body["actions"]]))[0]
+    assert np.allclose(answer["states"], expected[0].detach(), atol=1e-5)
     assert verdict["verdict"] == "unknown"
     assert "not_calibrated" in [reason["rule"] for reason in verdict["reasons"]]
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -62,13 +64,22 @@ def test_certain_ends_give_finite_hazards(ensemble: WorldModelEnsemble) -> None:
     assert torch.equal(dones, torch.ones_like(dones))
 
 
-@pytest.mark.parametrize("rows", [1, 3, 8, 17, 64])
+@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("rows", [1, 3, 8, 17, 64, 130])
 def test_a_row_has_the_same_bits_whatever_shares_its_batch(
     ensemble: WorldModelEnsemble, rows: int
 ) -> None:
-    states, actions = real_looking_states(96), torch.rand(96, 16, 3)
+    states, actions = real_looking_states(160), torch.rand(160, 16, 3)
     full = ensemble.rollout(states, actions)
-    first = 96 - rows
+    first = 160 - rows
 
     part = ensemble.rollout(states[first:], actions[first:])
 
