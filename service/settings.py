@@ -68,7 +68,7 @@ class Settings(BaseSettings):
         ge=1024,
         le=2**30,
         description="Longest body read, in bytes; longer ones get 413. Parsing 1 MiB of JSON holds "
-        "the event loop for about 5 ms, during which nobody else is answered.",
+        "the event loop for some milliseconds, during which nobody else is answered.",
     )
     max_horizon: int = Field(
         default=64,
