@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ README = (ROOT / "README.md").read_text()
 ADDRESS = "http://127.0.0.1:8000"
 CURLS = re.findall(r"^curl .+$", README, re.MULTILINE)
 SHOWN = re.findall(r"```bash\n(curl [^\n]+)\n```\n+```(\w+ \w+)\n(.+?)```", README, re.DOTALL)
+needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 PYTHON = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
 
 
@@ -49,6 +51,7 @@ def assert_alike(shown: Any, got: Any, path: str = "answer") -> None:
         assert shown == got, path
 
 
+@needs_curl
 @pytest.mark.parametrize("command", CURLS)
 def test_every_curl_of_the_readme_succeeds(server: Server, command: str) -> None:
     arguments = command.replace(ADDRESS, server.url).split()
@@ -61,6 +64,7 @@ def test_every_curl_is_followed_by_what_it_answers() -> None:
     assert len(CURLS) == 7
 
 
+@needs_curl
 @pytest.mark.parametrize(("command", "kind", "shown"), SHOWN, ids=[c.split("/")[3] for c in CURLS])
 def test_the_readme_shows_the_real_answers(
     server: Server, command: str, kind: str, shown: str
