@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +40,9 @@ def ways(ensemble: WorldModelEnsemble) -> dict[str, Rollout]:
     def loop(states: Tensor, actions: Tensor) -> Tensor:
         return torch.stack([member.rollout(states, actions)[0] for member in members])
 
-    def one_step(weights: dict[str, Tensor], own: dict[str, Tensor], state: Tensor, action: Tensor):  # type: ignore[no-untyped-def]
+    def one_step(
+        weights: dict[str, Tensor], own: dict[str, Tensor], state: Tensor, action: Tensor
+    ) -> Any:
         return functional_call(members[0], (weights, own), (state, action))
 
     together = torch.vmap(one_step)

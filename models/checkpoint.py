@@ -130,17 +130,19 @@ class Checkpoint:
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> str:
     """Write a checkpoint folder, overwriting one that is there; return its version."""
     folder.mkdir(parents=True, exist_ok=True)
+    # Gone first and written last: a folder whose writing was cut short is refused, not half old.
+    (folder / CONFIG).unlink(missing_ok=True)
     weights = {name: x.contiguous() for name, x in checkpoint.ensemble.state_dict().items()}
     # Not save_file, which makes files that only their owner may read.
     (folder / WEIGHTS).write_bytes(save(weights))
-    config = {"format": FORMAT, "name": checkpoint.name, "members": checkpoint.member_count}
-    _write_json(folder / CONFIG, {**config, "architecture": asdict(checkpoint.architecture)})
     _write_json(folder / SPEC, checkpoint.spec.to_json())
     _write_json(folder / CALIBRATION, asdict(checkpoint.calibration))
     _write_json(folder / TRAINING, checkpoint.training)
     (folder / METRICS).unlink(missing_ok=True)
     if checkpoint.metrics:
         _write_json(folder / METRICS, checkpoint.metrics)
+    config = {"format": FORMAT, "name": checkpoint.name, "members": checkpoint.member_count}
+    _write_json(folder / CONFIG, {**config, "architecture": asdict(checkpoint.architecture)})
     return checkpoint_version(folder)
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.rows import lanewise, pad_rows
 from models.world_model import WorldModel, unroll
@@ -175,8 +175,8 @@ class _StackedLinear(nn.Module):
         bias = torch.stack([x.bias.detach() for x in layers]).unsqueeze(1)
         self.width = weight.shape[-1]
         missing = max(0, _MIN_COLUMNS - self.width)
-        self.register_buffer("weight", F.pad(weight, (0, missing)))
-        self.register_buffer("bias", F.pad(bias, (0, missing)))
+        self.register_buffer("weight", functional.pad(weight, (0, missing)))
+        self.register_buffer("bias", functional.pad(bias, (0, missing)))
 
     weight: Tensor
     bias: Tensor
@@ -223,7 +223,7 @@ def _mean_hazard(logits: Tensor) -> Tensor:
     the factor 1 - sum_e S_e,k-1 d_e,k / sum_e S_e,k-1: the members' hazards weighted by who is
     still alive. In that form, and in log space, small hazards keep their digits.
     """
-    log_alive = -lanewise(F.softplus, logits).cumsum(-1)
+    log_alive = -lanewise(functional.softplus, logits).cumsum(-1)
     before = torch.cat([torch.zeros_like(log_alive[..., :1]), log_alive[..., :-1]], dim=-1)
     weight = lanewise(torch.exp, before - before.amax(0))
     return _member_mean(weight * lanewise(torch.sigmoid, logits)) / _member_mean(weight)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor
+from torch.nn import functional
 
 from models.world_model import WorldModel, unroll
 
@@ -26,7 +26,7 @@ def state_prediction_loss(predicted: Tensor, target: Tensor) -> Tensor:
         ValueError: Shapes differ.
     """
     _check_shapes(predicted, target)
-    return F.mse_loss(predicted, target)
+    return functional.mse_loss(predicted, target)
 
 
 def reward_prediction_loss(predicted: Tensor, target: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def reward_prediction_loss(predicted: Tensor, target: Tensor) -> Tensor:
         ValueError: Shapes differ.
     """
     _check_shapes(predicted, target)
-    return F.huber_loss(predicted, target, delta=1.0)
+    return functional.huber_loss(predicted, target, delta=1.0)
 
 
 def termination_loss(
@@ -52,7 +52,7 @@ def termination_loss(
     """
     _check_shapes(logits, target)
     weight = torch.tensor(positive_weight, dtype=logits.dtype, device=logits.device)
-    return F.binary_cross_entropy_with_logits(logits, target, pos_weight=weight)
+    return functional.binary_cross_entropy_with_logits(logits, target, pos_weight=weight)
 
 
 def world_model_loss(
@@ -150,7 +150,9 @@ def rollout_loss(
     states, rewards, logits = unroll(model.predict, batch.states[:, 0], batch.actions)
     error = (states[:, 1:] - batch.states[:, 1:]) / change_scale
     # Twice the Huber loss is the squared error up to the tail.
-    per_step = 2 * F.huber_loss(error, torch.zeros_like(error), delta=TAIL, reduction="none")
+    per_step = 2 * functional.huber_loss(
+        error, torch.zeros_like(error), delta=TAIL, reduction="none"
+    )
     teaches_state = batch.valid & ~batch.terminated
     state = _masked_mean(per_step.mean(-1), teaches_state)
     valid = batch.valid

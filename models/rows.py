@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor, nn
+from torch.nn import functional
 
 ROW_TILE = 8
 """Rows are padded to a multiple of this."""
@@ -48,5 +48,5 @@ class PaddedActivation(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """Apply the activation to [..., n]."""
         width = rows.shape[-1]
-        padded: Tensor = self.activation(F.pad(rows, (0, -width % LANES)))
+        padded: Tensor = self.activation(functional.pad(rows, (0, -width % LANES)))
         return padded[..., :width]

@@ -12,8 +12,8 @@ ROW_TILE = 8
 """The model pads to multiples of this itself (`models.rows.ROW_TILE`)."""
 
 LAUNCH_WORK = {"cpu": 512, "cuda": 65_536}
-"""Rows x steps of a launch that suit a device: on a CPU twice as much buys planners an eighth more
-throughput and doubles the wait of a safety check; a GPU hardly notices less than this."""
+"""Rows x steps of a launch unless a setting says otherwise. A CPU pays for every row, so a bigger
+launch makes a safety check wait longer; a GPU computes thousands of rows at once."""
 
 MAX_LAUNCH_ROWS = 4096
 CUDA_SHAPES = (8, 64, 256, 1024, 4096)

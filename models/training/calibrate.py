@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from models.checkpoint import Calibration
 from models.ensemble import EnsembleRollout, WorldModelEnsemble
@@ -108,9 +108,9 @@ def fit_hazard(ensemble: WorldModelEnsemble, windows: Windows) -> tuple[float, f
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        log_alive = -F.softplus(parameters[0] * logits + parameters[1]).cumsum(-1)
+        log_alive = -functional.softplus(parameters[0] * logits + parameters[1]).cumsum(-1)
         alive = log_alive.exp().mean(0).clamp(1e-7, 1 - 1e-7)
-        value = F.binary_cross_entropy(1 - alive, ended)
+        value = functional.binary_cross_entropy(1 - alive, ended)
         value.backward()  # type: ignore[no-untyped-call]
         return value
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import models.checkpoint
 from models.checkpoint import (
     Architecture,
     Calibration,
@@ -151,6 +152,20 @@ def test_a_damaged_checkpoint_is_refused_in_one_sentence(
     with pytest.raises(CheckpointError, match=message) as refusal:
         load_checkpoint(folder)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_folder_whose_writing_was_cut_short_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(models.checkpoint, "save", fail)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(small_checkpoint(), folder)
+
+    with pytest.raises(CheckpointError, match=r"cannot read .*config\.json"):
+        load_checkpoint(folder)
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
