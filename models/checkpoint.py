@@ -45,6 +45,7 @@ class Architecture:
     hidden_dims: tuple[int, ...] = (256, 256, 64)
     activation: str = "elu"
     residual: bool = True
+    kinematics: bool = False
     check_latent: bool = True
 
     def build(self, spec: Spec) -> WorldModel:
@@ -56,6 +57,7 @@ class Architecture:
             self.activation,
             spec=spec,
             residual=self.residual,
+            kinematics=self.kinematics,
             check_latent=self.check_latent,
         )
 

@@ -158,7 +158,9 @@ class WorldModelEnsemble(nn.Module):
             x for b in self.buffers() for x in (b.data_ptr(), b._version)
         )
         if not self._stacked or self._stacked[0][0] != key:
-            self._stacked[:] = [(key, _stack(list(self.members)))]
+            # Inference tensors would bar gradients to states and actions ever after.
+            with torch.inference_mode(False), torch.no_grad():
+                self._stacked[:] = [(key, _stack(list(self.members)))]
         return self._stacked[0][1]
 
 

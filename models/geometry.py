@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from models.rows import columnwise
 from models.spec import Spec
 
 GAP_LIMIT_M = 12.0
@@ -37,10 +38,10 @@ class GeometryMap(nn.Module):
         self.half_length_m = geometry.length_m / 2
         self.half_width_m = geometry.width_m / 2
         self.slot_count = len(geometry.slots)
-        # Features of all slots, grouped: all presences, all dx, all dy, all cos, all sin; edges.
+        # Features of all slots, grouped: all presences, all dx, all dy, all headings; edges.
         columns = [
             spec.state_index(getattr(slot, part))
-            for part in ("presence", "dx", "dy", "cos_h", "sin_h")
+            for part in ("presence", "dx", "dy", "heading")
             for slot in geometry.slots
         ]
         columns += [spec.state_index(name) for name in geometry.edges]
@@ -61,19 +62,17 @@ class GeometryMap(nn.Module):
         edge distance.
 
         Args:
-            state: [..., S], physical units.
+            state: [..., B, S], physical units.
 
         Returns:
-            [..., slots + 2]: a gap a slot, their minimum, the edge gap; clamped to
+            [..., B, slots + 2]: a gap a slot, their minimum, the edge gap; clamped to
             +-`GAP_LIMIT_M`.
         """
         values = state.index_select(-1, self.columns)
         n = self.slot_count
-        presence, dx, dy, cos_h, sin_h = (values[..., i * n : (i + 1) * n] for i in range(5))
-        edge = values[..., 5 * n :].amin(-1, keepdim=True).clamp(-GAP_LIMIT_M, GAP_LIMIT_M)
-        # A predicted heading is only nearly a unit vector; the floor keeps empty slots finite.
-        norm = (cos_h.square() + sin_h.square()).clamp_min(1e-6).sqrt()
-        cos_h, sin_h = cos_h / norm, sin_h / norm
+        presence, dx, dy, heading = (values[..., i * n : (i + 1) * n] for i in range(4))
+        edge = values[..., 4 * n :].amin(-1, keepdim=True).clamp(-GAP_LIMIT_M, GAP_LIMIT_M)
+        cos_h, sin_h = columnwise(torch.cos, heading), columnwise(torch.sin, heading)
         length, width = self.half_length_m, self.half_width_m
         abs_cos, abs_sin = cos_h.abs(), sin_h.abs()
         # Both rectangles have the same size, so the extents are the same along either's axes.
@@ -93,10 +92,10 @@ class GeometryMap(nn.Module):
         """Return gaps squashed to (-1, 1) at two scales: metres and decimetres from contact.
 
         Args:
-            state: [..., S], physical units.
+            state: [..., B, S], physical units.
 
         Returns:
-            [..., 2 (slots + 2)], dimensionless.
+            [..., B, 2 (slots + 2)], dimensionless.
         """
         gap = self.gaps(state)
         gap = torch.cat([gap, gap / CONTACT_SCALE_M], dim=-1)

@@ -38,6 +38,19 @@ def lanewise(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
     return function(values.unsqueeze(-1).expand(*values.shape, LANES).contiguous())[..., 0]
 
 
+def columnwise(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    """Apply an elementwise function to [..., B, n], B a multiple of `ROW_TILE`.
+
+    Columns are filled up so that a tile of rows is whole vectors.
+    """
+    columns = values.shape[-1]
+    missing = -columns % (LANES // ROW_TILE)
+    if missing:
+        fill = values[..., :1].expand(*values.shape[:-1], missing)
+        return function(torch.cat([values, fill], dim=-1))[..., :columns]
+    return function(values.contiguous())
+
+
 class PaddedActivation(nn.Module):
     """An activation over rows filled up with zeros to whole vectors."""
 

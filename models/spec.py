@@ -30,19 +30,30 @@ class Feature:
 
 @dataclass(frozen=True)
 class Slot:
-    """Names of the state features that place one neighbour in the ego frame."""
+    """Names of the state features that place one neighbour in the ego frame, and say how it moves.
+
+    Attributes:
+        presence: 1 if the slot holds a vehicle, else 0.
+        dx: Centre to centre, forward, m.
+        dy: Centre to centre, to the right, m.
+        heading: Relative to the ego's, clockwise from above, rad.
+        speed: Along its heading, m/s.
+        acceleration: Along its heading, m/s^2.
+        yaw_rate: Of its heading in the world, rad/s.
+    """
 
     presence: str
     dx: str
     dy: str
-    cos_h: str
-    sin_h: str
-    others: tuple[str, ...] = ()
+    heading: str
+    speed: str
+    acceleration: str
+    yaw_rate: str
 
     @property
     def features(self) -> tuple[str, ...]:
         """All features that are zero while the slot is empty, presence excluded."""
-        return (self.dx, self.dy, self.cos_h, self.sin_h, *self.others)
+        return (self.dx, self.dy, self.heading, self.speed, self.acceleration, self.yaw_rate)
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,62 @@ class Geometry:
 
 
 @dataclass(frozen=True)
+class Kinematics:
+    """How the ego's features follow from its action: a bicycle on a road that bends evenly.
+
+    Attributes:
+        speed: Name of the feature that holds the forward speed, m/s.
+        lane_offset: Lateral offset from a lane's centre, to the right, m.
+        sin_heading_error: Sine of the ego's heading minus the lane's.
+        left_edge: Distance to the left road edge, m.
+        right_edge: Distance to the right road edge, m.
+        curvature: Of the lane, positive to the right, 1/m.
+        steer: Name of the action in [-1, 1]: share of the largest wheel angle, to the right.
+        throttle: Name of the action in [0, 1].
+        brake: Name of the action in [0, 1].
+        length_m: Of every vehicle; the axles are at its ends, the centre is halfway.
+        full_throttle_mps2: Acceleration at full throttle.
+        full_brake_mps2: Deceleration at full brake.
+        grip_mps2: Lateral acceleration at full steer, at speeds where it is the limit.
+        max_steering_rad: Wheel angle at full steer, at low speeds.
+        max_speed_mps: The car accelerates no further.
+    """
+
+    speed: str
+    lane_offset: str
+    sin_heading_error: str
+    left_edge: str
+    right_edge: str
+    curvature: str
+    steer: str
+    throttle: str
+    brake: str
+    length_m: float
+    full_throttle_mps2: float
+    full_brake_mps2: float
+    grip_mps2: float
+    max_steering_rad: float
+    max_speed_mps: float
+
+    @property
+    def state_features(self) -> tuple[str, ...]:
+        """The ego's state features, in the order of the fields."""
+        return (
+            self.speed,
+            self.lane_offset,
+            self.sin_heading_error,
+            self.left_edge,
+            self.right_edge,
+            self.curvature,
+        )
+
+    @property
+    def action_features(self) -> tuple[str, ...]:
+        """The action's features, in the order of the fields."""
+        return (self.steer, self.throttle, self.brake)
+
+
+@dataclass(frozen=True)
 class Spec:
     """The meaning of a model's input and output.
 
@@ -72,6 +139,7 @@ class Spec:
         state: State features in order; their count is S.
         action: Action features in order; their count is A.
         geometry: Present if the features allow crash geometry to be computed.
+        kinematics: Present if the ego's motion follows from its action analytically.
     """
 
     name: str
@@ -79,6 +147,7 @@ class Spec:
     state: tuple[Feature, ...]
     action: tuple[Feature, ...]
     geometry: Geometry | None = None
+    kinematics: Kinematics | None = None
 
     def __post_init__(self) -> None:
         for what, features in (("state", self.state), ("action", self.action)):
@@ -95,6 +164,11 @@ class Spec:
                     self.state_index(name)
             for name in self.geometry.edges:
                 self.state_index(name)
+        if self.kinematics is not None:
+            for name in self.kinematics.state_features:
+                self.state_index(name)
+            for name in self.kinematics.action_features:
+                self.action_index(name)
 
     @property
     def state_dim(self) -> int:
@@ -112,10 +186,21 @@ class Spec:
         Raises:
             ValueError: The spec has no such feature.
         """
-        for index, feature in enumerate(self.state):
+        return self._index("state", self.state, name)
+
+    def action_index(self, name: str) -> int:
+        """Return the position of an action feature.
+
+        Raises:
+            ValueError: The spec has no such feature.
+        """
+        return self._index("action", self.action, name)
+
+    def _index(self, what: str, features: tuple[Feature, ...], name: str) -> int:
+        for index, feature in enumerate(features):
             if feature.name == name:
                 return index
-        raise ValueError(f"spec {self.name!r} has no state feature {name!r}")
+        raise ValueError(f"spec {self.name!r} has no {what} feature {name!r}")
 
     def to_json(self) -> dict[str, Any]:
         """Return plain lists and dicts, ready for JSON."""
@@ -129,7 +214,7 @@ class Spec:
             ValueError: A field is missing, unknown or inconsistent.
         """
         try:
-            geometry = document["geometry"]
+            geometry, kinematics = document["geometry"], document["kinematics"]
             return cls(
                 name=document["name"],
                 dt_s=float(document["dt_s"]),
@@ -140,12 +225,10 @@ class Spec:
                 else Geometry(
                     length_m=geometry["length_m"],
                     width_m=geometry["width_m"],
-                    slots=tuple(
-                        Slot(**{**slot, "others": tuple(slot["others"])})
-                        for slot in geometry["slots"]
-                    ),
+                    slots=tuple(Slot(**slot) for slot in geometry["slots"]),
                     edges=tuple(geometry["edges"]),
                 ),
+                kinematics=None if kinematics is None else Kinematics(**kinematics),
             )
         except (KeyError, TypeError) as exc:
             raise ValueError(f"spec is malformed: {exc!r}") from exc
@@ -170,14 +253,16 @@ NEIGHBOUR_COUNT = 4
 VEHICLE_LENGTH_M = 5.0
 VEHICLE_WIDTH_M = 2.0
 SENSOR_RANGE_M = 100.0
+STEP_S = 0.05
 
 
 def highway_spec() -> Spec:
     """Return the spec of the bundled model: a car among its four nearest neighbours.
 
-    The state has 6 ego features and 4 x 7 neighbour features. Neighbour features are in the ego
-    frame of the same instant: x forward, y to the right of travel (the simulator's y axis points
-    down), velocities relative to the ego's. Absent neighbours are all zeros.
+    The state has 6 ego features and 4 x 7 neighbour features. Positions and headings of
+    neighbours are in the ego frame of the same instant: x forward, y to the right of travel (the
+    simulator's y axis points down). Absent neighbours are all zeros. A relative heading may leave
+    [-pi, pi) within a predicted sequence: it does not jump.
     """
     ego = (
         Feature("speed", "m/s", 0.0, 45.0, "forward speed"),
@@ -196,24 +281,25 @@ def highway_spec() -> Spec:
             Feature(f"{name}_presence", "1", 0.0, 1.0, "1 if the slot holds a vehicle, else 0"),
             Feature(f"{name}_dx", "m", -reach, reach, "centre to centre, forward"),
             Feature(f"{name}_dy", "m", -reach, reach, "centre to centre, sideways"),
-            Feature(f"{name}_dvx", "m/s", -90.0, 90.0, "velocity relative to the ego, forward"),
-            Feature(f"{name}_dvy", "m/s", -90.0, 90.0, "velocity relative to the ego, sideways"),
-            Feature(f"{name}_cos_h", "1", -1.0, 1.0, "cosine of heading relative to the ego"),
-            Feature(f"{name}_sin_h", "1", -1.0, 1.0, "sine of heading relative to the ego"),
+            Feature(f"{name}_heading", "rad", -6.3, 6.3, "heading relative to the ego"),
+            Feature(f"{name}_speed", "m/s", 0.0, 45.0, "speed along its heading"),
+            Feature(f"{name}_acceleration", "m/s^2", -12.0, 12.0, "change of speed"),
+            Feature(f"{name}_yaw_rate", "rad/s", -4.0, 4.0, "turn rate in the world"),
         ]
         slots.append(
             Slot(
                 presence=f"{name}_presence",
                 dx=f"{name}_dx",
                 dy=f"{name}_dy",
-                cos_h=f"{name}_cos_h",
-                sin_h=f"{name}_sin_h",
-                others=(f"{name}_dvx", f"{name}_dvy"),
+                heading=f"{name}_heading",
+                speed=f"{name}_speed",
+                acceleration=f"{name}_acceleration",
+                yaw_rate=f"{name}_yaw_rate",
             )
         )
     return Spec(
         name="highway",
-        dt_s=0.05,
+        dt_s=STEP_S,
         state=(*ego, *neighbours),
         action=(
             Feature("steer", "1", -1.0, 1.0, "share of the steering that grip allows at speed"),
@@ -225,5 +311,22 @@ def highway_spec() -> Spec:
             width_m=VEHICLE_WIDTH_M,
             slots=tuple(slots),
             edges=("left_edge", "right_edge"),
+        ),
+        kinematics=Kinematics(
+            speed="speed",
+            lane_offset="lane_offset",
+            sin_heading_error="sin_heading_error",
+            left_edge="left_edge",
+            right_edge="right_edge",
+            curvature="curvature",
+            steer="steer",
+            throttle="throttle",
+            brake="brake",
+            length_m=VEHICLE_LENGTH_M,
+            full_throttle_mps2=5.0,
+            full_brake_mps2=8.0,
+            grip_mps2=8.0,
+            max_steering_rad=0.5,
+            max_speed_mps=40.0,
         ),
     )

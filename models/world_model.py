@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.geometry import GeometryMap
+from models.kinematics import KinematicStep
 from models.rows import LANES, ROW_TILE, PaddedActivation, lanewise, pad_rows
 from models.spec import Spec
 
@@ -38,7 +39,8 @@ class WorldModel(nn.Module):
     geometry, the predicted state's near-range geometry) -> hazard logit.
 
     Normalisers are buffers, identity by default: states enter as `(state - state_mean) /
-    state_scale`, the decoder's output leaves as `state + delta_scale * output`, rewards as
+    state_scale`, the decoder's output leaves as `base + delta_scale * output` (base: the state, or
+    with `kinematics` the state after an analytic step), rewards as
     `reward_mean + reward_scale * output`, hazards as
     `sigmoid(done_scale * logit + done_shift)`.
 
@@ -50,6 +52,8 @@ class WorldModel(nn.Module):
         spec: Meaning of the features. If it names a geometry, the done head reads it, and
             features of absent neighbours stay as they are.
         residual: Whether the decoder predicts the change of state rather than the state.
+        kinematics: Whether the decoder predicts the change from an analytic step instead, see
+            `KinematicStep`; needs a spec that names kinematics and a geometry.
         check_latent: Whether a latent outside the allowed bounds is refused. Only weights
             trained elsewhere have reason to opt out.
 
@@ -67,10 +71,13 @@ class WorldModel(nn.Module):
         *,
         spec: Spec | None = None,
         residual: bool = True,
+        kinematics: bool = False,
         check_latent: bool = True,
     ) -> None:
         super().__init__()
         _check_arguments(state_dim, action_dim, hidden_dims, activation, spec, check_latent)
+        if kinematics and (spec is None or not residual):
+            raise ValueError("kinematics needs a spec that names them, and residual=True")
         self.state_dim = state_dim
         self.action_dim = action_dim
         self.hidden_dims = tuple(hidden_dims)
@@ -79,6 +86,7 @@ class WorldModel(nn.Module):
         self.residual = residual
         has_geometry = spec is not None and spec.geometry is not None
         self.geometry = GeometryMap(spec) if spec is not None and has_geometry else None
+        self.kinematics = KinematicStep(spec) if spec is not None and kinematics else None
 
         act = ACTIVATIONS[activation]
         latent, with_action = self.latent_dim, self.latent_dim + action_dim
@@ -178,7 +186,8 @@ class WorldModel(nn.Module):
         latent_action = torch.cat([latent, action], dim=-1)
         next_latent = self.dynamics(latent_action)
         decoded = self.decoder(next_latent)
-        next_state = state + self._gated(state, self.delta_scale * decoded)
+        next_state = self.base_step(state, action)
+        next_state = next_state + self._gated(state, self.delta_scale * decoded)
         if not self.residual:
             next_state = decoded
         reward = self.reward_mean + self.reward_scale * self.reward_head(latent_action)
@@ -187,6 +196,15 @@ class WorldModel(nn.Module):
             normalised = (next_state - self.state_mean) / self.state_scale
             done_input = torch.cat([next_latent, normalised, self.geometry(next_state)], dim=-1)
         return next_state, reward, self.done_head(done_input)
+
+    def base_step(self, state: Tensor, action: Tensor) -> Tensor:
+        """Return what the decoder's change is added to: the state, or its analytic next one.
+
+        Args:
+            state: [..., B, S].
+            action: [..., B, A].
+        """
+        return state if self.kinematics is None else self.kinematics(state, action)
 
     def _gated(self, state: Tensor, delta: Tensor) -> Tensor:
         """Hold presences, and all features of neighbours that are not there, constant."""

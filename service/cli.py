@@ -14,6 +14,7 @@ from typing import Any
 import click
 from pydantic import ValidationError
 
+from service.errors import WorldModelError
 from service.settings import Settings, explain_settings_error
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -27,7 +28,7 @@ def _one_sentence() -> Iterator[None]:
         yield
     except KeyboardInterrupt as exc:
         raise click.ClickException("interrupted; the same command goes on from here") from exc
-    except (ValueError, OSError) as exc:
+    except (ValueError, OSError, WorldModelError) as exc:
         raise click.ClickException(str(exc)) from exc
 
 
@@ -75,7 +76,7 @@ def serve(**options: str | None) -> None:
 
 @main.command()
 @click.argument("folder", type=_FOLDER)
-@click.option("--transitions", default=700_000, show_default=True, help="Steps to record.")
+@click.option("--transitions", default=1_400_000, show_default=True, help="Steps to record.")
 @click.option("--seed", default=1, show_default=True, help="Decides every episode.")
 @click.option("--workers", type=int, default=None, help="Processes.  [default: one a core]")
 def collect(folder: Path, transitions: int, seed: int, workers: int | None) -> None:
@@ -94,20 +95,67 @@ def collect(folder: Path, transitions: int, seed: int, workers: int | None) -> N
 )
 @click.option("--members", default=5, show_default=True, help="Ensemble size.")
 @click.option("--seed", default=0, show_default=True, help="Decides split, weights and order.")
+@click.option(
+    "--kinematics/--no-kinematics",
+    default=True,
+    show_default=True,
+    help="Let members correct an analytic step, or learn all of it.",
+)
 @click.option("--workers", default=2, show_default=True, help="Members trained at once on a CPU.")
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
 )
 def train(
-    data: Path, out: Path, run: Path, members: int, seed: int, workers: int, device: str
+    data: Path,
+    out: Path,
+    run: Path,
+    members: int,
+    seed: int,
+    kinematics: bool,
+    workers: int,
+    device: str,
 ) -> None:
     """Train an ensemble on episodes in DATA; goes on where an earlier call stopped."""
     from models.training.options import TrainOptions
     from models.training.train import train as run_train
 
     with _one_sentence():
-        options = TrainOptions(members=members, seed=seed, workers=workers, device=device)
+        options = TrainOptions(
+            members=members, seed=seed, kinematics=kinematics, workers=workers, device=device
+        )
         version = run_train(data, out, run, options)
+        click.echo(f"Wrote {out}, version {version}")
+
+
+@main.command()
+@click.argument("checkpoint", type=_DATA_FOLDER)
+@click.argument("data", type=_DATA_FOLDER)
+@click.option("--out", type=_FOLDER, required=True, help="Checkpoint folder to write.")
+@click.option("--seed", default=0, show_default=True, help="Decides which episodes fix what.")
+@click.option(
+    "--false-alarm-rate",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.01,
+    show_default=True,
+    help="Share of harmless windows that may be called unsafe.",
+)
+@click.option(
+    "--miss-rate",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.01,
+    show_default=True,
+    help="Largest probability that an episode that ends gets no alarm in time.",
+)
+def calibrate(
+    checkpoint: Path, data: Path, out: Path, seed: int, false_alarm_rate: float, miss_rate: float
+) -> None:
+    """Fit CHECKPOINT's probabilities and thresholds to episodes in DATA; its weights stay."""
+    from models.training.options import TrainOptions
+    from models.training.train import recalibrate
+
+    with _one_sentence():
+        options = TrainOptions(seed=seed, false_alarm_rate=false_alarm_rate, miss_rate=miss_rate)
+        version = recalibrate(checkpoint, data, out, options)
         click.echo(f"Wrote {out}, version {version}")
 
 
@@ -124,8 +172,26 @@ def train(
     default=None,
     help="Also replace the results in this Markdown file.",
 )
+@click.option(
+    "--closed-loop",
+    is_flag=True,
+    help="Also serve CHECKPOINT and let it monitor a reckless driver in the simulator.",
+)
+@click.option(
+    "--drives",
+    type=click.IntRange(min=1),
+    default=300,
+    show_default=True,
+    help="Drives of the closed loop with each monitor.",
+)
 def evaluate(
-    checkpoint: Path, data: Path, report: Path, examples: Path | None, model_card: Path | None
+    checkpoint: Path,
+    data: Path,
+    report: Path,
+    examples: Path | None,
+    model_card: Path | None,
+    closed_loop: bool,
+    drives: int,
 ) -> None:
     """Compare CHECKPOINT with physics baselines on held-out episodes of DATA."""
     from models.training.evaluate import evaluate as run_evaluate
@@ -135,6 +201,10 @@ def evaluate(
 
     with _one_sentence():
         metrics = run_evaluate(checkpoint, data, report)
+        if closed_loop:
+            from service.closed_loop import add_closed_loop
+
+            add_closed_loop(metrics, checkpoint, data, report, drives)
         write_metrics(checkpoint, metrics)
         if examples is not None:
             export_held_out(checkpoint, data, examples)

@@ -71,6 +71,7 @@ def _episode(
     return Episode(
         seed,
         *codes,
+        provoked=0,
         ego=ego.astype(np.float32),
         ego_features=features.astype(np.float32),
         vehicles=vehicles,

@@ -1,7 +1,7 @@
 """What a learned model must beat: predictions that need no training.
 
 Each takes windows and predicts their states, a termination score (higher is riskier), or both.
-Layouts are those of `spec.highway_spec`.
+Layouts are those of `spec.highway_spec`; every baseline is given the same features as the model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,12 @@ Floats = NDArray[np.floating[Any]]
 
 LONGEST_TTC_S = 10.0
 FAR_M = 100.0
+FULL_PHYSICS = "bicycle + constant turn rate"
+"""The rival that uses all the model's features and the simulator's own equation of the ego."""
+
 _CHUNK_WINDOWS = 8192
+_SLOWEST_MPS = 0.5
+_MOST_SIN = 0.95
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,12 @@ def slots_of(states: Floats) -> Floats:
     return slots
 
 
+def slot_velocity(slots: Floats) -> tuple[Floats, Floats]:
+    """Return the velocity of slots [..., 7] over ground, forward and right in the ego frame."""
+    heading, speed = slots[..., 3], slots[..., 4]
+    return speed * np.cos(heading), speed * np.sin(heading)
+
+
 def margin(states: Floats) -> Floats:
     """Return how far states [..., S] are from a crash or the road's edge, in m [...].
 
@@ -52,7 +63,7 @@ def margin(states: Floats) -> Floats:
     negative once it happened.
     """
     slots = slots_of(states)
-    gaps = rectangle_gap(slots[..., 1], slots[..., 2], np.arctan2(slots[..., 6], slots[..., 5]))
+    gaps = rectangle_gap(slots[..., 1], slots[..., 2], slots[..., 3])
     gaps = np.where(slots[..., 0] > 0.5, gaps, FAR_M)
     nearest: Floats = np.minimum(gaps.min(-1), states[..., 3:5].min(-1))
     return nearest
@@ -65,20 +76,6 @@ def persistence(windows: Windows) -> BaselinePrediction:
     return BaselinePrediction(states, -margin(start).astype(np.float64))
 
 
-def constant_velocity(windows: Windows) -> BaselinePrediction:
-    """Everyone goes straight on at the present speed, whatever the actions."""
-    return _in_chunks(windows, lambda part: _kinematic(part, np.zeros_like(part.actions)))
-
-
-def bicycle(windows: Windows) -> BaselinePrediction:
-    """The ego moves exactly as the actions have it, the others straight on.
-
-    The strongest rival: its ego is the simulator's own equation. The road is taken to bend
-    evenly, by the curvature given at the start.
-    """
-    return _in_chunks(windows, lambda part: _kinematic(part, part.actions))
-
-
 def time_to_collision(windows: Windows) -> BaselinePrediction:
     """The classic score: minus the seconds until contact at constant relative velocity.
 
@@ -87,11 +84,12 @@ def time_to_collision(windows: Windows) -> BaselinePrediction:
     """
     start = windows.states[:, 0].astype(np.float64)
     slots = slots_of(start)
+    forward, right = slot_velocity(slots)
     enter = np.zeros(slots.shape[:-1])
     leave = np.full(slots.shape[:-1], np.inf)
     for place, velocity, reach in (
-        (slots[..., 1], slots[..., 3], VEHICLE_LENGTH_M),
-        (slots[..., 2], slots[..., 4], VEHICLE_WIDTH_M),
+        (slots[..., 1], forward - start[:, :1], VEHICLE_LENGTH_M),
+        (slots[..., 2], right, VEHICLE_WIDTH_M),
     ):
         # A speed of exactly 0 would divide 0 by 0 at the slab's border.
         speed = np.where(np.abs(velocity) < 1e-9, 1e-9, velocity)
@@ -105,34 +103,74 @@ def time_to_collision(windows: Windows) -> BaselinePrediction:
     return BaselinePrediction(None, -np.minimum(np.minimum(contact, edge), LONGEST_TTC_S))
 
 
+def constant_velocity(windows: Windows) -> BaselinePrediction:
+    """Everyone goes straight on at the present speed, whatever the actions."""
+    return _by_physics(windows, np.zeros_like(windows.actions), turning=False)
+
+
+def bicycle(windows: Windows) -> BaselinePrediction:
+    """The ego moves exactly as the actions have it, the others straight on."""
+    return _by_physics(windows, windows.actions, turning=False)
+
+
+def bicycle_and_turn_rate(windows: Windows) -> BaselinePrediction:
+    """The ego moves exactly as the actions have it, the others keep acceleration and turn rate.
+
+    It uses everything that the model is given, see `FULL_PHYSICS`.
+    """
+    return _by_physics(windows, windows.actions, turning=True)
+
+
 BASELINES: dict[str, Callable[[Windows], BaselinePrediction]] = {
     "persistence": persistence,
     "constant velocity": constant_velocity,
     "time to collision": time_to_collision,
     "bicycle + constant velocity": bicycle,
+    FULL_PHYSICS: bicycle_and_turn_rate,
 }
 
 
-def _in_chunks(
-    windows: Windows, predict: Callable[[Windows], BaselinePrediction]
+def _by_physics(
+    windows: Windows, actions: NDArray[np.float32], *, turning: bool
 ) -> BaselinePrediction:
-    """Predict part by part, to bound the memory of double precision intermediates."""
-    starts = range(0, len(windows), _CHUNK_WINDOWS)
-    parts = [predict(windows.take(slice(i, i + _CHUNK_WINDOWS))) for i in starts]
-    states = [part.states for part in parts if part.states is not None]
-    return BaselinePrediction(np.concatenate(states), np.concatenate([p.score for p in parts]))
+    """Predict by `physics_rollout`; the risk is minus the smallest margin on the way."""
+    start = windows.states[:, 0]
+    states = np.empty((len(start), windows.horizon + 1, start.shape[1]), np.float32)
+    score = np.empty(len(start))
+    # In chunks, to bound the memory of double precision intermediates.
+    for first in range(0, len(start), _CHUNK_WINDOWS):
+        rows = slice(first, first + _CHUNK_WINDOWS)
+        part = physics_rollout(start[rows], actions[rows], turning=turning)
+        score[rows] = -margin(part[:, 1:]).min(1)
+        states[rows] = part
+    return BaselinePrediction(states, score)
 
 
-def _kinematic(windows: Windows, actions: NDArray[np.float32]) -> BaselinePrediction:
-    """Roll out the ego by the bicycle and its neighbours at constant velocity."""
-    start = windows.states[:, 0].astype(np.float64)
-    poses = np.zeros((len(start), windows.horizon + 1, 4))  # in the ego frame of the start
+def physics_rollout(start: Floats, actions: Floats, *, turning: bool = True) -> Floats:
+    """Roll out the ego as a bicycle, and its neighbours without knowing what they want.
+
+    The road is taken to bend evenly, by the curvature given at the start. Neighbours keep
+    acceleration and turn rate (CTRA: Schubert, Richter, Wanielik 2008), or go straight on at their
+    speed. All of it is explicit Euler in double precision, as in the simulator.
+
+    Args:
+        start: [N, S].
+        actions: [N, H, A].
+        turning: Whether neighbours accelerate and turn.
+
+    Returns:
+        float64 [N, H+1, S], the start included.
+    """
+    start = np.asarray(start, np.float64)
+    poses = np.zeros((len(start), actions.shape[1] + 1, 4))  # in the ego frame of the start
     poses[:, 0, 3] = start[:, 0]
-    for k in range(windows.horizon):
+    for k in range(actions.shape[1]):
         poses[:, k + 1] = bicycle_step(poses[:, k], actions[:, k])
-    states = np.concatenate([_road_features(start, poses), _neighbours(start, poses)], axis=-1)
-    score = -margin(states[:, 1:]).min(1)
-    return BaselinePrediction(states.astype(np.float32), score)
+    states = np.concatenate(
+        [_road_features(start, poses), _neighbours(start, poses, turning=turning)], axis=-1
+    )
+    states[:, 0] = start
+    return states
 
 
 def _road_features(start: Floats, poses: Floats) -> Floats:
@@ -159,25 +197,30 @@ def _road_features(start: Floats, poses: Floats) -> Floats:
     )
 
 
-def _neighbours(start: Floats, poses: Floats) -> Floats:
-    """Return the slots [N, H+1, 28] seen from poses [N, H+1, 4]; everyone goes straight on."""
-    slots = slots_of(start)[:, None]  # [N, 1, 4, 7]
-    time_s = np.arange(poses.shape[1])[:, None] * DT_S  # [H+1, 1]
-    speed_x, speed_y = slots[..., 3] + start[:, None, :1], slots[..., 4]
-    x, y, heading, speed = (poses[..., i : i + 1] for i in range(4))
-    cos, sin = np.cos(heading), np.sin(heading)
-    ahead, aside = slots[..., 1] + speed_x * time_s - x, slots[..., 2] + speed_y * time_s - y
-    moved = np.stack(
-        [
-            np.broadcast_to(slots[..., 0], ahead.shape),
-            cos * ahead + sin * aside,
-            cos * aside - sin * ahead,
-            cos * speed_x + sin * speed_y - speed,
-            cos * speed_y - sin * speed_x,
-            cos * slots[..., 5] + sin * slots[..., 6],
-            cos * slots[..., 6] - sin * slots[..., 5],
-        ],
-        axis=-1,
-    )
-    moved = np.where(slots[..., :1] > 0.5, moved, 0.0)
-    return moved.reshape(*poses.shape[:2], NEIGHBOUR_COUNT * SLOT_COUNT)
+def _neighbours(start: Floats, poses: Floats, *, turning: bool) -> Floats:
+    """Return the slots [N, H+1, 28] seen from the ego's poses [N, H+1, 4]."""
+    slots = slots_of(start)
+    x, y, heading, speed, acceleration, turn_rate = np.moveaxis(slots[..., 1:], -1, 0)
+    if not turning:
+        acceleration, turn_rate = np.zeros_like(speed), np.zeros_like(speed)
+    seen = []
+    for k in range(poses.shape[1]):
+        if k:
+            # A turning car's centre slips sideways: sin(slip) = turn rate * half length / speed.
+            slip = turn_rate * (VEHICLE_LENGTH_M / 2) / np.maximum(speed, _SLOWEST_MPS)
+            course = heading + np.arcsin(np.clip(slip, -_MOST_SIN, _MOST_SIN))
+            x, y = x + speed * np.cos(course) * DT_S, y + speed * np.sin(course) * DT_S
+            heading = heading + turn_rate * DT_S
+            speed = speed + acceleration * DT_S
+            # A braking car stops; it neither reverses nor turns any more.
+            goes_on = speed > 0
+            speed, acceleration, turn_rate = (
+                np.where(goes_on, value, 0.0) for value in (speed, acceleration, turn_rate)
+            )
+        ego_x, ego_y, ego_heading, _ = np.moveaxis(poses[:, k, None], -1, 0)
+        cos, sin = np.cos(ego_heading), np.sin(ego_heading)
+        ahead, aside = x - ego_x, y - ego_y
+        moved = [cos * ahead + sin * aside, cos * aside - sin * ahead, heading - ego_heading]
+        seen.append(np.stack([slots[..., 0], *moved, speed, acceleration, turn_rate], axis=-1))
+    states = np.where(slots[:, None, :, :1] > 0.5, np.stack(seen, axis=1), 0.0)
+    return states.reshape(*poses.shape[:2], NEIGHBOUR_COUNT * SLOT_COUNT)

@@ -13,8 +13,11 @@ from models.training.roads import LaneIndex, heading_ahead, next_lane, wrap_angl
 
 Action = NDArray[np.float32]
 
-BEHAVIOURS = ("careful", "noisy", "aggressive", "smooth_random", "bursts", "random_white")
-SHARES = (0.20, 0.05, 0.36, 0.12, 0.26, 0.01)
+SEQUENCE_KINDS = ("white", "smooth", "bang_bang", "evasive")
+"""Kinds of action sequences that planners try out; see `draw_sequence`."""
+
+BEHAVIOURS = ("careful", "noisy", "aggressive", "bursts", *SEQUENCE_KINDS)
+SHARES = (0.20, 0.04, 0.32, 0.18, 0.04, 0.08, 0.06, 0.08)
 """How often an episode has each behaviour."""
 
 
@@ -193,28 +196,79 @@ class BurstDriver(LaneDriver):
         return np.array([steer, throttle, brake], dtype=np.float32)
 
 
-class RandomDriver:
-    """Actions that do not depend on the road.
+def draw_sequence(kind: str, rng: np.random.Generator, steps: int) -> Action:
+    """Return actions [steps, 3] as planners try them out, whatever the road is like.
 
     Args:
-        rng: Source of its choices.
-        memory_s: Correlation time; 0 means a fresh action at every step.
-        steer: Standard deviation of steer.
-    """
+        kind: One of `SEQUENCE_KINDS`: "white" draws every step anew; "smooth" is an
+            Ornstein-Uhlenbeck process; "bang_bang" holds extremes for 4 to 12 steps; "evasive"
+            steers one way, then the other, with a pedal held.
+        rng: Source of the draw.
+        steps: Length.
 
-    def __init__(self, rng: np.random.Generator, memory_s: float, steer: float) -> None:
-        self.rng = rng
-        self.keep = math.exp(-DT_S / memory_s) if memory_s > 0 else 0.0
-        self.scale = np.array([steer, 0.6])
-        self.value = rng.normal(size=2) * self.scale
+    Raises:
+        ValueError: No kind has that name.
+    """
+    if kind == "white":
+        steer, pedal = rng.normal(size=(2, steps)) * [[rng.uniform(0.1, 0.8)], [0.6]]
+    elif kind == "smooth":
+        steer, pedal = _smooth_noise(rng, steps)
+    elif kind == "bang_bang":
+        steer, pedal = _held_extremes(rng, steps)
+    elif kind == "evasive":
+        steer, pedal = _swerve(rng, steps)
+    else:
+        raise ValueError(f"unknown kind {kind!r}; known: {list(SEQUENCE_KINDS)}")
+    actions = np.stack([steer, pedal, -pedal], axis=1)
+    return np.asarray(np.clip(actions, [-1, 0, 0], [1, 1, 1]), np.float32)
+
+
+def _smooth_noise(rng: np.random.Generator, steps: int) -> NDArray[np.float64]:
+    keep = math.exp(-DT_S / rng.uniform(0.3, 1.5))
+    scale = np.array([rng.uniform(0.02, 0.3), 0.6])
+    values = [rng.normal(size=2) * scale]
+    for fresh in rng.normal(size=(steps - 1, 2)) * scale * math.sqrt(1 - keep**2):
+        values.append(keep * values[-1] + fresh)
+    return np.array(values).T
+
+
+def _held_extremes(rng: np.random.Generator, steps: int) -> NDArray[np.float64]:
+    strength = rng.uniform(0.2, 1.0)
+    values: list[NDArray[np.float64]] = []
+    while len(values) < steps:
+        extreme = np.array([strength * rng.integers(-1, 2), rng.integers(-1, 2)], np.float64)
+        values += [extreme] * int(rng.integers(4, 13))
+    return np.array(values[:steps]).T
+
+
+def _swerve(rng: np.random.Generator, steps: int) -> NDArray[np.float64]:
+    strength = rng.uniform(0.2, 1.0) * rng.choice([-1, 1])
+    there, back = rng.integers(4, 12, size=2)
+    step = np.arange(steps)
+    steer = np.where(step < there, strength, np.where(step < there + back, -strength, 0.0))
+    pedal = np.full(steps, rng.choice([-1.0, -0.5, 0.0, 0.0, 0.5, 1.0]))
+    return np.stack([steer, pedal])
+
+
+class SequenceDriver(LaneDriver):
+    """A lane driver that now and then executes a planner's sequence of one kind, eyes shut."""
+
+    def __init__(self, rng: np.random.Generator, cruise: float, kind: str) -> None:
+        super().__init__(rng, cruise, rng.uniform(0.4, 1.5))
+        self.kind = kind
+        self.wait = int(rng.integers(1, 30))
+        self.sequence: list[Action] = []
 
     def action(self, ego: Any) -> Action:
-        """Return the action [3] for the coming step; one pedal at a time."""
-        del ego
-        steer, pedal = np.clip(self.value, -1, 1)
-        fresh = self.rng.normal(size=2) * self.scale * math.sqrt(1 - self.keep**2)
-        self.value = self.keep * self.value + fresh
-        return np.array([steer, max(pedal, 0), max(-pedal, 0)], dtype=np.float32)
+        """Return the action [3] for the coming step."""
+        if self.sequence:
+            return self.sequence.pop()
+        self.wait -= 1
+        if self.wait <= 0:
+            self.wait = int(self.rng.integers(1, 30))
+            steps = int(self.rng.integers(16, 33))
+            self.sequence = list(draw_sequence(self.kind, self.rng, steps)[::-1])
+        return super().action(ego)
 
 
 def make_behaviour(name: str, rng: np.random.Generator, cruise: float) -> Behaviour:
@@ -236,8 +290,6 @@ def make_behaviour(name: str, rng: np.random.Generator, cruise: float) -> Behavi
         return AggressiveDriver(rng, cruise)
     if name == "bursts":
         return BurstDriver(rng, cruise)
-    if name == "smooth_random":
-        return RandomDriver(rng, rng.uniform(0.3, 1.5), rng.uniform(0.02, 0.3))
-    if name == "random_white":
-        return RandomDriver(rng, 0.0, rng.uniform(0.1, 0.8))
+    if name in SEQUENCE_KINDS:
+        return SequenceDriver(rng, cruise, name)
     raise ValueError(f"unknown behaviour {name!r}; known: {list(BEHAVIOURS)}")

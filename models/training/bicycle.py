@@ -11,15 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from models.spec import STEP_S, highway_spec
+
 FloatArray = NDArray[np.floating[Any]]
 
-DT_S = 0.05
-LENGTH_M = 5.0
-MAX_SPEED_MPS = 40.0
-FULL_THROTTLE_MPS2 = 5.0
-FULL_BRAKE_MPS2 = 8.0
-GRIP_MPS2 = 8.0
-MAX_STEERING_RAD = 0.5
+_CAR = highway_spec().kinematics
+assert _CAR is not None, "the spec of the simulated car says how it moves"
+DT_S = STEP_S
+LENGTH_M = _CAR.length_m
+MAX_SPEED_MPS = _CAR.max_speed_mps
+FULL_THROTTLE_MPS2 = _CAR.full_throttle_mps2
+FULL_BRAKE_MPS2 = _CAR.full_brake_mps2
+GRIP_MPS2 = _CAR.grip_mps2
+MAX_STEERING_RAD = _CAR.max_steering_rad
 
 
 def steering_limit(speed: ArrayLike) -> FloatArray:

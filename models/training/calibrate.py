@@ -1,4 +1,4 @@
-"""Validation windows to hazard calibration, crash threshold, uncertainty limit, known ranges."""
+"""Held-out windows to hazard calibration, crash threshold, uncertainty limit, known ranges."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from models.ensemble import EnsembleRollout, WorldModelEnsemble
 from models.outcomes import crash_probability
 from models.training.dataset import Windows
 from models.training.options import TrainOptions
+
+Floats = NDArray[np.floating]
 
 _CHUNK_ROWS = 1024
 _RANGE_MARGIN = 0.05
@@ -54,29 +56,42 @@ def predict_windows(ensemble: WorldModelEnsemble, windows: Windows) -> Predictio
 
 
 def calibrate(
-    ensemble: WorldModelEnsemble, train: Windows, validation: Windows, options: TrainOptions
+    ensemble: WorldModelEnsemble,
+    known_ranges: tuple[Floats, Floats],
+    validation: Windows,
+    calibration: Windows,
+    options: TrainOptions,
+    dt_s: float,
 ) -> Calibration:
-    """Calibrate an ensemble on validation windows; sets its members' hazard calibration.
+    """Calibrate an ensemble; sets its members' hazard calibration.
+
+    The crash threshold is the lower of two: the one at the options' false-alarm rate, and the one
+    that carries a guarantee for episodes that end, see `conformal_threshold`.
 
     Args:
         ensemble: The trained members.
-        train: Its first states say what the model knows.
-        validation: Held-out windows.
+        known_ranges: Smallest and largest trained value of each feature, [S] each.
+        validation: Held-out windows that fix the hazards.
+        calibration: Windows that nothing was fitted to; they fix thresholds and limits.
         options: The run's.
+        dt_s: Length of a step.
     """
     known = validation.take(np.flatnonzero(validation.is_known))
     scale, shift = fit_hazard(ensemble, known)
     for member in ensemble.members:
         member.set_calibration(done_scale=scale, done_shift=shift)
+    known = calibration.take(np.flatnonzero(calibration.is_known))
     prediction = predict_windows(ensemble, known)
     probability = crash_probability(prediction.dones)
     harmless = probability[~known.ends]
-    threshold = float(np.quantile(harmless, 1 - options.false_alarm_rate, method="higher"))
-    limit = float(np.quantile(prediction.uncertainty, options.uncertainty_quantile))
-    low, high = _known_ranges(train.states)
+    at_rate = float(np.quantile(harmless, 1 - options.false_alarm_rate, method="higher"))
+    scores = episode_scores(probability, known, options.lead_steps)
+    guaranteed = conformal_threshold(scores, options.miss_rate)
+    threshold = at_rate if guaranteed is None else min(at_rate, guaranteed)
+    low, high = known_ranges
     return Calibration(
         crash_threshold=threshold,
-        uncertainty_limit=limit,
+        uncertainty_limit=float(np.quantile(prediction.uncertainty, options.uncertainty_quantile)),
         state_low=tuple(float(x) for x in low),
         state_high=tuple(float(x) for x in high),
         horizon=options.horizon,
@@ -85,11 +100,58 @@ def calibrate(
             "episodes": len(np.unique(known.episode)),
             "windows_that_end": int(known.ends.sum()),
             "false_alarm_rate": options.false_alarm_rate,
+            "false_alarm_threshold": at_rate,
+            "conformal": {
+                "alpha": options.miss_rate,
+                "lead_s": round(options.lead_steps * dt_s, 6),
+                "episodes": len(scores),
+                "threshold": guaranteed,
+            },
+            "realised_false_alarm_rate": float(np.mean(harmless >= threshold)),
             "uncertainty_quantile": options.uncertainty_quantile,
             "done_scale": scale,
             "done_shift": shift,
         },
     )
+
+
+def episode_scores(
+    probability: NDArray[np.floating], windows: Windows, lead_steps: int
+) -> NDArray[np.float64]:
+    """Return the highest crash probability that each ending episode was given in time.
+
+    Args:
+        probability: [N], of the windows.
+        windows: The N windows.
+        lead_steps: In time means so many steps before the end, or earlier.
+
+    Returns:
+        [episodes that end and have a window that starts in time and contains the end].
+    """
+    ahead = np.where(windows.ends, windows.terminated.argmax(1) + 1, 0)
+    in_time = ahead >= lead_steps
+    episodes, index = np.unique(windows.episode[in_time], return_inverse=True)
+    scores = np.zeros(len(episodes))
+    np.maximum.at(scores, index, probability[in_time])
+    return scores
+
+
+def conformal_threshold(scores: NDArray[np.float64], miss_rate: float) -> float | None:
+    """Return the highest threshold that misses a new episode with at most a given probability.
+
+    Split conformal prediction (Vovk, Gammerman, Shafer 2005; Angelopoulos and Bates 2021, "A
+    gentle introduction to conformal prediction"): among n exchangeable scores and a new one, the
+    new one is below the k-th smallest of the n with probability at most k / (n + 1).
+
+    Args:
+        scores: [n], of episodes that end; see `episode_scores`.
+        miss_rate: Allowed probability, alpha.
+
+    Returns:
+        The floor(alpha (n + 1))-th smallest score; None if n is too small for any guarantee.
+    """
+    k = int(miss_rate * (len(scores) + 1))
+    return float(np.sort(scores)[k - 1]) if k >= 1 else None
 
 
 def fit_hazard(ensemble: WorldModelEnsemble, windows: Windows) -> tuple[float, float]:
@@ -134,10 +196,8 @@ def _member_logits(ensemble: WorldModelEnsemble, windows: Windows) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def _known_ranges(
-    states: NDArray[np.float32],
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the trained range of each feature, a little widened."""
-    low, high = states[:, 0].min(0), states[:, 0].max(0)
+def trained_ranges(train: Windows) -> tuple[Floats, Floats]:
+    """Return the range of each feature [S] at the start of windows, a little widened."""
+    low, high = train.states[:, 0].min(0), train.states[:, 0].max(0)
     margin = _RANGE_MARGIN * (high - low)
     return low - margin, high + margin

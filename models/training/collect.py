@@ -35,10 +35,11 @@ from models.training.store import (
     write_manifest,
     write_shard,
 )
+from models.training.vehicles import SURPRISING_SHARE
 
 EPISODES_PER_SHARD = 50
-TRAINING_SHARES = {"highway": 0.60, "merge": 0.15, "racetrack": 0.25}
-"""The roundabout is left out: it is kept to see how a model does on roads it never saw."""
+ENVIRONMENT_SHARES = {"highway": 0.54, "merge": 0.15, "racetrack": 0.24, "roundabout": 0.07}
+"""How often an episode is on each road; see `dataset.UNSEEN_ENVIRONMENT`."""
 
 Counts = dict[str, int]
 
@@ -61,7 +62,7 @@ def collect(
         folder: Created if missing.
         transitions: Least number of transitions.
         seed: Of everything.
-        environments: Share of each environment; `TRAINING_SHARES` by default.
+        environments: Share of each environment; `ENVIRONMENT_SHARES` by default.
         workers: Processes; the number of CPUs by default. 1 runs in this process.
         progress: Whether to show a bar.
 
@@ -71,7 +72,7 @@ def collect(
     """
     if transitions < 1:
         raise ValueError(f"transitions must be at least 1, got {transitions}")
-    settings = _settings(seed, TRAINING_SHARES if environments is None else environments)
+    settings = _settings(seed, ENVIRONMENT_SHARES if environments is None else environments)
     folder.mkdir(parents=True, exist_ok=True)
     counts = _existing_counts(folder, settings)
     (folder / MANIFEST).unlink(missing_ok=True)  # absent means unfinished
@@ -99,6 +100,7 @@ def _settings(seed: int, environments: dict[str, float]) -> dict[str, Any]:
         "episodes_per_shard": EPISODES_PER_SHARD,
         "environment_shares": environments,
         "behaviour_shares": dict(zip(BEHAVIOURS, SHARES, strict=True)),
+        "surprising_share": SURPRISING_SHARE,
         "highway_env": version("highway-env"),
     }
 

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from models.training.features import tracked_states
 from models.training.store import EpisodeStore
 
-SPLIT_SHARES = {"train": 0.7, "validation": 0.1, "test": 0.2}
+SPLIT_SHARES = {"train": 0.56, "validation": 0.08, "calibration": 0.18, "test": 0.18}
+UNSEEN_ENVIRONMENT = "roundabout"
+"""Never trained or calibrated on: it shows how a model does on roads it has not seen."""
 _CHUNK_WINDOWS = 8192
 
 
@@ -76,27 +78,35 @@ class Windows:
 
 
 def split_episodes(store: EpisodeStore, seed: int) -> dict[str, NDArray[np.int64]]:
-    """Split episodes at random into `train`, `validation` and `test`: 70, 10 and 20 %."""
-    order = np.random.default_rng(seed).permutation(len(store.frame_count))
-    bounds = np.cumsum([round(share * len(order)) for share in SPLIT_SHARES.values()])[:-1]
-    parts = np.split(order, bounds)
-    return {
-        name: np.sort(part).astype(np.int64) for name, part in zip(SPLIT_SHARES, parts, strict=True)
-    }
+    """Split episodes at random by `SPLIT_SHARES`; those of the unseen environment go apart.
+
+    Returns:
+        `train` for weights, `validation` to stop early and to calibrate probabilities,
+        `calibration` for thresholds, `test` for what is reported, and `unseen`.
+    """
+    names = store.environment_names
+    code = names.index(UNSEEN_ENVIRONMENT) if UNSEEN_ENVIRONMENT in names else -1
+    is_unseen = store.environment == code
+    order = np.random.default_rng(seed).permutation(np.flatnonzero(~is_unseen))
+    bounds = np.round(np.cumsum(list(SPLIT_SHARES.values()))[:-1] * len(order)).astype(int)
+    parts = dict(zip(SPLIT_SHARES, np.split(order, bounds), strict=True))
+    parts["unseen"] = np.flatnonzero(is_unseen)
+    return {name: np.sort(part).astype(np.int64) for name, part in parts.items()}
 
 
 def make_windows(
     store: EpisodeStore, episodes: NDArray[np.int64], horizon: int, stride: int
 ) -> Windows:
-    """Cut windows that start every `stride` steps of the given episodes.
+    """Cut windows that start every `stride` steps of the given episodes, from step 1 on.
 
-    Windows that run past an episode's end are kept; `valid` marks what was recorded.
+    At step 0 no acceleration and turn rate is known yet. Windows that run past an episode's end
+    are kept; `valid` marks what was recorded.
     """
     steps = store.frame_count[episodes].astype(np.int64) - 1
-    counts = -(-steps // stride)
+    counts = -(-(steps - 1) // stride)
     episode = np.repeat(episodes, counts)
     first = np.repeat(np.cumsum(counts) - counts, counts)
-    start_step = (np.arange(len(episode)) - first) * stride
+    start_step = 1 + (np.arange(len(episode)) - first) * stride
     steps = np.repeat(steps, counts)
     start = store.frame_start[episode] + start_step
     step = start_step[:, None] + np.arange(horizon)

@@ -7,67 +7,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.spec import NEIGHBOUR_COUNT, SENSOR_RANGE_M
+from models.spec import NEIGHBOUR_COUNT
+from models.training.slots import (
+    EGO_COUNT,
+    SLOT_COUNT,
+    nearest_columns,
+    slot_features,
+    whole_turns,
+)
 from models.training.store import EpisodeStore
 
-EGO_COUNT = 6
-SLOT_COUNT = 7
+__all__ = ["EGO_COUNT", "SLOT_COUNT", "tracked_states"]
 
-
-def nearest_columns(
-    store: EpisodeStore, frames: NDArray[np.integer[Any]]
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return the vehicles that fill the slots at some frames.
-
-    Args:
-        store: Where the frames are.
-        frames: [N] frame indices.
-
-    Returns:
-        [N, 4] columns of `store.vehicles`, nearest to the ego first; [N, 4] whether the slot is
-        filled. A slot is empty if fewer vehicles are within sensor range.
-    """
-    offset = store.vehicles[frames, :, :2] - store.ego[frames, None, :2]
-    squared = np.square(offset).sum(-1)
-    squared = np.where(store.present[frames] > 0, squared, np.inf)
-    # Stable, so that equal distances keep the order of columns on every machine.
-    columns = np.argsort(squared, axis=1, kind="stable")[:, :NEIGHBOUR_COUNT]
-    near = np.take_along_axis(squared, columns, axis=1) <= SENSOR_RANGE_M**2
-    return columns, near
-
-
-def slot_features(
-    ego: NDArray[np.float32], others: NDArray[np.float32], filled: NDArray[np.bool_]
-) -> NDArray[np.float32]:
-    """Return vehicles as the ego sees them.
-
-    Args:
-        ego: [..., 4] x, y, heading, speed in the world frame.
-        others: [..., K, 4] likewise.
-        filled: [..., K] whether the slot holds a vehicle.
-
-    Returns:
-        [..., K, 7] presence, dx, dy, dvx, dvy, cos h, sin h in the ego frame; zeros where empty.
-    """
-    ego = ego[..., None, :]
-    cos, sin = np.cos(ego[..., 2]), np.sin(ego[..., 2])
-    dx, dy = others[..., 0] - ego[..., 0], others[..., 1] - ego[..., 1]
-    heading = others[..., 2] - ego[..., 2]
-    cos_h, sin_h = np.cos(heading), np.sin(heading)
-    features = np.stack(
-        [
-            np.ones_like(dx),
-            cos * dx + sin * dy,
-            cos * dy - sin * dx,
-            # Velocities lie along the headings; in its own frame the ego's is (speed, 0).
-            others[..., 3] * cos_h - ego[..., 3],
-            others[..., 3] * sin_h,
-            cos_h,
-            sin_h,
-        ],
-        axis=-1,
-    )
-    return np.where(filled[..., None], features, np.float32(0))
+HEADING = 3
+"""Place of the heading within a slot."""
 
 
 def tracked_states(
@@ -84,16 +37,28 @@ def tracked_states(
         horizon: Number of steps, H.
 
     Returns:
-        [N, H + 1, 34]. Beyond the episode's end its last frame repeats.
+        [N, H + 1, 34]. Beyond the episode's end its last frame repeats. In an episode's first
+        frame accelerations and yaw rates are 0: nothing came before.
     """
     start_frames = np.asarray(start_frames, np.int64)
     episode = np.searchsorted(store.frame_start, start_frames, side="right") - 1
-    last = store.frame_start[episode] + store.frame_count[episode] - 1
+    first = store.frame_start[episode]
+    last = first + store.frame_count[episode] - 1
     # [N, H + 1]
     frames = np.minimum(start_frames[:, None] + np.arange(horizon + 1), last[:, None])
-    columns, near = nearest_columns(store, start_frames)
-    others = store.vehicles[frames[..., None], columns[:, None, :]]  # [N, H + 1, 4, 4]
-    still_there = store.present[frames[..., None], columns[:, None, :]] > 0
-    slots = slot_features(store.ego[frames], others, still_there & near[:, None, :])
+    earlier = np.maximum(frames - 1, first[:, None])
+    columns, near = nearest_columns(
+        store.ego[start_frames], store.vehicles[start_frames], store.present[start_frames]
+    )
+    columns = columns[:, None, :]
+    still_there = store.present[frames[..., None], columns] > 0
+    slots = slot_features(
+        store.ego[frames],
+        store.vehicles[frames[..., None], columns],  # [N, H + 1, 4, 4]
+        store.vehicles[earlier[..., None], columns],
+        still_there & near[:, None, :],
+    )
+    # By the first frame's turns throughout: a heading must not jump within a window.
+    slots[..., HEADING] -= whole_turns(slots[:, :1, :, HEADING]) * slots[..., 0]
     flat = slots.reshape(*frames.shape, NEIGHBOUR_COUNT * SLOT_COUNT)
     return np.concatenate([store.ego_features[frames], flat], axis=-1)

@@ -14,11 +14,10 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from models.checkpoint import Architecture
 from models.losses import WindowBatch, rollout_loss
 from models.spec import Spec
 from models.training.dataset import Windows
-from models.training.normalise import Normalisers
+from models.training.normalise import fit_normalisers
 from models.training.options import TrainOptions
 from models.world_model import WorldModel
 
@@ -47,7 +46,6 @@ class MemberTrainer:
         index: Number of the member; with the options' seed it decides weights and order.
         spec: Meaning of the features.
         options: The run's.
-        normalisers: The run's.
         train: Training windows.
         validation: Validation windows.
         folder: Holds `state.pt` (to resume) and TensorBoard logs.
@@ -58,7 +56,6 @@ class MemberTrainer:
         index: int,
         spec: Spec,
         options: TrainOptions,
-        normalisers: Normalisers,
         train: Windows,
         validation: Windows,
         folder: Path,
@@ -68,10 +65,11 @@ class MemberTrainer:
         self.train_windows = train
         self.device = choose_device(options.device)
         self.folder = folder
+        self.stages = [stage for stage in options.stages for _ in range(stage.updates)]
         self.rng = np.random.default_rng((options.seed, index))
         torch.manual_seed(options.seed * 1000 + index)
-        architecture = Architecture(options.hidden_dims, options.activation)
-        self.model = architecture.build(spec)
+        self.model = options.architecture(spec).build(spec)
+        normalisers = fit_normalisers(train, spec, self.model, options.seed)
         normalisers.apply(self.model)
         self.model.to(self.device)
         self.change_scale = torch.as_tensor(normalisers.change_scale, device=self.device)
@@ -87,11 +85,16 @@ class MemberTrainer:
             KeyboardInterrupt: Interrupted; the state was saved first.
         """
         self._resume()
+        # Counted in predicted rows, so that the time left is right although updates of later
+        # stages take longer.
+        cost = [stage.rows * stage.horizon for stage in self.stages]
         bar = tqdm(
-            total=self.options.updates,
-            initial=self.progress.update,
-            desc=f"member {self.index}",
+            total=sum(cost),
+            initial=sum(cost[: self.progress.update]),
+            desc=f"member {self.index + 1} of {self.options.members}",
             position=self.index % self.options.workers,
+            unit="row",
+            unit_scale=True,
             mininterval=2.0,
         )
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -115,23 +118,27 @@ class MemberTrainer:
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
             self.progress.update = update + 1
-            bar.update()
+            stage = self.stages[update]
+            bar.update(stage.rows * stage.horizon)
         entry = {f"train_{name}": total / (stop - first) for name, total in sums.items()}
         entry |= {f"validation_{name}": x for name, x in self._validate().items()}
         for name, mean in entry.items():
             writer.add_scalar(name, mean, stop)
         self.progress.history.append({"update": stop, **entry})
         bar.set_postfix_str(
-            f"horizon {self.options.stage_at(stop - 1).horizon} "
+            f"horizon {self.stages[stop - 1].horizon} "
             f"train {entry['train_total']:.3f} validation {entry['validation_total']:.3f}"
         )
         self._keep_if_best(entry["validation_total"])
         self._save()
 
     def _update(self, update: int) -> dict[str, Tensor]:
-        stage = self.options.stage_at(update)
+        stage = self.stages[update]
+        rate = self.options.learning_rate * self._schedule(update)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.options.learning_rate * _schedule(update, self.options.updates)
+            group["lr"] = rate
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name.startswith("done_head") or not stage.only_done_head)
         rows = np.sort(self.rng.integers(len(self.train_windows), size=stage.rows))
         batch = to_batch(self.train_windows.take(rows), stage.horizon, self.device)
         losses = rollout_loss(
@@ -139,12 +146,25 @@ class MemberTrainer:
             batch,
             self.change_scale[: stage.horizon],
             positive_weight=self.options.positive_weight,
+            done_weight=self.options.done_weight,
         )
         self.optimizer.zero_grad(set_to_none=True)
         losses["total"].backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), _CLIP_NORM)
         self.optimizer.step()
         return {name: value.detach() for name, value in losses.items()}
+
+    def _schedule(self, update: int) -> float:
+        """Return the share of the peak learning rate: linear warm-up, then a cosine to 1 %.
+
+        Training the done head alone has a schedule of its own.
+        """
+        alone = [stage.only_done_head for stage in self.stages]
+        first = alone.index(True) if any(alone) else len(alone)
+        begin, end = (0, first) if update < first else (first, len(alone))
+        warm_up = min(1.0, (update - begin + 1) / _WARM_UP_UPDATES)
+        cosine = 0.5 * (1 + math.cos(math.pi * (update - begin) / (end - begin)))
+        return warm_up * (_FINAL_RATE_SHARE + (1 - _FINAL_RATE_SHARE) * cosine)
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
@@ -159,6 +179,7 @@ class MemberTrainer:
                 batch,
                 self.change_scale,
                 positive_weight=self.options.positive_weight,
+                done_weight=self.options.done_weight,
             )
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(chunk) / count
@@ -171,7 +192,7 @@ class MemberTrainer:
                 name: x.detach().clone() for name, x in self.model.state_dict().items()
             }
             self.progress.stale_validations = 0
-        elif self.options.stage_at(self.progress.update) == self.options.stages[-1]:
+        elif self.stages[self.progress.update - 1] == self.options.stages[-1]:
             self.progress.stale_validations += 1
 
     def _is_stale(self) -> bool:
@@ -219,10 +240,3 @@ def to_batch(windows: Windows, horizon: int, device: torch.device) -> WindowBatc
         terminated=steps(windows.terminated, horizon),
         valid=steps(windows.valid, horizon),
     )
-
-
-def _schedule(update: int, updates: int) -> float:
-    """Return the share of the peak learning rate: linear warm-up, then a cosine to 1 %."""
-    warm_up = min(1.0, (update + 1) / _WARM_UP_UPDATES)
-    cosine = 0.5 * (1 + math.cos(math.pi * update / updates))
-    return warm_up * (_FINAL_RATE_SHARE + (1 - _FINAL_RATE_SHARE) * cosine)

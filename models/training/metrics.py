@@ -1,80 +1,225 @@
-"""Scores of predictions against what happened. Plain numbers in, plain JSON-ready dicts out."""
+"""Scores of risks against what happened. Plain numbers in, plain JSON-ready dicts out."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score
 
-from models.training.baselines import slots_of
 from models.training.bicycle import DT_S
+from models.training.bootstrap import draw_counts, percentile_interval
 from models.training.dataset import Windows
-from models.training.features import EGO_COUNT, SLOT_COUNT
 
 Floats = NDArray[np.floating[Any]]
 Booleans = NDArray[np.bool_]
-Scores = dict[str, float | None]
 
-FALSE_ALARM_RATE = 0.01
-REPORTED_STEPS = (1, 2, 4, 8, 16)
+FALSE_ALARM_RATES = {"1": 0.01, "01": 0.001}
+"""Rates at which alarms are compared, in the names of scores: 1 % and 0.1 %."""
+
+SCORES = (
+    "auroc",
+    "average_precision",
+    "recall_1",
+    "recall_01",
+    "false_alarms_1",
+    "false_alarms_01",
+    "brier",
+    "ece",
+    "ece_width",
+)
+"""What `Scorecard` gives, in order."""
+
 ECE_BINS = 15
-DIVERGED_SD = 20.0
-"""A rollout has diverged once a feature is this many standard deviations from the truth."""
+_PLOT_EDGES = (0, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 0.5, 0.7, 0.9, 0.97, 0.99, 1)
 
 
-def alarm_threshold(score: Floats, ends: Booleans, rate: float = FALSE_ALARM_RATE) -> float:
+@dataclass(frozen=True)
+class Risk:
+    """How likely a method finds it that N windows terminate.
+
+    Attributes:
+        score: [N], higher is riskier; what is ranked.
+        probability: [N], the same as a calibrated probability.
+    """
+
+    score: Floats
+    probability: Floats
+
+    def take(self, rows: NDArray[np.integer[Any]] | Booleans) -> Risk:
+        """Return that of some of the windows."""
+        return Risk(self.score[rows], self.probability[rows])
+
+
+def alarm_threshold(score: Floats, ends: Booleans, rate: float) -> float:
     """Return the lowest observed score that at most about `rate` of harmless windows reach."""
     return float(np.quantile(score[~ends], 1 - rate, method="higher"))
 
 
-def ranking(score: Floats, ends: Booleans, weight: Floats | None = None) -> tuple[float, float]:
-    """Return AUROC and average precision of scores [N] for outcomes [N]."""
-    return (
-        float(roc_auc_score(ends, score, sample_weight=weight)),
-        float(average_precision_score(ends, score, sample_weight=weight)),
-    )
+class Scorecard:
+    """One method's scores on windows, quick to compute again for resampled episodes.
+
+    Args:
+        risk: The method's, of N windows.
+        ends: [N], whether they terminate.
+        episode: [N], 0 to the number of episodes - 1.
+        thresholds: Alarm threshold at each of `FALSE_ALARM_RATES`.
+    """
+
+    def __init__(
+        self,
+        risk: Risk,
+        ends: Booleans,
+        episode: NDArray[np.integer[Any]],
+        thresholds: Mapping[str, float],
+    ) -> None:
+        order = np.argsort(-risk.score, kind="stable")
+        self.ends = ends[order]
+        self.episode = episode[order]
+        # Equal scores are one point of the curves: its last window stands for it.
+        self.last = np.flatnonzero(np.diff(risk.score[order], append=-np.inf) != 0)
+        alarms = [risk.score >= thresholds[name] for name in FALSE_ALARM_RATES]
+        probability = risk.probability
+        sums = [
+            ends,
+            ~ends,
+            *(alarm & ends for alarm in alarms),
+            *(alarm & ~ends for alarm in alarms),
+            (probability - ends) ** 2,
+        ]
+        count = int(episode.max()) + 1 if len(episode) else 0
+        self.sums = np.stack([np.bincount(episode, x, count) for x in sums], axis=1)
+        # By bin: what the probabilities promise more than happens.
+        self.surplus = [
+            np.bincount(episode * ECE_BINS + bins, probability - ends, count * ECE_BINS).reshape(
+                count, ECE_BINS
+            )
+            for bins in (_equal_mass(probability), _equal_width(probability))
+        ]
+
+    def scores(self, counts: Floats | None = None) -> NDArray[np.float64]:
+        """Return `SCORES`, each episode counted as often as `counts` [episodes] says.
+
+        NaN where a score does not exist: without ends there is no recall.
+        """
+        counts = np.ones(len(self.sums)) if counts is None else counts
+        sums = counts @ self.sums
+        with np.errstate(invalid="ignore", divide="ignore"):
+            total = sums[0] + sums[1]
+            ece = [np.abs(counts @ surplus).sum() / total for surplus in self.surplus]
+            return np.array(
+                [
+                    *self._ranking(counts),
+                    *(sums[2:4] / sums[0]),
+                    *(sums[4:6] / sums[1]),
+                    sums[6] / total,
+                    *ece,
+                ]
+            )
+
+    def _ranking(self, counts: Floats) -> tuple[float, float]:
+        """Return AUROC (trapezoids) and average precision (steps)."""
+        weight = counts[self.episode]
+        hits = np.cumsum(np.where(self.ends, weight, 0.0))[self.last]
+        false = np.cumsum(np.where(self.ends, 0.0, weight))[self.last]
+        if hits.size == 0 or hits[-1] == 0 or false[-1] == 0:
+            return np.nan, np.nan
+        gained = np.diff(hits, prepend=0.0)
+        area = np.sum(np.diff(false, prepend=0.0) * (hits - gained / 2))
+        precision = hits / np.maximum(hits + false, 1e-12)
+        return area / (hits[-1] * false[-1]), float(np.sum(gained * precision) / hits[-1])
 
 
-def _share(part: Booleans, weight: Floats | None = None) -> float | None:
-    """Return the (weighted) share of True, or None of nothing."""
-    if len(part) == 0 or (weight is not None and weight.sum() == 0):
-        return None
-    return float(np.average(part, weights=weight))
+def _equal_mass(probability: Floats) -> NDArray[np.int64]:
+    """Return the bin [N] of each probability, all bins holding as many."""
+    rank = np.argsort(np.argsort(probability, kind="stable"), kind="stable")
+    return np.asarray(rank * ECE_BINS // max(len(rank), 1))
+
+
+def _equal_width(probability: Floats) -> NDArray[np.int64]:
+    """Return the bin [N] of each probability, all bins as wide."""
+    return np.minimum((np.asarray(probability) * ECE_BINS).astype(np.int64), ECE_BINS - 1)
+
+
+def compare(
+    risks: Mapping[str, Risk],
+    windows: Windows,
+    thresholds: Mapping[str, Mapping[str, float]],
+    draws: int,
+    *,
+    reference: str,
+) -> dict[str, Any]:
+    """Score methods on the same windows, with intervals and differences by bootstrap.
+
+    Episodes are drawn, the same ones for all methods. Thresholds and bins stay as they are. The
+    interval of an ECE lies high: resampling adds noise, which an ECE counts as error.
+
+    Args:
+        risks: By method.
+        windows: N windows of known outcome.
+        thresholds: By method, then as `FALSE_ALARM_RATES`.
+        draws: Number of resamples; 0 leaves intervals out.
+        reference: The method from whose scores the others' are taken off.
+
+    Returns:
+        Counts of windows and episodes; by method its `scores`, their `intervals`, and the
+        `lead` of the reference: the difference, and its interval.
+    """
+    names, index = np.unique(windows.episode, return_inverse=True)
+    ends = windows.ends
+    cards = {name: Scorecard(r, ends, index, thresholds[name]) for name, r in risks.items()}
+    best = {name: card.scores() for name, card in cards.items()}
+    counts = draw_counts(len(names), draws)
+    drawn = {
+        name: np.array([card.scores(row) for row in counts]).reshape(draws, len(SCORES))
+        for name, card in cards.items()
+    }
+    methods = {}
+    for name in cards:
+        lead, lead_drawn = best[reference] - best[name], drawn[reference] - drawn[name]
+        methods[name] = {
+            "scores": _named(best[name]),
+            "intervals": _intervals(drawn[name]),
+            "lead": {"scores": _named(lead), "intervals": _intervals(lead_drawn)},
+        }
+    return {
+        "windows": len(windows),
+        "windows_that_end": int(ends.sum()),
+        "episodes": len(names),
+        "episodes_that_end": len(np.unique(windows.episode[ends])),
+        "methods": methods,
+    }
+
+
+def _named(values: Floats) -> dict[str, float | None]:
+    return {
+        name: float(value) if np.isfinite(value) else None
+        for name, value in zip(SCORES, values, strict=True)
+    }
+
+
+def _intervals(drawn: Floats) -> dict[str, list[float | None]]:
+    if not len(drawn):
+        return {}
+    return {name: list(percentile_interval(drawn[:, i])) for i, name in enumerate(SCORES)}
+
+
+def reliability(probability: Floats, ends: Booleans) -> dict[str, list[float]]:
+    """Return mean predicted and observed share by bin, finer towards 0 and 1, and the counts."""
+    bins = np.digitize(probability, _PLOT_EDGES[1:-1])
+    used = np.unique(bins)
+    return {
+        "predicted": [float(probability[bins == i].mean()) for i in used],
+        "observed": [float(ends[bins == i].mean()) for i in used],
+        "windows": [int((bins == i).sum()) for i in used],
+    }
 
 
 def steps_to_end(windows: Windows) -> NDArray[np.int64]:
     """Return after how many steps each window terminates [N], 1 to H; 0 if it does not."""
     return np.where(windows.ends, windows.terminated.argmax(1) + 1, 0)
-
-
-def termination_scores(score: Floats, windows: Windows, threshold: float) -> dict[str, Any]:
-    """Score the ranking and the alarms of a method.
-
-    Args:
-        score: [N], higher is riskier.
-        windows: The N windows, outcomes known.
-        threshold: A score at or above it is an alarm; from validation data.
-
-    Returns:
-        auroc, average_precision (None unless both outcomes occur); recall at the threshold,
-        of all ends and by how far ahead they are; the realised false_alarm_rate; lead_time.
-    """
-    ends, alarm = windows.ends, score >= threshold
-    both = bool(ends.any() and not ends.all())
-    auroc, precision = ranking(score, ends) if both else (None, None)
-    ahead, half = steps_to_end(windows), windows.horizon // 2
-    return {
-        "auroc": auroc,
-        "average_precision": precision,
-        "recall": _share(alarm[ends]),
-        "recall_near": _share(alarm[(ahead >= 1) & (ahead <= half)]),
-        "recall_far": _share(alarm[ahead > half]),
-        "false_alarm_rate": _share(alarm[~ends]),
-        "threshold": threshold,
-        "lead_time": summarise_leads(lead_times(alarm, windows)),
-    }
 
 
 def lead_times(alarm: Booleans, windows: Windows) -> NDArray[np.float64]:
@@ -93,152 +238,3 @@ def lead_times(alarm: Booleans, windows: Windows) -> NDArray[np.float64]:
     lead = np.zeros(len(episodes))
     np.maximum.at(lead, index, np.where(alarm, ahead * DT_S, 0.0)[ahead > 0])
     return lead
-
-
-def summarise_leads(leads: Floats) -> Scores:
-    """Return the median lead and the share of episodes without any warning."""
-    if len(leads) == 0:
-        return {"episodes": 0, "median_s": None, "missed": None}
-    return {
-        "episodes": len(leads),
-        "median_s": float(np.median(leads)),
-        "missed": float(np.mean(leads == 0)),
-    }
-
-
-def bootstrap_intervals(
-    score: Floats, windows: Windows, threshold: float, draws: int, seed: int = 0
-) -> dict[str, list[float]]:
-    """Return 95 % intervals of AUROC, average precision and recall.
-
-    Episodes are drawn, not windows: windows of one episode overlap.
-
-    Args:
-        score: [N].
-        windows: The N windows.
-        threshold: Kept as it is in every draw.
-        draws: Number of resamples; 0 gives no intervals.
-        seed: Of the draws.
-    """
-    rng = np.random.default_rng(seed)
-    episodes, index = np.unique(windows.episode, return_inverse=True)
-    ends, alarm = windows.ends, score >= threshold
-    rows = []
-    for _ in range(draws):
-        picked = np.bincount(rng.integers(len(episodes), size=len(episodes)), None, len(episodes))
-        weight = picked[index].astype(np.float64)
-        if weight[ends].sum() > 0 and weight[~ends].sum() > 0:
-            rows.append([*ranking(score, ends, weight), _share(alarm[ends], weight[ends])])
-    if not rows:
-        return {}
-    low, high = np.quantile(np.array(rows, np.float64), [0.025, 0.975], axis=0)
-    names = ("auroc", "average_precision", "recall")
-    return {n: [float(low[i]), float(high[i])] for i, n in enumerate(names)}
-
-
-def reliability(probability: Floats, ends: Booleans, bins: int = ECE_BINS) -> dict[str, Any]:
-    """Return how far probabilities can be taken at their word.
-
-    Args:
-        probability: [N].
-        ends: [N].
-        bins: Number of bins of equal mass.
-
-    Returns:
-        brier; ece, the mass-weighted mean distance of predicted and observed share; and both
-        shares by bin.
-    """
-    order = np.argsort(probability, kind="stable")
-    parts = [part for part in np.array_split(order, bins) if len(part)]
-    predicted = np.array([probability[part].mean() for part in parts], np.float64)
-    observed = np.array([ends[part].mean() for part in parts], np.float64)
-    mass = np.array([len(part) for part in parts]) / len(order)
-    return {
-        "brier": float(np.mean((probability - ends) ** 2)),
-        "ece": float(np.sum(mass * np.abs(predicted - observed))),
-        "predicted": predicted.tolist(),
-        "observed": observed.tolist(),
-    }
-
-
-def neighbour_error(predicted: Floats, true: Floats) -> tuple[Floats, Floats, Booleans]:
-    """Return position error [..., 4] in m, velocity error [..., 4] in m/s, presence [..., 4]."""
-    p, t = slots_of(predicted), slots_of(true)
-    position = np.hypot(p[..., 1] - t[..., 1], p[..., 2] - t[..., 2])
-    velocity = np.hypot(p[..., 3] - t[..., 3], p[..., 4] - t[..., 4])
-    return position, velocity, t[..., 0] > 0.5
-
-
-def state_scores(predicted: Floats, true: Floats, scale: Floats) -> dict[str, Scores]:
-    """Score predicted states at one step.
-
-    Args:
-        predicted: [N, S].
-        true: [N, S].
-        scale: [S], standard deviation of each feature, for `nrmse`.
-
-    Returns:
-        By quantity: errors of the ego's speed, heading and edge distances; of the present
-        neighbours' positions and velocities; nrmse over all features of present things.
-    """
-    error = np.abs(predicted - true)
-    heading = [np.arcsin(np.clip(s[:, 2], -1, 1)) for s in (predicted, true)]
-    position, velocity, there = neighbour_error(predicted, true)
-    seen, speed = position[there], velocity[there]
-    counted = np.ones_like(error, dtype=bool)
-    counted[:, EGO_COUNT:] = np.repeat(there, SLOT_COUNT, axis=1)
-    return {
-        "ego": {
-            "speed_mps": float(error[:, 0].mean()),
-            "heading_rad": float(np.abs(heading[0] - heading[1]).mean()),
-            "edge_m": float(error[:, 3:5].mean()),
-        },
-        "neighbour": {
-            "position_mean_m": float(seen.mean()) if len(seen) else None,
-            "position_median_m": float(np.median(seen)) if len(seen) else None,
-            "position_p95_m": float(np.quantile(seen, 0.95)) if len(seen) else None,
-            "position_worst_m": float(seen.max()) if len(seen) else None,
-            "velocity_mps": float(speed.mean()) if len(seen) else None,
-        },
-        "all": {"nrmse": float(np.sqrt(np.mean(np.square(error / scale)[counted])))},
-    }
-
-
-def rollout_scores(predicted: Floats, true: Floats) -> dict[str, Any]:
-    """Score rollouts that did not end: states at `REPORTED_STEPS`, and how many diverged.
-
-    Args:
-        predicted: [N, H+1, S].
-        true: [N, H+1, S].
-    """
-    spread = true[:, 0].std(0)
-    # Presence hardly varies and other features may not vary at all; their unit is the scale then.
-    keeps_unit = spread < 1e-6
-    keeps_unit[EGO_COUNT::SLOT_COUNT] = True
-    scale = np.where(keeps_unit, 1.0, spread)
-    far = ~(np.abs((predicted - true) / scale) <= DIVERGED_SD)  # true for NaN, too
-    steps = [k for k in REPORTED_STEPS if k < predicted.shape[1]]
-    return {
-        "steps": {str(k): state_scores(predicted[:, k], true[:, k], scale) for k in steps},
-        "diverged": float(far.any((1, 2)).mean()),
-    }
-
-
-def reward_scores(predicted: Floats, true: Floats) -> Scores:
-    """Return mean absolute errors of rewards [N, H]: of the first step, and of the sum."""
-    return {
-        "first_step_mae": float(np.abs(predicted[:, 0] - true[:, 0]).mean()),
-        "sum_mae": float(np.abs(predicted.sum(1) - true.sum(1)).mean()),
-    }
-
-
-def uncertainty_scores(uncertainty: Floats, error: Floats) -> dict[str, Any]:
-    """Say whether uncertainty [N] ranks errors [N]: Spearman's rho, mean error by fifth."""
-    order = np.argsort(uncertainty, kind="stable")
-    fifths = np.array_split(order, 5)
-    # Ranks by double sorting: both are continuous, so ties do not matter.
-    ranks = np.argsort(order), np.argsort(np.argsort(error, kind="stable"))
-    return {
-        "spearman": float(np.corrcoef(*ranks)[0, 1]),
-        "error_by_fifth_m": [float(error[part].mean()) for part in fifths],
-    }

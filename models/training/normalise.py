@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from models.spec import Spec
@@ -14,6 +15,8 @@ from models.world_model import WorldModel
 _SAMPLE_WINDOWS = 50_000
 _CLIP_QUANTILE = 0.995
 _RELATIVE_FLOOR = 1e-3
+_CONSTANT_SHARE = 1e-5
+"""Changes below this share of a feature's spread are float32 noise."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,8 @@ class Normalisers:
     Attributes:
         state_mean: [S].
         state_scale: [S], standard deviations.
-        delta_scale: [S], size of one-step changes; 0 for features that never change.
-        change_scale: [H, S], size of changes over 1..H steps, positive.
+        delta_scale: [S], size of what the decoder adds in one step; 0 if it never adds anything.
+        change_scale: [H, S], size of what it adds over 1..H steps, positive.
         reward_mean: Mean reward.
         reward_scale: Standard deviation of rewards.
     """
@@ -38,26 +41,31 @@ class Normalisers:
 
     def apply(self, model: WorldModel) -> None:
         """Set a model's normalisers."""
-        from torch import as_tensor
-
         model.set_normalisers(
-            state_mean=as_tensor(self.state_mean),
-            state_scale=as_tensor(self.state_scale),
-            delta_scale=as_tensor(self.delta_scale),
+            state_mean=torch.as_tensor(self.state_mean),
+            state_scale=torch.as_tensor(self.state_scale),
+            delta_scale=torch.as_tensor(self.delta_scale),
             reward_mean=self.reward_mean,
             reward_scale=self.reward_scale,
         )
 
 
-def fit_normalisers(windows: Windows, spec: Spec, seed: int = 0) -> Normalisers:
+def fit_normalisers(windows: Windows, spec: Spec, model: WorldModel, seed: int = 0) -> Normalisers:
     """Measure normalisers on a sample of windows.
 
-    Sizes of changes are robust: changes are clipped at their 99.5 % quantile, because lane
-    offsets and collisions jump.
+    Sizes are robust: errors are clipped at their 99.5 % quantile, because lane offsets and
+    collisions jump.
+
+    Args:
+        windows: For training.
+        spec: Meaning of their features.
+        model: What its decoder adds to, `WorldModel.base_step`, decides the sizes.
+        seed: Of the sample.
     """
     rows = np.random.default_rng(seed).permutation(len(windows))[:_SAMPLE_WINDOWS]
     sample = windows.take(np.sort(rows))
     start = sample.states[:, 0]
+    base = _base_states(model, sample)
     counts = present_features(start, spec)
     mean = _mean(start, counts)
     scale = np.sqrt(_mean((start - mean) ** 2, counts))
@@ -66,11 +74,11 @@ def fit_normalisers(windows: Windows, spec: Spec, seed: int = 0) -> Normalisers:
     smooth = sample.valid & ~sample.terminated
     change = np.stack(
         [
-            _robust_size(sample.states[:, k + 1] - start, counts & smooth[:, k, None])
+            _robust_size(sample.states[:, k + 1] - base[:, k], counts & smooth[:, k, None])
             for k in range(sample.horizon)
         ]
     )
-    is_constant = change.max(0) <= 1e-6 * scale
+    is_constant = change.max(0) <= _CONSTANT_SHARE * scale
     rewards = sample.rewards[sample.valid]
     return Normalisers(
         state_mean=mean.astype(np.float32),
@@ -82,6 +90,16 @@ def fit_normalisers(windows: Windows, spec: Spec, seed: int = 0) -> Normalisers:
         reward_mean=float(rewards.mean()),
         reward_scale=float(max(rewards.std(), 1e-6)),
     )  # fmt: skip
+
+
+@torch.no_grad()
+def _base_states(model: WorldModel, windows: Windows) -> NDArray[np.float32]:
+    """Return [N, H, S]: what the decoder's contributions over 1..H steps are added to."""
+    state, states = torch.as_tensor(windows.states[:, 0]), []
+    for k in range(windows.horizon):
+        state = model.base_step(state, torch.as_tensor(windows.actions[:, k]))
+        states.append(state)
+    return torch.stack(states, dim=1).numpy()
 
 
 def present_features(states: NDArray[np.float32], spec: Spec) -> NDArray[np.bool_]:

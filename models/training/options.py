@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from models.checkpoint import Architecture
+from models.spec import Spec
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -13,15 +16,23 @@ class Stage:
         horizon: Steps rolled out for the loss.
         updates: Number of optimiser updates.
         rows: Windows an update.
+        only_done_head: Whether the rest is frozen.
     """
 
     horizon: int
     updates: int
     rows: int
+    only_done_head: bool = False
 
 
-CURRICULUM = (Stage(1, 3000, 512), Stage(4, 1500, 256), Stage(16, 4500, 256))
-"""One step first, so that rollouts start from a sane model; then the horizon that is served."""
+CURRICULUM = (
+    Stage(1, 2000, 512),
+    Stage(4, 800, 256),
+    Stage(16, 3000, 256),
+    Stage(16, 1500, 512, only_done_head=True),
+)
+"""One step first, so that rollouts start from a sane model; then the horizon that is served; at
+last the done head alone, on rollouts that no longer change."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +44,20 @@ class TrainOptions:
         seed: Seeds the split, the weights and the order of windows.
         hidden_dims: Widths; the last one is the latent's.
         activation: "relu", "elu" or "tanh".
+        kinematics: Whether members correct an analytic step, where the spec names one.
         stages: The curriculum.
         stride: Steps between the starts of training windows.
         hidden_share: Share of training windows in which far neighbours are hidden.
         learning_rate: Peak of the cosine schedule.
+        done_weight: Weight of the termination loss beside the others.
         positive_weight: Weight of terminations in the loss; 1 keeps hazards calibrated.
         validate_every: Updates between validation rollouts.
         patience: Validations without improvement in the last stage before stopping early.
-        false_alarm_rate: Share of harmless validation windows that the crash threshold may
-            call unsafe.
-        uncertainty_quantile: Share of validation windows below the uncertainty limit.
+        false_alarm_rate: Share of harmless calibration windows that the crash threshold may
+            call unsafe, unless the guarantee below needs more.
+        miss_rate: Largest probability that an episode that ends gets no alarm in time.
+        lead_steps: In time means so many steps before the end, or earlier.
+        uncertainty_quantile: Share of calibration windows below the uncertainty limit.
         workers: Members trained at once, one thread each; one at a time on a GPU.
         device: "auto", "cpu" or "cuda".
     """
@@ -51,14 +66,18 @@ class TrainOptions:
     seed: int = 0
     hidden_dims: tuple[int, ...] = (256, 256, 64)
     activation: str = "elu"
+    kinematics: bool = True
     stages: tuple[Stage, ...] = CURRICULUM
     stride: int = 2
     hidden_share: float = 0.15
     learning_rate: float = 1e-3
+    done_weight: float = 5.0
     positive_weight: float = 1.0
     validate_every: int = 250
     patience: int = 8
     false_alarm_rate: float = 0.01
+    miss_rate: float = 0.01
+    lead_steps: int = 4
     uncertainty_quantile: float = 0.999
     workers: int = 2
     device: str = "auto"
@@ -70,6 +89,14 @@ class TrainOptions:
         if not self.stages:
             raise ValueError("stages must not be empty")
 
+    def architecture(self, spec: Spec) -> Architecture:
+        """Return what members are made of."""
+        return Architecture(
+            self.hidden_dims,
+            self.activation,
+            kinematics=self.kinematics and spec.kinematics is not None,
+        )
+
     @property
     def horizon(self) -> int:
         """Longest horizon trained."""
@@ -79,11 +106,3 @@ class TrainOptions:
     def updates(self) -> int:
         """Updates over all stages."""
         return sum(stage.updates for stage in self.stages)
-
-    def stage_at(self, update: int) -> Stage:
-        """Return the stage that an update belongs to."""
-        for stage in self.stages:
-            if update < stage.updates:
-                return stage
-            update -= stage.updates
-        return self.stages[-1]

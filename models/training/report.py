@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from models.checkpoint import METRICS
+from models.training.closed_loop_results import closed_loop_table
+from models.training.methods import MODEL
+from models.training.tables import (
+    ahead_table,
+    choice_table,
+    corruption_table,
+    divergence_table,
+    final_error_table,
+    model_card_table,
+    number,
+    part_table,
+    ranged,
+    step_table,
+    table,
+    verdict_table,
+)
+
+__all__ = ["model_card_table", "number", "report_text", "table", "update_model_card"]
 
 RESULTS_START = "<!-- results: written by `world-model evaluate --model-card` -->"
 RESULTS_END = "<!-- end of results -->"
@@ -19,19 +37,22 @@ PLOTS = {
     "errors_by_step.png": "Errors by step, against the baselines",
     "trajectories.png": "Neighbours in the ego frame: true grey, predicted blue",
     "uncertainty.png": "Does disagreement announce error?",
+    "corruptions.png": "Are wrong states told from right ones?",
 }
 
+CLOSED_LOOP_PLOT = "closed_loop.png"
 
-def number(value: float | None, digits: int = 3) -> str:
-    """Return a number for a table; a dash for None."""
-    return "-" if value is None else f"{value:.{digits}f}"
+_DIGITS = 6
+_HARD_CASES = ("provoked", "branches", "unseen")
 
 
-def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Return a Markdown table."""
-    names = list(header)
-    lines = [names, ["---"] * len(names), *([*row] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+def rounded(document: Any) -> Any:
+    """Return a JSON document with floats cut to `_DIGITS` digits: no metric is surer than that."""
+    if isinstance(document, dict):
+        return {key: rounded(value) for key, value in document.items()}
+    if isinstance(document, (list, tuple)):
+        return [rounded(value) for value in document]
+    return float(f"{document:.{_DIGITS}g}") if isinstance(document, float) else document
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
@@ -40,165 +61,44 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
 
 
 def write_metrics(checkpoint_folder: Path, metrics: dict[str, Any]) -> None:
-    """Put metrics beside a checkpoint's weights; they do not change its version."""
-    write_json(checkpoint_folder / METRICS, metrics)
+    """Put what matters most beside a checkpoint's weights; it does not change its version.
+
+    The service shows it with the model; the report folder holds the rest.
+    """
+    model, part = metrics["methods"][MODEL], metrics["termination"]["all"]
+    summary = {
+        "dataset": metrics["dataset"],
+        "windows": part["windows"],
+        "episodes": part["episodes"],
+        "termination": part["methods"][MODEL]["scores"],
+        "warnings": model["warnings"]["1"]["all"],
+        "final_errors": {name: x["mean"] for name, x in model["final_errors"].items()},
+        "guarantee": metrics["guarantee"],
+        "verdicts": metrics["verdicts"],
+    }
+    write_json(checkpoint_folder / METRICS, summary)
 
 
-def model_card_table(metrics: dict[str, Any]) -> str:
-    """Return the tables of a model card: termination and 16-step errors, model and baselines."""
-    model = metrics["model"]
-    calibration, reward = model["calibration"], model["reward"]
-    lines = [
-        f"{metrics['dataset']['test_windows']} windows of {metrics['dataset']['horizon']} steps "
-        f"from {metrics['dataset']['test_episodes']} held-out episodes; "
-        f"{metrics['dataset']['test_windows_that_end']} windows terminate. Alarm thresholds are "
-        "set on validation windows at 1 % false alarms. Brackets: 95 % intervals, by bootstrap "
-        "over episodes.\n",
-        _termination_table(metrics["methods"]),
-        _rollout_table(metrics["methods"]),
-        f"Probabilities: Brier {number(calibration['brier'], 4)}, "
-        f"ECE {number(calibration['ece'], 4)}. "
-        f"Reward: mean error {number(reward['first_step_mae'])} at the first step, "
-        f"{number(reward['sum_mae'])} summed. Uncertainty against error at the last step: "
-        f"Spearman {number(model['uncertainty']['spearman'], 2)}.\n",
-    ]
-    return "\n".join(lines)
+def write_report(folder: Path, metrics: dict[str, Any]) -> None:
+    """Write `report.json` and `report.md` into a folder; the plots are drawn apart."""
+    write_json(folder / "report.json", metrics)
+    (folder / "report.md").write_text(report_text(metrics))
 
 
 def report_text(metrics: dict[str, Any]) -> str:
     """Return the whole report, plots included by name."""
+    plots = dict(PLOTS)
+    if "closed_loop" in metrics:
+        plots[CLOSED_LOOP_PLOT] = "What monitors prevent, and what speed it costs"
     lines = [
         f"# Evaluation of model {metrics['model_version']}\n",
         f"Dataset {metrics['dataset']['fingerprint'][:16]}, "
         f"split seed {metrics['dataset']['split_seed']}.\n",
-        *_tables(metrics),
+        *_sections(metrics),
         "### Plots\n",
-        *(f"![{caption}]({name})\n" for name, caption in PLOTS.items()),
+        *(f"![{caption}]({name})\n" for name, caption in plots.items()),
     ]
     return "\n".join(lines)
-
-
-def _tables(metrics: dict[str, Any]) -> list[str]:
-    return [
-        model_card_table(metrics),
-        "### By environment\n",
-        _environment_table(metrics["environments"]),
-        "### Verdicts at the checkpoint's own limits\n",
-        _verdict_table(metrics["verdicts"]),
-    ]
-
-
-def _termination_table(methods: dict[str, Any]) -> str:
-    header = (
-        "method",
-        "AUROC",
-        "AP",
-        "recall",
-        "recall, 1st / 2nd half of horizon",
-        "false alarms",
-        "median lead, s",
-        "episodes missed",
-    )
-    return table(header, (_termination_row(name, m) for name, m in methods.items()))
-
-
-def _termination_row(name: str, method: dict[str, Any]) -> list[str]:
-    scores, intervals = method["termination"], method["intervals"]
-
-    def ranged(key: str) -> str:
-        if key not in intervals:
-            return number(scores[key])
-        low, high = intervals[key]
-        return f"{number(scores[key])} [{number(low)}, {number(high)}]"
-
-    return [
-        name,
-        ranged("auroc"),
-        ranged("average_precision"),
-        ranged("recall"),
-        f"{number(scores['recall_near'])} / {number(scores['recall_far'])}",
-        number(scores["false_alarm_rate"], 4),
-        number(scores["lead_time"]["median_s"], 2),
-        number(scores["lead_time"]["missed"]),
-    ]
-
-
-def _rollout_table(methods: dict[str, Any]) -> str:
-    rows = []
-    for name, method in methods.items():
-        if method["rollout"] is None:
-            continue
-        for step, scores in method["rollout"]["steps"].items():
-            ego, others = scores["ego"], scores["neighbour"]
-            rows.append(
-                [
-                    name,
-                    step,
-                    number(ego["speed_mps"]),
-                    number(ego["heading_rad"], 4),
-                    number(ego["edge_m"]),
-                    " / ".join(number(others[f"position_{k}_m"]) for k in ("mean", "median")),
-                    " / ".join(number(others[f"position_{k}_m"], 2) for k in ("p95", "worst")),
-                    number(others["velocity_mps"]),
-                    number(scores["all"]["nrmse"]),
-                    number(method["rollout"]["diverged"], 4),
-                ]
-            )
-    header = (
-        "method",
-        "step",
-        "speed, m/s",
-        "heading, rad",
-        "edge, m",
-        "neighbour mean / median, m",
-        "p95 / worst, m",
-        "neighbour velocity, m/s",
-        "nRMSE",
-        "diverged",
-    )
-    return table(header, rows)
-
-
-def _environment_table(environments: dict[str, Any]) -> str:
-    rows = [
-        [
-            environment,
-            name,
-            number(scores["auroc"]),
-            number(scores["average_precision"]),
-            number(scores["recall"]),
-            number(scores["false_alarm_rate"], 4),
-        ]
-        for environment, methods in environments.items()
-        for name, scores in methods.items()
-    ]
-    return table(("environment", "method", "AUROC", "AP", "recall", "false alarms"), rows)
-
-
-def _verdict_table(verdicts: dict[str, Any]) -> str:
-    groups = {**verdicts["behaviours"], **verdicts["causes"]}
-    rows = [
-        [
-            name,
-            str(rates["windows"]),
-            number(rates["unsafe_of_harmless"], 4),
-            number(rates["unknown"], 4),
-            str(rates["warned"]["episodes"]),
-            number(rates["warned"]["missed"]),
-            number(rates["warned"]["median_s"], 2),
-        ]
-        for name, rates in groups.items()
-    ]
-    header = (
-        "episodes",
-        "windows",
-        "unsafe, of harmless",
-        "unknown",
-        "terminate",
-        "without warning",
-        "median warning, s",
-    )
-    return table(header, rows)
 
 
 def update_model_card(path: Path, metrics: dict[str, Any]) -> None:
@@ -212,5 +112,136 @@ def update_model_card(path: Path, metrics: dict[str, Any]) -> None:
     _, end, after = rest.partition(RESULTS_END)
     if not start or not end:
         raise ValueError(f"{path} lacks the markers {RESULTS_START} and {RESULTS_END}")
-    results = "\n".join(_tables(metrics))
+    results = "\n".join(_sections(metrics))
     path.write_text(f"{before}{start}\n{results}\n{end}{after}")
+
+
+def _sections(metrics: dict[str, Any]) -> list[str]:
+    return [
+        model_card_table(metrics),
+        *_environments(metrics["termination"]),
+        *_hard_cases(metrics),
+        *_states(metrics),
+        *_uncertainty(metrics),
+        *_guarantee(metrics),
+        "### Verdicts at the checkpoint's own limits\n",
+        verdict_table(metrics["verdicts"]),
+        _careful_alarms(metrics["verdicts"]),
+        *_closed_loop(metrics),
+    ]
+
+
+def _environments(termination: Mapping[str, Any]) -> list[str]:
+    names = [name for name in termination if name not in ("all", *_HARD_CASES)]
+    return [
+        "### By environment\n",
+        part_table(termination, names),
+        "How much better the model is than the baseline that is best at the score, by part; "
+        "positive is better throughout:\n",
+        ahead_table(termination),
+    ]
+
+
+def _hard_cases(metrics: dict[str, Any]) -> list[str]:
+    termination, choice = metrics["termination"], metrics["branches"]
+    present = [name for name in _HARD_CASES if name in termination]
+    if not present:
+        return []
+    lines = [
+        "### Hard cases\n",
+        "provoked: crashes with a car that had begun a sudden manoeuvre shortly before, among all "
+        "harmless windows. branches: evasive and random sequences from the same states, each "
+        "driven in a copy of the simulator. unseen: roads that nobody was fitted to.\n",
+        part_table(termination, present),
+    ]
+    if choice is not None:
+        lines += [
+            f"From {choice['states_with_a_choice']} of {choice['states']} branched states some "
+            "sequences survive and some do not. How often the one that looks safest survives:\n",
+            choice_table(choice),
+        ]
+    return lines
+
+
+def _states(metrics: dict[str, Any]) -> list[str]:
+    return [
+        "### Errors of states\n",
+        final_error_table(metrics["methods"]),
+        step_table(metrics["methods"]),
+        "Rollouts more than 20 standard deviations off in any feature count as diverged: off the "
+        "truth under recorded actions, off physics under all others.\n",
+        divergence_table(metrics["divergence"]),
+    ]
+
+
+def _uncertainty(metrics: dict[str, Any]) -> list[str]:
+    ranks, wrong, reward = metrics["uncertainty"], metrics["corruptions"], metrics["reward"]
+    rho = {key: ranged(x["spearman"], x["interval"], 3) for key, x in ranks.items()}
+    impossible, plausible = wrong["impossible"], wrong["plausible"]
+    return [
+        "### Uncertainty\n",
+        f"Disagreement against error, Spearman: {rho['neighbour_m']} for the neighbours' mean "
+        f"error at the end, {rho['all_sd']} for all features. Reward: mean error "
+        f"{number(reward['first_step_mae'])} at the first step, {number(reward['sum_mae'])} summed."
+        "\n",
+        f"{wrong['windows']} test states made wrong in {impossible['corruptions']} ways that leave "
+        f"impossible states: AUROC of disagreement against clean ones "
+        f"{ranged(impossible['auroc'], impossible['interval'], 3)} over all, at least 0.95 in "
+        f"{impossible['told']} of the ways, {number(impossible['lowest_auroc'])} at the lowest. "
+        f"{number(impossible['unknown'])} of them get `unknown`, {number(impossible['safe'])} "
+        f"`safe`. In {plausible['corruptions']} ways (*) that may leave a real state: "
+        f"{ranged(plausible['auroc'], plausible['interval'], 3)}, `unknown` "
+        f"{number(plausible['unknown'])}, `safe` {number(plausible['safe'])}.\n",
+        corruption_table(wrong),
+    ]
+
+
+def _guarantee(metrics: dict[str, Any]) -> list[str]:
+    promise = metrics["guarantee"]
+    if promise is None:
+        return []
+    unseen = (metrics["unseen"] or {}).get("guarantee")
+    rows = [
+        [
+            name,
+            str(realised["episodes"]),
+            *(
+                f"{ranged(realised[kind]['missed'], realised[kind]['interval'])}"
+                for kind in ("guaranteed", "served")
+            ),
+        ]
+        for name, realised in (("test", promise), ("unseen", unseen))
+        if realised is not None
+    ]
+    guaranteed, served = (promise[kind]["threshold"] for kind in ("guaranteed", "served"))
+    return [
+        "### Guarantee\n",
+        f"An episode that ends gets no alarm {promise['lead_s']:g} s before or earlier with "
+        f"probability at most {promise['alpha']:g}: split conformal prediction on "
+        f"{promise['calibration_episodes']} calibration episodes that end. It holds for drives "
+        "like those, hence not for unseen roads. Missed episodes:\n",
+        table(
+            (
+                "part",
+                "episodes",
+                f"at the guarantee's threshold {guaranteed:.4g}",
+                f"at the threshold served, {served:.4g}",
+            ),
+            rows,
+        ),
+    ]
+
+
+def _closed_loop(metrics: dict[str, Any]) -> list[str]:
+    if "closed_loop" not in metrics:
+        return []
+    return ["### Closed loop\n", closed_loop_table(metrics["closed_loop"])]
+
+
+def _careful_alarms(verdicts: Mapping[str, Any]) -> str:
+    alarms = verdicts["careful_alarms"]
+    return (
+        f"False alarms in {number(alarms['minutes'], 1)} minutes of careful driving, unsafe "
+        f"windows in a row counted once, a window every 0.1 s: "
+        f"{ranged(alarms['per_minute'], alarms['interval'], 2)} a minute.\n"
+    )

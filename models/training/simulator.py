@@ -8,6 +8,7 @@ with no collision impulse, so the terminal frame is ordinary motion.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,12 @@ import numpy as np
 from highway_env.road.road import Road
 from numpy.typing import NDArray
 
+from models.spec import NEIGHBOUR_COUNT
 from models.training.behaviours import BEHAVIOURS, SHARES, make_behaviour
 from models.training.bicycle import DT_S
 from models.training.rectangles import rectangle_gap
 from models.training.roads import ENVIRONMENTS, LaneIndex, ego_features, road_network
+from models.training.slots import nearest_columns, slot_features, whole_turns
 from models.training.vehicles import Ego, Parked, Traffic, give_temper, place
 
 MAX_STEPS = 140
@@ -26,6 +29,9 @@ MAX_VEHICLES = 16
 SPAWN_REACH_M = 100.0
 
 CAUSES = ("none", "crash", "off_road")
+
+PROVOKED_S = 2.5
+"""A crash so soon after the other car began a sudden manoeuvre counts as provoked by it."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,7 @@ class Episode:
         environment: Index into `ENVIRONMENTS`.
         behaviour: Index into `BEHAVIOURS`.
         cause: Index into `CAUSES`.
+        provoked: 1 if the car that was hit had begun a sudden manoeuvre shortly before.
         ego: [T+1, 4] x, y, heading, speed; position relative to the first frame's.
         ego_features: [T+1, 6].
         vehicles: [T+1, 16, 4] like `ego`, same origin; a column is one vehicle throughout.
@@ -83,6 +90,7 @@ class Episode:
     environment: int
     behaviour: int
     cause: int
+    provoked: int
     ego: NDArray[np.float32]
     ego_features: NDArray[np.float32]
     vehicles: NDArray[np.float32]
@@ -177,12 +185,90 @@ def _poses(vehicles: list[Any]) -> NDArray[np.float64]:
     return np.array([[*v.position, v.heading, v.speed] for v in vehicles]).reshape(-1, 4)
 
 
-def _has_crashed(ego: NDArray[np.float64], others: NDArray[np.float64]) -> bool:
-    """Whether the ego [4] overlaps one of the others [n, 4]."""
+def _is_hit(ego: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which of the others [n, 4] the ego [4] overlaps [n]."""
     dx, dy = others[:, 0] - ego[0], others[:, 1] - ego[1]
     cos, sin = np.cos(ego[2]), np.sin(ego[2])
     gaps = rectangle_gap(cos * dx + sin * dy, cos * dy - sin * dx, others[:, 2] - ego[2])
-    return bool(np.any(gaps < 0))
+    return np.asarray(gaps < 0)
+
+
+class Simulation:
+    """A road with the ego and traffic, driven step by step.
+
+    Args:
+        seed: The same seed and actions give the same future, bit for bit.
+        environment: One of `ENVIRONMENTS`.
+
+    Attributes:
+        environment: As given.
+        rng: Source of everything random; spawn from it what must depend on the seed alone.
+        road: highway-env's.
+        ego: The car we drive.
+        others: The other cars.
+        pace: Usual speed of this traffic, m/s.
+        poses: [1 + others, 4] x, y, heading, speed now, the ego first.
+        poses_before: The same one step ago; equal to `poses` before the first step.
+        features: The six ego features now.
+        cause: Index into `CAUSES`: why it is over, 0 while it goes on.
+        is_provoked: Whether it ended in a crash with a car that had begun a sudden manoeuvre
+            within `PROVOKED_S`.
+    """
+
+    def __init__(self, seed: int, environment: str) -> None:
+        self.environment = environment
+        self.rng = np.random.default_rng(seed)
+        self.road, self.ego, self.pace = build_road(environment, self.rng)
+        self.others = [vehicle for vehicle in self.road.vehicles if vehicle is not self.ego]
+        self.poses = _poses([self.ego, *self.others])
+        self.poses_before = self.poses
+        self.features = ego_features(self.road.network, self.ego)
+        self.cause = 0
+        self.is_provoked = False
+
+    def state(self) -> NDArray[np.float32]:
+        """Return the state [34] of `spec.highway_spec`, as a tracker delivers it now."""
+        ego, others = self.poses[:1], self.poses[None, 1:]
+        # Columns for four slots even where there are fewer cars.
+        missing = max(0, NEIGHBOUR_COUNT - others.shape[1])
+        present = np.pad(np.ones(others.shape[:2]), ((0, 0), (0, missing)))
+        others, before = (
+            np.pad(x, ((0, 0), (0, missing), (0, 0))) for x in (others, self.poses_before[None, 1:])
+        )
+        columns, near = nearest_columns(ego, others, present)
+        slots = slot_features(ego, others[:, columns[0]], before[:, columns[0]], near)
+        slots[..., 3] -= whole_turns(slots[..., 3])
+        return np.concatenate([np.array(self.features, np.float32), slots.reshape(-1)])
+
+    def step(self, action: NDArray[Any]) -> tuple[float, int]:
+        """Drive one step.
+
+        Args:
+            action: [3] steer, throttle, brake.
+
+        Returns:
+            The reward, and the cause if it is over (an index into `CAUSES`, 0 if not).
+        """
+        self.ego.drive(action)
+        self.road.act()
+        self.road.step(DT_S)
+        self.poses_before, self.poses = self.poses, _poses([self.ego, *self.others])
+        self.features = ego_features(self.road.network, self.ego)
+        hit = _is_hit(self.poses[0], self.poses[1:])
+        if hit.any():
+            self.cause = CAUSES.index("crash")
+            self.is_provoked = any(
+                isinstance(self.others[i], Traffic) and self.others[i].surprised_within(PROVOKED_S)
+                for i in np.flatnonzero(hit)
+            )
+        elif min(self.features[3:5]) < 0:
+            self.cause = CAUSES.index("off_road")
+        return reward_of(self.features, self.cause), self.cause
+
+    def copy(self) -> Simulation:
+        """Return a simulation with the same present and, under the same actions, future."""
+        shared = self.road.network
+        return copy.deepcopy(self, {id(shared): shared})
 
 
 def run_episode(seed: int, environment: str, behaviour: str, steps: int = MAX_STEPS) -> Episode:
@@ -197,35 +283,28 @@ def run_episode(seed: int, environment: str, behaviour: str, steps: int = MAX_ST
     Returns:
         What happened.
     """
-    rng = np.random.default_rng(seed)
-    road, ego, pace = build_road(environment, rng)
-    others = [vehicle for vehicle in road.vehicles if vehicle is not ego]
-    driver = make_behaviour(behaviour, rng.spawn(1)[0], pace)
-    frames = [_poses([ego, *others])]
-    features = [ego_features(road.network, ego)]
-    actions, rewards = [], []
-    cause = 0
-    for _ in range(steps):
-        actions.append(driver.action(ego))
-        ego.drive(actions[-1])
-        road.act()
-        road.step(DT_S)
-        frames.append(_poses([ego, *others]))
-        features.append(ego_features(road.network, ego))
-        if _has_crashed(frames[-1][0], frames[-1][1:]):
-            cause = CAUSES.index("crash")
-        elif min(features[-1][3:5]) < 0:
-            cause = CAUSES.index("off_road")
-        rewards.append(reward_of(features[-1], cause))
-        if cause:
-            break
-    codes = (ENVIRONMENTS.index(environment), BEHAVIOURS.index(behaviour), cause)
+    world = Simulation(seed, environment)
+    driver = make_behaviour(behaviour, world.rng.spawn(1)[0], world.pace)
+    frames, features = [world.poses], [world.features]
+    actions: list[NDArray[np.float32]] = []
+    rewards: list[float] = []
+    while len(actions) < steps and not world.cause:
+        actions.append(driver.action(world.ego))
+        rewards.append(world.step(actions[-1])[0])
+        frames.append(world.poses)
+        features.append(world.features)
+    codes = (
+        ENVIRONMENTS.index(environment),
+        BEHAVIOURS.index(behaviour),
+        world.cause,
+        int(world.is_provoked),
+    )
     return _record(seed, codes, np.stack(frames), features, np.array(actions), rewards)
 
 
 def _record(
     seed: int,
-    codes: tuple[int, int, int],
+    codes: tuple[int, int, int, int],
     frames: NDArray[np.float64],
     features: list[list[float]],
     actions: NDArray[np.float32],

@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 
 from models.training.simulator import CAUSES, MAX_VEHICLES, Episode
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "dataset.json"
 
 EPISODE_ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -35,6 +35,7 @@ EPISODE_ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {
     "terminated": ("uint8", ()),
     "truncated": ("uint8", ()),
     "cause": ("uint8", ()),
+    "provoked": ("uint8", ()),
     "vehicle_id": ("int32", (MAX_VEHICLES,)),
 }
 FRAME_ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -60,6 +61,7 @@ class EpisodeStore:
         terminated: [E] uint8, 1 if it ended in a crash or off the road.
         truncated: [E] uint8, 1 if time ran out.
         cause: [E] uint8, 0 none, 1 crash, 2 off the road.
+        provoked: [E] uint8, 1 if the car that was hit had begun a sudden manoeuvre shortly before.
         vehicle_id: [E, 16] int32, -1 where a column is unused.
         ego: [F, 4] float32, x, y (m, relative to the episode's first), heading (rad), speed (m/s).
         ego_features: [F, 6] float32, the ego part of the state.
@@ -81,6 +83,7 @@ class EpisodeStore:
     terminated: NDArray[np.uint8]
     truncated: NDArray[np.uint8]
     cause: NDArray[np.uint8]
+    provoked: NDArray[np.uint8]
     vehicle_id: NDArray[np.int32]
     ego: NDArray[np.float32]
     ego_features: NDArray[np.float32]
@@ -112,6 +115,7 @@ def episodes_to_arrays(episodes: list[Episode]) -> dict[str, NDArray[Any]]:
         "terminated": ended,
         "truncated": ~ended,
         "cause": [episode.cause for episode in episodes],
+        "provoked": [episode.provoked for episode in episodes],
         "vehicle_id": np.stack([episode.vehicle_id for episode in episodes]),
     }
     for name in FRAME_ARRAYS:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.checkpoint import Architecture, Checkpoint, save_checkpoint
+from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.ensemble import WorldModelEnsemble
 from models.spec import Spec, highway_spec
 from models.training.augment import hide_far_neighbours
-from models.training.calibrate import calibrate
+from models.training.calibrate import calibrate, trained_ranges
 from models.training.dataset import Windows, make_windows, split_episodes
 from models.training.member import MemberTrainer, choose_device
-from models.training.normalise import fit_normalisers
 from models.training.options import TrainOptions
 from models.training.parallel import run_in_processes
 from models.training.store import load_store
@@ -50,7 +50,7 @@ def train(store_folder: Path, out: Path, run_folder: Path, options: TrainOptions
     """
     store = load_store(store_folder)
     parts = split_episodes(store, options.seed)
-    strides = {"train": options.stride, "validation": 2}
+    strides = {"train": options.stride, "validation": 2, "calibration": 2}
     windows = {
         name: make_windows(store, parts[name], options.horizon, stride)
         for name, stride in strides.items()
@@ -65,12 +65,11 @@ def train(store_folder: Path, out: Path, run_folder: Path, options: TrainOptions
         "split_seed": options.seed,
         "episodes": {name: len(part) for name, part in parts.items()},
     }
-    return fit(windows["train"], windows["validation"], spec, out, run_folder, options, origin)
+    return fit(windows, spec, out, run_folder, options, origin)
 
 
 def fit(
-    train_windows: Windows,
-    validation: Windows,
+    windows: dict[str, Windows],
     spec: Spec,
     out: Path,
     run_folder: Path,
@@ -80,8 +79,8 @@ def fit(
     """Train an ensemble on windows of any spec and write its checkpoint.
 
     Args:
-        train_windows: For the members' weights.
-        validation: For early stopping and calibration.
+        windows: `train` for the members' weights, `validation` to stop early and to calibrate
+            probabilities, `calibration` for thresholds and limits.
         spec: Meaning of the windows' features.
         out: Checkpoint folder to write.
         run_folder: Working folder.
@@ -98,8 +97,8 @@ def fit(
     """
     started = time.perf_counter()
     _claim(run_folder, {"options": asdict(options), "origin": origin})
-    train_windows.save(run_folder / "windows" / "train")
-    validation.save(run_folder / "windows" / "validation")
+    for name in ("train", "validation"):
+        windows[name].save(run_folder / "windows" / name)
     tasks = [(i, spec.to_json(), options, run_folder) for i in range(options.members)]
     workers = 1 if choose_device(options.device).type == "cuda" else options.workers
     if workers == 1:
@@ -107,7 +106,7 @@ def fit(
             _train_member(*task)
     else:
         run_in_processes(_train_member, tasks, workers)
-    architecture = Architecture(options.hidden_dims, options.activation)
+    architecture = options.architecture(spec)
     members = [architecture.build(spec) for _ in tasks]
     reports = []
     for i, member in enumerate(members):
@@ -115,7 +114,14 @@ def fit(
         member.load_state_dict(load_file(folder / _WEIGHTS))
         reports.append(json.loads((folder / _REPORT).read_text()))
     ensemble = WorldModelEnsemble.from_members(members).eval().requires_grad_(False)
-    calibration = calibrate(ensemble, train_windows, validation, options)
+    calibration = calibrate(
+        ensemble,
+        trained_ranges(windows["train"]),
+        windows["validation"],
+        windows["calibration"],
+        options,
+        spec.dt_s,
+    )
     return save_checkpoint(
         Checkpoint(
             ensemble=ensemble,
@@ -126,7 +132,7 @@ def fit(
             training={
                 "options": asdict(options),
                 **origin,
-                "windows": {"train": len(train_windows), "validation": len(validation)},
+                "windows": {name: len(part) for name, part in windows.items()},
                 "members": reports,
                 "duration_s": round(time.perf_counter() - started, 1),
                 "torch": torch.__version__,
@@ -134,6 +140,43 @@ def fit(
         ),
         out,
     )
+
+
+def recalibrate(
+    checkpoint_folder: Path, store_folder: Path, out: Path, options: TrainOptions
+) -> str:
+    """Fit a checkpoint's probabilities, thresholds and limits to other recordings.
+
+    A third of the episodes, at random, fixes the probabilities, the others the thresholds. The
+    weights and the known ranges stay.
+
+    Args:
+        checkpoint_folder: The model.
+        store_folder: Recordings of the traffic it will meet.
+        out: Checkpoint folder to write; may be the first.
+        options: Seed, false-alarm rate, miss rate, lead and uncertainty quantile count.
+
+    Returns:
+        The new checkpoint's version.
+
+    Raises:
+        TrainingError: The recordings have other features than the model, or no episode ends.
+    """
+    old, store = load_checkpoint(checkpoint_folder), load_store(store_folder)
+    if old.spec != highway_spec():
+        raise TrainingError(f"{checkpoint_folder} has other features than {store_folder}")
+    horizon = old.calibration.horizon or options.horizon
+    order = np.random.default_rng(options.seed).permutation(len(store.frame_count))
+    parts = np.split(order, [len(order) // 3])
+    validation, thresholds = (make_windows(store, np.sort(part), horizon, 2) for part in parts)
+    for windows in (validation, thresholds):
+        if not windows.ends.any():
+            raise TrainingError(f"{store_folder} holds too few episodes that end")
+    ranges = np.array(old.calibration.state_low), np.array(old.calibration.state_high)
+    calibration = calibrate(old.ensemble, ranges, validation, thresholds, options, old.spec.dt_s)
+    training = {**old.training, "recalibrated": {"fingerprint": store.fingerprint}}
+    new = replace(old, calibration=calibration, training=training, metrics={})
+    return save_checkpoint(new, out)
 
 
 def _train_member(
@@ -151,7 +194,6 @@ def _train_member(
         index,
         Spec.from_json(spec),
         options,
-        fit_normalisers(train_windows, Spec.from_json(spec), options.seed),
         train_windows,
         Windows.open(run_folder / "windows" / "validation"),
         folder,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,21 @@ from highway_env.vehicle.kinematics import Vehicle
 
 from models.training.bicycle import DT_S, command
 from models.training.roads import LaneIndex
+
+
+@dataclass(frozen=True)
+class Surprise:
+    """A sudden manoeuvre of a driver: hard braking, or a lane change without looking.
+
+    Attributes:
+        start_s: When, from the start of the episode.
+        brake_mps2: How hard it brakes; 0 for a lane change.
+        choice: In [0, 1), picks the lane.
+    """
+
+    start_s: float
+    brake_mps2: float
+    choice: float
 
 
 class Ego(Vehicle):  # type: ignore[misc]
@@ -22,14 +38,34 @@ class Ego(Vehicle):  # type: ignore[misc]
 
 
 class Traffic(IDMVehicle):  # type: ignore[misc]
-    """A driver with its own temper. Never reverses: IDM would, when stopped too close."""
+    """A driver with its own temper, who may do something sudden once.
+
+    Never reverses: IDM would, when stopped too close.
+    """
 
     lane_index: LaneIndex
+    clock_s = 0.0
+    surprise: Surprise | None = None
 
     def act(self, action: Any = None) -> None:
-        """Decide as IDM and MOBIL do, then forbid reversing within the coming step."""
+        """Decide as IDM and MOBIL do, or do what is sudden; never reverse."""
+        self.clock_s += DT_S
+        sudden = self.surprise if self.surprised_within(SURPRISE_S) else None
+        if sudden is not None and sudden.brake_mps2 == 0 and self.surprised_within(DT_S):
+            sides = self.road.network.side_lanes(self.lane_index)
+            if sides:
+                self.target_lane_index = sides[int(sudden.choice * len(sides))]
+        # MOBIL gives up a lane change that gets in someone's way; a sudden one looks at nobody.
+        self.enable_lane_change = sudden is None
         super().act(action)
-        self.action["acceleration"] = max(self.action["acceleration"], -self.speed / DT_S)
+        acceleration = self.action["acceleration"]
+        if sudden is not None and sudden.brake_mps2 > 0:
+            acceleration = -sudden.brake_mps2
+        self.action["acceleration"] = max(acceleration, -self.speed / DT_S)
+
+    def surprised_within(self, seconds: float) -> bool:
+        """Whether it began its sudden manoeuvre less than so long ago."""
+        return self.surprise is not None and (0 <= self.clock_s - self.surprise.start_s < seconds)
 
     def on_state_update(self) -> None:
         """Find the lane among those a car can reach in one step: the same road and the next.
@@ -50,6 +86,13 @@ class Traffic(IDMVehicle):  # type: ignore[misc]
         ]
         self.lane_index = near[int(np.argmin(distances))]
         self.lane = network.get_lane(self.lane_index)
+
+
+SURPRISING_SHARE = 0.12
+"""How many drivers have a sudden manoeuvre in store."""
+
+SURPRISE_S = 1.5
+"""How long a sudden manoeuvre lasts."""
 
 
 class Parked(Vehicle):  # type: ignore[misc]
@@ -82,3 +125,10 @@ def give_temper(driver: Any, rng: np.random.Generator) -> None:
     driver.LANE_CHANGE_MIN_ACC_GAIN = -0.5 if restless else rng.uniform(0.1, 1.0)
     driver.LANE_CHANGE_DELAY = rng.uniform(0.8, 3.0)
     driver.timer = rng.uniform(0.0, driver.LANE_CHANGE_DELAY)
+    if rng.random() < SURPRISING_SHARE:
+        brakes = rng.random() < 0.5
+        driver.surprise = Surprise(
+            start_s=rng.uniform(0.3, 6.5),
+            brake_mps2=rng.uniform(5.0, 8.0) if brakes else 0.0,
+            choice=rng.random(),
+        )

@@ -50,23 +50,27 @@ class Server:
 Start = Callable[..., Server]
 
 
+def launch(log: Path, *options: str, **environment: str) -> Server:
+    """Start a server that writes its log to a file; it may not be ready yet."""
+    port = free_port()
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [*COMMAND, "--port", str(port), *options],
+            env={**os.environ, **environment},
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    return Server(process, f"http://127.0.0.1:{port}")
+
+
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """Start servers with given options; whatever is still running at the end is stopped."""
     servers: list[Server] = []
 
     def start_one(*options: str, **environment: str) -> Server:
-        port = free_port()
-        log = tmp_path_factory.mktemp("server") / "log"
-        with log.open("w") as out:
-            process = subprocess.Popen(
-                [*COMMAND, "--port", str(port), *options],
-                env={**os.environ, **environment},
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        server = Server(process, f"http://127.0.0.1:{port}")
+        server = launch(tmp_path_factory.mktemp("server") / "log", *options, **environment)
         servers.append(server)
         server.wait_until_ready()
         return server

@@ -40,8 +40,9 @@ def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = TrainOptions(
         members=2, hidden_dims=(32,), stages=(Stage(6, 60, 64),), workers=1, device="cpu"
     )
-    train, validation = toy_windows(500, 6, seed=1), toy_windows(300, 6, seed=2)
-    fit(train, validation, toy_spec(), folder / "checkpoint", folder / "run", options, {})
+    seeds = {"train": 1, "validation": 2, "calibration": 3}
+    windows = {name: toy_windows(300, 6, seed=seed) for name, seed in seeds.items()}
+    fit(windows, toy_spec(), folder / "checkpoint", folder / "run", options, {})
     return folder / "checkpoint"
 
 

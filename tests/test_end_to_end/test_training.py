@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from models.checkpoint import load_checkpoint
 from models.training.evaluate import evaluate, write_metrics
@@ -46,7 +48,7 @@ def test_collected_episodes_become_an_evaluated_checkpoint(data: Path, tmp_path:
     out = tmp_path / "checkpoint"
 
     version = train(data, out, tmp_path / "run", TINY)
-    metrics = evaluate(out, data, out / "report", bootstrap=5)
+    metrics = evaluate(out, data, out / "report", bootstrap=5, branch_states=4)
     write_metrics(out, metrics)
     examples = export_held_out(out, data, out / "episodes")
 
@@ -55,13 +57,44 @@ def test_collected_episodes_become_an_evaluated_checkpoint(data: Path, tmp_path:
     assert (loaded.member_count, loaded.spec.state_dim) == (2, 34)
     assert loaded.calibration.horizon == 16
     assert loaded.training["dataset"]["seed"] == 3
-    assert loaded.metrics == json.loads((out / "report" / "report.json").read_text())
+    report = json.loads((out / "report" / "report.json").read_text())
+    assert report == metrics
+    assert loaded.metrics["verdicts"] == report["verdicts"]
+    assert len(json.dumps(loaded.metrics)) < 20_000  # the service sends it with the model
     assert {"persistence", "constant velocity"} <= {
         name.replace("_", " ") for name in metrics["methods"]
     }
     assert (out / "report" / "report.md").read_text()
     assert list((out / "report").glob("*.png"))
     assert examples
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_recalibrated_to_other_rates(data: Path, tmp_path: Path) -> None:
+    quick = replace(TINY, stages=(Stage(16, 20, 32),))
+    train(data, tmp_path / "old", tmp_path / "run", quick)
+    old = load_checkpoint(tmp_path / "old")
+
+    command: list[str | Path] = [
+        COMMAND,
+        "calibrate",
+        tmp_path / "old",
+        data,
+        "--out",
+        tmp_path / "new",
+    ]
+    command += ["--false-alarm-rate", "0.2"]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+
+    new = load_checkpoint(tmp_path / "new")
+    assert new.version != old.version
+    assert new.calibration.notes["false_alarm_rate"] == 0.2
+    assert new.calibration.crash_threshold != old.calibration.crash_threshold
+    assert new.calibration.state_low == old.calibration.state_low
+    weights = old.ensemble.state_dict()
+    for name, value in new.ensemble.state_dict().items():
+        if "done_s" not in name:  # the calibration itself
+            assert torch.equal(value, weights[name]), name
 
 
 @pytest.mark.slow

@@ -143,6 +143,18 @@ def test_gradients_flow_to_states_and_actions(ensemble: WorldModelEnsemble) -> N
     assert actions.grad.abs().sum() > 0
 
 
+def test_gradients_flow_after_predictions_in_inference_mode() -> None:
+    ensemble = WorldModelEnsemble(num_models=2)
+    with torch.inference_mode():
+        ensemble.rollout(torch.randn(4, 34), torch.rand(4, 2, 3))
+    actions = torch.rand(4, 2, 3, requires_grad=True)
+
+    ensemble.rollout(torch.randn(4, 34), actions).states.sum().backward()  # type: ignore[no-untyped-call]
+
+    assert actions.grad is not None
+    assert actions.grad.abs().sum() > 0
+
+
 def test_the_state_dict_holds_each_member_once(ensemble: WorldModelEnsemble) -> None:
     ensemble.rollout(torch.zeros(1, 34), torch.zeros(1, 1, 3))
 

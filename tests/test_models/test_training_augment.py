@@ -16,7 +16,7 @@ def windows_with_neighbours(count: int) -> Windows:
     for slot, distance_m in zip((1, 2, 3, 4), (8.0, 12.0, 60.0, 70.0), strict=True):
         states[..., SPEC.state_index(f"neighbour_{slot}_presence")] = 1.0
         states[..., SPEC.state_index(f"neighbour_{slot}_dx")] = distance_m
-        states[..., SPEC.state_index(f"neighbour_{slot}_dvx")] = -3.0
+        states[..., SPEC.state_index(f"neighbour_{slot}_speed")] = 3.0
     states[:, 4, SPEC.state_index("neighbour_4_dx")] = KEEP_DISTANCE_M - 1
     toy = toy_windows(count, 4, seed=0)
     return Windows(

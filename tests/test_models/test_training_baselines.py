@@ -5,23 +5,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from models.kinematics import KinematicStep
 from models.spec import highway_spec
 from models.training import baselines
 from models.training.baselines import (
     BASELINES,
+    FULL_PHYSICS,
     LONGEST_TTC_S,
     bicycle,
+    bicycle_and_turn_rate,
     constant_velocity,
     margin,
     persistence,
+    physics_rollout,
     slots_of,
     time_to_collision,
 )
 from models.training.bicycle import DT_S, bicycle_step, command, steering_limit
 from models.training.dataset import Windows, make_windows
 from models.training.rectangles import rectangle_gap
-from models.training.simulator import run_episode
+from models.training.simulator import Simulation, run_episode
 from tests.driving import drive, mixed_episodes, save_store
 
 SPEC = highway_spec()
@@ -43,7 +48,7 @@ def state(**values: float) -> np.ndarray:
 
 
 def neighbour(dx: float, dy: float, **values: float) -> dict[str, float]:
-    given = {"presence": 1.0, "dx": dx, "dy": dy, "cos_h": 1.0, **values}
+    given = {"presence": 1.0, "dx": dx, "dy": dy, **values}
     return {f"neighbour_1_{name}": value for name, value in given.items()}
 
 
@@ -136,7 +141,7 @@ def test_constant_velocity_keeps_the_start_speed(windows: Windows) -> None:
 
 
 def test_constant_velocity_meets_a_car_ahead_when_it_should() -> None:
-    ahead = state(speed=20.0, **neighbour(7.0, 0.0, dvx=-20.0))
+    ahead = state(speed=20.0, **neighbour(7.0, 0.0))
     # 20 m/s for 4 steps of 0.05 s: the gap of 2 m becomes -2 m.
     assert constant_velocity(start_windows(ahead)).score[0] == pytest.approx(2.0, abs=1e-5)
 
@@ -178,11 +183,51 @@ def test_bicycle_turns_neighbours_the_other_way() -> None:
     predicted = bicycle(turned).states
     assert predicted is not None
     assert predicted[0, -1, SPEC.state_index("neighbour_1_dy")] < 0  # steering right: now left
-    sine = predicted[0, -1, SPEC.state_index("neighbour_1_sin_h")]
-    assert sine < 0
+    assert predicted[0, -1, SPEC.state_index("neighbour_1_heading")] < 0
 
 
-@pytest.mark.parametrize("name", ["constant velocity", "bicycle + constant velocity"])
+def test_turning_neighbours_drive_the_circle_of_their_turn_rate() -> None:
+    # 10 m/s at 0.5 rad/s: after a quarter turn, 20 m further and 20 m to the right, save for the
+    # slip of a bicycle's centre (sin = 0.5 * 2.5 / 10) and the length of an Euler step.
+    steps = round(np.pi / 2 / 0.5 / DT_S)
+    start = state(**neighbour(10.0, 0.0, speed=10.0, yaw_rate=0.5))[None]
+    slot = slots_of(physics_rollout(start, np.zeros((1, steps, 3))))[0, -1, 0]
+    assert slot[3] == pytest.approx(np.pi / 2, abs=0.03)
+    slip = np.arcsin(0.125)
+    assert slot[1] - 10 == pytest.approx(20 * (np.cos(slip) - np.sin(slip)), abs=0.4)
+    assert slot[2] == pytest.approx(20 * (np.cos(slip) + np.sin(slip)), abs=0.4)
+
+
+def test_braking_neighbours_stop_and_stay() -> None:
+    start = state(**neighbour(10.0, 0.0, speed=1.0, acceleration=-8.0, yaw_rate=0.01))[None]
+    slots = slots_of(physics_rollout(start, np.zeros((1, 8, 3))))[0, :, 0]
+    # 1 m/s at 8 m/s^2 lasts three steps: 0.05 s at 1, 0.6 and 0.2 m/s.
+    np.testing.assert_allclose(slots[3:, 1], 10 + 0.05 * (1 + 0.6 + 0.2), atol=1e-3)
+    assert (slots[3:, 4:] == 0).all()
+
+
+def test_neighbours_without_acceleration_and_turn_move_alike_in_both_bicycles() -> None:
+    start = start_windows(state(speed=15.0, **neighbour(20.0, 3.0, heading=0.3, speed=12.0)))
+    straight, turning = bicycle(start).states, bicycle_and_turn_rate(start).states
+    assert straight is not None
+    assert turning is not None
+    np.testing.assert_allclose(straight, turning, atol=1e-5)
+
+
+@pytest.mark.parametrize("environment", ["highway", "merge"])
+def test_physics_agrees_with_the_model_s_analytic_step(environment: str) -> None:
+    world = Simulation(5, environment)
+    for _ in range(3):
+        world.step(np.zeros(3))
+    start, rng = world.state()[None], np.random.default_rng(0)
+    actions = rng.uniform([-0.3, 0, 0], [0.3, 1, 1], (1, 16, 3))
+    step, value = KinematicStep(SPEC), torch.as_tensor(start)
+    for action in torch.as_tensor(actions[0], dtype=torch.float32):
+        value = step(value, action[None])
+    np.testing.assert_allclose(physics_rollout(start, actions)[0, -1], value[0].numpy(), atol=0.03)
+
+
+@pytest.mark.parametrize("name", ["constant velocity", "bicycle + constant velocity", FULL_PHYSICS])
 def test_absent_neighbours_stay_zero(name: str, windows: Windows) -> None:
     predicted = BASELINES[name](windows).states
     assert predicted is not None
@@ -192,12 +237,19 @@ def test_absent_neighbours_stay_zero(name: str, windows: Windows) -> None:
 @pytest.mark.parametrize(
     ("values", "seconds"),
     [
-        pytest.param(neighbour(25.0, 0.0, dvx=-10.0), 2.0, id="closing"),
-        pytest.param(neighbour(25.0, 0.0, dvx=10.0), LONGEST_TTC_S, id="opening"),
-        pytest.param(neighbour(25.0, 4.0, dvx=-10.0), LONGEST_TTC_S, id="another_lane"),
-        pytest.param(neighbour(0.0, 4.0, dvy=-2.0), 1.0, id="from_the_side"),
+        pytest.param({"speed": 20.0, **neighbour(25.0, 0.0, speed=10.0)}, 2.0, id="closing"),
+        pytest.param(
+            {"speed": 10.0, **neighbour(25.0, 0.0, speed=20.0)}, LONGEST_TTC_S, id="opening"
+        ),
+        pytest.param(
+            {"speed": 20.0, **neighbour(25.0, 4.0, speed=10.0)}, LONGEST_TTC_S, id="another_lane"
+        ),
+        pytest.param(neighbour(0.0, 4.0, heading=-np.pi / 2, speed=2.0), 1.0, id="from_the_side"),
         pytest.param(neighbour(3.0, 0.0), 0.0, id="touching"),
-        pytest.param(neighbour(-25.0, 0.0, dvx=10.0), 2.0, id="from_behind"),
+        pytest.param({"speed": 10.0, **neighbour(-25.0, 0.0, speed=20.0)}, 2.0, id="from_behind"),
+        pytest.param(
+            {"speed": 10.0, **neighbour(25.0, 0.0, heading=np.pi, speed=10.0)}, 1.0, id="oncoming"
+        ),
         pytest.param(
             {"speed": 20.0, "sin_heading_error": 0.1, "right_edge": 3.0}, 1.5, id="right_edge"
         ),
@@ -216,7 +268,7 @@ def test_time_to_collision_matches_hand_computation(
 
 
 def test_time_to_collision_forgets_a_car_that_was_passed() -> None:
-    passed = neighbour(-10.0, 0.0, dvx=-10.0)
+    passed = {"speed": 20.0, **neighbour(-10.0, 0.0, speed=10.0)}
     assert time_to_collision(start_windows(state(**passed))).score[0] == -LONGEST_TTC_S
 
 

@@ -8,14 +8,22 @@ import numpy as np
 import pytest
 
 from models.training import collect as collecting
-from models.training.behaviours import BEHAVIOURS, SHARES, make_behaviour
-from models.training.collect import TRAINING_SHARES, collect
+from models.training import vehicles
+from models.training.behaviours import (
+    BEHAVIOURS,
+    SEQUENCE_KINDS,
+    SHARES,
+    draw_sequence,
+    make_behaviour,
+)
+from models.training.collect import ENVIRONMENT_SHARES, collect
 from models.training.rectangles import rectangle_gap
 from models.training.roads import ENVIRONMENTS
 from models.training.simulator import (
     CAUSES,
     MAX_VEHICLES,
     Episode,
+    Simulation,
     draw_episode,
     reward_of,
     run_episode,
@@ -144,9 +152,9 @@ def test_collect_shows_steps_and_terminations(
     assert "step/s" in shown
 
 
-def test_collect_uses_the_training_roads_unless_told() -> None:
-    names = {draw_episode(seed, TRAINING_SHARES)[0] for seed in range(60)}
-    assert names == {"highway", "merge", "racetrack"}
+def test_collect_uses_all_roads_unless_told() -> None:
+    names = {draw_episode(seed, ENVIRONMENT_SHARES)[0] for seed in range(100)}
+    assert names == set(ENVIRONMENTS)
 
 
 def test_behaviour_shares_are_those_drawn() -> None:
@@ -184,6 +192,92 @@ def test_behaviour_keeps_actions_in_range(behaviour: str) -> None:
     assert (action >= [-1, 0, 0]).all()
     assert (action <= 1).all()
     assert np.ptp(action[:-1], axis=0).max() > 0
+
+
+@pytest.mark.parametrize("kind", SEQUENCE_KINDS)
+def test_sequences_are_in_range_and_repeat_for_their_seed(kind: str) -> None:
+    one, two = (draw_sequence(kind, np.random.default_rng(3), 40) for _ in range(2))
+    assert one.shape == (40, 3)
+    assert one.dtype == np.float32
+    assert (one >= [-1, 0, 0]).all()
+    assert (one <= 1).all()
+    np.testing.assert_array_equal(one, two)
+    assert (one[:, 1] * one[:, 2] == 0).all()  # one pedal at a time
+
+
+def test_sequence_kinds_differ_in_how_they_change() -> None:
+    def changes(kind: str) -> float:
+        rng = np.random.default_rng(0)
+        steer = np.stack([draw_sequence(kind, rng, 32)[:, 0] for _ in range(50)])
+        return float(np.abs(np.diff(steer, axis=1)).mean() / steer.std())
+
+    assert changes("white") > 3 * changes("smooth")
+    bang = draw_sequence("bang_bang", np.random.default_rng(1), 32)
+    assert len(np.unique(bang[:, 0])) <= 3
+    swerve = draw_sequence("evasive", np.random.default_rng(1), 32)[:, 0]
+    assert swerve.min() < 0 < swerve.max()
+
+
+def test_sequence_of_unknown_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown kind 'zigzag'"):
+        draw_sequence("zigzag", np.random.default_rng(0), 8)
+
+
+@pytest.fixture
+def everyone_surprises(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vehicles, "SURPRISING_SHARE", 1.0)
+
+
+@pytest.mark.usefixtures("everyone_surprises")
+def test_some_drivers_brake_hard_or_change_lane_without_looking() -> None:
+    kinds: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
+    for seed in range(4):
+        world = Simulation(seed, "highway")
+        begun: dict[int, tuple[float, float]] = {}
+        for _ in range(100):
+            world.step(np.array([0, 0.1, 0]))
+            for i, car in enumerate(world.others):
+                if car.surprise is None:
+                    continue
+                if i not in begun and car.surprised_within(0.05):
+                    begun[i] = (car.position[1], car.speed)
+                elapsed = car.clock_s - car.surprise.start_s
+                if i in begun and 1.45 <= elapsed < 1.5:
+                    moved = (abs(car.position[1] - begun[i][0]), begun[i][1] - car.speed)
+                    kinds[car.surprise.brake_mps2 > 0].append(moved)
+    aside, slower = np.array(kinds[False])[:, 0], np.array(kinds[True])[:, 1]
+    assert np.median(aside) > 3.0  # a lane is 4 m wide
+    assert np.median(slower) > 7.0
+
+
+@pytest.mark.usefixtures("everyone_surprises")
+def test_crashes_with_a_car_that_surprised_are_marked() -> None:
+    episodes = [run_episode(seed, "highway", "aggressive") for seed in range(12)]
+    crashes = [episode.provoked for episode in episodes if episode.cause == CAUSES.index("crash")]
+    others = [episode.provoked for episode in episodes if episode.cause != CAUSES.index("crash")]
+    assert sum(crashes) > 0
+    assert sum(others) == 0
+
+
+def test_crashes_without_a_surprise_are_not_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vehicles, "SURPRISING_SHARE", 0.0)
+    assert first_ended("crash", "aggressive").provoked == 0
+
+
+def test_a_copied_simulation_has_the_same_future_and_does_not_touch_the_other() -> None:
+    world = Simulation(5, "racetrack")
+    for _ in range(5):
+        world.step(np.array([0, 0.3, 0]))
+    other, before = world.copy(), world.state()
+    for _ in range(10):
+        other.step(np.array([0.1, 0, 1.0]))
+    np.testing.assert_array_equal(world.state(), before)
+    again = world.copy()
+    for _ in range(10):
+        again.step(np.array([0.1, 0, 1.0]))
+    np.testing.assert_array_equal(again.state(), other.state())
+    assert again.road is not world.road
+    assert again.road.network is world.road.network
 
 
 def test_bursts_hold_full_pedals_and_steer_for_a_while() -> None:
@@ -233,7 +327,7 @@ def test_episode_crashes_at_the_first_overlap() -> None:
 
 
 def test_episode_leaves_the_road_at_the_first_negative_edge() -> None:
-    episode = first_ended("off_road", "smooth_random")
+    episode = first_ended("off_road", "bang_bang")
     edges = episode.ego_features[:, 3:5].min(1)
     assert edges[-1] < 0 <= edges[:-1].min()
     assert episode.reward[-2] == -1

@@ -18,16 +18,14 @@ from models.checkpoint import (
 )
 from models.ensemble import WorldModelEnsemble
 from models.spec import highway_spec
-from models.training.baselines import BASELINES
+from models.training.baselines import BASELINES, FULL_PHYSICS
+from models.training.behaviours import SEQUENCE_KINDS
+from models.training.branches import SEQUENCES
 from models.training.evaluate import evaluate, model_card_table, write_metrics
-from models.training.report import (
-    PLOTS,
-    RESULTS_END,
-    RESULTS_START,
-    number,
-    table,
-    update_model_card,
-)
+from models.training.metrics import SCORES
+from models.training.report import PLOTS, RESULTS_END, RESULTS_START, rounded, update_model_card
+from models.training.roads import ENVIRONMENTS
+from models.training.tables import ahead_table, number, ranged, table
 from tests.driving import drive, mixed_episodes, save_store
 
 HORIZON = 6
@@ -46,33 +44,62 @@ def save_untrained(folder: Path, calibration: Calibration) -> Path:
 def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a store, a checkpoint, and its report."""
     folder = tmp_path_factory.mktemp("room")
-    save_store(folder / "store", mixed_episodes(60))
-    limits = Calibration(crash_threshold=0.5, uncertainty_limit=1e6, horizon=HORIZON)
+    driven = mixed_episodes(108)
+    # Every sixth on unseen roads, some of them ending; two crashes in three provoked.
+    unseen = ENVIRONMENTS.index("roundabout")
+    episodes = [
+        replace(
+            episode,
+            environment=unseen if i // 6 % 6 == 5 else episode.environment,
+            provoked=int(episode.cause == 1 and i % 18 < 12),
+        )
+        for i, episode in enumerate(driven)
+    ]
+    save_store(folder / "store", episodes)
+    promise = {"alpha": 0.01, "lead_s": 0.1, "episodes": 99, "threshold": 0.4}
+    limits = Calibration(
+        crash_threshold=0.5,
+        uncertainty_limit=1e6,
+        horizon=HORIZON,
+        notes={"conformal": promise},
+    )
     save_untrained(folder / "checkpoint", limits)
     return folder
 
 
 @pytest.fixture(scope="module")
 def metrics(room: Path) -> dict[str, Any]:
-    return evaluate(room / "checkpoint", room / "store", room / "report", bootstrap=5)
+    return evaluate(
+        room / "checkpoint", room / "store", room / "report", bootstrap=5, branch_states=2
+    )
 
 
 def test_evaluate_compares_the_model_with_every_baseline(metrics: dict[str, Any]) -> None:
     assert list(metrics["methods"]) == ["model", *BASELINES]
-    for method in metrics["methods"].values():
-        assert 0 <= method["termination"]["auroc"] <= 1
-        assert set(method["intervals"]) == {"auroc", "average_precision", "recall"}
+    for part in metrics["termination"].values():
+        assert list(part["methods"]) == ["model", *BASELINES]
+        for method in part["methods"].values():
+            assert 0 <= method["scores"]["auroc"] <= 1
+            assert set(method["intervals"]) == set(SCORES)
+            assert len(method["lead"]["intervals"]["auroc"]) == 2
 
 
 def test_evaluate_finds_the_exact_physics_right(metrics: dict[str, Any]) -> None:
-    physics = metrics["methods"]["bicycle + constant velocity"]
-    assert physics["termination"]["auroc"] == 1
-    assert physics["termination"]["recall"] == 1
-    assert physics["rollout"]["steps"]["4"]["neighbour"]["position_worst_m"] < 1e-3
+    for name in ("bicycle + constant velocity", FULL_PHYSICS):
+        scores = metrics["termination"]["all"]["methods"][name]["scores"]
+        physics = metrics["methods"][name]
+        assert scores["auroc"] == scores["recall_1"] == 1
+        assert scores["ece"] < 0.03
+        assert physics["states"]["4"]["neighbour"]["position_worst_m"] < 1e-3
+        assert physics["final_errors"]["speed_mps"]["mean"] < 1e-5
+        assert physics["final_errors"]["speed_mps"]["lead"] > 0.1  # the model is untrained
+        assert physics["warnings"]["1"]["all"]["missed"] == 0
+        assert physics["careful_alarms"]["1"]["alarms"] == 0
 
 
 def test_evaluate_reports_no_states_for_a_method_without(metrics: dict[str, Any]) -> None:
-    assert metrics["methods"]["time to collision"]["rollout"] is None
+    assert metrics["methods"]["time to collision"]["states"] is None
+    assert metrics["methods"]["time to collision"]["final_errors"] is None
 
 
 def test_evaluate_describes_the_data(room: Path, metrics: dict[str, Any]) -> None:
@@ -80,56 +107,150 @@ def test_evaluate_describes_the_data(room: Path, metrics: dict[str, Any]) -> Non
     assert metrics["dataset"]["fingerprint"] == manifest["fingerprint"]
     assert metrics["dataset"]["split_seed"] == 3
     assert metrics["dataset"]["horizon"] == HORIZON
-    assert metrics["dataset"]["test_episodes"] == 12
+    assert metrics["dataset"]["episodes"]["unseen"] == 18
+    assert sum(metrics["dataset"]["episodes"].values()) == 108
 
 
-def test_evaluate_splits_by_environment_behaviour_and_cause(metrics: dict[str, Any]) -> None:
-    assert set(metrics["environments"]) == {"highway", "merge"}
-    assert set(metrics["verdicts"]["behaviours"]) == {"careful", "aggressive", "bursts"}
+def test_evaluate_splits_by_environment_and_hard_case(metrics: dict[str, Any]) -> None:
+    parts = metrics["termination"]
+    assert set(parts) == {"all", "highway", "merge", "provoked", "unseen", "branches"}
+    assert parts["highway"]["windows"] + parts["merge"]["windows"] == parts["all"]["windows"]
+    harmless = parts["all"]["windows"] - parts["all"]["windows_that_end"]
+    provoked = parts["provoked"]
+    assert provoked["windows"] - provoked["windows_that_end"] == harmless
+    assert 0 < provoked["windows_that_end"] < parts["all"]["windows_that_end"]
+    assert parts["branches"]["windows"] == 2 * SEQUENCES
+    assert metrics["branches"]["states"] == 2
+
+
+def test_evaluate_judges_unseen_roads_with_everyone_s_thresholds(
+    metrics: dict[str, Any],
+) -> None:
+    unseen = metrics["unseen"]
+    assert unseen["environment"] == "roundabout"
+    for name, method in unseen["methods"].items():
+        assert method["thresholds"] == metrics["methods"][name]["thresholds"]
+    assert unseen["verdicts"]["crash_threshold"] == 0.5
+
+
+def test_evaluate_gives_verdicts_by_behaviour_and_cause(metrics: dict[str, Any]) -> None:
+    assert set(metrics["verdicts"]["behaviours"]) == {"careful", "aggressive", "white"}
     assert set(metrics["verdicts"]["causes"]) == {"crash", "off_road"}
-    assert metrics["verdicts"]["crash_threshold"] == 0.5
+
+
+def test_evaluate_checks_the_guarantee(metrics: dict[str, Any]) -> None:
+    guarantee = metrics["guarantee"]
+    assert guarantee["calibration_episodes"] == 99
+    assert guarantee["served"]["threshold"] == 0.5
+    assert guarantee["guaranteed"]["threshold"] == 0.4
+    assert guarantee["guaranteed"]["missed"] <= guarantee["served"]["missed"]
+
+
+def test_evaluate_rolls_out_actions_that_nobody_recorded(metrics: dict[str, Any]) -> None:
+    divergence = metrics["divergence"]
+    assert set(divergence) == {"recorded", *SEQUENCE_KINDS, "adversarial"}
+    windows = divergence["recorded"]["windows"]
+    assert windows > metrics["termination"]["all"]["windows"]  # the unknown outcomes, too
+    assert sum(divergence[kind]["windows"] for kind in SEQUENCE_KINDS) == windows
 
 
 def test_evaluate_says_unknown_where_the_service_would(room: Path) -> None:
     folder = save_untrained(room / "uncalibrated", Calibration())
-    result = evaluate(folder, room / "store", room / "uncalibrated_report", bootstrap=0)
+    result = evaluate(
+        folder, room / "store", room / "uncalibrated_report", bootstrap=0, branch_states=0
+    )
     rates = result["verdicts"]["behaviours"]["careful"]
     assert (rates["unknown"], rates["unsafe_of_harmless"]) == (1.0, 0.0)
     assert result["dataset"]["horizon"] == 16
-    assert result["methods"]["model"]["intervals"] == {}
+    assert result["termination"]["all"]["methods"]["model"]["intervals"] == {}
+    assert result["guarantee"] is None
+    assert result["branches"] is None
+    assert "Guarantee" not in (room / "uncalibrated_report" / "report.md").read_text()
 
 
-def test_report_folder_holds_numbers_text_and_plots(room: Path, metrics: dict[str, Any]) -> None:
+@pytest.mark.parametrize("moved", [None, 1], ids=["no_unseen_roads", "unseen_roads_always_safe"])
+def test_evaluate_works_where_unseen_roads_tell_nothing(
+    room: Path, tmp_path: Path, moved: int | None
+) -> None:
+    unseen = ENVIRONMENTS.index("roundabout")
+    episodes = [
+        replace(episode, environment=unseen) if i % 6 == moved else episode
+        for i, episode in enumerate(mixed_episodes(60))
+    ]
+    save_store(tmp_path / "store", episodes)
+    result = evaluate(
+        room / "checkpoint", tmp_path / "store", tmp_path / "r", bootstrap=0, branch_states=0
+    )
+    assert result["dataset"]["episodes"]["unseen"] == (0 if moved is None else 10)
+    assert result["unseen"] is None
+    assert "unseen" not in result["termination"]
+
+
+def test_report_folder_holds_numbers_text_and_small_plots(
+    room: Path, metrics: dict[str, Any]
+) -> None:
     report = room / "report"
     assert json.loads((report / "report.json").read_text()) == metrics
     assert {path.name for path in report.iterdir()} == {"report.json", "report.md", *PLOTS}
     for name in PLOTS:
-        assert (report / name).read_bytes().startswith(b"\x89PNG")
+        picture = (report / name).read_bytes()
+        assert picture.startswith(b"\x89PNG")
+        assert len(picture) < 150_000
 
 
 def test_report_text_names_version_methods_and_plots(room: Path, metrics: dict[str, Any]) -> None:
     text = (room / "report" / "report.md").read_text()
-    for part in (metrics["model_version"], *BASELINES, "aggressive", "off_road", *PLOTS):
+    parts = ("white", "off_road", "provoked", "branches", "unseen", "adversarial", "Guarantee")
+    for part in (metrics["model_version"], *BASELINES, *parts, *PLOTS):
         assert part in text
+    for name in metrics["corruptions"]["corruptions"]:
+        assert name in text
 
 
 def test_model_card_table_holds_the_model_s_figures(metrics: dict[str, Any]) -> None:
     text = model_card_table(metrics)
-    assert number(metrics["methods"]["model"]["termination"]["auroc"]) in text
-    assert f"ECE {number(metrics['model']['calibration']['ece'], 4)}" in text
+    model = metrics["termination"]["all"]["methods"]["model"]
+    for key in ("auroc", "recall_01", "brier", "ece"):
+        assert ranged(model["scores"][key], model["intervals"][key]) in text
+    assert f"model - {FULL_PHYSICS}" in text
 
 
-def test_model_card_table_works_without_intervals(metrics: dict[str, Any]) -> None:
-    methods = {name: {**m, "intervals": {}} for name, m in metrics["methods"].items()}
-    assert "[" not in model_card_table({**metrics, "methods": methods}).split("Brackets")[1]
+def test_a_model_better_in_a_score_that_should_be_low_is_shown_ahead() -> None:
+    def method(brier: float, lead: float, low: float, high: float) -> dict[str, Any]:
+        scores, leads = dict.fromkeys(SCORES, 0.5), dict.fromkeys(SCORES, 0.0)
+        return {
+            "scores": {**scores, "brier": brier},
+            "lead": {"scores": {**leads, "brier": lead}, "intervals": {"brier": [low, high]}},
+        }
+
+    methods = {"model": method(0.1, 0, 0, 0), "a": method(0.3, -0.2, -0.3, -0.1)}
+    methods["b"] = method(0.2, -0.1, -0.15, -0.05)
+    assert "0.1000 [0.0500, 0.1500]" in ahead_table({"all": {"methods": methods}})
 
 
-def test_metrics_travel_with_the_checkpoint_without_changing_its_version(
+def test_rounding_keeps_structure_and_six_digits() -> None:
+    assert rounded({"a": [0.123456789, 3, None, True], "b": (1e-9,)}) == {
+        "a": [0.123457, 3, None, True],
+        "b": [1e-9],
+    }
+
+
+def test_ranged_numbers_show_an_interval_where_there_is_one() -> None:
+    assert ranged(0.5, [0.25, 0.75], 2) == "0.50 [0.25, 0.75]"
+    assert ranged(0.5, [None, None], 2) == ranged(0.5, None, 2) == "0.50"
+    assert ranged(None, [0.25, 0.75]) == "-"
+
+
+def test_a_summary_travels_with_the_checkpoint_without_changing_its_version(
     room: Path, metrics: dict[str, Any]
 ) -> None:
     before = checkpoint_version(room / "checkpoint")
     write_metrics(room / "checkpoint", metrics)
-    assert load_checkpoint(room / "checkpoint").metrics == metrics
+    summary = load_checkpoint(room / "checkpoint").metrics
+    scores = metrics["termination"]["all"]["methods"]["model"]["scores"]
+    assert summary["termination"] == scores
+    assert summary["verdicts"] == metrics["verdicts"]
+    assert summary["final_errors"].keys() == {"speed_mps", "edge_m", "neighbour_m"}
     assert checkpoint_version(room / "checkpoint") == before == metrics["model_version"]
 
 

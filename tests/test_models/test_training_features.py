@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from models.spec import highway_spec
-from models.training.features import nearest_columns, slot_features, tracked_states
+from models.training.behaviours import make_behaviour
+from models.training.features import tracked_states
 from models.training.roads import (
     edges,
     ego_features,
@@ -16,7 +17,8 @@ from models.training.roads import (
     road_network,
     wrap_angle,
 )
-from models.training.simulator import Episode, run_episode
+from models.training.simulator import Episode, Simulation, run_episode
+from models.training.slots import nearest_columns, slot_features, whole_turns
 from models.training.store import EpisodeStore
 from models.training.vehicles import Ego
 from tests.driving import drive, mixed_episodes, save_store
@@ -41,8 +43,8 @@ def test_tracked_states_hold_the_world_seen_from_the_ego(tmp_path: Path) -> None
     assert features(state, "neighbour_1_presence") == 1
     assert features(state, "neighbour_1_dx") == pytest.approx(60.0)
     assert features(state, "neighbour_1_dy") == pytest.approx(0.0)
-    assert features(state, "neighbour_1_dvx") == pytest.approx(10.0 - store.ego[0, 3])
-    assert features(state, "neighbour_1_cos_h") == 1
+    assert features(state, "neighbour_1_speed") == 10.0
+    assert features(state, "neighbour_1_heading") == 0
     assert (state[SPEC.state_index("neighbour_2_presence") :] == 0).all()
 
 
@@ -50,8 +52,54 @@ def test_slot_features_are_in_the_ego_frame() -> None:
     # The ego looks along +y; the other is 10 m ahead of it and 3 m to its right (-x), driving +x.
     ego = np.array([5.0, 5.0, np.pi / 2, 8.0], np.float32)
     other = np.array([[2.0, 15.0, 0.0, 4.0]], np.float32)
-    slot = slot_features(ego, other, np.array([True]))[0]
-    np.testing.assert_allclose(slot, [1, 10, 3, -8, -4, 0, -1], atol=1e-5)
+    before = np.array([[1.8, 15.0, -0.05, 4.1]], np.float32)
+    slot = slot_features(ego, other, before, np.array([True]))[0]
+    np.testing.assert_allclose(slot, [1, 10, 3, -np.pi / 2, 4, -2, 1], atol=1e-5)
+
+
+def test_acceleration_and_yaw_rate_foretell_the_next_frame(simulated: EpisodeStore) -> None:
+    """They are differences to the frame before, so they say where the last step led."""
+    states = tracked_states(simulated, np.arange(5, 30), 1)
+    there = features(states[:, 1], "neighbour_1_presence") > 0
+    now, after = states[there, 0], states[there, 1]
+    faster = features(after, "neighbour_1_speed") - features(now, "neighbour_1_speed")
+    np.testing.assert_allclose(
+        features(after, "neighbour_1_acceleration") * 0.05, faster, atol=1e-4
+    )
+
+
+def test_an_episodes_first_frame_has_no_acceleration_yet(simulated: EpisodeStore) -> None:
+    state = tracked_states(simulated, simulated.frame_start, 0)[:, 0]
+    assert (features(state, "neighbour_1_acceleration") == 0).all()
+    assert (features(state, "neighbour_1_yaw_rate") == 0).all()
+
+
+def test_headings_start_within_half_a_turn_and_do_not_jump(simulated: EpisodeStore) -> None:
+    starts = np.arange(0, 60, 3)
+    states = tracked_states(simulated, starts, 16)
+    heading = np.stack([features(states, f"neighbour_{i}_heading") for i in range(1, 5)])
+    assert (np.abs(heading[:, :, 0]) <= np.pi).all()
+    assert np.abs(np.diff(heading, axis=2)).max() < 1.0
+
+
+@pytest.mark.parametrize(
+    ("heading", "turns"), [(0.0, 0), (np.pi, 1), (-np.pi, 0), (7.0, 1), (-4.0, -1)]
+)
+def test_whole_turns_bring_a_heading_home(heading: float, turns: int) -> None:
+    assert whole_turns(np.array([heading])) == pytest.approx(2 * np.pi * turns)
+
+
+def test_a_simulation_reports_the_state_that_is_recorded(tmp_path: Path) -> None:
+    world = Simulation(3, "racetrack")
+    driver = make_behaviour("noisy", world.rng.spawn(1)[0], world.pace)
+    seen = [world.state()]
+    for _ in range(20):
+        world.step(driver.action(world.ego))
+        seen.append(world.state())
+    store = save_store(tmp_path, [run_episode(3, "racetrack", "noisy", 20)])
+    recorded = tracked_states(store, np.arange(21), 0)[:, 0]
+    # Recorded poses are float32: differences over a step of 0.05 s keep fewer digits.
+    np.testing.assert_allclose(np.array(seen), recorded, atol=2e-3)
 
 
 def test_tracked_states_do_not_depend_on_where_the_world_is(simulated: EpisodeStore) -> None:
@@ -73,7 +121,9 @@ def test_tracked_states_do_not_depend_on_where_the_world_is(simulated: EpisodeSt
 def test_tracked_states_follow_the_vehicles_chosen_at_the_start(simulated: EpisodeStore) -> None:
     start, horizon = 5, 20
     states = tracked_states(simulated, np.array([start]), horizon)[0]
-    columns, near = nearest_columns(simulated, np.array([start]))
+    columns, near = nearest_columns(
+        simulated.ego[[start]], simulated.vehicles[[start]], simulated.present[[start]]
+    )
     for slot in np.flatnonzero(near[0]):
         offset = (
             simulated.vehicles[start : start + horizon + 1, columns[0, slot], :2]

@@ -84,7 +84,7 @@ def test_store_refuses_a_manifest_that_is_not_json(tmp_path: Path) -> None:
 
 def test_store_refuses_another_schema_version_naming_both(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text(json.dumps({"schema_version": 99}))
-    with pytest.raises(ValueError, match="schema version 99, this code reads 1"):
+    with pytest.raises(ValueError, match="schema version 99, this code reads 2"):
         load_store(tmp_path)
 
 

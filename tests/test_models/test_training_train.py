@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import torch
 
 from models.checkpoint import load_checkpoint
 from models.outcomes import crash_probability
-from models.training.calibrate import predict_windows
+from models.training.calibrate import conformal_threshold, episode_scores, predict_windows
+from models.training.dataset import Windows
 from models.training.member import MemberTrainer, choose_device
-from models.training.normalise import fit_normalisers
 from models.training.options import Stage, TrainOptions
 from models.training.train import TrainingError, fit
 from tests.toy import toy_spec, toy_windows
@@ -28,12 +29,19 @@ QUICK = TrainOptions(
 )
 
 
+def toy_parts() -> dict[str, Windows]:
+    return {
+        "train": toy_windows(3000, 6, seed=1),
+        "validation": toy_windows(1000, 6, seed=2),
+        "calibration": toy_windows(1000, 6, seed=4),
+    }
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toy")
     fit(
-        toy_windows(3000, 6, seed=1),
-        toy_windows(1000, 6, seed=2),
+        toy_parts(),
         toy_spec(),
         folder / "checkpoint",
         folder / "run",
@@ -57,23 +65,67 @@ def test_a_world_of_other_dims_is_learned(checkpoint: Path) -> None:
 
 
 def test_calibration_is_complete_and_holds_on_its_own_data(checkpoint: Path) -> None:
-    loaded, validation = load_checkpoint(checkpoint), toy_windows(1000, 6, seed=2)
+    loaded, held_out = load_checkpoint(checkpoint), toy_parts()["calibration"]
     calibration = loaded.calibration
-    prediction = predict_windows(loaded.ensemble, validation)
+    prediction = predict_windows(loaded.ensemble, held_out)
 
-    assert calibration.crash_threshold is not None
     assert calibration.uncertainty_limit is not None
-    harmless = crash_probability(prediction.dones)[~validation.ends]
-    assert (harmless >= calibration.crash_threshold).mean() <= 0.012
     assert (prediction.uncertainty > calibration.uncertainty_limit).mean() <= 0.002
     assert calibration.horizon == 6
     # Platt scaling brings the mean probability near the frequency.
     assert crash_probability(prediction.dones).mean() == pytest.approx(
-        validation.ends.mean(), abs=0.06
+        held_out.ends.mean(), abs=0.06
     )
     low, high = np.array(calibration.state_low), np.array(calibration.state_high)
     assert (low < -0.95).all()
     assert (high[2:] > 1.9).all()
+
+
+def test_the_crash_threshold_is_the_lower_of_rate_and_guarantee(checkpoint: Path) -> None:
+    loaded, held_out = load_checkpoint(checkpoint), toy_parts()["calibration"]
+    probability = crash_probability(predict_windows(loaded.ensemble, held_out).dones)
+    notes, threshold = loaded.calibration.notes, loaded.calibration.crash_threshold
+    conformal = notes["conformal"]
+
+    assert threshold is not None
+    assert threshold == min(notes["false_alarm_threshold"], conformal["threshold"])
+    assert conformal["lead_s"] == pytest.approx(0.4)
+    scores = episode_scores(probability, held_out, 4)
+    assert conformal["episodes"] == len(scores)
+    assert (scores < threshold).mean() <= conformal["alpha"]
+    harmless = probability[~held_out.ends]
+    assert notes["realised_false_alarm_rate"] == pytest.approx((harmless >= threshold).mean())
+    assert (harmless >= notes["false_alarm_threshold"]).mean() <= 0.012
+
+
+def test_a_conformal_threshold_keeps_its_promise_on_new_episodes() -> None:
+    """Over many draws the share of new scores below the threshold is at most alpha."""
+    rng = np.random.default_rng(0)
+    missed = []
+    for _ in range(300):
+        threshold = conformal_threshold(rng.beta(5, 1, 300), 0.05)
+        assert threshold is not None
+        missed.append(rng.beta(5, 1, 2000) < threshold)
+    assert np.mean(missed) == pytest.approx(0.05, abs=0.004)
+    assert np.mean(missed) <= 0.052
+
+
+def test_too_few_episodes_carry_no_guarantee() -> None:
+    assert conformal_threshold(np.linspace(0, 1, 98), 0.01) is None
+    assert conformal_threshold(np.linspace(0.2, 1, 99), 0.01) == pytest.approx(0.2)
+
+
+def test_an_episodes_score_counts_only_windows_that_warn_in_time() -> None:
+    windows = toy_windows(200, 6, seed=9)
+    windows = windows.take(windows.ends)
+    ahead = windows.terminated.argmax(1) + 1
+    late, early = int(np.argmin(ahead)), int(np.argmax(ahead))
+    assert ahead[late] < 3 <= ahead[early]
+    pair = replace(windows.take(np.array([late, early])), episode=np.array([7, 7]))
+
+    assert episode_scores(np.array([0.9, 0.2]), pair, lead_steps=3).tolist() == [0.2]
+    assert episode_scores(np.array([0.9, 0.2]), pair, lead_steps=1).tolist() == [0.9]
+    assert len(episode_scores(np.array([0.9]), pair.take(np.array([0])), lead_steps=3)) == 0
 
 
 def test_training_is_recorded(checkpoint: Path) -> None:
@@ -105,10 +157,7 @@ def test_an_interrupted_member_resumes_to_the_same_weights(tmp_path: Path) -> No
     train, validation = toy_windows(300, 2, seed=1), toy_windows(100, 2, seed=2)
 
     def trainer(folder: str) -> MemberTrainer:
-        normalisers = fit_normalisers(train, toy_spec())
-        return MemberTrainer(
-            0, toy_spec(), options, normalisers, train, validation, tmp_path / folder
-        )
+        return MemberTrainer(0, toy_spec(), options, train, validation, tmp_path / folder)
 
     whole = trainer("whole").run()
     broken = trainer("broken")
@@ -133,9 +182,7 @@ def test_training_stops_early_when_validation_no_longer_improves(tmp_path: Path)
         device="cpu",
     )
     train = toy_windows(200, 1, seed=1)
-    trainer = MemberTrainer(
-        0, toy_spec(), options, fit_normalisers(train, toy_spec()), train, train, tmp_path
-    )
+    trainer = MemberTrainer(0, toy_spec(), options, train, train, tmp_path)
 
     trainer.run()
 
@@ -147,10 +194,9 @@ def test_training_stops_early_when_validation_no_longer_improves(tmp_path: Path)
 
 def test_a_run_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"options": "others"}))
-    windows = toy_windows(10, 6, seed=0)
 
     with pytest.raises(TrainingError, match="holds a run with other arguments or data"):
-        fit(windows, windows, toy_spec(), tmp_path / "out", tmp_path, QUICK, {})
+        fit(toy_parts(), toy_spec(), tmp_path / "out", tmp_path, QUICK, {})
 
 
 @pytest.mark.parametrize(
@@ -162,9 +208,32 @@ def test_options_that_make_no_sense_are_refused(change: dict[str, Any], message:
         TrainOptions(**change)
 
 
-def test_the_curriculum_goes_stage_by_stage() -> None:
-    assert [QUICK.stage_at(i).horizon for i in (0, 99, 100, 299, 300)] == [1, 1, 6, 6, 6]
-    assert (QUICK.horizon, QUICK.updates) == (6, 300)
+def test_the_last_stage_can_train_the_done_head_alone(tmp_path: Path) -> None:
+    options = TrainOptions(
+        hidden_dims=(32,),
+        stages=(Stage(2, 30, 32), Stage(2, 30, 64, only_done_head=True)),
+        validate_every=30,
+        device="cpu",
+    )
+    trainer = MemberTrainer(
+        0, toy_spec(), options, toy_windows(300, 2, 1), toy_windows(100, 2, 2), tmp_path
+    )
+    rates = [trainer._schedule(update) for update in range(60)]
+    assert rates[29] < rates[15] > rates[0]
+    assert rates[30:] == rates[:30]  # a schedule of its own
+
+    trainer._update = Interrupted(trainer, 30)  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    before = {name: x.clone() for name, x in trainer.model.state_dict().items()}
+    trainer._update = trainer._update.update  # type: ignore[method-assign]
+    trainer.run()
+
+    changed = {
+        name for name, x in trainer.model.state_dict().items() if not torch.equal(x, before[name])
+    }
+    assert changed
+    assert all(name.startswith("done_head") for name in changed)
 
 
 def test_auto_device_is_cuda_if_there_is_one() -> None:

@@ -11,11 +11,13 @@ from models.spec import highway_spec
 from models.world_model import NORMALISERS, WorldModel, unroll
 
 
-@pytest.fixture(params=["plain", "geometry"])
+@pytest.fixture(params=["plain", "geometry", "kinematics"])
 def model(request: pytest.FixtureRequest) -> WorldModel:
     torch.manual_seed(0)
-    spec = highway_spec() if request.param == "geometry" else None
-    return WorldModel(state_dim=34, action_dim=3, spec=spec).eval()
+    spec = None if request.param == "plain" else highway_spec()
+    return WorldModel(
+        state_dim=34, action_dim=3, spec=spec, kinematics=request.param == "kinematics"
+    ).eval()
 
 
 def real_looking_states(rows: int, seed: int = 0) -> Tensor:

@@ -1,0 +1,67 @@
+"""95 % intervals: by resampling episodes, since windows of one episode overlap."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
+Interval = tuple[float | None, float | None]
+
+_QUANTILES = (0.025, 0.975)
+_NORMAL_QUANTILE = 1.959964
+
+
+def draw_counts(episodes: int, draws: int, seed: int = 0) -> NDArray[np.float64]:
+    """Return how often each episode is in each resample, [draws, episodes].
+
+    The same arguments give the same resamples, which is what makes differences paired.
+    """
+    rng = np.random.default_rng(seed)
+    counts = np.empty((draws, episodes))
+    for row in counts:
+        row[:] = np.bincount(rng.integers(episodes, size=episodes), minlength=episodes)
+    return counts
+
+
+def percentile_interval(values: Floats) -> Interval:
+    """Return the middle 95 % of resampled values [draws], those that exist; else None."""
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return None, None
+    low, high = np.quantile(values, _QUANTILES)
+    return float(low), float(high)
+
+
+def ratio_draws(above: Floats, below: Floats, counts: Floats) -> tuple[float | None, Floats]:
+    """Return a ratio of sums over episodes, and its resamples.
+
+    Args:
+        above: [episodes].
+        below: [episodes].
+        counts: [draws, episodes].
+
+    Returns:
+        The ratio, None if `below` sums to 0; [draws], NaN where it does.
+    """
+    total = float(below.sum())
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (float(above.sum()) / total if total else None), (counts @ above) / (counts @ below)
+
+
+def share_interval(hits: int, count: int) -> Interval:
+    """Return the 95 % interval of a share of independent cases (Wilson 1927).
+
+    Unlike a bootstrap it does not shrink to a point when there are no hits.
+    """
+    if count == 0:
+        return None, None
+    z2 = _NORMAL_QUANTILE**2
+    share = hits / count
+    middle = share + z2 / (2 * count)
+    half = _NORMAL_QUANTILE * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
+    low, high = ((middle + sign * half) / (1 + z2 / count) for sign in (-1, 1))
+    return max(low, 0.0), min(high, 1.0)
