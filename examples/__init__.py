@@ -1,0 +1,1 @@
+"""Clients of the world model that show what it is for; nothing else imports them."""
