@@ -11,7 +11,7 @@ ARGS ?=
 DATA ?= data/train
 RUN ?= runs/train
 OUT ?= runs/checkpoint
-TRANSITIONS ?= 1400000
+TRANSITIONS ?= 1500000
 SEED ?= 1
 
 .PHONY: help serve test lint train bench format clean

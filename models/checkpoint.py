@@ -117,6 +117,11 @@ class Checkpoint:
         """What safety verdicts are judged by."""
         calibration, dim = self.calibration, self.spec.state_dim
         low, high = calibration.state_low, calibration.state_high
+        geometry = self.spec.geometry
+        slots = [
+            [self.spec.state_index(name) for name in (slot.presence, slot.dx, slot.dy)]
+            for slot in (geometry.slots if geometry is not None else ())
+        ]
         return SafetyLimits(
             crash_threshold=calibration.crash_threshold,
             # One member cannot disagree: its uncertainty is unknown, not zero.
@@ -126,6 +131,8 @@ class Checkpoint:
             horizon=calibration.horizon,
             feature_names=tuple(feature.name for feature in self.spec.state),
             dt_s=self.spec.dt_s,
+            slots=np.array(slots, np.int64).reshape(-1, 3),
+            apart_m=geometry.width_m if geometry is not None else 0.0,
         )
 
 

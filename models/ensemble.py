@@ -25,9 +25,10 @@ class EnsembleRollout:
         states: [B, H+1, S], mean over members, the start included.
         rewards: [B, H], mean over members.
         dones: [B, H], hazard of the members' mean survival.
-        disagreement: [B, H], spread of members after each step, in standard deviations of
-            the training states (root mean square over features).
-        uncertainty: [B], largest disagreement along the sequence.
+        disagreement: [B, H], spread of the members' states after each step, in standard
+            deviations of the training states (root mean square over features): it ranks errors.
+        uncertainty: [B], largest spread along the sequence of states and reward together. Members
+            are taught to reward wrong states unlike (`training.outliers`), so it tells those.
     """
 
     states: Tensor
@@ -120,15 +121,18 @@ class WorldModelEnsemble(nn.Module):
             pad_rows(initial_state), pad_rows(actions, dim=-3)
         )
         mean = _member_mean(states)
-        normalised = states / self.stacked().state_scale.unsqueeze(-2)
-        spread = _member_std(normalised, _member_mean(normalised))[:, 1:]
-        disagreement = spread.square().mean(-1).sqrt()
+        stacked = self.stacked()
+        normalised = states[..., 1:, :] / stacked.state_scale.unsqueeze(-2)
+        spread = _member_std(normalised, _member_mean(normalised))
+        normalised = rewards / stacked.reward_scale
+        reward_spread = _member_std(normalised, _member_mean(normalised)).unsqueeze(-1)
+        both = torch.cat([spread, reward_spread], dim=-1).square().mean(-1).sqrt()
         return EnsembleRollout(
             states=mean[:rows],
             rewards=_member_mean(rewards)[:rows],
             dones=_mean_hazard(logits)[:rows],
-            disagreement=disagreement[:rows],
-            uncertainty=disagreement.amax(-1)[:rows],
+            disagreement=spread.square().mean(-1).sqrt()[:rows],
+            uncertainty=both.amax(-1)[:rows],
         )
 
     def rollout_members(

@@ -167,5 +167,19 @@ def rollout_loss(
     return {"total": total, "state": state, "reward": reward, "done": done}
 
 
+def outlier_loss(model: WorldModel, states: Tensor, actions: Tensor, reward_sd: float) -> Tensor:
+    """Return how far the rewards of wrong states are from what a member is taught for them.
+
+    Args:
+        model: A member of an ensemble.
+        states: [B, S], wrong ones.
+        actions: [B, A].
+        reward_sd: The member's own reward, in standard deviations from the mean.
+    """
+    _, rewards, _ = model.predict(states, actions)
+    normalised = (rewards.squeeze(-1) - model.reward_mean) / model.reward_scale
+    return reward_prediction_loss(normalised, torch.full_like(normalised, reward_sd))
+
+
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum() / mask.sum().clamp_min(1)

@@ -3,8 +3,8 @@
 The rules fail safe. A verdict is `safe` only if everything about it was computed, is finite, and
 lies inside what the model is known to predict well. In order:
 
-1. `unknown` if the input lies outside the states the model was trained on, the prediction is not
-   finite, or the model was never calibrated: its numbers mean nothing then.
+1. `unknown` if the input lies outside the states the model was trained on or cannot be, the
+   prediction is not finite, or the model was never calibrated: its numbers mean nothing then.
 2. `unsafe` if the crash probability reaches the threshold.
 3. `unknown` if the members disagree too much, their disagreement cannot be known, or the
    horizon is longer than the evaluated one: "no crash" cannot be trusted then.
@@ -16,7 +16,7 @@ All reasons that apply are listed, whichever of them decided.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ VERDICTS = (SAFE, UNSAFE, UNKNOWN)
 RULES = (
     "crash_probability",
     "input_out_of_range",
+    "input_impossible",
     "not_finite",
     "not_calibrated",
     "uncertain",
@@ -56,6 +57,8 @@ class SafetyLimits:
         horizon: Longest evaluated number of steps.
         feature_names: S names of the state features.
         dt_s: Length of a step.
+        slots: Columns of presence, dx and dy of each neighbour, [slots, 3].
+        apart_m: Centres of two vehicles cannot be closer: a vehicle's width.
     """
 
     crash_threshold: float | None
@@ -65,6 +68,8 @@ class SafetyLimits:
     horizon: int
     feature_names: tuple[str, ...]
     dt_s: float
+    slots: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 3), np.int64))
+    apart_m: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -124,9 +129,15 @@ def assess(
     threshold = limits.crash_threshold if threshold is None else threshold
     finite = np.isfinite(states).all((1, 2)) & np.isfinite(dones).all(1) & np.isfinite(uncertainty)
     by_step = crash_probability_by_step(np.where(finite[:, None], dones, 0.0))
-    ranges = _range_reasons(states[:, 0], limits)
+    start = states[:, 0]
+    inputs = [
+        [*outside, *impossible]
+        for outside, impossible in zip(
+            _range_reasons(start, limits), _impossible_reasons(start, limits), strict=True
+        )
+    ]
     return [
-        _judge(by_step[k] if finite[k] else None, float(uncertainty[k]), ranges[k], limits,
+        _judge(by_step[k] if finite[k] else None, float(uncertainty[k]), inputs[k], limits,
                threshold, dones.shape[1])
         for k in range(len(dones))
     ]  # fmt: skip
@@ -158,7 +169,7 @@ def safest(verdicts: Sequence[Verdict]) -> int:
 def _judge(
     by_step: Floats | None,
     uncertainty: float,
-    range_reasons: list[Reason],
+    input_reasons: list[Reason],
     limits: SafetyLimits,
     threshold: float | None,
     horizon: int,
@@ -167,10 +178,10 @@ def _judge(
     if by_step is None:
         reason = Reason("not_finite", "the prediction holds values that are not finite")
         return Verdict(
-            UNKNOWN, None, [None] * horizon, None, None, threshold, (*range_reasons, reason),
+            UNKNOWN, None, [None] * horizon, None, None, threshold, (*input_reasons, reason),
             horizon_s,
         )  # fmt: skip
-    blocking = list(range_reasons)
+    blocking = list(input_reasons)
     if threshold is None:
         blocking.append(
             Reason("not_calibrated", "the checkpoint has no calibrated crash threshold")
@@ -245,4 +256,28 @@ def _range_reasons(start: Floats, limits: SafetyLimits) -> list[list[Reason]]:
         if len(columns) > _MAX_FEATURES_NAMED:
             named.append(f"and {len(columns) - _MAX_FEATURES_NAMED} more features")
         reasons.append([Reason("input_out_of_range", "; ".join(named))] if named else [])
+    return reasons
+
+
+def _impossible_reasons(start: Floats, limits: SafetyLimits) -> list[list[Reason]]:
+    """Say, for each start state [K, S], what cannot be: half a neighbour, two in one place."""
+    presence, dx, dy = (start[:, columns] for columns in limits.slots.T)
+    numbers = range(1, len(limits.slots) + 1)
+    half = (presence != 0) & (presence != 1)
+    gap = np.hypot(dx[:, :, None] - dx[:, None], dy[:, :, None] - dy[:, None])
+    there = presence > 0
+    together = np.triu((gap < limits.apart_m) & there[:, :, None] & there[:, None], k=1)
+    reasons: list[list[Reason]] = []
+    for k in range(len(start)):
+        named = [
+            f"{limits.feature_names[column]} = {start[k, column]:g} is neither 0 nor 1"
+            for column in limits.slots[half[k], 0]
+        ]
+        named += [
+            f"neighbours {numbers[i]} and {numbers[j]} are in the same place"
+            for i, j in zip(*np.nonzero(together[k]), strict=True)
+        ]
+        reasons.append(
+            [Reason("input_impossible", "; ".join(named[:_MAX_FEATURES_NAMED]))] if named else []
+        )
     return reasons

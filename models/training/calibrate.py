@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -30,12 +30,14 @@ class Prediction:
         states: [N, H+1, S].
         rewards: [N, H].
         dones: [N, H].
+        disagreement: [N, H].
         uncertainty: [N].
     """
 
     states: NDArray[np.float32]
     rewards: NDArray[np.float32]
     dones: NDArray[np.float32]
+    disagreement: NDArray[np.float32]
     uncertainty: NDArray[np.float32]
 
 
@@ -52,7 +54,7 @@ def predict_windows(ensemble: WorldModelEnsemble, windows: Windows) -> Predictio
     def joined(name: str) -> NDArray[np.float32]:
         return torch.cat([getattr(part, name) for part in parts]).cpu().numpy()
 
-    return Prediction(*(joined(n) for n in ("states", "rewards", "dones", "uncertainty")))
+    return Prediction(**{field.name: joined(field.name) for field in fields(Prediction)})
 
 
 def calibrate(

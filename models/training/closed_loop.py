@@ -42,8 +42,8 @@ SHIELD_LIMIT = 0.08
 """A shield may override so many of the tuning steps: 10 % are allowed, and drives differ."""
 
 SHIELD_THRESHOLDS = {
-    MODEL: (0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
-    PHYSICS: (-1.0, -0.7, -0.5, -0.3, -0.1, 0.1),
+    MODEL: (0.003, 0.01, 0.03, 0.1, 0.3),
+    PHYSICS: (-0.7, -0.5, -0.3, -0.1, 0.1),
 }
 """Risks tried, strictest first: crash probability; minus the smallest margin, m."""
 

@@ -50,6 +50,7 @@ def collect(
     transitions: int,
     seed: int,
     environments: dict[str, float] | None = None,
+    surprising_share: float = SURPRISING_SHARE,
     workers: int | None = None,
     progress: bool = True,
 ) -> None:
@@ -63,6 +64,7 @@ def collect(
         transitions: Least number of transitions.
         seed: Of everything.
         environments: Share of each environment; `ENVIRONMENT_SHARES` by default.
+        surprising_share: Of the drivers, how many have a sudden manoeuvre in store.
         workers: Processes; the number of CPUs by default. 1 runs in this process.
         progress: Whether to show a bar.
 
@@ -72,7 +74,8 @@ def collect(
     """
     if transitions < 1:
         raise ValueError(f"transitions must be at least 1, got {transitions}")
-    settings = _settings(seed, ENVIRONMENT_SHARES if environments is None else environments)
+    shares = ENVIRONMENT_SHARES if environments is None else environments
+    settings = _settings(seed, shares, surprising_share)
     folder.mkdir(parents=True, exist_ok=True)
     counts = _existing_counts(folder, settings)
     (folder / MANIFEST).unlink(missing_ok=True)  # absent means unfinished
@@ -84,7 +87,7 @@ def collect(
     _finish(folder, settings, counts, transitions)
 
 
-def _settings(seed: int, environments: dict[str, float]) -> dict[str, Any]:
+def _settings(seed: int, environments: dict[str, float], surprising_share: float) -> dict[str, Any]:
     """Return all that decides what is recorded, as JSON, after checking it."""
     unknown = sorted(set(environments) - set(ENVIRONMENTS))
     if unknown:
@@ -100,7 +103,7 @@ def _settings(seed: int, environments: dict[str, float]) -> dict[str, Any]:
         "episodes_per_shard": EPISODES_PER_SHARD,
         "environment_shares": environments,
         "behaviour_shares": dict(zip(BEHAVIOURS, SHARES, strict=True)),
-        "surprising_share": SURPRISING_SHARE,
+        "surprising_share": surprising_share,
         "highway_env": version("highway-env"),
     }
 
@@ -146,8 +149,9 @@ def make_shard(folder: Path, index: int, settings: dict[str, Any]) -> Counts:
     source = np.random.SeedSequence([settings["seed"], index])
     # 63 bits, because seeds are stored as int64.
     seeds = source.generate_state(settings["episodes_per_shard"], np.uint64) >> np.uint64(1)
-    shares, steps = settings["environment_shares"], settings["max_steps"]
-    episodes = [run_episode(int(seed), *draw_episode(int(seed), shares), steps) for seed in seeds]
+    shares = settings["environment_shares"]
+    rest = settings["max_steps"], settings["surprising_share"]
+    episodes = [run_episode(int(seed), *draw_episode(int(seed), shares), *rest) for seed in seeds]
     return write_shard(shard_path(folder, index), episodes, settings)
 
 

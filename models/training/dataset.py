@@ -81,7 +81,7 @@ def split_episodes(store: EpisodeStore, seed: int) -> dict[str, NDArray[np.int64
     """Split episodes at random by `SPLIT_SHARES`; those of the unseen environment go apart.
 
     Returns:
-        `train` for weights, `validation` to stop early and to calibrate probabilities,
+        `train` for weights, `validation` to watch training and calibrate probabilities,
         `calibration` for thresholds, `test` for what is reported, and `unseen`.
     """
     names = store.environment_names

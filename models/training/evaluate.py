@@ -43,6 +43,7 @@ def evaluate(
     *,
     bootstrap: int = 200,
     branch_states: int = 240,
+    provoked_transitions: int = 80_000,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint and write the report.
 
@@ -52,6 +53,7 @@ def evaluate(
         report: Folder for `report.json`, `report.md` and the plots; created if missing.
         bootstrap: Resamples for the 95 % intervals; 0 leaves intervals out.
         branch_states: States from which other futures are simulated; 0 leaves those out.
+        provoked_transitions: To simulate among sudden drivers; 0 leaves those out.
 
     Returns:
         What `report.json` holds.
@@ -75,7 +77,7 @@ def evaluate(
             "episodes": {name: len(part) for name, part in episodes.items()},
         },
     }
-    with _one_thread(), tqdm(total=8, desc="evaluating", unit="part", disable=None) as bar:
+    with _one_thread(), tqdm(total=9, desc="evaluating", unit="part", disable=None) as bar:
         lineup = _fit(checkpoint, store, episodes, horizon)
         bar.update()
         test = _trial(store, lineup, episodes["test"], horizon, bootstrap)
@@ -87,6 +89,8 @@ def evaluate(
         if len(episodes["unseen"]):
             unseen = _trial(store, lineup, episodes["unseen"], horizon, bootstrap)
             metrics["unseen"] = judgements.elsewhere(unseen, metrics["termination"])
+        judgements.provoked(test, provoked_transitions, metrics["termination"])
+        bar.update()
         metrics["branches"] = judgements.branches(test, branch_states, metrics["termination"])
         bar.update()
         metrics = rounded(metrics)

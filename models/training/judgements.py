@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from dataclasses import dataclass, fields
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,25 +17,25 @@ from models.training.baselines import BASELINES, FULL_PHYSICS
 from models.training.behaviours import SEQUENCE_KINDS
 from models.training.branches import choice_scores, make_branches
 from models.training.calibrate import Prediction, predict_windows
-from models.training.collect import ENVIRONMENT_SHARES
-from models.training.dataset import UNSEEN_ENVIRONMENT, Windows
+from models.training.collect import ENVIRONMENT_SHARES, collect
+from models.training.dataset import UNSEEN_ENVIRONMENT, Windows, make_windows
 from models.training.methods import MODEL, Lineup, model_risk
 from models.training.metrics import FALSE_ALARM_RATES, Risk, compare, reliability
 from models.training.state_errors import (
     Sums,
     compare_final_errors,
     deviation_sd,
+    disagreement_scores,
     divergence,
-    end_errors,
     error_curves,
     errors_by_step,
+    errors_to_announce,
     feature_scale,
     final_error_sums,
     reward_scores,
     survivors,
-    uncertainty_scores,
 )
-from models.training.store import EpisodeStore
+from models.training.store import EpisodeStore, load_store
 from models.training.stress import adversarial_actions, random_actions
 from models.training.verdicts import corruption_scores, one_an_episode, verdict_scores
 
@@ -44,6 +46,10 @@ STRIDE = 2
 SHAKEN_WINDOWS = 20_000
 ATTACKED_WINDOWS = 512
 CORRUPTED_WINDOWS = 1024
+PROVOKED_SEED = 9_000_000
+"""Of the drives among sudden drivers; no data set is expected to be collected with it."""
+
+_TRAINED_SHARES = {k: x for k, x in ENVIRONMENT_SHARES.items() if k != UNSEEN_ENVIRONMENT}
 
 
 @dataclass(frozen=True)
@@ -142,16 +148,12 @@ def _alarms(trial: Trial, name: str, risk: Risk) -> dict[str, Any]:
 
 
 def termination(trial: Trial, risks: dict[str, Risk]) -> dict[str, Any]:
-    """Compare risks on all windows, by environment, and on provoked crashes.
-
-    The last keep every harmless window beside them; windows that end for other reasons are left
-    out.
-    """
+    """Compare risks on all windows, by environment, and without crashes that others provoke."""
     windows, store = trial.windows, trial.store
     parts = {"all": np.ones(len(windows), bool)}
     for code in np.unique(windows.environment):
         parts[store.environment_names[code]] = windows.environment == code
-    parts["provoked"] = (store.provoked[windows.episode] > 0) | ~windows.ends
+    parts["unprovoked"] = (store.provoked[windows.episode] == 0) | ~windows.ends
     return {
         name: _compare(trial, {n: risk.take(rows) for n, risk in risks.items()}, windows.take(rows))
         for name, rows in parts.items()
@@ -180,6 +182,38 @@ def elsewhere(unseen: Trial, parts: dict[str, Any]) -> dict[str, Any] | None:
     return {"environment": UNSEEN_ENVIRONMENT, "methods": table, **trust(unseen)}
 
 
+def provoked(trial: Trial, transitions: int, parts: dict[str, Any]) -> None:
+    """Judge all methods on crashes with cars that did something sudden.
+
+    On the roads of the data set are drivers of whom every one has a sudden manoeuvre in store.
+    Their harmless windows stay beside the crashes; windows that end for other reasons are left out.
+
+    Args:
+        trial: Whose lineup is judged.
+        transitions: To simulate, at least; 0 for none.
+        parts: Receives the comparison of risks as `provoked`, if there is such a crash.
+    """
+    if transitions == 0:
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        collect(
+            folder,
+            transitions=transitions,
+            seed=PROVOKED_SEED,
+            environments=_TRAINED_SHARES,
+            surprising_share=1.0,
+            progress=False,
+        )
+        store = load_store(folder)
+    episodes = np.arange(len(store.provoked))
+    windows = make_windows(store, episodes, trial.windows.horizon, STRIDE)
+    is_provoked = store.provoked[windows.episode] > 0
+    windows = windows.take(windows.is_known & (is_provoked | ~windows.ends))
+    if windows.ends.any():
+        parts["provoked"] = _compare(trial, trial.lineup.risks(windows), windows)
+
+
 def branches(trial: Trial, states: int, parts: dict[str, Any]) -> dict[str, Any] | None:
     """Judge all methods on several futures of the same states.
 
@@ -190,8 +224,8 @@ def branches(trial: Trial, states: int, parts: dict[str, Any]) -> dict[str, Any]
     """
     if states == 0:
         return None
-    shares = {k: share for k, share in ENVIRONMENT_SHARES.items() if k != UNSEEN_ENVIRONMENT}
-    windows = make_branches(states, trial.windows.horizon, shares, workers=os.cpu_count() or 1)
+    workers = os.cpu_count() or 1
+    windows = make_branches(states, trial.windows.horizon, _TRAINED_SHARES, workers=workers)
     risks = trial.lineup.risks(windows)
     parts["branches"] = _compare(trial, risks, windows)
     return choice_scores(risks, windows, trial.bootstrap)
@@ -234,14 +268,16 @@ def trust(trial: Trial) -> dict[str, Any]:
     """Return how far the model can be taken at its word."""
     windows, prediction, draws = trial.windows, trial.prediction, trial.bootstrap
     checkpoint = trial.lineup.checkpoint
-    rows, near, overall = end_errors(prediction.states, windows, trial.scale)
-    uncertainty, episode = prediction.uncertainty[rows], windows.episode[rows]
     alive = survivors(windows)
+    errors = errors_to_announce(prediction.states[alive], windows.states[alive], trial.scale)
     return {
-        "uncertainty": {
-            "neighbour_m": uncertainty_scores(uncertainty, near, episode, draws),
-            "all_sd": uncertainty_scores(uncertainty, overall, episode, draws),
-        },
+        "uncertainty": disagreement_scores(
+            prediction.disagreement[alive],
+            prediction.uncertainty[alive],
+            errors,
+            windows.episode[alive],
+            draws,
+        ),
         "guarantee": guarantee_scores(
             model_risk(prediction).probability,
             windows,

@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from models.losses import WindowBatch, rollout_loss
+from models.losses import WindowBatch, outlier_loss, rollout_loss
 from models.spec import Spec
 from models.training.dataset import Windows
 from models.training.normalise import fit_normalisers
 from models.training.options import TrainOptions
+from models.training.outliers import make_outliers, outlier_reward
 from models.world_model import WorldModel
 
 _VALIDATION_WINDOWS = 4096
@@ -33,9 +34,6 @@ class Progress:
     """Where a member's training stands; what a resumed run goes on from."""
 
     update: int = 0
-    best_loss: float = math.inf
-    best_weights: dict[str, Tensor] = field(default_factory=dict)
-    stale_validations: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -61,6 +59,7 @@ class MemberTrainer:
         folder: Path,
     ) -> None:
         self.index = index
+        self.spec = spec
         self.options = options
         self.train_windows = train
         self.device = choose_device(options.device)
@@ -79,7 +78,7 @@ class MemberTrainer:
         self.validation = validation.take(np.sort(rows[:_VALIDATION_WINDOWS]))
 
     def run(self) -> WorldModel:
-        """Train to the end, or resume and train to the end; return the best model.
+        """Train to the end, or resume and train to the end; return the model.
 
         Raises:
             KeyboardInterrupt: Interrupted; the state was saved first.
@@ -100,12 +99,11 @@ class MemberTrainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         with SummaryWriter(str(self.folder / "tensorboard")) as writer, bar:
             try:
-                while self.progress.update < self.options.updates and not self._is_stale():
+                while self.progress.update < self.options.updates:
                     self._train_stretch(bar, writer)
             except KeyboardInterrupt:
                 self._save()
                 raise
-        self.model.load_state_dict(self.progress.best_weights)
         return self.model
 
     def _train_stretch(self, bar: tqdm, writer: SummaryWriter) -> None:
@@ -129,7 +127,6 @@ class MemberTrainer:
             f"horizon {self.stages[stop - 1].horizon} "
             f"train {entry['train_total']:.3f} validation {entry['validation_total']:.3f}"
         )
-        self._keep_if_best(entry["validation_total"])
         self._save()
 
     def _update(self, update: int) -> dict[str, Tensor]:
@@ -138,7 +135,7 @@ class MemberTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(name.startswith("done_head") or not stage.only_done_head)
+            parameter.requires_grad_(not stage.only or name.startswith(stage.only))
         rows = np.sort(self.rng.integers(len(self.train_windows), size=stage.rows))
         batch = to_batch(self.train_windows.take(rows), stage.horizon, self.device)
         losses = rollout_loss(
@@ -148,20 +145,33 @@ class MemberTrainer:
             positive_weight=self.options.positive_weight,
             done_weight=self.options.done_weight,
         )
+        if stage.outlier_weight:
+            losses["outliers"] = self._outlier_loss(batch)
+            losses["total"] = losses["total"] + stage.outlier_weight * losses["outliers"]
         self.optimizer.zero_grad(set_to_none=True)
         losses["total"].backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), _CLIP_NORM)
         self.optimizer.step()
         return {name: value.detach() for name, value in losses.items()}
 
+    def _outlier_loss(self, batch: WindowBatch) -> Tensor:
+        """Teach this member its own reward of wrong states, made of the batch's first ones."""
+        wrong = make_outliers(batch.states[:, 0].cpu().numpy(), self.spec, self.rng)
+        reward_sd = outlier_reward(self.index, self.options.members)
+        states = torch.as_tensor(wrong, device=self.device)
+        return outlier_loss(self.model, states, batch.actions[:, 0], reward_sd)
+
     def _schedule(self, update: int) -> float:
         """Return the share of the peak learning rate: linear warm-up, then a cosine to 1 %.
 
-        Training the done head alone has a schedule of its own.
+        Stages in a row that train the same parts share a schedule.
         """
-        alone = [stage.only_done_head for stage in self.stages]
-        first = alone.index(True) if any(alone) else len(alone)
-        begin, end = (0, first) if update < first else (first, len(alone))
+        only = self.stages[update].only
+        begin = end = update
+        while begin > 0 and self.stages[begin - 1].only == only:
+            begin -= 1
+        while end < len(self.stages) and self.stages[end].only == only:
+            end += 1
         warm_up = min(1.0, (update - begin + 1) / _WARM_UP_UPDATES)
         cosine = 0.5 * (1 + math.cos(math.pi * (update - begin) / (end - begin)))
         return warm_up * (_FINAL_RATE_SHARE + (1 - _FINAL_RATE_SHARE) * cosine)
@@ -184,19 +194,6 @@ class MemberTrainer:
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(chunk) / count
         return sums
-
-    def _keep_if_best(self, loss: float) -> None:
-        if loss < self.progress.best_loss:
-            self.progress.best_loss = loss
-            self.progress.best_weights = {
-                name: x.detach().clone() for name, x in self.model.state_dict().items()
-            }
-            self.progress.stale_validations = 0
-        elif self.stages[self.progress.update - 1] == self.options.stages[-1]:
-            self.progress.stale_validations += 1
-
-    def _is_stale(self) -> bool:
-        return self.progress.stale_validations >= self.options.patience
 
     def _save(self) -> None:
         state = {

@@ -16,23 +16,27 @@ class Stage:
         horizon: Steps rolled out for the loss.
         updates: Number of optimiser updates.
         rows: Windows an update.
-        only_done_head: Whether the rest is frozen.
+        only: Parts of the model that are trained, the rest frozen; all if empty.
+        outlier_weight: Weight of what members are taught for wrong states, see `outliers`.
     """
 
     horizon: int
     updates: int
     rows: int
-    only_done_head: bool = False
+    only: tuple[str, ...] = ()
+    outlier_weight: float = 0.0
 
 
 CURRICULUM = (
     Stage(1, 2000, 512),
     Stage(4, 800, 256),
     Stage(16, 3000, 256),
-    Stage(16, 1500, 512, only_done_head=True),
+    Stage(16, 1500, 512, only=("done_head", "reward_head"), outlier_weight=0.05),
+    Stage(1, 1000, 512, only=("reward_head",), outlier_weight=0.05),
 )
-"""One step first, so that rollouts start from a sane model; then the horizon that is served; at
-last the done head alone, on rollouts that no longer change."""
+"""One step first, so that rollouts start from a sane model; then the horizon that is served; then
+the heads alone, on rollouts that no longer change. At last the rewards of measured states alone:
+wrong states are made of measured ones, and must not be told by having been measured."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,6 @@ class TrainOptions:
         done_weight: Weight of the termination loss beside the others.
         positive_weight: Weight of terminations in the loss; 1 keeps hazards calibrated.
         validate_every: Updates between validation rollouts.
-        patience: Validations without improvement in the last stage before stopping early.
         false_alarm_rate: Share of harmless calibration windows that the crash threshold may
             call unsafe, unless the guarantee below needs more.
         miss_rate: Largest probability that an episode that ends gets no alarm in time.
@@ -74,7 +77,6 @@ class TrainOptions:
     done_weight: float = 5.0
     positive_weight: float = 1.0
     validate_every: int = 250
-    patience: int = 8
     false_alarm_rate: float = 0.01
     miss_rate: float = 0.01
     lead_steps: int = 4
@@ -83,7 +85,7 @@ class TrainOptions:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("members", "stride", "validate_every", "patience", "workers"):
+        for name in ("members", "stride", "validate_every", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.stages:

@@ -20,7 +20,7 @@ from models.training.dataset import Windows
 from models.training.judgements import Curves, Trial
 from models.training.methods import MODEL
 from models.training.metrics import Risk, lead_times, steps_to_end
-from models.training.state_errors import end_errors
+from models.training.state_errors import errors_to_announce, survivors
 from models.training.tables import best_rival
 
 Floats = NDArray[np.floating[Any]]
@@ -76,8 +76,9 @@ def draw_all(
     by_step = crash_probability_by_step(prediction.dones)
     examples = pick_examples(windows, prediction.states, by_step)
     plot_trajectories(examples, folder / "trajectories.png")
-    rows, error, _ = end_errors(prediction.states, windows, trial.scale)
-    plot_uncertainty(prediction.uncertainty[rows], error, folder / "uncertainty.png")
+    alive = survivors(windows)
+    near, seen, _ = errors_to_announce(prediction.states[alive], windows.states[alive], trial.scale)
+    plot_uncertainty(prediction.disagreement[alive][seen], near[seen], folder / "uncertainty.png")
     plot_corruptions(metrics["corruptions"]["corruptions"], folder / "corruptions.png")
 
 
@@ -219,19 +220,19 @@ def _draw_neighbours(axes: Any, example: Example) -> None:
     axes.set_title(example.title, fontsize="small")
 
 
-def plot_uncertainty(uncertainty: Floats, error: Floats, path: Path) -> None:
-    """Draw error against uncertainty, both [N]: all windows, and the mean by tenth."""
+def plot_uncertainty(disagreement: Floats, error: Floats, path: Path) -> None:
+    """Draw error against disagreement, both [N]: all steps, and the mean by tenth."""
     figure = Figure(figsize=(5.5, 4.5))
     axes = figure.subplots()
     floor = 1e-4
-    x, y = np.maximum(uncertainty, floor), np.maximum(error, floor)
+    x, y = np.maximum(disagreement, floor), np.maximum(error, floor)
     axes.hexbin(x, y, xscale="log", yscale="log", gridsize=40, bins="log", mincnt=1)
     tenths = [part for part in np.array_split(np.argsort(x), 10) if len(part)]
     axes.plot([x[p].mean() for p in tenths], [y[p].mean() for p in tenths], "o-", color="tab:red")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set(xlabel="uncertainty (disagreement of members)", ylabel="neighbour error at the end, m")
+    axes.set(xlabel="disagreement of members after a step", ylabel="neighbour error after it, m")
     _save(figure, path)
 
 

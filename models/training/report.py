@@ -43,7 +43,7 @@ PLOTS = {
 CLOSED_LOOP_PLOT = "closed_loop.png"
 
 _DIGITS = 6
-_HARD_CASES = ("provoked", "branches", "unseen")
+_HARD_CASES = ("unprovoked", "provoked", "branches", "unseen")
 
 
 def rounded(document: Any) -> Any:
@@ -149,7 +149,8 @@ def _hard_cases(metrics: dict[str, Any]) -> list[str]:
         return []
     lines = [
         "### Hard cases\n",
-        "provoked: crashes with a car that had begun a sudden manoeuvre shortly before, among all "
+        "unprovoked: all but crashes with a car that had begun a sudden manoeuvre shortly before. "
+        "provoked: those alone, in drives where every driver has one in store, among their "
         "harmless windows. branches: evasive and random sequences from the same states, each "
         "driven in a copy of the simulator. unseen: roads that nobody was fitted to.\n",
         part_table(termination, present),
@@ -176,14 +177,20 @@ def _states(metrics: dict[str, Any]) -> list[str]:
 
 def _uncertainty(metrics: dict[str, Any]) -> list[str]:
     ranks, wrong, reward = metrics["uncertainty"], metrics["corruptions"], metrics["reward"]
-    rho = {key: ranged(x["spearman"], x["interval"], 3) for key, x in ranks.items()}
+    rho = {
+        (when, what): ranged(x["spearman"], x["interval"], 3)
+        for when, by_quantity in ranks.items()
+        for what, x in by_quantity.items()
+    }
     impossible, plausible = wrong["impossible"], wrong["plausible"]
     return [
         "### Uncertainty\n",
-        f"Disagreement against error, Spearman: {rho['neighbour_m']} for the neighbours' mean "
-        f"error at the end, {rho['all_sd']} for all features. Reward: mean error "
-        f"{number(reward['first_step_mae'])} at the first step, {number(reward['sum_mae'])} summed."
-        "\n",
+        "Disagreement after a step against the error after it, all steps of all windows, "
+        f"Spearman: {rho['steps', 'all_sd']} for all features, {rho['steps', 'neighbour_m']} for "
+        "the neighbours' mean position. The uncertainty of a window against the error after its "
+        f"last step alone: {rho['end', 'all_sd']} and {rho['end', 'neighbour_m']}.\n",
+        f"Reward: mean error {number(reward['first_step_mae'])} at the first step, "
+        f"{number(reward['sum_mae'])} summed.\n",
         f"{wrong['windows']} test states made wrong in {impossible['corruptions']} ways that leave "
         f"impossible states: AUROC of disagreement against clean ones "
         f"{ranged(impossible['auroc'], impossible['interval'], 3)} over all, at least 0.95 in "

@@ -22,7 +22,14 @@ from models.training.bicycle import DT_S
 from models.training.rectangles import rectangle_gap
 from models.training.roads import ENVIRONMENTS, LaneIndex, ego_features, road_network
 from models.training.slots import nearest_columns, slot_features, whole_turns
-from models.training.vehicles import Ego, Parked, Traffic, give_temper, place
+from models.training.vehicles import (
+    SURPRISING_SHARE,
+    Ego,
+    Parked,
+    Traffic,
+    give_temper,
+    place,
+)
 
 MAX_STEPS = 140
 MAX_VEHICLES = 16
@@ -145,12 +152,15 @@ def _spawn_span(network: Any, index: LaneIndex, ego: Any) -> tuple[float, float]
     return along - 0.7 * SPAWN_REACH_M, along + SPAWN_REACH_M
 
 
-def build_road(environment: str, rng: np.random.Generator) -> tuple[Any, Any, float]:
+def build_road(
+    environment: str, rng: np.random.Generator, surprising_share: float
+) -> tuple[Any, Any, float]:
     """Place the ego and, around it, traffic.
 
     Args:
         environment: One of `ENVIRONMENTS`.
         rng: Source of all choices.
+        surprising_share: Of the drivers, how many have a sudden manoeuvre in store.
 
     Returns:
         The road, the ego, and the pace of this traffic in m/s.
@@ -175,7 +185,7 @@ def build_road(environment: str, rng: np.random.Generator) -> tuple[Any, Any, fl
         far = np.linalg.norm(network.get_lane(index).position(along, 0) - ego.position)
         speed = pace * rng.uniform(0.75, 1.2)
         if far < SPAWN_REACH_M and _is_free(road, index, along, 8 + speed * rng.uniform(0.25, 1.0)):
-            give_temper(place(Traffic, road, index, along, speed), rng)
+            give_temper(place(Traffic, road, index, along, speed), rng, surprising_share)
     ego.position = ego.position + rng.normal(0, 0.2, 2)
     ego.heading += rng.normal(0, 0.01)
     return road, ego, pace
@@ -199,6 +209,7 @@ class Simulation:
     Args:
         seed: The same seed and actions give the same future, bit for bit.
         environment: One of `ENVIRONMENTS`.
+        surprising_share: Of the drivers, how many have a sudden manoeuvre in store.
 
     Attributes:
         environment: As given.
@@ -215,10 +226,12 @@ class Simulation:
             within `PROVOKED_S`.
     """
 
-    def __init__(self, seed: int, environment: str) -> None:
+    def __init__(
+        self, seed: int, environment: str, surprising_share: float = SURPRISING_SHARE
+    ) -> None:
         self.environment = environment
         self.rng = np.random.default_rng(seed)
-        self.road, self.ego, self.pace = build_road(environment, self.rng)
+        self.road, self.ego, self.pace = build_road(environment, self.rng, surprising_share)
         self.others = [vehicle for vehicle in self.road.vehicles if vehicle is not self.ego]
         self.poses = _poses([self.ego, *self.others])
         self.poses_before = self.poses
@@ -271,7 +284,13 @@ class Simulation:
         return copy.deepcopy(self, {id(shared): shared})
 
 
-def run_episode(seed: int, environment: str, behaviour: str, steps: int = MAX_STEPS) -> Episode:
+def run_episode(
+    seed: int,
+    environment: str,
+    behaviour: str,
+    steps: int = MAX_STEPS,
+    surprising_share: float = SURPRISING_SHARE,
+) -> Episode:
     """Simulate one episode, until a crash, leaving the road, or `steps`.
 
     Args:
@@ -279,11 +298,12 @@ def run_episode(seed: int, environment: str, behaviour: str, steps: int = MAX_ST
         environment: One of `ENVIRONMENTS`.
         behaviour: One of `BEHAVIOURS`.
         steps: Truncation.
+        surprising_share: Of the drivers, how many have a sudden manoeuvre in store.
 
     Returns:
         What happened.
     """
-    world = Simulation(seed, environment)
+    world = Simulation(seed, environment, surprising_share)
     driver = make_behaviour(behaviour, world.rng.spawn(1)[0], world.pace)
     frames, features = [world.poses], [world.features]
     actions: list[NDArray[np.float32]] = []

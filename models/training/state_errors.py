@@ -200,26 +200,65 @@ def survivors(windows: Windows) -> Booleans:
     return windows.valid[:, -1] & ~windows.ends
 
 
-def end_errors(
-    predicted: Floats, windows: Windows, scale: Floats
-) -> tuple[Booleans, Floats, Floats]:
-    """Return what a rollout's uncertainty should announce.
+def errors_to_announce(
+    predicted: Floats, true: Floats, scale: Floats
+) -> tuple[Floats, Booleans, Floats]:
+    """Return what disagreement should announce, after each step of rollouts.
 
     Args:
         predicted: [N, H+1, S].
-        windows: The N windows.
+        true: [N, H+1, S].
         scale: [S].
 
     Returns:
-        [N] which windows survive and have neighbours, M of them; their mean neighbour error at
-        the end [M], m; their error of all features at the worst step [M], root mean square in
-        standard deviations.
+        Mean error of the neighbours' positions [N, H] in m, whether there are neighbours [N, H],
+        error of all features [N, H] (root mean square, standard deviations).
     """
-    position, _, there = neighbour_error(predicted[:, -1], windows.states[:, -1])
-    rows = survivors(windows) & there.any(1)
-    near = np.sum(position * there, 1)[rows] / there.sum(1)[rows]
-    squares = np.square((predicted[rows] - windows.states[rows]) / scale)
-    return rows, near, np.sqrt(squares.mean(-1)).max(1)
+    position, _, there = neighbour_error(predicted[:, 1:], true[:, 1:])
+    seen = there.sum(-1)
+    near = np.sum(position * there, -1) / np.maximum(seen, 1)
+    overall = np.sqrt(np.square((predicted[:, 1:] - true[:, 1:]) / scale).mean(-1))
+    return near, seen > 0, overall
+
+
+def disagreement_scores(
+    disagreement: Floats,
+    uncertainty: Floats,
+    errors: tuple[Floats, Booleans, Floats],
+    episode: NDArray[np.integer[Any]],
+    draws: int,
+) -> dict[str, Any]:
+    """Say whether disagreement ranks errors, see `uncertainty_scores`.
+
+    Args:
+        disagreement: [N, H].
+        uncertainty: [N].
+        errors: What `errors_to_announce` returned.
+        episode: [N].
+        draws: Resamples of episodes.
+
+    Returns:
+        `steps`: the disagreement after each step against the error after it, all steps of all
+        windows; `end`: the uncertainty of a window against the error after its last step. Both by
+        quantity: neighbour_m, all_sd.
+    """
+    near, seen, overall = errors
+    index = np.broadcast_to(episode[:, None], disagreement.shape)
+    last = seen[:, -1]
+    return {
+        "steps": {
+            "neighbour_m": uncertainty_scores(disagreement[seen], near[seen], index[seen], draws),
+            "all_sd": uncertainty_scores(
+                disagreement.ravel(), overall.ravel(), index.ravel(), draws
+            ),
+        },
+        "end": {
+            "neighbour_m": uncertainty_scores(
+                uncertainty[last], near[last, -1], episode[last], draws
+            ),
+            "all_sd": uncertainty_scores(uncertainty, overall[:, -1], episode, draws),
+        },
+    }
 
 
 def uncertainty_scores(

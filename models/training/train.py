@@ -79,7 +79,7 @@ def fit(
     """Train an ensemble on windows of any spec and write its checkpoint.
 
     Args:
-        windows: `train` for the members' weights, `validation` to stop early and to calibrate
+        windows: `train` for the members' weights, `validation` to watch training and to calibrate
             probabilities, `calibration` for thresholds and limits.
         spec: Meaning of the windows' features.
         out: Checkpoint folder to write.
@@ -202,7 +202,7 @@ def _train_member(
     weights = {name: x.cpu().contiguous() for name, x in model.state_dict().items()}
     save_file(weights, folder / _WEIGHTS)
     report = {
-        "validation_loss": trainer.progress.best_loss,
+        "validation_loss": trainer.progress.history[-1]["validation_total"],
         "updates": trainer.progress.update,
         "duration_s": round(time.perf_counter() - started, 1),
         "history": trainer.progress.history,

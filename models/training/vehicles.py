@@ -88,8 +88,8 @@ class Traffic(IDMVehicle):  # type: ignore[misc]
         self.lane = network.get_lane(self.lane_index)
 
 
-SURPRISING_SHARE = 0.12
-"""How many drivers have a sudden manoeuvre in store."""
+SURPRISING_SHARE = 0.03
+"""How many drivers have a sudden manoeuvre in store, unless someone asks for another share."""
 
 SURPRISE_S = 1.5
 """How long a sudden manoeuvre lasts."""
@@ -111,8 +111,14 @@ def place(kind: Any, road: Any, index: LaneIndex, longitudinal: float, speed: fl
     return vehicle
 
 
-def give_temper(driver: Any, rng: np.random.Generator) -> None:
-    """Draw how a driver drives: pace, distance, strength of pedals, eagerness to change lane."""
+def give_temper(driver: Any, rng: np.random.Generator, surprising_share: float) -> None:
+    """Draw how a driver drives: pace, distance, strength of pedals, eagerness to change lane.
+
+    Args:
+        driver: Who.
+        rng: Source of the draw.
+        surprising_share: How likely it has a sudden manoeuvre in store.
+    """
     driver.target_speed = max(driver.speed * rng.uniform(0.8, 1.25), 3.0)
     driver.TIME_WANTED = rng.uniform(0.7, 2.0)
     driver.DISTANCE_WANTED = rng.uniform(7.0, 10.0)
@@ -125,7 +131,7 @@ def give_temper(driver: Any, rng: np.random.Generator) -> None:
     driver.LANE_CHANGE_MIN_ACC_GAIN = -0.5 if restless else rng.uniform(0.1, 1.0)
     driver.LANE_CHANGE_DELAY = rng.uniform(0.8, 3.0)
     driver.timer = rng.uniform(0.0, driver.LANE_CHANGE_DELAY)
-    if rng.random() < SURPRISING_SHARE:
+    if rng.random() < surprising_share:
         brakes = rng.random() < 0.5
         driver.surprise = Surprise(
             start_s=rng.uniform(0.3, 6.5),

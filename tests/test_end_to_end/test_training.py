@@ -48,7 +48,9 @@ def test_collected_episodes_become_an_evaluated_checkpoint(data: Path, tmp_path:
     out = tmp_path / "checkpoint"
 
     version = train(data, out, tmp_path / "run", TINY)
-    metrics = evaluate(out, data, out / "report", bootstrap=5, branch_states=4)
+    metrics = evaluate(
+        out, data, out / "report", bootstrap=5, branch_states=4, provoked_transitions=4000
+    )
     write_metrics(out, metrics)
     examples = export_held_out(out, data, out / "episodes")
 

@@ -106,15 +106,27 @@ def test_rows_keep_their_bits_in_models_of_any_dims(
             assert torch.equal(whole, getattr(part, name)), (name, first, rows)
 
 
-def test_uncertainty_is_the_largest_disagreement_and_grows_with_the_horizon(
-    ensemble: WorldModelEnsemble,
-) -> None:
+def test_uncertainty_grows_with_the_horizon(ensemble: WorldModelEnsemble) -> None:
     states, actions = real_looking_states(8), torch.rand(8, 16, 3)
     rollout = ensemble.rollout(states, actions)
 
-    assert torch.equal(rollout.uncertainty, rollout.disagreement.amax(-1))
     assert (rollout.uncertainty >= ensemble.rollout(states, actions[:, :8]).uncertainty).all()
     assert (rollout.uncertainty > 0).all()
+
+
+def test_disagreement_is_about_states_and_uncertainty_about_rewards_too(
+    ensemble: WorldModelEnsemble,
+) -> None:
+    states, actions = real_looking_states(8), torch.rand(8, 3, 3)
+    predicted, rewards, _ = ensemble.rollout_members(states, actions)
+    member = next(iter(ensemble.members))
+    variance = (predicted[:, :, 1:] / member.state_scale).var(0, correction=0)
+    of_rewards = (rewards / member.reward_scale).var(0, correction=0)
+    both = ((variance.sum(-1) + of_rewards) / (variance.shape[-1] + 1)).sqrt()
+    rollout = ensemble.rollout(states, actions)
+
+    assert torch.allclose(rollout.disagreement, variance.mean(-1).sqrt(), rtol=1e-3)
+    assert torch.allclose(rollout.uncertainty, both.amax(-1), rtol=1e-3)
 
 
 def test_one_member_does_not_disagree_with_itself() -> None:

@@ -83,6 +83,44 @@ def test_whatever_is_not_known_is_unknown(change: dict[str, object], rule: str) 
     assert rule in RULES
 
 
+SLOTS = SafetyLimits(
+    crash_threshold=0.1,
+    uncertainty_limit=0.5,
+    state_low=np.full(6, -100.0, np.float32),
+    state_high=np.full(6, 100.0, np.float32),
+    horizon=4,
+    feature_names=("1_presence", "1_dx", "1_dy", "2_presence", "2_dx", "2_dy"),
+    dt_s=0.05,
+    slots=np.array([[0, 1, 2], [3, 4, 5]]),
+    apart_m=2.0,
+)
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        ([1, 10, 0, 1, 10, 4], None),
+        ([1, 10, 0, 1, 11.5, 1.5], None),
+        ([1, 10, 0, 0, 10, 0], None),
+        ([0, 0, 0, 0, 0, 0], None),
+        ([1, 10, 0, 1, 11, 1], "neighbours 1 and 2 are in the same place"),
+        ([0.5, 10, 0, 1, 30, 0], "1_presence = 0.5 is neither 0 nor 1"),
+        ([1, 10, 0, -1, 30, 0], "2_presence = -1 is neither 0 nor 1"),
+    ],
+)
+def test_a_state_that_cannot_be_is_unknown(start: list[float], message: str | None) -> None:
+    states = np.tile(np.array(start, np.float32), (1, 3, 1))
+    (verdict,) = assess(states, np.full((1, 2), 0.001), np.full(1, 0.1), SLOTS)
+
+    if message is None:
+        assert verdict.verdict == SAFE
+    else:
+        assert verdict.verdict == UNKNOWN
+        assert [(reason.rule, reason.message) for reason in verdict.reasons] == [
+            ("input_impossible", message)
+        ]
+
+
 @pytest.mark.parametrize("place", ["states", "dones", "uncertainty"])
 def test_a_prediction_that_is_not_finite_is_unknown_and_leaves_siblings_alone(place: str) -> None:
     parts = {

@@ -186,17 +186,17 @@ def test_reckless_drives_are_drawn_in_their_shares() -> None:
 
 @pytest.fixture(scope="module")
 def unmonitored() -> list[Drive]:
-    return drive(NoMonitor(), list(range(FIRST_SEED, FIRST_SEED + 10)))
+    return drive(NoMonitor(), list(range(FIRST_SEED + 10, FIRST_SEED + 20)))
 
 
 def test_drives_depend_on_their_seed_alone(unmonitored: list[Drive]) -> None:
-    some = drive(NoMonitor(), [FIRST_SEED + 7, FIRST_SEED + 2])
+    some = drive(NoMonitor(), [FIRST_SEED + 17, FIRST_SEED + 12])
     for one in some:
         (same,) = (d for d in unmonitored if d.seed == one.seed)
         assert (one.environment, one.behaviour) == (same.environment, same.behaviour)
         assert one.speeds == same.speeds
         assert one.rewards == same.rewards
-    assert [d.seed for d in some] == [FIRST_SEED + 2, FIRST_SEED + 7]
+    assert [d.seed for d in some] == [FIRST_SEED + 12, FIRST_SEED + 17]
 
 
 def test_monitors_that_ask_physics_prevent_terminations(unmonitored: list[Drive]) -> None:

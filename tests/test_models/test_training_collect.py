@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from models.training import collect as collecting
-from models.training import vehicles
 from models.training.behaviours import (
     BEHAVIOURS,
     SEQUENCE_KINDS,
@@ -223,16 +222,10 @@ def test_sequence_of_unknown_kind_is_refused() -> None:
         draw_sequence("zigzag", np.random.default_rng(0), 8)
 
 
-@pytest.fixture
-def everyone_surprises(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vehicles, "SURPRISING_SHARE", 1.0)
-
-
-@pytest.mark.usefixtures("everyone_surprises")
 def test_some_drivers_brake_hard_or_change_lane_without_looking() -> None:
     kinds: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
     for seed in range(4):
-        world = Simulation(seed, "highway")
+        world = Simulation(seed, "highway", surprising_share=1.0)
         begun: dict[int, tuple[float, float]] = {}
         for _ in range(100):
             world.step(np.array([0, 0.1, 0]))
@@ -250,18 +243,22 @@ def test_some_drivers_brake_hard_or_change_lane_without_looking() -> None:
     assert np.median(slower) > 7.0
 
 
-@pytest.mark.usefixtures("everyone_surprises")
 def test_crashes_with_a_car_that_surprised_are_marked() -> None:
-    episodes = [run_episode(seed, "highway", "aggressive") for seed in range(12)]
+    episodes = [
+        run_episode(seed, "highway", "aggressive", surprising_share=1.0) for seed in range(12)
+    ]
     crashes = [episode.provoked for episode in episodes if episode.cause == CAUSES.index("crash")]
     others = [episode.provoked for episode in episodes if episode.cause != CAUSES.index("crash")]
     assert sum(crashes) > 0
     assert sum(others) == 0
 
 
-def test_crashes_without_a_surprise_are_not_marked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vehicles, "SURPRISING_SHARE", 0.0)
-    assert first_ended("crash", "aggressive").provoked == 0
+def test_crashes_without_a_surprise_are_not_marked() -> None:
+    episodes = [
+        run_episode(seed, "highway", "aggressive", surprising_share=0.0) for seed in range(12)
+    ]
+    assert CAUSES.index("crash") in {episode.cause for episode in episodes}
+    assert sum(episode.provoked for episode in episodes) == 0
 
 
 def test_a_copied_simulation_has_the_same_future_and_does_not_touch_the_other() -> None:

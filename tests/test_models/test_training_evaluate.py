@@ -18,6 +18,7 @@ from models.checkpoint import (
 )
 from models.ensemble import WorldModelEnsemble
 from models.spec import highway_spec
+from models.training import collect
 from models.training.baselines import BASELINES, FULL_PHYSICS
 from models.training.behaviours import SEQUENCE_KINDS
 from models.training.branches import SEQUENCES
@@ -45,14 +46,10 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a store, a checkpoint, and its report."""
     folder = tmp_path_factory.mktemp("room")
     driven = mixed_episodes(108)
-    # Every sixth on unseen roads, some of them ending; two crashes in three provoked.
+    # Every sixth on unseen roads, some of them ending.
     unseen = ENVIRONMENTS.index("roundabout")
     episodes = [
-        replace(
-            episode,
-            environment=unseen if i // 6 % 6 == 5 else episode.environment,
-            provoked=int(episode.cause == 1 and i % 18 < 12),
-        )
+        replace(episode, environment=unseen if i // 6 % 6 == 5 else episode.environment)
         for i, episode in enumerate(driven)
     ]
     save_store(folder / "store", episodes)
@@ -69,9 +66,16 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def metrics(room: Path) -> dict[str, Any]:
-    return evaluate(
-        room / "checkpoint", room / "store", room / "report", bootstrap=5, branch_states=2
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collect, "EPISODES_PER_SHARD", 8)
+        return evaluate(
+            room / "checkpoint",
+            room / "store",
+            room / "report",
+            bootstrap=5,
+            branch_states=10,
+            provoked_transitions=1,
+        )
 
 
 def test_evaluate_compares_the_model_with_every_baseline(metrics: dict[str, Any]) -> None:
@@ -113,14 +117,21 @@ def test_evaluate_describes_the_data(room: Path, metrics: dict[str, Any]) -> Non
 
 def test_evaluate_splits_by_environment_and_hard_case(metrics: dict[str, Any]) -> None:
     parts = metrics["termination"]
-    assert set(parts) == {"all", "highway", "merge", "provoked", "unseen", "branches"}
+    assert set(parts) == {
+        "all",
+        "highway",
+        "merge",
+        "unprovoked",
+        "provoked",
+        "unseen",
+        "branches",
+    }
     assert parts["highway"]["windows"] + parts["merge"]["windows"] == parts["all"]["windows"]
-    harmless = parts["all"]["windows"] - parts["all"]["windows_that_end"]
-    provoked = parts["provoked"]
-    assert provoked["windows"] - provoked["windows_that_end"] == harmless
-    assert 0 < provoked["windows_that_end"] < parts["all"]["windows_that_end"]
-    assert parts["branches"]["windows"] == 2 * SEQUENCES
-    assert metrics["branches"]["states"] == 2
+    # A crash ends at most as many windows as start within its horizon, every other step.
+    assert 0 < parts["provoked"]["windows_that_end"] <= 2 * 8 * HORIZON // 2
+    assert parts["provoked"]["windows_that_end"] < parts["provoked"]["windows"]
+    assert parts["branches"]["windows"] == 10 * SEQUENCES
+    assert metrics["branches"]["states"] == 10
 
 
 def test_evaluate_judges_unseen_roads_with_everyone_s_thresholds(
@@ -157,7 +168,12 @@ def test_evaluate_rolls_out_actions_that_nobody_recorded(metrics: dict[str, Any]
 def test_evaluate_says_unknown_where_the_service_would(room: Path) -> None:
     folder = save_untrained(room / "uncalibrated", Calibration())
     result = evaluate(
-        folder, room / "store", room / "uncalibrated_report", bootstrap=0, branch_states=0
+        folder,
+        room / "store",
+        room / "uncalibrated_report",
+        bootstrap=0,
+        branch_states=0,
+        provoked_transitions=0,
     )
     rates = result["verdicts"]["behaviours"]["careful"]
     assert (rates["unknown"], rates["unsafe_of_harmless"]) == (1.0, 0.0)
@@ -179,7 +195,12 @@ def test_evaluate_works_where_unseen_roads_tell_nothing(
     ]
     save_store(tmp_path / "store", episodes)
     result = evaluate(
-        room / "checkpoint", tmp_path / "store", tmp_path / "r", bootstrap=0, branch_states=0
+        room / "checkpoint",
+        tmp_path / "store",
+        tmp_path / "r",
+        bootstrap=0,
+        branch_states=0,
+        provoked_transitions=0,
     )
     assert result["dataset"]["episodes"]["unseen"] == (0 if moved is None else 10)
     assert result["unseen"] is None

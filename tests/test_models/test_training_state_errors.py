@@ -8,10 +8,11 @@ from models.training.state_errors import (
     DIVERGED_SD,
     compare_final_errors,
     deviation_sd,
+    disagreement_scores,
     divergence,
-    end_errors,
     error_curves,
     errors_by_step,
+    errors_to_announce,
     feature_scale,
     final_error_sums,
     neighbour_error,
@@ -19,7 +20,7 @@ from models.training.state_errors import (
     state_scores,
     uncertainty_scores,
 )
-from tests.outcomes import HORIZON, outcome_windows
+from tests.outcomes import HORIZON
 
 SPEC = highway_spec()
 
@@ -149,16 +150,31 @@ def test_reward_scores_match_hand_computation() -> None:
     assert scores == {"first_step_mae": 0.5, "sum_mae": 0.5}
 
 
-def test_end_errors_are_those_of_windows_that_survive_with_neighbours() -> None:
-    windows = outcome_windows([0, 2, 0])
-    windows.states[:2, :, SPEC.state_index("neighbour_1_presence")] = 1
-    predicted = windows.states.copy()
+def test_errors_to_announce_are_those_after_each_step() -> None:
+    true = np.zeros((2, HORIZON + 1, SPEC.state_dim), np.float32)
+    true[0, :, SPEC.state_index("neighbour_1_presence")] = 1
+    predicted = true.copy()
     predicted[0, 2, 0] = 6.0
     predicted[0, HORIZON, SPEC.state_index("neighbour_1_dx")] = 4.0
-    rows, near, overall = end_errors(predicted, windows, np.full(SPEC.state_dim, 2.0))
-    assert rows.tolist() == [True, False, False]
-    assert near.tolist() == [4.0]
-    assert overall == pytest.approx([3 / np.sqrt(SPEC.state_dim)])
+    near, seen, overall = errors_to_announce(predicted, true, np.full(SPEC.state_dim, 2.0))
+    assert near.shape == seen.shape == overall.shape == (2, HORIZON)
+    assert near[0, -1] == 4.0
+    assert not near[0, :-1].any()
+    assert not near[1].any()
+    assert seen[0].all()
+    assert not seen[1].any()
+    assert overall[0, 1] == pytest.approx(3 / np.sqrt(SPEC.state_dim))
+    assert overall[0, -1] == pytest.approx(2 / np.sqrt(SPEC.state_dim))
+
+
+def test_disagreement_is_held_against_errors_after_the_same_step() -> None:
+    rng = np.random.default_rng(0)
+    near, seen = rng.random((40, 4)), rng.random((40, 4)) < 0.9
+    scores = disagreement_scores(near**3, near.max(1), (near, seen, -near), np.arange(40), 10)
+    assert scores["steps"]["neighbour_m"]["spearman"] == pytest.approx(1.0)
+    assert scores["steps"]["all_sd"]["spearman"] == pytest.approx(-1.0)
+    # The largest error of a window says less about its last step alone.
+    assert 0.2 < scores["end"]["neighbour_m"]["spearman"] < 0.9
 
 
 def test_uncertainty_scores_tell_a_good_announcer_from_a_bad_one() -> None:

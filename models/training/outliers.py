@@ -1,0 +1,135 @@
+"""Wrong states, on which members are taught to disagree.
+
+Members that were only ever shown what happens may agree by chance on what never does. So each is
+also shown wrong states and given a reward of its own for them: noise contrastive priors (Hafner et
+al. 2018, "Noise contrastive priors for functional uncertainty") with the breadth of outlier
+exposure (Hendrycks et al. 2019, "Deep anomaly detection with outlier exposure").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.spec import Spec
+
+Floats = NDArray[np.float32]
+
+OUTLIER_REWARD_SD = 10.0
+"""Rewards of wrong states are spread evenly over members, up to so many standard deviations.
+
+Far apart, because the loss is linear there: a state that is rather right than wrong keeps its own.
+"""
+
+_NOISE_SD = (0.7, 10.0)
+_FACTORS = (2.0, 60.0)
+_NEARER = 0.15
+
+
+def outlier_reward(index: int, members: int) -> float:
+    """Return what a member is taught for wrong states, in standard deviations from the mean.
+
+    Over all members it averages to 0.
+    """
+    if members == 1:
+        return 0.0
+    return OUTLIER_REWARD_SD * (2 * index / (members - 1) - 1)
+
+
+def make_outliers(states: Floats, spec: Spec, rng: np.random.Generator) -> Floats:
+    """Return wrong states [N, S], made of right ones [N, S] in a random way each.
+
+    Values are exchanged with other rows, drowned in noise, multiplied (feature by feature, the same
+    for all neighbours, as a wrong unit would be), moved to other features, or erased; neighbours
+    are copied, or drawn to the ego until they overlap it.
+
+    Args:
+        states: Right ones.
+        spec: Names the neighbours' slots, if there are any.
+        rng: Source of everything random.
+    """
+    slots = _slot_columns(spec)
+    ways: list[Callable[[Floats, NDArray[np.bool_], np.random.Generator], Floats]] = [
+        _exchanged,
+        _noisy,
+        _moved,
+        _erased,
+    ]
+    kinds = np.arange(spec.state_dim)
+    kinds[slots] = slots[:1] if len(slots) else 0
+    wrong = np.array(states)
+    # Two in seven get a neighbour in the wrong place, where there are neighbours.
+    way = rng.integers(len(ways) + (3 if len(slots) else 1), size=len(states))
+    chosen = rng.random(states.shape) < rng.uniform(0.3, 1.0, (len(states), 1))
+    for number, change in enumerate(ways):
+        rows = way == number
+        wrong[rows] = change(states[rows], chosen[rows], rng)
+    rows = way == len(ways)
+    wrong[rows] = _multiplied(states[rows], kinds, rng)
+    for number, place in ((len(ways) + 1, _copied), (len(ways) + 2, _drawn_near)):
+        rows = way == number
+        wrong[rows] = place(states[rows], slots, rng)
+    return wrong
+
+
+def _slot_columns(spec: Spec) -> NDArray[np.int64]:
+    """Return the columns of each slot: presence, dx, dy and the rest [slots, 7]."""
+    if spec.geometry is None:
+        return np.zeros((0, 0), np.int64)
+    return np.array(
+        [
+            [spec.state_index(name) for name in (slot.presence, *slot.features)]
+            for slot in spec.geometry.slots
+        ]
+    )
+
+
+def _exchanged(states: Floats, chosen: NDArray[np.bool_], rng: np.random.Generator) -> Floats:
+    return np.where(chosen, rng.permuted(states, axis=0), states)
+
+
+def _noisy(states: Floats, chosen: NDArray[np.bool_], rng: np.random.Generator) -> Floats:
+    low, high = np.log(_NOISE_SD)
+    size = np.exp(rng.uniform(low, high, (len(states), 1)))
+    noise = rng.normal(size=states.shape) * size * states.std(0)
+    return np.asarray(states + chosen * noise, np.float32)
+
+
+def _moved(states: Floats, chosen: NDArray[np.bool_], rng: np.random.Generator) -> Floats:
+    return np.where(chosen, rng.permuted(states, axis=1), states)
+
+
+def _erased(states: Floats, chosen: NDArray[np.bool_], rng: np.random.Generator) -> Floats:
+    del rng
+    return np.where(chosen, np.float32(0), states)
+
+
+def _multiplied(states: Floats, kinds: NDArray[np.int64], rng: np.random.Generator) -> Floats:
+    shape = states.shape
+    power = np.log(_FACTORS[0]) + rng.uniform(0, np.log(_FACTORS[1] / _FACTORS[0]), shape)
+    factor = np.exp(power * rng.choice([-1, 1], shape)) * rng.choice([-1, 1, 1], shape)
+    # Some only change their sign.
+    factor = np.where(rng.random(shape) < 0.25, -1.0, factor)
+    factor[rng.random(shape) > rng.uniform(0.25, 0.75, (len(states), 1))] = 1.0
+    return np.asarray(states * factor[:, kinds], np.float32)
+
+
+def _copied(states: Floats, slots: NDArray[np.int64], rng: np.random.Generator) -> Floats:
+    wrong, rows = states.copy(), np.arange(len(states))
+    source = rng.integers(len(slots), size=len(states))
+    target = (source + rng.integers(1, max(2, len(slots)), len(states))) % len(slots)
+    everywhere = rng.random(len(states)) < 0.5
+    for number, columns in enumerate(slots):
+        copies = everywhere | (target == number)
+        values = states[rows[:, None], slots[source]]
+        wrong[np.ix_(copies, columns)] = values[copies]
+    return wrong
+
+
+def _drawn_near(states: Floats, slots: NDArray[np.int64], rng: np.random.Generator) -> Floats:
+    wrong, rows = states.copy(), np.arange(len(states))[:, None]
+    places = slots[rng.integers(len(slots), size=len(states))][:, 1:3]
+    wrong[rows, places] *= rng.uniform(0, _NEARER, (len(states), 1)).astype(np.float32)
+    return wrong
