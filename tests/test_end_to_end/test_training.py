@@ -109,7 +109,7 @@ def test_an_interrupted_training_says_so_and_can_go_on(data: Path, tmp_path: Pat
         start_new_session=True,
     )
     state = tmp_path / "run" / "member-0" / "state.pt"
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while not state.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
 
