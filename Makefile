@@ -7,6 +7,8 @@ export PYTHONUNBUFFERED = 1
 
 # Options of `world-model serve`, e.g. make serve ARGS="--port 9000"
 ARGS ?=
+# Options of the comparison with other servers, e.g. make bench BENCH="--short"
+BENCH ?=
 # Working folders of `make train`, and the size and seed of its data set.
 DATA ?= data/train
 RUN ?= runs/train
@@ -20,7 +22,7 @@ help:
 	@echo "make serve   install what is missing, serve the bundled model on 127.0.0.1:8000"
 	@echo "make test    install what is missing, run all checks"
 	@echo "make train   collect data, train and evaluate a model into $(OUT)"
-	@echo "make bench   measure, and print where to record it"
+	@echo "make bench   measure beside other servers into docs/benchmarks.md (hours; BENCH=--short)"
 	@echo "make format  format the code"
 	@echo "make clean   remove what make has made, except data and runs"
 
@@ -49,9 +51,12 @@ train: $(VENV)/.all
 	@echo "==> Done: serve it with 'make serve ARGS=\"--checkpoint $(OUT)\"'"
 
 bench: $(VENV)/.all
-	@echo "==> Measuring; figures are recorded in docs/benchmarks.md"
+	@echo "==> Ways to evaluate an ensemble"
 	@$(BIN)/python -m benchmarks.ensemble
-	@$(BIN)/python -m benchmarks.service
+	@echo "==> The engine on a GPU"
+	@$(BIN)/python -m benchmarks.gpu
+	@echo "==> The service beside other servers; see docs/benchmarks.md"
+	@$(BIN)/python -m benchmarks.serving $(BENCH)
 
 format: $(VENV)/.all
 	@echo "==> Formatting"
@@ -60,7 +65,7 @@ format: $(VENV)/.all
 
 clean:
 	@echo "==> Removing the environment and caches"
-	@rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage
+	@rm -rf $(VENV) .bench dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -1,0 +1,134 @@
+"""The engine on a GPU: 16-step rollouts beside eager calls, a replayed graph, and the fp32 roof.
+
+    python -m benchmarks.gpu
+
+Medians of the whole call, ways interleaved. The engine's time includes the copies in and out; eager
+calls and the graph find their inputs on the device and leave their answers there. The roof is what
+a big fp32 product reaches on the same device. Without a GPU there is nothing to measure.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+import models
+from benchmarks.machine import describe_machine
+from models.checkpoint import load_checkpoint
+from models.ensemble import WorldModelEnsemble
+from service.engine import Engine
+from service.interface import Array
+
+ROWS = (1, 64, 256, 1024, 4096)
+STEPS = 16
+REPETITIONS = 21
+_ROOF_SIZE = 8192
+
+Call = Callable[[], object]
+
+
+def rollout_flop(ensemble: WorldModelEnsemble, rows: int, steps: int) -> int:
+    """Return the multiplications and additions of a rollout's matrix products."""
+    layers = [layer for layer in ensemble.modules() if isinstance(layer, nn.Linear)]
+    return 2 * rows * steps * sum(layer.weight.numel() for layer in layers)
+
+
+def ways(engine: Engine, ensemble: WorldModelEnsemble, rows: int) -> dict[str, Call]:
+    """Return the ways to compute a rollout of so many rows, by name."""
+    states, actions = _inputs(ensemble, rows)
+    on_device = [torch.from_numpy(x).cuda() for x in (states, actions)]
+
+    @torch.inference_mode()
+    def eager() -> None:
+        ensemble.rollout(*on_device)
+
+    return {
+        "engine": lambda: engine.rollout(states, actions),
+        "eager": eager,
+        "graph": _captured(eager),
+    }
+
+
+def measure(members: int, roof: float) -> Iterator[list[str]]:
+    """Yield the table's rows for so many members of the bundled ensemble.
+
+    Args:
+        members: How many to load.
+        roof: FLOP/s that a product reaches.
+    """
+    checkpoint = load_checkpoint(Path(models.__file__).parent / "pretrained", members=members)
+    engine = Engine(checkpoint, device="cuda")
+    engine.start()
+    try:
+        for rows in ROWS:
+            candidates = ways(engine, checkpoint.ensemble, rows)
+            medians = _interleaved(candidates)
+            reached = rollout_flop(checkpoint.ensemble, rows, STEPS) / medians["engine"]
+            times = [f"{1e3 * medians[name]:.3f}" for name in candidates]
+            yield [str(members), str(rows), *times, f"{reached / roof:.1%}"]
+    finally:
+        engine.close()
+
+
+def fp32_roof() -> float:
+    """Return the FLOP/s of a big product in IEEE float32."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    left, right = (torch.randn(_ROOF_SIZE, _ROOF_SIZE, device="cuda") for _ in range(2))
+    seconds = _interleaved({"product": lambda: torch.mm(left, right)})["product"]
+    return 2 * _ROOF_SIZE**3 / seconds
+
+
+def _interleaved(candidates: dict[str, Call]) -> dict[str, float]:
+    """Return median seconds by name, the device idle before and after each call."""
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for repetition in range(REPETITIONS + 3):
+        for name, call in candidates.items():
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            call()
+            torch.cuda.synchronize()
+            if repetition >= 3:  # the first ones warm up
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(x) for name, x in times.items()}
+
+
+def _captured(call: Call) -> Call:
+    """Return a call that replays what another one launches."""
+    for _ in range(3):  # what is allocated once must not be allocated while capturing
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def _inputs(ensemble: WorldModelEnsemble, rows: int) -> tuple[Array, Array]:
+    rng = np.random.default_rng(0)
+    member = next(ensemble.members)
+    states = rng.normal(size=(rows, member.state_dim)).astype(np.float32)
+    return states, rng.random((rows, STEPS, member.action_dim)).astype(np.float32)
+
+
+def main() -> None:
+    """Print a Markdown table, or that there is no GPU."""
+    if not torch.cuda.is_available():
+        print("Not measured: no GPU here.")
+        return
+    roof = fp32_roof()
+    print(f"{STEPS} steps. {describe_machine()}. fp32 product: {1e-12 * roof:.1f} TFLOP/s\n")
+    print("| members | rows | engine ms | eager ms | graph ms | engine's share of the roof |")
+    print("|---|---|---|---|---|---|")
+    for members in (1, 5):
+        for row in measure(members, roof):
+            print("| " + " | ".join(row) + " |")
+
+
+if __name__ == "__main__":
+    main()
