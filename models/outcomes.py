@@ -26,8 +26,7 @@ def crash_probability_by_step(dones: Floats) -> NDArray[np.float64]:
 
 def crash_probability(dones: Floats) -> NDArray[np.float64]:
     """Return P(ended within the sequence) [...] for hazards [..., H]."""
-    probability: NDArray[np.float64] = crash_probability_by_step(dones)[..., -1]
-    return probability
+    return np.asarray(-np.expm1(log_survival(dones)[..., -1]))
 
 
 def expected_returns(rewards: Floats, dones: Floats) -> NDArray[np.float64]:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.outcomes import crash_probability_by_step
+from models.plausible import is_plainly_possible
 
 Floats = NDArray[np.floating]
 
@@ -130,12 +131,10 @@ def assess(
     finite = np.isfinite(states).all((1, 2)) & np.isfinite(dones).all(1) & np.isfinite(uncertainty)
     by_step = crash_probability_by_step(np.where(finite[:, None], dones, 0.0))
     start = states[:, 0]
-    inputs = [
-        [*outside, *impossible]
-        for outside, impossible in zip(
-            _range_reasons(start, limits), _impossible_reasons(start, limits), strict=True
-        )
-    ]
+    is_same = bool((start == start[:1]).all())  # as when one state serves all sequences
+    inputs = (
+        _input_reasons(start[:1], limits) * len(start) if is_same else _input_reasons(start, limits)
+    )
     return [
         _judge(by_step[k] if finite[k] else None, float(uncertainty[k]), inputs[k], limits,
                threshold, dones.shape[1])
@@ -201,7 +200,7 @@ def _judge(
     return Verdict(
         verdict=verdict,
         crash_probability=float(by_step[-1]),
-        crash_probability_by_step=[float(p) for p in by_step],
+        crash_probability_by_step=by_step.tolist(),
         time_to_crash_s=time_to_crash_s,
         uncertainty=uncertainty,
         threshold=threshold,
@@ -242,12 +241,23 @@ def _doubts(uncertainty: float, limits: SafetyLimits, horizon: int) -> list[Reas
     return doubts
 
 
+def _input_reasons(start: Floats, limits: SafetyLimits) -> list[list[Reason]]:
+    """Say, for each start state [K, S], why the model's answer to it would mean nothing."""
+    outside = _range_reasons(start, limits)
+    slots = limits.slots.tolist()
+    if len(start) == 1 and is_plainly_possible(start[0].tolist(), slots, limits.apart_m):
+        return outside
+    return [[*x, *y] for x, y in zip(outside, _impossible_reasons(start, limits), strict=True)]
+
+
 def _range_reasons(start: Floats, limits: SafetyLimits) -> list[list[Reason]]:
     """Name, for each start state [K, S], the features outside what training covered."""
-    outside = ~((start >= limits.state_low) & (start <= limits.state_high))
+    inside = (start >= limits.state_low) & (start <= limits.state_high)
+    if inside.all():
+        return [[] for _ in start]
     reasons: list[list[Reason]] = []
     for k in range(len(start)):
-        columns = np.flatnonzero(outside[k])
+        columns = np.flatnonzero(~inside[k])
         named = [
             f"{limits.feature_names[i]} = {start[k, i]:g} is outside "
             f"[{limits.state_low[i]:g}, {limits.state_high[i]:g}]"

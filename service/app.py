@@ -13,7 +13,8 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 
 from service.bodies import BodyParser
-from service.door import Door, Policy
+from service.desk import Desk
+from service.door import Door
 from service.errors import (
     ForbiddenError,
     InvalidRequestError,
@@ -24,6 +25,7 @@ from service.errors import (
 from service.interface import EngineLike
 from service.metrics import Metrics, Registry
 from service.openapi import add_hot_routes
+from service.policy import Policy
 from service.queues import Bounds, JobClass
 from service.routes.docs import add_docs
 from service.routes.health import PATHS as HEALTH_PATHS
@@ -44,13 +46,15 @@ ENDPOINTS = (*HOT_PATHS, "/model", *HEALTH_PATHS, *DOCS_PATHS)
 
 
 class WorldModelApp(FastAPI):
-    """The ASGI app, and the two handles its server needs.
+    """The ASGI app, and the handles its server needs.
 
     Attributes:
+        desk: Serves hot requests that come past ASGI.
         readiness: Turned off when the server is asked to end.
         scheduler: Holds accepted work, which the server waits for.
     """
 
+    desk: Desk
     readiness: Readiness
     scheduler: Scheduler
     contract: Contract
@@ -92,6 +96,8 @@ def create_app(settings: Settings, engine: EngineLike, registry: Registry) -> Wo
         redirect_slashes=False,
         lifespan=_lifespan(scheduler, readiness, settings.shutdown_timeout_s),
     )
+    routes = Predictions(parser, scheduler, info, metrics).routes()
+    app.desk = Desk(routes, _policy(settings), metrics)
     app.readiness, app.scheduler = readiness, scheduler
     app.contract = contract_for(info.spec, settings.max_horizon, settings.max_rows)
     app.include_router(health_router(readiness, metrics))
@@ -101,13 +107,7 @@ def create_app(settings: Settings, engine: EngineLike, registry: Registry) -> Wo
     if settings.docs:
         add_docs(app)
     app.add_exception_handler(HTTPException, _translate)
-    app.add_middleware(
-        Door,
-        hot=Predictions(parser, scheduler, info, metrics).routes(),
-        policy=_policy(settings),
-        metrics=metrics,
-        endpoints=ENDPOINTS,
-    )
+    app.add_middleware(Door, desk=app.desk, endpoints=ENDPOINTS)
     return app
 
 

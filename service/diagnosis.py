@@ -53,7 +53,7 @@ class ArrayField:
 
 def broken_entries(field: ArrayField, value: Any) -> list[Detail]:
     """Return what is wrong with the value of a field, at most `MAX_DETAILS` entries."""
-    is_batch = _depth(value) >= len(field.axes)
+    is_batch = depth_of(value) >= len(field.axes)
     walk = _Walk(field)
     return list(islice(walk.list(value, field.name, field.axes[not is_batch :]), MAX_DETAILS))
 
@@ -107,7 +107,7 @@ class _Walk:
             )
 
 
-def _depth(value: Any) -> int:
+def depth_of(value: Any) -> int:
     """Return how deeply the first entries are nested."""
     depth = 0
     while isinstance(value, list):

@@ -1,86 +1,37 @@
-"""The door: one pure ASGI middleware through which every request comes in and every error goes out.
+"""The door: one pure ASGI middleware through which requests come in and errors go out.
 
-The hot routes are answered here, past the framework's router: at thousands of requests a second
-its layers would cost more than parsing. Everything else goes on to the framework.
+Requests of the hot routes go to the desk, past the framework's router: at thousands of requests a
+second its layers would cost more than parsing. Everything else goes on to the framework. Served by
+uvicorn, most requests of hot routes do not even come here: see `service.wire`.
 """
 
 from __future__ import annotations
 
-import hmac
-import math
-import random
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Iterable
 from time import perf_counter
 
-import orjson
-import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import (
-    EngineError,
-    InvalidRequestError,
-    MethodNotAllowedError,
-    PayloadTooLargeError,
-    ServiceError,
-    UnauthorizedError,
-)
-from service.metrics import OTHER, Metrics
-from service.routes.call import Answer, Call, ClientGoneError, HotRoute
-
-log = structlog.get_logger()
-
-TIMEOUT_HEADER = "X-Request-Timeout-Seconds"
-CLIENT_GONE = 499
-_SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
-_JSON = (b"content-type", b"application/json")
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What the door lets in.
-
-    Attributes:
-        keys: One of them must come with a request; empty: all are welcome.
-        open_paths: Need no key.
-        max_body_bytes: Longest body.
-        default_timeout_s: Deadline of requests that bring none.
-        max_timeout_s: Longest deadline; requests for more get this one.
-    """
-
-    keys: tuple[str, ...]
-    open_paths: frozenset[str]
-    max_body_bytes: int
-    default_timeout_s: float
-    max_timeout_s: float
+from service.desk import CLIENT_GONE, Desk, Errand, Reply, failure
+from service.errors import EngineError, MethodNotAllowedError
+from service.metrics import OTHER
+from service.policy import request_id_of
 
 
 class Door:
-    """Identifies, admits, answers or passes on, and counts every request.
+    """Identifies, admits, hands over or passes on, and counts every request.
 
     Args:
         app: The framework, for all that is not hot.
-        hot: Hot routes by path.
-        policy: What is let in.
-        metrics: Counts requests.
+        desk: Serves hot requests; knows what is let in, and who counts.
         endpoints: Route templates, the closed set of the endpoint label.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        hot: Mapping[str, HotRoute],
-        policy: Policy,
-        metrics: Metrics,
-        endpoints: Iterable[str],
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, desk: Desk, endpoints: Iterable[str]) -> None:
         self._app = app
-        self._hot = hot
-        self._policy = policy
-        self._keys = [key.encode() for key in policy.keys]
-        self._metrics = metrics
+        self._desk = desk
+        self._policy = desk.policy
         self._endpoints = frozenset(endpoints)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,72 +43,40 @@ class Door:
         visit = _Visit(scope, send)
         try:
             await self._serve(scope, receive, visit)
-        except ClientGoneError:
-            visit.status = CLIENT_GONE
-        except ServiceError as exc:
-            await self._fail(scope, visit, exc)
-        except Exception as exc:  # the app's last resort (design, section 6)
-            log.error("unexpected error", request_id=visit.request_id, exc_info=exc)
-            await self._fail(scope, visit, EngineError("the service has failed on this request"))
-        self._metrics.answered(self._endpoint(scope), visit.status, perf_counter() - started)
+        except Exception as exc:  # noqa: BLE001 (the app's last resort, see `failure`)
+            await visit.fail(exc)
+        self._desk.metrics.answered(self._endpoint(scope), visit.status, perf_counter() - started)
 
     async def _serve(self, scope: Scope, receive: Receive, visit: _Visit) -> None:
-        headers = visit.headers
         path = scope["path"]
-        if self._keys and path not in self._policy.open_paths:
-            self._admit(headers.get(b"authorization", b""))
-        if _declared_length(headers) > self._policy.max_body_bytes:
-            raise self._too_large()
-        route = self._hot.get(path)
-        if route is None:
+        self._policy.check(path, visit.headers)
+        if path not in self._desk.routes:
             await self._app(scope, self._limited(receive), visit.send)
             return
         if scope["method"] != "POST":
             raise MethodNotAllowedError(f"{path} answers POST only", allow="POST")
-        timeout_s = self._timeout_s(headers)
+        replied: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
+
+        def respond(reply: Reply | None) -> None:
+            if not replied.done():  # the server may have given this request up
+                replied.set_result(reply)
+
+        errand = self._desk.receive(path, visit.headers, respond)
         body = await self._read(receive)
-        await visit.answer(await route(Call(body, timeout_s, receive)))
+        if body is not None:
+            await visit.reply(await _run(errand, body, replied, receive))
 
-    def _admit(self, authorization: bytes) -> None:
-        scheme, _, given = authorization.partition(b" ")
-        # All keys are compared, each in constant time: the time tells nothing about them.
-        matches = [hmac.compare_digest(given.strip(), key) for key in self._keys]
-        if scheme.lower() != b"bearer" or not any(matches):
-            raise UnauthorizedError("a known key is needed as 'Authorization: Bearer KEY'")
-
-    def _timeout_s(self, headers: Mapping[bytes, bytes]) -> float:
-        given = headers.get(b"x-request-timeout-seconds")
-        if given is None:
-            return self._policy.default_timeout_s
-        try:
-            timeout_s = float(given)
-        except ValueError:
-            timeout_s = math.nan
-        if not 0 < timeout_s < math.inf:
-            raise InvalidRequestError(
-                f"{TIMEOUT_HEADER} is not a positive number of seconds",
-                [
-                    {
-                        "field": TIMEOUT_HEADER,
-                        "problem": "is not a positive number of seconds",
-                        "allowed": f"up to {self._policy.max_timeout_s:g}; more is cut to that",
-                    }
-                ],
-            )
-        return min(timeout_s, self._policy.max_timeout_s)
-
-    async def _read(self, receive: Receive) -> bytes:
-        """Return the whole body, however it is chunked."""
+    async def _read(self, receive: Receive) -> bytes | None:
+        """Return the whole body, however it is chunked; None if the caller leaves before."""
         chunks: list[bytes] = []
         length, is_more = 0, True
         while is_more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise ClientGoneError
+                return None
             chunks.append(message.get("body", b""))
             length += len(chunks[-1])
-            if length > self._policy.max_body_bytes:
-                raise self._too_large()
+            self._policy.check_length(length)
             is_more = message.get("more_body", False)
         return b"".join(chunks)
 
@@ -169,27 +88,10 @@ class Door:
             nonlocal length
             message = await receive()
             length += len(message.get("body", b""))
-            if length > self._policy.max_body_bytes:
-                raise self._too_large()
+            self._policy.check_length(length)
             return message
 
         return limited
-
-    def _too_large(self) -> PayloadTooLargeError:
-        limit = self._policy.max_body_bytes
-        return PayloadTooLargeError(f"the body is longer than the {limit} bytes that are read")
-
-    async def _fail(self, scope: Scope, visit: _Visit, error: ServiceError) -> None:
-        level = log.error if error.status >= 500 else log.info
-        (log.warning if error.status == 429 else level)(
-            "request failed",
-            request_id=visit.request_id,
-            code=error.code,
-            status=error.status,
-            path=scope["path"][:200],
-            message=error.message,
-        )
-        await visit.fail(error)
 
     def _endpoint(self, scope: Scope) -> str:
         """Return the route's template, never a path that a stranger made up."""
@@ -199,16 +101,33 @@ class Door:
         return OTHER
 
 
+async def _run(
+    errand: Errand, body: bytes, replied: asyncio.Future[Reply | None], receive: Receive
+) -> Reply | None:
+    """Return an errand's reply; end it if its caller leaves."""
+    errand.start(body)
+    watch = asyncio.create_task(_cancel_when_gone(errand, receive))
+    try:
+        return await replied
+    finally:
+        watch.cancel()
+        errand.cancel()
+
+
+async def _cancel_when_gone(errand: Errand, receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    errand.cancel()
+
+
 class _Visit:
     """One request's identity, and what has been sent to it."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        given = self.headers.get(b"x-request-id", b"")
-        self.request_id = (
-            given.decode() if _SANE_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
-        )
-        self.status = 500
+        self.status = CLIENT_GONE
+        self._path = scope["path"]
+        self._request_id = request_id_of(self.headers)
         self._send = send
         self._is_started = False
 
@@ -217,32 +136,25 @@ class _Visit:
         if message["type"] == "http.response.start":
             self._is_started = True
             self.status = message["status"]
-            message["headers"] = [*message["headers"], self._id_header()]
+            id_header = (b"x-request-id", self._request_id.encode())
+            message["headers"] = [*message["headers"], id_header]
         await self._send(message)
 
-    async def answer(self, answer: Answer) -> None:
-        """Send a hot route's answer."""
-        timing = f"queue;dur={1e3 * answer.queue_s:.3f}, compute;dur={1e3 * answer.compute_s:.3f}"
-        await self._whole(200, answer.body, [(b"server-timing", timing.encode())])
-
-    async def fail(self, error: ServiceError) -> None:
+    async def fail(self, error: Exception) -> None:
         """Send an error's answer; if another one was begun, cut it off instead."""
+        reply = failure(error, self._request_id, self._path)
         if self._is_started:
-            raise error
-        headers = [(k.lower().encode(), v.encode()) for k, v in error.headers.items()]
-        await self._whole(error.status, orjson.dumps(error.body()), headers)
+            raise EngineError("the service has failed on this request") from error
+        await self.reply(reply)
 
-    async def _whole(self, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-        self.status = status
-        length = (b"content-length", str(len(body)).encode())
-        all_headers = [_JSON, length, self._id_header(), *headers]
-        await self._send({"type": "http.response.start", "status": status, "headers": all_headers})
-        await self._send({"type": "http.response.body", "body": body})
-
-    def _id_header(self) -> tuple[bytes, bytes]:
-        return b"x-request-id", self.request_id.encode()
-
-
-def _declared_length(headers: Mapping[bytes, bytes]) -> int:
-    given = headers.get(b"content-length", b"0")
-    return int(given) if given.isdigit() else 0
+    async def reply(self, reply: Reply | None) -> None:
+        """Send a reply; None if there is nobody to send it to."""
+        if reply is None:
+            return
+        self.status = reply.status
+        lines = reply.head.splitlines()
+        headers = [(name, value) for name, _, value in (line.partition(b": ") for line in lines)]
+        await self._send(
+            {"type": "http.response.start", "status": reply.status, "headers": headers}
+        )
+        await self._send({"type": "http.response.body", "body": reply.body})

@@ -27,12 +27,14 @@ class Prediction:
         rewards: [B, H].
         dones: [B, H], P(ends at that step | alive before it).
         uncertainty: [B], disagreement of the ensemble; 0 with one member.
+        is_finite: Whether all numbers are; looked at once a launch.
     """
 
     states: Array
     rewards: Array
     dones: Array
     uncertainty: Array
+    is_finite: bool = True
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -43,7 +44,12 @@ def checked(run: Callable[[Array, Array], Prediction], states: Array, actions: A
             raise BadOutputError(
                 f"{name} has shape {getattr(prediction, name).shape}, expected {shape}"
             )
-    return prediction
+    return replace(prediction, is_finite=_is_finite(prediction))
+
+
+def _is_finite(prediction: Prediction) -> bool:
+    parts = (prediction.states, prediction.rewards, prediction.dones)
+    return all(bool(np.isfinite(part).all()) for part in parts)
 
 
 def joined(job: Job) -> JobResult:
@@ -55,6 +61,7 @@ def joined(job: Job) -> JobResult:
             np.concatenate([part.rewards for part in job.parts]),
             np.concatenate([part.dones for part in job.parts]),
             np.concatenate([part.uncertainty for part in job.parts]),
+            all(part.is_finite for part in job.parts),
         )
     assert job.started_s is not None
     return JobResult(
@@ -72,12 +79,10 @@ def portions(launch: Launch, prediction: Prediction) -> Iterator[tuple[Piece, Pr
     for piece in launch.pieces:
         rows = slice(row, row + piece.stop - piece.start)
         row = rows.stop
-        yield (
-            piece,
-            Prediction(
-                prediction.states[rows],
-                prediction.rewards[rows],
-                prediction.dones[rows],
-                prediction.uncertainty[rows],
-            ),
+        part = Prediction(
+            prediction.states[rows],
+            prediction.rewards[rows],
+            prediction.dones[rows],
+            prediction.uncertainty[rows],
         )
+        yield piece, part if prediction.is_finite else replace(part, is_finite=_is_finite(part))

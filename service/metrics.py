@@ -6,11 +6,8 @@ the first hit.
 
 from __future__ import annotations
 
-import threading
-from bisect import bisect_left
-from collections import Counter as CountOf
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
+from functools import partial
 
 import psutil
 from prometheus_client import (
@@ -18,15 +15,20 @@ from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
-    Histogram,
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from models.safety import VERDICTS, Verdict
-from service.interface import ModelInfo
+from service.buckets import COUNTS, LATENCY_S, PROBABILITIES, UNCERTAINTIES, Buckets
+from service.interface import Array, ModelInfo
 from service.observer import ENGINE_FAULTS, REJECTIONS
 from service.queues import JobClass
 
@@ -39,19 +41,11 @@ OTHER = "other"
 STATUSES = ("200", "401", "404", "405", "413", "422", "429", "499", "500", "503", "504")
 """499: the caller left before the answer."""
 
-_LATENCY_S = (
-    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
-    *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
-)
-_COUNTS = tuple(float(2**n) for n in range(14))
-_PROBABILITIES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.99, 1.0)
-_UNCERTAINTIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-
 
 class Metrics:
     """What happened, as series of one registry.
 
-    Counters may be called from any thread.
+    `engine_failed` may be called from any thread, all else on the event loop's.
 
     Args:
         registry: Receives all series; a fresh one each service.
@@ -64,79 +58,76 @@ class Metrics:
         self._registry = registry
         self._add_traffic([*endpoints, OTHER])
         self._add_batching()
-        self._crash_probability = _BulkHistogram(
-            "world_model_crash_probability",
-            "Crash probability of the sequences of safety checks.",
-            _PROBABILITIES,
-        )
-        self._uncertainty = _BulkHistogram(
-            "world_model_uncertainty",
-            "Disagreement of the ensemble over each answered sequence, in standard deviations "
-            "of the training states.",
-            _UNCERTAINTIES,
-        )
-        verdicts = Counter(
-            "world_model_safety_verdicts",
-            "Verdicts of safety checks.",
-            ["verdict"],
-            registry=registry,
-        )
-        self._verdicts = {v: verdicts.labels(v) for v in VERDICTS}
-        for collector in (self._crash_probability, self._uncertainty, _Resident()):
-            registry.register(collector)
+        self._add_answers()
 
     def _add_traffic(self, endpoints: Sequence[str]) -> None:
-        requests = Counter(
+        requests = _Counts(
             "world_model_requests",
             "Answered HTTP requests by route and status; 499 if the caller left.",
-            ["endpoint", "code"],
-            registry=self._registry,
+            ("endpoint", "code"),
+            [(endpoint, code) for endpoint in endpoints for code in STATUSES],
         )
-        seconds = Histogram(
+        seconds = _Histogram(
             "world_model_request_seconds",
             "Time from the first to the last byte of a request's handling.",
-            ["endpoint"],
-            buckets=_LATENCY_S,
-            registry=self._registry,
+            LATENCY_S,
+            "endpoint",
+            endpoints,
         )
-        stages = Histogram(
+        stages = _Histogram(
             "world_model_stage_seconds",
             "Time of a prediction request in each stage.",
-            ["stage"],
-            buckets=_LATENCY_S,
-            registry=self._registry,
+            LATENCY_S,
+            "stage",
+            STAGES,
         )
-        self._any_request = requests
-        self._requests = {
-            (endpoint, code): requests.labels(endpoint, code)
-            for endpoint in endpoints
-            for code in STATUSES
-        }
-        self._seconds = {endpoint: seconds.labels(endpoint) for endpoint in endpoints}
-        self._stages = [stages.labels(stage) for stage in STAGES]
+        self._register(requests, seconds, stages)
+        self._requests, self._seconds = requests, seconds.series
+        self._stages = [stages.series[stage] for stage in STAGES]
 
     def _add_batching(self) -> None:
-        registry = self._registry
-        self._batch_rows = Histogram(
-            "world_model_batch_rows", "Rows of a launch.", buckets=_COUNTS, registry=registry
+        rows = _Histogram("world_model_batch_rows", "Rows of a launch.", COUNTS)
+        requests = _Histogram(
+            "world_model_batch_requests", "Requests that shared a launch.", COUNTS
         )
-        self._batch_requests = Histogram(
-            "world_model_batch_requests",
-            "Requests that shared a launch.",
-            buckets=_COUNTS,
-            registry=registry,
-        )
+        self._register(rows, requests)
+        self._batch_rows, self._batch_requests = rows.only, requests.only
         rejected = Counter(
             "world_model_rejected",
             "Accepted or refused jobs that got no prediction, by reason.",
             ["reason"],
-            registry=registry,
+            registry=self._registry,
         )
         errors = Counter(
-            "world_model_engine_errors", "Faults of the engine.", ["kind"], registry=registry
+            "world_model_engine_errors", "Faults of the engine.", ["kind"], registry=self._registry
         )
         self._rejected = {reason: rejected.labels(reason) for reason in REJECTIONS}
         self._errors = {kind: errors.labels(kind) for kind in ENGINE_FAULTS}
+
+    def _add_answers(self) -> None:
+        self._verdicts = _Counts(
+            "world_model_safety_verdicts",
+            "Verdicts of safety checks.",
+            ("verdict",),
+            [(verdict,) for verdict in VERDICTS],
+        )
+        crash_probability = _Histogram(
+            "world_model_crash_probability",
+            "Crash probability of the sequences of safety checks.",
+            PROBABILITIES,
+        )
+        uncertainty = _Histogram(
+            "world_model_uncertainty",
+            "Disagreement of the ensemble over each answered sequence, in standard deviations "
+            "of the training states.",
+            UNCERTAINTIES,
+        )
+        self._register(self._verdicts, crash_probability, uncertainty, _Resident())
+        self._crash_probability, self._uncertainty = crash_probability.only, uncertainty.only
+
+    def _register(self, *collectors: Collector) -> None:
+        for collector in collectors:
+            self._registry.register(collector)
 
     def watch_queues(
         self, depth: Callable[[JobClass], int], rows: Callable[[JobClass], int]
@@ -148,14 +139,13 @@ class Metrics:
         ):
             gauge = Gauge(name, text, ["class"], registry=self._registry)
             for job_class in JobClass:
-                gauge.labels(job_class.value).set_function(_reader(read, job_class))
+                gauge.labels(job_class.value).set_function(partial(read, job_class))
 
     def watch_ready(self, is_ready: Callable[[], bool]) -> None:
         """Read the readiness gauge by this function at each scrape."""
-        gauge = Gauge(
+        Gauge(
             "world_model_ready", "1 while /readyz answers 200, else 0.", registry=self._registry
-        )
-        gauge.set_function(lambda: float(is_ready()))
+        ).set_function(is_ready)
 
     def watch_model(
         self,
@@ -179,19 +169,18 @@ class Metrics:
 
     def answered(self, endpoint: str, status: int, seconds: float) -> None:
         """Note an answered request; `endpoint` is a route template or `OTHER`."""
-        series = self._requests.get((endpoint, str(status)))
-        (series or self._any_request.labels(endpoint, str(status))).inc()
-        self._seconds[endpoint].observe(seconds)
+        self._requests.add((endpoint, str(status)))
+        self._seconds[endpoint].add(seconds)
 
     def staged(self, *seconds: float) -> None:
         """Note a prediction request's seconds, one for each of `STAGES`."""
         for series, value in zip(self._stages, seconds, strict=True):
-            series.observe(value)
+            series.add(value)
 
     def launched(self, rows: int, requests: int) -> None:
         """Note a launch that succeeded."""
-        self._batch_rows.observe(rows)
-        self._batch_requests.observe(requests)
+        self._batch_rows.add(rows)
+        self._batch_requests.add(requests)
 
     def rejected(self, reason: str) -> None:
         """Note a job without an answer."""
@@ -203,55 +192,78 @@ class Metrics:
 
     def checked(self, verdicts: Sequence[Verdict]) -> None:
         """Note the verdicts on the sequences of one safety check."""
-        for verdict, times in CountOf(v.verdict for v in verdicts).items():
-            self._verdicts[verdict].inc(times)
-        self._crash_probability.observe(
-            [v.crash_probability for v in verdicts if v.crash_probability is not None]
-        )
+        for verdict in verdicts:
+            self._verdicts.add((verdict.verdict,))
+            if verdict.crash_probability is not None:
+                self._crash_probability.add(verdict.crash_probability)
 
-    def disagreed(self, uncertainty: Sequence[float]) -> None:
-        """Note the finite uncertainty of each answered sequence."""
-        self._uncertainty.observe(uncertainty)
+    def disagreed(self, uncertainty: Array) -> None:
+        """Note the finite uncertainty of each answered sequence, [K]."""
+        if len(uncertainty) == 1:
+            self._uncertainty.add(float(uncertainty[0]))
+        else:
+            self._uncertainty.add_all(uncertainty)
 
     def render(self) -> bytes:
         """Return all series as Prometheus text."""
         return generate_latest(self._registry)
 
 
-def _reader(read: Callable[[JobClass], int], job_class: JobClass) -> Callable[[], float]:
-    return lambda: float(read(job_class))
+# The library's own counters and histograms take a lock for every value, and histograms walk their
+# buckets: a microsecond each, eight times a request. These are plain dicts and lists, to which the
+# event loop's thread alone adds.
 
 
-class _BulkHistogram(Collector):
-    """A histogram that takes thousands of values at once: one lock, one pass.
+class _Counts(Collector):
+    """A counter; the series given at the start are there from the start."""
 
-    The library's own takes a lock and walks its buckets for every value, which would hold the
-    event loop for milliseconds after a planner's request.
-    """
-
-    def __init__(self, name: str, text: str, bounds: Sequence[float]) -> None:
+    def __init__(
+        self, name: str, text: str, labels: Sequence[str], known: Iterable[tuple[str, ...]]
+    ) -> None:
         self._name = name
         self._text = text
-        self._bounds = bounds
-        self._counts = [0] * (len(bounds) + 1)  # guarded by the lock, as is the sum
-        self._sum = 0.0
-        self._lock = threading.Lock()
+        self._labels = labels
+        self._counts = dict.fromkeys(known, 0)
 
-    def observe(self, values: Sequence[float]) -> None:
-        """Add finite values."""
-        places = [bisect_left(self._bounds, value) for value in values]
-        with self._lock:
-            for place in places:
-                self._counts[place] += 1
-            self._sum += sum(values)
+    def add(self, labels: tuple[str, ...]) -> None:
+        """Count one event, even one with labels that nobody foresaw."""
+        self._counts[labels] = self._counts.get(labels, 0) + 1
 
     def collect(self) -> Iterator[Metric]:
         """Return the present counts."""
-        with self._lock:
-            counts, total = list(accumulate(self._counts)), self._sum
-        labels = [*(str(bound) for bound in self._bounds), "+Inf"]
-        family = HistogramMetricFamily(self._name, self._text)
-        family.add_metric([], list(zip(labels, counts, strict=True)), total)
+        family = CounterMetricFamily(self._name, self._text, labels=self._labels)
+        for labels, count in self._counts.copy().items():
+            family.add_metric(labels, count)
+        yield family
+
+
+class _Histogram(Collector):
+    """A histogram, without a label or with one whose values are known from the start."""
+
+    def __init__(
+        self,
+        name: str,
+        text: str,
+        bounds: Sequence[float],
+        label: str | None = None,
+        values: Iterable[str] = ("",),
+    ) -> None:
+        self._name = name
+        self._text = text
+        self._label = label
+        self.series = {value: Buckets(bounds) for value in values}
+
+    @property
+    def only(self) -> Buckets:
+        """The series of a histogram without a label."""
+        return self.series[""]
+
+    def collect(self) -> Iterator[Metric]:
+        """Return the present counts."""
+        labels = [] if self._label is None else [self._label]
+        family = HistogramMetricFamily(self._name, self._text, labels=labels)
+        for value, buckets in self.series.items():
+            family.add_metric([value] if labels else [], *buckets.read())
         yield family
 
 

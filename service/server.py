@@ -21,6 +21,7 @@ from service.errors import StartupError
 from service.logs import configure_logging
 from service.metrics import Registry
 from service.settings import Settings
+from service.wire import Wire
 
 __all__ = ["StartupError", "serve"]
 
@@ -102,7 +103,7 @@ def _quiet_collector() -> None:
 def _run(app: WorldModelApp, settings: Settings, listener: socket.socket, engine: Engine) -> None:
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=Wire,
         lifespan="on",
         log_config=None,
         access_log=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -15,11 +16,13 @@ from service.bodies import BodyParser, Parsed
 from service.errors import EngineError
 from service.interface import ModelInfo, Prediction
 from service.metrics import Metrics
-from service.queues import JobClass
-from service.routes.call import Answer, Call, HotRoute, unless_gone
+from service.queues import JobClass, JobResult
+from service.routes.call import HotRoute, Pending
 from service.scheduler import Scheduler
 
 _JSON = orjson.OPT_SERIALIZE_NUMPY
+
+_Compose = Callable[[Parsed, Prediction], dict[str, Any]]
 
 _OUTPUTS: dict[str, Callable[[Prediction], Any]] = {
     "states": lambda p: p.states,
@@ -58,48 +61,58 @@ class Predictions:
             "/safety-check": self.safety_check,
         }
 
-    async def predict(self, call: Call) -> Answer:
+    def predict(self, body: bytes, timeout_s: float) -> Pending:
         """Predict one step."""
-        return await self._answer(call, self._parser.predict, JobClass.PREDICT, self._predicted)
+        return self._ask(body, timeout_s, self._parser.predict, JobClass.PREDICT, self._predicted)
 
-    async def rollout(self, call: Call) -> Answer:
+    def rollout(self, body: bytes, timeout_s: float) -> Pending:
         """Predict sequences, and answer the outputs asked for."""
-        return await self._answer(call, self._parser.rollout, JobClass.ROLLOUT, self._rolled_out)
+        return self._ask(body, timeout_s, self._parser.rollout, JobClass.ROLLOUT, self._rolled_out)
 
-    async def safety_check(self, call: Call) -> Answer:
+    def safety_check(self, body: bytes, timeout_s: float) -> Pending:
         """Judge sequences."""
-        return await self._answer(call, self._parser.safety_check, JobClass.SAFETY, self._judged)
+        return self._ask(body, timeout_s, self._parser.safety_check, JobClass.SAFETY, self._judged)
 
-    async def _answer(
+    def _ask(
         self,
-        call: Call,
+        body: bytes,
+        timeout_s: float,
         parse: Callable[[bytes], Parsed],
         job_class: JobClass,
-        compose: Callable[[Parsed, Prediction], dict[str, Any]],
-    ) -> Answer:
+        compose: _Compose,
+    ) -> Pending:
         started = perf_counter()
-        parsed = parse(call.body)
-        parsed_at = perf_counter()
+        parsed = parse(body)
+        parse_s = perf_counter() - started
         future = self._scheduler.enqueue(
-            parsed.states, parsed.actions, job_class=job_class, timeout_s=call.timeout_s
+            parsed.states, parsed.actions, job_class=job_class, timeout_s=timeout_s
         )
-        result = await unless_gone(call.receive, future)
-        computed_at = perf_counter()
+        return Pending(future, partial(self._answer, compose, parsed, parse_s))
+
+    def _answer(
+        self, compose: _Compose, parsed: Parsed, parse_s: float, result: JobResult
+    ) -> bytes:
+        started = perf_counter()
         answer = compose(parsed, result.prediction)
         answer["model_version"] = self._info.version
         body = orjson.dumps(answer, option=_JSON)
-        self._metrics.staged(
-            parsed_at - started, result.queue_s, result.compute_s, perf_counter() - computed_at
-        )
-        return Answer(body, result.queue_s, result.compute_s)
+        self._metrics.staged(parse_s, result.queue_s, result.compute_s, perf_counter() - started)
+        return body
 
     def _predicted(self, parsed: Parsed, prediction: Prediction) -> dict[str, Any]:
         self._refuse_non_finite(prediction)
+        if parsed.is_single:  # the most frequent request of all: no detour by `_rows`
+            return {
+                "next_state": prediction.states[0, 1],
+                "reward": prediction.rewards[0, 0],
+                "done": prediction.dones[0, 0],
+                "uncertainty": prediction.uncertainty[0],
+            }
         return {
-            "next_state": _rows(prediction.states[:, 1], parsed),
-            "reward": _rows(prediction.rewards[:, 0], parsed),
-            "done": _rows(prediction.dones[:, 0], parsed),
-            "uncertainty": _rows(prediction.uncertainty, parsed),
+            "next_state": np.ascontiguousarray(prediction.states[:, 1]),
+            "reward": np.ascontiguousarray(prediction.rewards[:, 0]),
+            "done": np.ascontiguousarray(prediction.dones[:, 0]),
+            "uncertainty": prediction.uncertainty,
         }
 
     def _rolled_out(self, parsed: Parsed, prediction: Prediction) -> dict[str, Any]:
@@ -115,7 +128,8 @@ class Predictions:
             threshold=parsed.threshold,
         )
         self._metrics.checked(verdicts)
-        self._metrics.disagreed([v.uncertainty for v in verdicts if v.uncertainty is not None])
+        known = [v.uncertainty for v in verdicts if v.uncertainty is not None]
+        self._metrics.disagreed(np.array(known, np.float32))
         entries = [
             _entry(verdict, prediction.states[k] if parsed.has_trajectory else None)
             for k, verdict in enumerate(verdicts)
@@ -130,13 +144,19 @@ class Predictions:
         Raises:
             EngineError: A number of the prediction is not finite.
         """
-        for numbers in (prediction.states, prediction.rewards, prediction.dones):
-            finite = np.isfinite(numbers)
-            if not finite.all():
-                self._metrics.engine_failed("non_finite")
-                row = int(np.argwhere(~finite)[0, 0])
-                raise EngineError(f"non-finite prediction in row {row}: the model diverged")
-        self._metrics.disagreed(prediction.uncertainty.tolist())
+        if not prediction.is_finite:
+            self._metrics.engine_failed("non_finite")
+            row = _first_broken_row(prediction)
+            raise EngineError(f"non-finite prediction in row {row}: the model diverged")
+        self._metrics.disagreed(prediction.uncertainty)
+
+
+def _first_broken_row(prediction: Prediction) -> int:
+    """Return the first row of a prediction, one of them not finite, that is not."""
+    numbers = (prediction.states, prediction.rewards, prediction.dones)
+    rows = len(prediction.uncertainty)
+    finite = np.column_stack([np.isfinite(x).reshape(rows, -1) for x in numbers])
+    return int(np.argmin(finite.all(axis=1)))
 
 
 def _rows(values: Any, parsed: Parsed) -> Any:

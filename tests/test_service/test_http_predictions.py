@@ -35,6 +35,7 @@ async def test_predict_answers_one_step_bit_for_bit(client: httpx.AsyncClient) -
     assert bits(answer["uncertainty"]) == truth.uncertainty[0].tobytes()
     assert answer["model_version"] == VERSION
     assert set(answer) == {"next_state", "reward", "done", "uncertainty", "model_version"}
+    assert {type(answer[name]) for name in ("reward", "done", "uncertainty")} == {float}
 
 
 async def test_predict_answers_a_batch(client: httpx.AsyncClient) -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from models.safety import Verdict
 from service.app import ENDPOINTS
+from service.buckets import COUNTS, Buckets
 from service.metrics import OTHER, Metrics, Registry
 from tests.test_service.fakes import fake_info
 
@@ -89,16 +91,29 @@ def test_verdicts_and_probabilities_are_counted_in_bulk() -> None:
     read = Read()
     read.metrics.checked([verdict("safe", 0.0), verdict("safe", 0.05), verdict("unknown", None)])
     read.metrics.checked([verdict("unsafe", 1.0)])
-    read.metrics.disagreed([0.001, 0.2, 50.0])
+    read.metrics.disagreed(np.array([0.001, 0.2, 50.0], np.float32))
+    read.metrics.disagreed(np.array([0.001], np.float32))
 
     assert read.value("safety_verdicts_total", verdict="safe") == 2
     assert read.value("crash_probability_bucket", le="0.001") == 1
     assert read.value("crash_probability_bucket", le="0.05") == 2
     assert read.value("crash_probability_bucket", le="1.0") == 3
     assert read.value("crash_probability_sum") == pytest.approx(1.05)
-    assert read.value("uncertainty_bucket", le="0.001") == 1
-    assert read.value("uncertainty_bucket", le="10.0") == 2
-    assert read.value("uncertainty_bucket", le="+Inf") == 3
+    assert read.value("uncertainty_bucket", le="0.0025") == 2
+    assert read.value("uncertainty_bucket", le="10.0") == 3
+    assert read.value("uncertainty_bucket", le="+Inf") == 4
+    assert read.value("uncertainty_sum") == pytest.approx(50.202)
+
+
+def test_one_value_and_many_fall_into_the_same_buckets() -> None:
+    one, many = Buckets(COUNTS), Buckets(COUNTS)
+    values = np.array([0.0, 1.0, 1.5, 2.0, 8192.0, 8193.0])
+    for value in values:
+        one.add(value)
+    many.add_all(values)
+
+    assert one.read() == many.read()
+    assert dict(many.read()[0])["1.0"] == 2
 
 
 def test_gauges_are_read_at_each_scrape() -> None:

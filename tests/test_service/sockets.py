@@ -1,0 +1,136 @@
+"""The app behind a real socket, and requests as the bytes they are."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import socket
+from collections.abc import AsyncIterator, Iterator
+
+import orjson
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.app import create_app
+from service.metrics import Registry
+from service.wire import Wire
+from tests.test_service.fakes import ACTIONS, STATE, FakeEngine, settings, until
+
+BODY = orjson.dumps({"state": STATE, "actions": ACTIONS})
+LIMIT = 4096
+
+
+def request(
+    body: bytes = BODY,
+    *headers: str,
+    method: str = "POST",
+    path: str = "/rollout",
+    version: str = "1.1",
+    key: str = "alpha",
+    length: int | None = None,
+) -> bytes:
+    """Return a request; `length`: what it says, -1 for nothing."""
+    lines = [f"{method} {path} HTTP/{version}", "Host: service", f"Authorization: Bearer {key}"]
+    if length != -1:
+        lines.append(f"Content-Length: {len(body) if length is None else length}")
+    return "\r\n".join([*lines, *headers, "", ""]).encode() + body
+
+
+class Caller:
+    """One connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    def send(self, *requests: bytes) -> None:
+        self._writer.write(b"".join(requests))
+
+    async def answer(self) -> tuple[int, dict[str, str], bytes]:
+        """Return status, headers and body of the next answer that has a length."""
+        head = (await self._reader.readuntil(b"\r\n\r\n")).decode()
+        status, *lines = head.strip().split("\r\n")
+        headers = dict(line.split(": ", 1) for line in lines)
+        body = await self._reader.readexactly(int(headers.get("content-length", "0")))
+        return int(status.split()[1]), headers, body
+
+    async def rest(self) -> bytes:
+        """Return all that comes until the server closes the connection."""
+        return await self._reader.read()
+
+    async def leave(self) -> None:
+        self._writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self._writer.wait_closed()
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to pytest."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class Listening:
+    """A server on a free port; allows the key "alpha" and bodies of `LIMIT` bytes."""
+
+    def __init__(self, engine: FakeEngine, way: type[HttpToolsProtocol]) -> None:
+        self._registry = Registry()
+        given = {"max_body_bytes": LIMIT, "api_keys": "alpha", "max_rows": 64}
+        self.app = create_app(settings(**given), engine, self._registry)
+        self.server = _Server(
+            uvicorn.Config(
+                self.app,
+                http=way,
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+            )
+        )
+        self._callers: list[Caller] = []
+        self._port = 0
+
+    @property
+    def connections(self) -> list[Wire]:
+        return [c for c in self.server.server_state.connections if isinstance(c, Wire)]
+
+    async def caller(self) -> Caller:
+        caller = Caller(*await asyncio.open_connection("127.0.0.1", self._port))
+        self._callers.append(caller)
+        return caller
+
+    async def ask(self, *requests: bytes) -> bytes:
+        """Return all that is answered on a connection of their own, less what differs by chance."""
+        caller = await self.caller()
+        caller.send(*requests)
+        answered = await caller.rest()
+        answered = re.sub(rb"x-request-id: [0-9a-f]{32}", b"x-request-id: new", answered)
+        answered = re.sub(rb"dur=\d+\.\d{3}", b"dur=x", answered)
+        return re.sub(rb"date: [^\r]*", b"date: now", answered)
+
+    def count(self, code: str, endpoint: str = "/rollout") -> float | None:
+        labels = {"endpoint": endpoint, "code": code}
+        return self._registry.get_sample_value("world_model_requests_total", labels)
+
+    @contextlib.asynccontextmanager
+    async def run(self) -> AsyncIterator[Listening]:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self._port = listener.getsockname()[1]
+            serving = asyncio.create_task(self.server.serve(sockets=[listener]))
+            await until(lambda: self.server.started)
+            try:
+                yield self
+            finally:
+                self.server.should_exit = True
+                for caller in self._callers:
+                    await caller.leave()
+                await serving
+
+
+def listening(
+    engine: FakeEngine, way: type[HttpToolsProtocol] = Wire
+) -> contextlib.AbstractAsyncContextManager[Listening]:
+    return Listening(engine, way).run()
