@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Without a C++ compiler the service steps eagerly: slower, and it says so at every start.
+PREPARE = echo "==> Compiling for this machine's processor" && $(BIN)/world-model prepare || true
 export PYTHONUNBUFFERED = 1
 
 # Options of `world-model serve`, e.g. make serve ARGS="--port 9000"
@@ -75,9 +77,11 @@ $(BIN)/python:
 $(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "==> Installing the service (a few minutes the first time)"
 	@$(INSTALL) -e .
+	@$(PREPARE)
 	@touch $@
 
 $(VENV)/.all: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "==> Installing the service with training and development tools"
 	@$(INSTALL) -e '.[training,dev]'
+	@$(PREPARE)
 	@touch $@ $(VENV)/.serve

@@ -101,8 +101,8 @@ class WorldModelEnsemble(nn.Module):
         states, rewards, dones = self.stacked()(
             state.expand(members), action.expand(self.member_count, *action.shape)
         )
-        mean = _member_mean(states)
-        return mean, _member_mean(rewards), _member_mean(dones), _member_std(states, mean)
+        spread = _member_variance(states).sqrt()
+        return _member_mean(states), _member_mean(rewards), _member_mean(dones), spread
 
     def rollout(self, initial_state: Tensor, actions: Tensor) -> EnsembleRollout:
         """Roll every member out on its own, then combine.
@@ -116,24 +116,28 @@ class WorldModelEnsemble(nn.Module):
         Raises:
             ValueError: H is 0.
         """
+        if actions.shape[-2] < 1:
+            raise ValueError("horizon must be at least 1, got actions with 0 steps")
         rows = initial_state.shape[0]
-        states, rewards, logits = self.rollout_members(
-            pad_rows(initial_state), pad_rows(actions, dim=-3)
-        )
-        mean = _member_mean(states)
-        stacked = self.stacked()
-        normalised = states[..., 1:, :] / stacked.state_scale.unsqueeze(-2)
-        spread = _member_std(normalised, _member_mean(normalised))
-        normalised = rewards / stacked.reward_scale
-        reward_spread = _member_std(normalised, _member_mean(normalised)).unsqueeze(-1)
-        both = torch.cat([spread, reward_spread], dim=-1).square().mean(-1).sqrt()
+        step = self.step()
+        states, log_alive = step.begin(pad_rows(initial_state))
+        summaries = []
+        for action in pad_rows(actions, dim=-3).unbind(-2):
+            states, log_alive, summary = step(states, log_alive, action)
+            summaries.append(summary)
+        after, *others = split_summary(torch.stack(summaries, dim=-2)[:rows])
+        rewards, dones, disagreement, spread = others
         return EnsembleRollout(
-            states=mean[:rows],
-            rewards=_member_mean(rewards)[:rows],
-            dones=_mean_hazard(logits)[:rows],
-            disagreement=spread.square().mean(-1).sqrt()[:rows],
-            uncertainty=both.amax(-1)[:rows],
+            states=torch.cat([initial_state.unsqueeze(-2), after], dim=-2),
+            rewards=rewards,
+            dones=dones,
+            disagreement=disagreement,
+            uncertainty=spread.amax(-1),
         )
+
+    def step(self) -> EnsembleStep:
+        """Return what rollouts are made of, with the members' present weights."""
+        return EnsembleStep(self.stacked())
 
     def rollout_members(
         self, initial_state: Tensor, actions: Tensor
@@ -166,6 +170,81 @@ class WorldModelEnsemble(nn.Module):
             with torch.inference_mode(False), torch.no_grad():
                 self._stacked[:] = [(key, _stack(list(self.members)))]
         return self._stacked[0][1]
+
+
+class EnsembleStep(nn.Module):
+    """One step of all members, each on its own, and what they say together.
+
+    Tensors in, tensors out, no host in between: it can be compiled, or captured as a graph.
+
+    Args:
+        stacked: All members as one model, see `WorldModelEnsemble.stacked`.
+    """
+
+    def __init__(self, stacked: WorldModel) -> None:
+        super().__init__()
+        self.stacked = stacked
+
+    @property
+    def member_count(self) -> int:
+        """E."""
+        return len(self.stacked.state_scale)
+
+    def begin(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `forward` takes at the first step, for states [B, S]."""
+        states = state.expand(self.member_count, *state.shape).contiguous()
+        return states, torch.zeros_like(states[..., 0])
+
+    def forward(
+        self, states: Tensor, log_alive: Tensor, action: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Take one step.
+
+        With S_e the survival of member e before the step and d_e its hazard, mean survival falls
+        by the factor 1 - sum_e S_e d_e / sum_e S_e: the members' hazards weighted by who is still
+        alive. In that form, and in log space, small hazards keep their digits.
+
+        Args:
+            states: [E, B, S], the members' states.
+            log_alive: [E, B], log of their survival so far.
+            action: [B, A].
+
+        Returns:
+            states and log_alive after the step, and a summary [B, S + 4]; see `split_summary`.
+        """
+        model = self.stacked
+        after, rewards, logits = model.predict(states, action.expand(len(states), *action.shape))
+        logits = (model.done_scale * logits + model.done_shift).squeeze(-1)
+        weight = lanewise(torch.exp, log_alive - log_alive.amax(0))
+        done = _member_mean(weight * lanewise(torch.sigmoid, logits)) / _member_mean(weight)
+        squares = _member_variance(after / model.state_scale)
+        reward_squares = _member_variance(rewards / model.reward_scale)
+        summary = [
+            _member_mean(after),
+            _member_mean(rewards),
+            done.unsqueeze(-1),
+            # Roots are taken afterwards: that of 0 has no gradient, and padding rows have 0.
+            squares.mean(-1, keepdim=True),
+            torch.cat([squares, reward_squares], dim=-1).mean(-1, keepdim=True),
+        ]
+        log_alive = log_alive - lanewise(functional.softplus, logits)
+        return after, log_alive, torch.cat(summary, dim=-1)
+
+
+SUMMARY_EXTRAS = 4
+"""Columns of a summary after the state's."""
+
+
+def split_summary(summary: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the parts of summaries [..., S + 4].
+
+    Returns:
+        Mean state [..., S]; mean reward, hazard of the mean survival, spread of the states, and
+        spread of states and reward together, all [...]; spreads in standard deviations of the
+        training data, root mean square over features.
+    """
+    reward, done, squares, both = summary[..., -SUMMARY_EXTRAS:].unbind(-1)
+    return summary[..., :-SUMMARY_EXTRAS], reward, done, squares.sqrt(), both.sqrt()
 
 
 class _StackedLinear(nn.Module):
@@ -218,18 +297,5 @@ def _member_mean(values: Tensor) -> Tensor:
     return total / len(values)
 
 
-def _member_std(values: Tensor, mean: Tensor) -> Tensor:
-    return _member_mean((values - mean).square()).sqrt()
-
-
-def _mean_hazard(logits: Tensor) -> Tensor:
-    """Return the hazard [B, H] of the mean survival of members' hazard logits [E, B, H].
-
-    With S_e,k the survival of member e after step k, mean survival falls from step k-1 to k by
-    the factor 1 - sum_e S_e,k-1 d_e,k / sum_e S_e,k-1: the members' hazards weighted by who is
-    still alive. In that form, and in log space, small hazards keep their digits.
-    """
-    log_alive = -lanewise(functional.softplus, logits).cumsum(-1)
-    before = torch.cat([torch.zeros_like(log_alive[..., :1]), log_alive[..., :-1]], dim=-1)
-    weight = lanewise(torch.exp, before - before.amax(0))
-    return _member_mean(weight * lanewise(torch.sigmoid, logits)) / _member_mean(weight)
+def _member_variance(values: Tensor) -> Tensor:
+    return _member_mean((values - _member_mean(values)).square())

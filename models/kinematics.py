@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from models.rows import columnwise
 from models.spec import Spec
 
-_SLOWEST_MPS = 0.5
+SLOWEST_MPS = 0.5
 """Below, the slip angle that belongs to a turn rate is not asked for: it would be noise."""
 
-_MOST_SIN = 0.95
+MOST_SIN = 0.95
 
 
 class KinematicStep(nn.Module):
@@ -97,7 +97,7 @@ class KinematicStep(nn.Module):
         forward, sideways = path * cos_slip, path * sin_slip
         turned = path * sin_slip * (2 / car.length_m)
         # The same motion along and across the lane, which itself turns on the way.
-        sin_error = sin_error.clamp(-_MOST_SIN, _MOST_SIN)
+        sin_error = sin_error.clamp(-MOST_SIN, MOST_SIN)
         cos_error = (1 - sin_error.square()).sqrt()
         along = forward * cos_error - sideways * sin_error
         bend = curvature * along
@@ -120,8 +120,8 @@ class KinematicStep(nn.Module):
         dt_s = self.dt_s
         dx, dy, heading, speed, acceleration, yaw_rate, presence = slots
         sin_h, cos_h = columnwise(torch.sin, heading), columnwise(torch.cos, heading)
-        slip = yaw_rate * (self.car.length_m / 2) / speed.clamp_min(_SLOWEST_MPS)
-        sin_slip = slip.clamp(-_MOST_SIN, _MOST_SIN)
+        slip = yaw_rate * (self.car.length_m / 2) / speed.clamp_min(SLOWEST_MPS)
+        sin_slip = slip.clamp(-MOST_SIN, MOST_SIN)
         cos_slip = (1 - sin_slip.square()).sqrt()
         path = speed * dt_s
         ahead = dx + path * (cos_h * cos_slip - sin_h * sin_slip) - forward

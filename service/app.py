@@ -23,10 +23,10 @@ from service.errors import (
     UnauthorizedError,
 )
 from service.interface import EngineLike
+from service.jobs import Bounds, JobClass
 from service.metrics import Metrics, Registry
 from service.openapi import add_hot_routes
 from service.policy import Policy
-from service.queues import Bounds, JobClass
 from service.routes.docs import add_docs
 from service.routes.health import PATHS as HEALTH_PATHS
 from service.routes.health import health_router
@@ -43,6 +43,9 @@ HOT_PATHS = ("/predict", "/rollout", "/safety-check")
 DOCS_PATHS = ("/docs", "/openapi.json")
 ENDPOINTS = (*HOT_PATHS, "/model", *HEALTH_PATHS, *DOCS_PATHS)
 """Every route template, in the order of the docs."""
+
+_INLINE_S = 0.003
+"""Slices up to this are computed on the event loop."""
 
 
 class WorldModelApp(FastAPI):
@@ -76,9 +79,7 @@ def create_app(settings: Settings, engine: EngineLike, registry: Registry) -> Wo
     """
     info = engine.describe()
     metrics = Metrics(registry, ENDPOINTS)
-    scheduler = Scheduler(
-        engine.rollout, engine.canary, _bounds(settings, engine.launch_work), metrics
-    )
+    scheduler = Scheduler(engine, _bounds(settings), metrics)
     readiness = Readiness(scheduler.vitals, settings.readiness_max_age_s)
     parser = BodyParser(info.spec, settings.max_horizon, settings.max_rows)
     engine.report_errors_to(metrics.engine_failed)
@@ -111,14 +112,15 @@ def create_app(settings: Settings, engine: EngineLike, registry: Registry) -> Wo
     return app
 
 
-def _bounds(settings: Settings, launch_work: int) -> Bounds:
+def _bounds(settings: Settings) -> Bounds:
     return Bounds(
         queue_rows={
             JobClass.SAFETY: settings.queue_rows_safety,
             JobClass.PREDICT: settings.queue_rows_predict,
             JobClass.ROLLOUT: settings.queue_rows_rollout,
         },
-        launch_work=launch_work,
+        preempt_after_s=settings.preempt_after_s,
+        inline_s=_INLINE_S,
         max_passes=settings.max_passes,
         canary_interval_s=settings.canary_interval_s,
     )

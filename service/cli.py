@@ -38,6 +38,13 @@ def main() -> None:
     """Serve, train and measure world models of a car."""
 
 
+def _settings(options: dict[str, Any]) -> Settings:
+    try:
+        return Settings(**{name: x for name, x in options.items() if x is not None})
+    except ValidationError as exc:
+        raise click.ClickException(explain_settings_error(exc)) from exc
+
+
 def _setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add one option a setting; its help is the setting's description."""
     for name, field in reversed(Settings.model_fields.items()):
@@ -60,17 +67,30 @@ def serve(**options: str | None) -> None:
     Every option is also an environment variable: --queue-rows-safety is
     WORLD_MODEL_QUEUE_ROWS_SAFETY. An option wins over the variable.
     """
-    given: dict[str, Any] = {name: x for name, x in options.items() if x is not None}
-    try:
-        settings = Settings(**given)
-    except ValidationError as exc:
-        raise click.ClickException(explain_settings_error(exc)) from exc
+    settings = _settings(options)
     from service.server import StartupError
     from service.server import serve as run_server
 
     try:
         sys.exit(run_server(settings))
     except StartupError as exc:
+        raise click.ClickException(str(exc)) from exc
+
+
+@main.command()
+@click.option("--cache-dir", type=_FOLDER, default=None, help="As for serve.")
+def prepare(**options: Any) -> None:
+    """Compile what a CPU steps by, once a machine, as the first start of serve would.
+
+    It takes seconds and needs a C++ compiler; it serves any checkpoint.
+    """
+    settings = _settings(options)
+    from models.native import NotCompiledError
+    from service.server import prepared_library
+
+    try:
+        click.echo(f"Prepared: {prepared_library(settings)}")
+    except NotCompiledError as exc:
         raise click.ClickException(str(exc)) from exc
 
 

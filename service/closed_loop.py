@@ -40,7 +40,7 @@ _DEADLINE_S = 60.0
 """Simulated time stands still while the monitor waits, so a busy machine may take its time."""
 
 _POLL_S = 0.1
-_LAUNCH_WORK = 8192
+_PREEMPT_AFTER_S = 0.1
 """Nobody but the monitors waits, so launches may be big enough for a whole fleet."""
 
 _COMMAND = (sys.executable, "-c", "from service.cli import main; main()", "serve")
@@ -162,7 +162,7 @@ def _served(checkpoint: Path) -> Iterator[str]:
         "--checkpoint": str(checkpoint),
         "--host": "127.0.0.1",
         "--port": "0",
-        "--launch-work": str(_LAUNCH_WORK),
+        "--preempt-after-s": str(_PREEMPT_AFTER_S),
         "--log-format": "json",
         "--log-level": "info",
         "--drain-delay-s": "0",

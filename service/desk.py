@@ -14,9 +14,9 @@ import orjson
 import structlog
 
 from service.errors import EngineError, ServiceError
+from service.jobs import JobResult
 from service.metrics import Metrics
 from service.policy import Headers, Policy, request_id_of
-from service.queues import JobResult
 from service.routes.call import HotRoute, Pending
 
 log = structlog.get_logger()

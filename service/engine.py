@@ -6,9 +6,11 @@ answer has the same bits, whatever shares the launch.
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -16,14 +18,27 @@ import structlog
 import torch
 
 from models.checkpoint import Checkpoint
+from models.native import NativeSteps, NotCompiledError
+from models.rollouts import (
+    GraphedSteps,
+    NativeRollout,
+    Rollout,
+    Step,
+    SteppedRollout,
+    WholeRollout,
+)
+from service.costs import Costs
 from service.errors import StartupError
 from service.interface import Array, ModelInfo, Prediction
-from service.shapes import LAUNCH_WORK, MAX_LAUNCH_ROWS, ROW_TILE, launch_shapes, probe_rows
+from service.progress import Progress
+from service.shapes import ROW_TILE, launch_shapes, probe_rows
 from service.vram import DeviceMemory
+from service.warmup import Trial
 
 log = structlog.get_logger()
 
-_PROBE_STEPS = 2
+_LONGEST_STEP_S = 0.008
+"""A CPU's launch shapes end where a step takes longer: no launch would be made of them."""
 
 
 class MemoryReader(Protocol):
@@ -42,14 +57,16 @@ class MemoryReader(Protocol):
 class Engine:
     """A checkpoint on a device.
 
-    `start`, `rollout`, `canary` and `close` are called from one thread at a time.
+    `start`, `begin`, `rollout`, `canary`, `close` and the methods of what `begin` returns are
+    called from one thread at a time.
 
     Args:
         checkpoint: Loaded on the CPU.
         device: "auto", "cpu" or "cuda".
         threads: CPU threads of a forward pass; 0: two if that leaves a core to HTTP, else one.
-        launch_work: Most rows x steps of a launch; 0: what suits the device.
         vram_budget_bytes: Most memory the allocator may take on a GPU.
+        library: Returns the file of the CPU's machine code, or raises NotCompiledError; None: the
+            CPU steps eagerly.
     """
 
     def __init__(
@@ -58,33 +75,42 @@ class Engine:
         *,
         device: str = "auto",
         threads: int = 0,
-        launch_work: int = 0,
         vram_budget_bytes: int = 4 * 2**30,
+        library: Callable[[], Path] | None = None,
     ) -> None:
         self._checkpoint = checkpoint
         self._wanted_device = device
         self._threads = threads
-        self._wanted_work = launch_work
         self._vram_budget = vram_budget_bytes
+        self._library = library
         self._device = torch.device("cpu")
         self._device_memory: MemoryReader | None = None
         self._count_error: Callable[[str], None] = lambda kind: None
-        self.shapes: list[int] = []
+        self._step: Step
+        self._native: NativeSteps | None = None
+        self._graphs: dict[int, GraphedSteps] = {}
+        self.costs = Costs((ROW_TILE,), (0.0,))
         self.load_s = 0.0
 
     @property
-    def launch_work(self) -> int:
-        """Most rows x steps that a launch should hold on this device."""
-        return self._wanted_work or LAUNCH_WORK[self._device.type]
+    def is_quick_to_call(self) -> bool:
+        """Whether a short call may be made on the event loop: it computes and never waits."""
+        return self._device.type == "cpu"
+
+    @property
+    def shapes(self) -> tuple[int, ...]:
+        """Row counts that launches are padded to, ascending."""
+        return self.costs.rows
 
     def start(self) -> None:
-        """Move the weights to the device, then warm and verify every launch shape.
+        """Move the weights to the device, then warm, verify and time every launch shape.
 
         Raises:
             StartupError: The device is missing, or the model does not run on it.
         """
         started = time.perf_counter()
-        torch.set_num_threads(self._threads or min(2, max(1, (os.cpu_count() or 1) - 1)))
+        threads = self._threads or min(2, max(1, (os.cpu_count() or 1) - 1))
+        torch.set_num_threads(threads)
         # IEEE float32 everywhere: TF32 would keep 10 bits of mantissa, and answers would differ
         # from the CPU's in the third digit.
         torch.backends.cuda.matmul.allow_tf32 = False
@@ -92,9 +118,12 @@ class Engine:
         self._device = _pick_device(self._wanted_device)
         try:
             self._checkpoint.ensemble.to(self._device).eval().requires_grad_(False)
+            self._step = self._checkpoint.ensemble.step()
             if self._device.type == "cuda":
                 self._start_cuda()
-            self.shapes = self._verified_shapes()
+            else:
+                self._start_native(threads)
+            self.costs = self._tried_costs()
         except (RuntimeError, ValueError) as exc:
             raise StartupError(f"the model does not run on {self._device}: {exc}") from exc
         self.load_s = time.perf_counter() - started
@@ -105,6 +134,7 @@ class Engine:
             self._device_memory.close()
             self._device_memory = None
         if self._device.type == "cuda":
+            self._graphs.clear()
             self._checkpoint.ensemble.to("cpu")
             torch.cuda.empty_cache()
 
@@ -115,38 +145,41 @@ class Engine:
     def describe(self) -> ModelInfo:
         """Return what clients may know about the model."""
         checkpoint = self._checkpoint
-        is_cuda = self._device.type == "cuda"
+        device = "cpu (eager)" if self._native is None else "cpu"
+        if self._device.type == "cuda":
+            device = torch.cuda.get_device_name(self._device)
         return ModelInfo(
             name=checkpoint.name,
             version=checkpoint.version,
-            device=torch.cuda.get_device_name(self._device) if is_cuda else "cpu",
+            device=device,
             members=checkpoint.member_count,
             spec=checkpoint.spec,
             limits=checkpoint.limits,
             metrics=checkpoint.metrics,
         )
 
-    def rollout(self, states: Array, actions: Array) -> Prediction:
-        """Predict B rows over H steps.
-
-        A row's bits depend on the checkpoint and the device only. Rows that do not fit the
-        device's memory together are computed in halves.
+    def begin(self, states: Array, actions: Array) -> Progress:
+        """Take rows; nothing is computed yet.
 
         Args:
             states: [B, S].
             actions: [B, H, A].
+        """
+        return Progress(self, states, actions)
+
+    def rollout(self, states: Array, actions: Array) -> Prediction:
+        """Predict B rows over H steps in one go.
+
+        A row's bits depend on the checkpoint and the device only. Rows that do not fit the
+        device's memory together are computed in halves.
 
         Raises:
             RuntimeError: The device failed, or not even the smallest launch fits its memory.
         """
-        parts = [
-            part
-            for start in range(0, len(states), self.shapes[-1])
-            for part in self._fitting(
-                states[start : start + self.shapes[-1]], actions[start : start + self.shapes[-1]]
-            )
-        ]
-        return parts[0] if len(parts) == 1 else _concatenated(parts)
+        progress = self.begin(states, actions)
+        while not progress.advance(actions.shape[1]):
+            pass
+        return progress.result()
 
     def canary(self) -> None:
         """Make the smallest forward pass.
@@ -182,95 +215,69 @@ class Engine:
         else:
             self._device_memory = memory
 
-    def _fitting(self, states: Array, actions: Array) -> Iterator[Prediction]:
-        """Launch, in halves of halves if memory does not suffice for more."""
-        try:
-            part = self._launch(states, actions)
-        except torch.OutOfMemoryError:
-            self._count_error("out_of_memory")
-            if len(states) <= self.shapes[0]:
-                raise
-        else:
-            yield part
+    def _start_native(self, threads: int) -> None:
+        """Step by machine code if it can be had."""
+        if self._library is None:
             return
-        # Outside the handler: the traceback it held kept the failed launch's tensors alive.
+        try:
+            self._native = NativeSteps(self._library(), self._checkpoint.ensemble, threads)
+        except NotCompiledError as exc:
+            log.warning("no machine code: steps are eager, many times slower", reason=str(exc))
+
+    def launch(self, states: Array, actions: Array) -> Rollout:
+        """Lay rows out for the device; machine code takes any number, others a launch shape."""
+        if self._native is not None:
+            return NativeRollout(self._native, states, actions.swapaxes(0, 1))
+        rows, horizon, _ = actions.shape
+        shape = next(shape for shape in self.shapes if shape >= rows)
+        # Torch's own memory, not NumPy's: matrix kernels may round by how memory is aligned.
+        state = torch.zeros(shape, states.shape[1])
+        state.numpy()[:rows] = states
+        by_step = torch.zeros(horizon, shape, actions.shape[2])
+        by_step.numpy()[:, :rows] = actions.swapaxes(0, 1)
+        step = self._checkpoint.ensemble.step
+        if self._device.type == "cpu":
+            members = self._checkpoint.member_count
+            carry = state.expand(members, *state.shape), torch.zeros(members, shape)
+            return SteppedRollout(self._step, carry, by_step)
+        if shape not in self._graphs:
+            self._graphs[shape] = GraphedSteps(step(), shape, states.shape[1], actions.shape[2])
+        return WholeRollout(self._graphs[shape], state, by_step)
+
+    def fits(self, compute: Callable[[], None]) -> bool:
+        """Compute something; tell whether the device's memory sufficed."""
+        try:
+            compute()
+        except torch.OutOfMemoryError:
+            return False
+        return True
+
+    def free_memory(self, rows: int) -> None:
+        """Make room after a launch of so many rows did not fit.
+
+        Not while its error is handled: the traceback keeps its tensors alive.
+
+        Raises:
+            RuntimeError: It was the smallest one.
+        """
+        self._count_error("out_of_memory")
+        if rows <= self.shapes[0]:
+            raise RuntimeError("not even the smallest launch fits the device's memory")
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-        log.warning("launch split", kind="out_of_memory", rows=len(states))
-        half = -(-len(states) // (2 * ROW_TILE)) * ROW_TILE
-        yield from self._fitting(states[:half], actions[:half])
-        yield from self._fitting(states[half:], actions[half:])
+        log.warning("launch split", kind="out_of_memory", rows=rows)
 
-    def _launch(self, states: Array, actions: Array) -> Prediction:
-        """Pad to the next launch shape, compute, and cut the padding off."""
-        rows = len(states)
-        shape = next(shape for shape in self.shapes if shape >= rows)
-        state_rows = self._to_device(states, shape)
-        action_rows = self._to_device(actions, shape)
-        with torch.inference_mode():
-            result = self._checkpoint.ensemble.rollout(state_rows, action_rows)
-            batch, horizon = shape, actions.shape[1]
-            flat = torch.cat(
-                [
-                    result.states.reshape(batch, -1),
-                    result.rewards,
-                    result.dones,
-                    result.uncertainty.unsqueeze(-1),
-                ],
-                dim=-1,
-            )
-            # The one copy out of the device, and the one sync.
-            out: Array = flat.cpu().numpy()[:rows]
-        states_end = (horizon + 1) * states.shape[1]
-        return Prediction(
-            states=out[:, :states_end].reshape(rows, horizon + 1, states.shape[1]),
-            rewards=out[:, states_end : states_end + horizon],
-            dones=out[:, states_end + horizon : -1],
-            uncertainty=out[:, -1],
-        )
+    def _tried_costs(self) -> Costs:
+        """Warm, verify and time the launch shapes."""
 
-    def _to_device(self, rows: Array, shape: int) -> torch.Tensor:
-        """Return the rows on the device, zeros after them up to `shape` rows."""
-        is_cuda = self._device.type == "cuda"
-        # Torch's own memory, not NumPy's: matrix kernels may round by how memory is aligned.
-        padded = torch.zeros((shape, *rows.shape[1:]), pin_memory=is_cuda)
-        padded.numpy()[: len(rows)] = rows
-        return padded.to(self._device, non_blocking=is_cuda)
+        def rollout(shape: int, states: Array, actions: Array) -> Prediction:
+            self.costs = Costs((shape,), (0.0,))
+            return self.rollout(states, actions)
 
-    def _verified_shapes(self) -> list[int]:
-        """Warm each launch shape; keep those in which a row has the bits of the smallest one.
-
-        Every shape is filled with the same few rows, turned by one place from tile to tile: bits
-        may depend neither on the shape nor on the place in it.
-        """
-        candidates = launch_shapes(self._device.type, min(self.launch_work, MAX_LAUNCH_ROWS))
-        rows = probe_rows(
-            candidates[0], _PROBE_STEPS, self._checkpoint.spec, self._checkpoint.limits
-        )
-        first = self._probed(candidates[0], *rows, turn=0)
-        if self._probed(candidates[0], *rows, turn=1) != first:
-            log.warning("rows are not reproducible", reason="bits depend on the place in a launch")
-            return [shape for shape in candidates if self._probed(shape, *rows, turn=0)]
-        kept = [candidates[0]]
-        for shape in candidates[1:]:
-            if self._probed(shape, *rows, turn=1) <= first:
-                kept.append(shape)
-            else:
-                log.warning("launch shape dropped", rows=shape, reason="a row's bits differ")
-        return kept
-
-    def _probed(
-        self, shape: int, states: Array, actions: Array, *, turn: int
-    ) -> set[tuple[int, bytes]]:
-        """Fill a shape with rows; return which bits each of them got."""
-        places = np.arange(shape)
-        which = (places + turn * (1 + places // len(states))) % len(states)
-        self.shapes = [shape]
-        seen = self._launch(states[which], actions[which])
-        numbers = np.column_stack(
-            [seen.states.reshape(shape, -1), seen.rewards, seen.dones, seen.uncertainty]
-        )
-        return {(int(row), numbers[place].tobytes()) for place, row in enumerate(which)}
+        is_cpu = self._device.type == "cpu"
+        shapes = launch_shapes(self._device.type, is_any=self._native is not None)
+        trial = Trial(rollout, self._checkpoint.spec, self._checkpoint.limits)
+        return trial.costs(shapes, _LONGEST_STEP_S if is_cpu else math.inf, is_divisible=is_cpu)
 
 
 def _pick_device(wanted: str) -> torch.device:
@@ -278,12 +285,3 @@ def _pick_device(wanted: str) -> torch.device:
         raise StartupError("the setting WORLD_MODEL_DEVICE is cuda, but no CUDA device is usable")
     is_cuda = wanted != "cpu" and torch.cuda.is_available()
     return torch.device("cuda", torch.cuda.current_device()) if is_cuda else torch.device("cpu")
-
-
-def _concatenated(parts: list[Prediction]) -> Prediction:
-    return Prediction(
-        np.concatenate([part.states for part in parts]),
-        np.concatenate([part.rewards for part in parts]),
-        np.concatenate([part.dones for part in parts]),
-        np.concatenate([part.uncertainty for part in parts]),
-    )

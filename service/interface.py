@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from models.safety import SafetyLimits
 from models.spec import Spec
+from service.costs import Costs
 
 Array = NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that makes it thrice as dear to make, and each request has one
 class Prediction:
     """What a model predicts for B rows over H steps.
 
@@ -60,25 +61,42 @@ class ModelInfo:
     metrics: Mapping[str, Any]
 
 
+class Running(Protocol):
+    """Rows that an engine has begun to compute."""
+
+    def advance(self, steps: int) -> bool:
+        """Compute up to so many more steps; tell whether that was all."""
+
+    def result(self) -> Prediction:
+        """Return the prediction, once `advance` has said that it is complete."""
+
+
 class EngineLike(Protocol):
-    """What the app needs of an engine; `service.engine.Engine` and the tests' fake have it."""
+    """What the app needs of an engine; `service.engine.Engine` and the tests' fake have it.
+
+    `begin`, `canary` and the methods of what is running are called from one thread at a time.
+    """
 
     @property
     def load_s(self) -> float:
         """Seconds from start to warm."""
 
     @property
-    def launch_work(self) -> int:
-        """Most rows x steps that a launch should hold."""
+    def costs(self) -> Costs:
+        """What launches cost, undisturbed."""
+
+    @property
+    def is_quick_to_call(self) -> bool:
+        """Whether a short call may be made on the event loop: it computes and never waits."""
 
     def describe(self) -> ModelInfo:
         """Return what is known about the model."""
 
-    def rollout(self, states: Array, actions: Array) -> Prediction:
-        """Predict: states [B, S], actions [B, H, A]. Called from one thread at a time."""
+    def begin(self, states: Array, actions: Array) -> Running:
+        """Take rows to compute: states [B, S], actions [B, H, A]."""
 
     def canary(self) -> None:
-        """Make one small real forward pass; raise if it fails. Same thread as `rollout`."""
+        """Make one small real forward pass; raise if it fails."""
 
     def vram(self) -> Mapping[str, int] | None:
         """Return bytes of device memory by kind; None without a GPU. Any thread."""

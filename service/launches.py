@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
 from service.interface import Array, Prediction
-from service.queues import Job, JobResult, Launch, Piece
+from service.jobs import Job, JobResult, Launch, Piece
 
 
 class BadOutputError(Exception):
@@ -29,12 +30,16 @@ def gather(launch: Launch) -> tuple[Array, Array]:
     )
 
 
-def checked(run: Callable[[Array, Array], Prediction], states: Array, actions: Array) -> Prediction:
-    """Run a launch and refuse an answer whose arrays do not belong to its rows."""
-    prediction = run(states, actions)
-    rows, horizon = actions.shape[:2]
+def checked(prediction: Prediction, launch: Launch) -> Prediction:
+    """Return a launch's prediction, knowing whether it is finite.
+
+    Raises:
+        BadOutputError: Its arrays do not belong to the launch's rows.
+    """
+    rows, horizon = launch.rows, launch.horizon
+    state_dim = launch.pieces[0].job.states.shape[1]
     expected = {
-        "states": (rows, horizon + 1, states.shape[1]),
+        "states": (rows, horizon + 1, state_dim),
         "rewards": (rows, horizon),
         "dones": (rows, horizon),
         "uncertainty": (rows,),
@@ -44,12 +49,13 @@ def checked(run: Callable[[Array, Array], Prediction], states: Array, actions: A
             raise BadOutputError(
                 f"{name} has shape {getattr(prediction, name).shape}, expected {shape}"
             )
-    return replace(prediction, is_finite=_is_finite(prediction))
+    return prediction if _is_finite(prediction) else replace(prediction, is_finite=False)
 
 
 def _is_finite(prediction: Prediction) -> bool:
+    # A sum of squares is one pass; if it is not finite, some number may only have been big.
     parts = (prediction.states, prediction.rewards, prediction.dones)
-    return all(bool(np.isfinite(part).all()) for part in parts)
+    return all(math.isfinite(np.vdot(x, x)) or bool(np.isfinite(x).all()) for x in parts)
 
 
 def joined(job: Job) -> JobResult:
@@ -75,6 +81,9 @@ def joined(job: Job) -> JobResult:
 
 def portions(launch: Launch, prediction: Prediction) -> Iterator[tuple[Piece, Prediction]]:
     """Give each piece its own rows, as views."""
+    if len(launch.pieces) == 1:
+        yield launch.pieces[0], prediction
+        return
     row = 0
     for piece in launch.pieces:
         rows = slice(row, row + piece.stop - piece.start)

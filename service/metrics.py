@@ -29,8 +29,8 @@ from prometheus_client.registry import Collector
 from models.safety import VERDICTS, Verdict
 from service.buckets import COUNTS, LATENCY_S, PROBABILITIES, UNCERTAINTIES, Buckets
 from service.interface import Array, ModelInfo
+from service.jobs import JobClass
 from service.observer import ENGINE_FAULTS, REJECTIONS
-from service.queues import JobClass
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 Registry = CollectorRegistry

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-REJECTIONS = ("queue_full", "expired", "cancelled", "draining", "engine_down")
+REJECTIONS = ("queue_full", "too_late", "expired", "cancelled", "draining", "engine_down")
 """Why a job got no answer: label values of the rejection counter."""
 
 ENGINE_FAULTS = ("exception", "bad_output", "non_finite", "out_of_memory", "canary")

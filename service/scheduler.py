@@ -1,10 +1,10 @@
-"""Jobs in, futures out: one task launches what waits, as soon as the engine is free.
+"""Jobs in, futures out: one task computes what waits, as soon as the engine is free.
 
 Work-conserving: no timer ever holds a job back. Every future is resolved exactly once: with a
 result, an error of the engine, its deadline, the engine's death, or shutdown.
 
-A safety check waits for at most one launch of another class (see `service.queues`), whose size is
-bounded by `launch_work`, and for the safety checks that came before it.
+A safety check waits for at most one slice of another class (see `service.queues`), which lasts
+about `preempt_after_s`, and for the safety checks that came before it.
 """
 
 from __future__ import annotations
@@ -16,34 +16,35 @@ from functools import partial
 
 import structlog
 
+from service.admission import Admission
 from service.errors import (
     DeadlineExceededError,
     EngineError,
-    OverloadedError,
     ServiceError,
     UnavailableError,
 )
-from service.interface import Array, Prediction
+from service.interface import Array, EngineLike, Prediction
+from service.jobs import Bounds, Job, JobClass, JobResult, Launch
 from service.launches import BadOutputError, checked, gather, joined, portions
 from service.observer import Observer
-from service.queues import Bounds, Job, JobClass, JobResult, Launch, Queues
+from service.queues import Queues
 from service.vitals import Vitals
-from service.worker import Ran, Worker, WorkerLike
+from service.worker import Worker, WorkerLike, timed
 
 log = structlog.get_logger()
 
 CANARY_ATTEMPTS = 3
+_DRAINING = "the service is shutting down"
 
 
 class Scheduler:
     """Bounded queues in front of one engine.
 
-    All state belongs to the event loop's thread; only `run` and `canary` are called elsewhere, by
-    the worker, one at a time.
+    All state belongs to the event loop's thread. The engine is called by one thread at a time: by
+    the worker, or for slices shorter than the worker's thread is worth, here.
 
     Args:
-        run: (states [B, S], actions [B, H, A]) -> prediction.
-        canary: Raises if the engine cannot make a forward pass.
+        engine: Begins launches, and knows what they cost.
         bounds: Limits.
         observer: Counts what happens.
         worker: Runs engine calls; a thread by default.
@@ -56,51 +57,48 @@ class Scheduler:
 
     def __init__(
         self,
-        run: Callable[[Array, Array], Prediction],
-        canary: Callable[[], None],
+        engine: EngineLike,
         bounds: Bounds,
         observer: Observer,
         *,
         worker: WorkerLike | None = None,
         timer: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._run = run
-        self._canary = canary
+        self._engine = engine
         self._observer = observer
         self._bounds = bounds
         self._worker = worker or Worker()
         self._timer = timer
-        self.queues = Queues(bounds)
+        self.queues = Queues(bounds, self._most_rows)
         self._live: set[Job] = set()
         self._seq = 0
-        self._running_work = 0
-        self._refusal: str | None = "the service is starting"
         self._is_canary_due = False
         self._canary_timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self.vitals = Vitals(timer)
+        self._admission = Admission(engine, self.queues, self.vitals, observer)
 
     async def start(self) -> None:
         """Start the worker and the launching task, and prove that the engine answers."""
         self._worker.start()
         await self._check()
-        self._refusal = None
+        self._admission.refusal = None
         self._task = asyncio.create_task(self._serve(), name="scheduler")
         self._task.add_done_callback(self._on_end)
         self._arm_canary()
 
     async def drain(self) -> None:
         """Refuse new jobs and wait until those accepted are resolved."""
-        self._refusal = "the service is shutting down"
+        self._admission.refusal = _DRAINING
         while self._live:
             await asyncio.wait([job.future for job in self._live])
             await asyncio.sleep(0)  # lets the futures' callbacks empty the set
 
     def give_up(self) -> None:
         """Refuse new jobs and resolve those accepted as unavailable, at once."""
-        self._refusal = "the service is shutting down"
-        self._fail_all("draining", self._refusal)
+        self._admission.refusal = _DRAINING
+        self._fail_all("draining", _DRAINING)
 
     async def close(self, timeout_s: float = 1.0) -> None:
         """Refuse new jobs, resolve those that are left as unavailable, end the worker.
@@ -138,49 +136,30 @@ class Scheduler:
             DeadlineExceededError.
 
         Raises:
-            OverloadedError: The queue of its class is full.
+            OverloadedError: The queue of its class is full, or its answer would be late.
             UnavailableError: The service is starting or draining, or the engine is down.
             DeadlineExceededError: `timeout_s` is not positive.
         """
-        self._admit(len(states), job_class, timeout_s)
+        rows, horizon = actions.shape[:2]
+        self._admission.check(rows, horizon, job_class, timeout_s)
         loop = asyncio.get_running_loop()
         self._seq += 1
-        job = Job(self._seq, job_class, states, actions, loop.create_future(), self._timer())
+        future: asyncio.Future[JobResult] = loop.create_future()
+        job = Job(self._seq, job_class, states, actions, rows, horizon, future, self._timer())
         job.timer = loop.call_later(timeout_s, self._expire, job, timeout_s)
-        job.future.add_done_callback(partial(self._release, job))
+        future.add_done_callback(partial(self._release, job))
         self._live.add(job)
         self.queues.add(job)
         self._wake.set()
-        return job.future
-
-    def _admit(self, rows: int, job_class: JobClass, timeout_s: float) -> None:
-        if self._refusal is not None:
-            self._observer.rejected("draining")
-            raise UnavailableError(self._refusal)
-        if not self.vitals.is_alive:
-            self._observer.rejected("engine_down")
-            raise UnavailableError("the engine is down")
-        if timeout_s <= 0:
-            self._observer.rejected("expired")
-            raise DeadlineExceededError("the deadline had passed on arrival")
-        if not self.queues.has_room(job_class, rows):
-            self._observer.rejected("queue_full")
-            raise OverloadedError(
-                f"the queue for {job_class} holds {self.queues.rows(job_class)} of "
-                f"{self.queues.capacity[job_class]} rows and has no room for {rows} more",
-                retry_after_s=self.backlog_s(job_class),
-            )
-
-    def backlog_s(self, job_class: JobClass) -> float:
-        """Return how long the work before a new job of this class takes, as far as known."""
-        return self.vitals.duration_s(self.queues.work_before(job_class) + self._running_work)
+        return future
 
     def _release(self, job: Job, future: asyncio.Future[JobResult]) -> None:
         """Free a resolved job's place, however it was resolved."""
         self._live.discard(job)
         if job.timer is not None:
             job.timer.cancel()
-        self.queues.remove(job)
+        if job.lane is not None:
+            self.queues.remove(job)
         if future.cancelled():
             self._observer.rejected("cancelled")
 
@@ -203,52 +182,78 @@ class Scheduler:
                 self._observer.rejected(reason)
 
     async def _serve(self) -> None:
-        """Launch what waits; sleep when nothing does."""
+        """Compute what waits, slice by slice; sleep when nothing does."""
         while True:
             launch = self.queues.next_launch()
             if launch is not None:
-                await self._launch(launch)
+                await self._advance(launch)
             if self._is_canary_due:
                 await self._check()
             elif launch is None:
                 self._wake.clear()
                 await self._wake.wait()
 
-    async def _launch(self, launch: Launch) -> None:
-        states, actions = gather(launch)
-        now = self._timer()
-        for piece in launch.pieces:
-            piece.job.started_s = now if piece.job.started_s is None else piece.job.started_s
-        self._running_work = actions.shape[0] * actions.shape[1]
-        ran = await self._worker.run(partial(checked, self._run, states, actions))
-        if ran.value is None:
-            self._blame(launch, ran)
+    async def _advance(self, launch: Launch) -> None:
+        """Compute a slice of a launch."""
+        costs = self._engine.costs
+        steps = costs.most_steps(self._bounds.preempt_after_s, launch.rows)
+        # At least one: a launch that did not fit the memory begins anew in halves.
+        steps = max(1, min(steps, launch.horizon - launch.taken))
+        expected_s = costs.launch_s(launch.rows, steps)
+        if launch.running is None:
+            now = self._timer()
+            for piece in launch.pieces:
+                piece.job.started_s = now if piece.job.started_s is None else piece.job.started_s
+        call = partial(self._compute, launch, steps)
+        if self._engine.is_quick_to_call and self.vitals.pace * expected_s <= self._bounds.inline_s:
+            ran = timed(call)
+            await asyncio.sleep(0)  # lets others in between slices
         else:
-            self.vitals.succeeded(self._running_work, ran.seconds)
-            self._observer.launched(len(states), len(launch.pieces))
-            self._deliver(launch, ran.value, ran.seconds)
-        self._running_work = 0
+            ran = await self._worker.run(call)
+        launch.seconds += ran.seconds
+        if ran.error is not None:
+            self._blame(launch, ran.error)
+            return
+        self.vitals.succeeded(expected_s, ran.seconds)
+        launch.taken += steps
+        if ran.value is not None:
+            self._deliver(launch, ran.value)
 
-    def _deliver(self, launch: Launch, prediction: Prediction, seconds: float) -> None:
+    def _compute(self, launch: Launch, steps: int) -> Prediction | None:
+        """Begin a launch or go on with it; return its prediction once it is complete."""
+        if launch.running is None:
+            states, actions = gather(launch)
+            launch.running = self._engine.begin(states, actions)
+        if not launch.running.advance(steps):
+            return None
+        return checked(launch.running.result(), launch)
+
+    def _most_rows(self, horizon: int) -> int:
+        return self._engine.costs.most_rows(self._bounds.preempt_after_s, horizon)
+
+    def _deliver(self, launch: Launch, prediction: Prediction) -> None:
         """Give each job its own rows; resolve those that are complete."""
+        self.queues.close(launch)
+        self._observer.launched(launch.rows, len(launch.pieces))
         for piece, part in portions(launch, prediction):
             job = piece.job
             if job.future.done():
                 continue
             job.parts.append(part)
-            job.compute_s += seconds
+            job.compute_s += launch.seconds
             job.launch_rows = max(job.launch_rows, launch.rows)
             if piece.stop == job.rows:
                 job.future.set_result(joined(job))
 
-    def _blame(self, launch: Launch, ran: Ran[Prediction]) -> None:
+    def _blame(self, launch: Launch, error: Exception) -> None:
         """Fail the job that broke a launch; if several were in it, find out which."""
-        kind = "bad_output" if isinstance(ran.error, BadOutputError) else "exception"
+        self.queues.close(launch)
+        kind = "bad_output" if isinstance(error, BadOutputError) else "exception"
         self._observer.engine_failed(kind)
         log.error(
             "launch failed",
             kind=kind,
-            error=repr(ran.error),
+            error=repr(error),
             job_class=launch.job_class,
             rows=launch.rows,
             requests=len(launch.pieces),
@@ -256,7 +261,7 @@ class Scheduler:
         if len(launch.pieces) > 1:
             self.queues.put_back(launch.pieces)
         else:
-            cause = type(ran.error).__name__
+            cause = type(error).__name__
             self._fail(launch.pieces[0].job, EngineError(f"the engine failed: {cause}"))
         self._is_canary_due = True
 
@@ -264,7 +269,7 @@ class Scheduler:
         """Try the engine; after repeated failures all that waits is answered."""
         self._is_canary_due = False
         for _ in range(CANARY_ATTEMPTS):
-            ran = await self._worker.run(self._canary)
+            ran = await self._worker.run(self._engine.canary)
             if ran.error is None:
                 self.vitals.succeeded()
                 self.vitals.is_alive = True

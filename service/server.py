@@ -10,11 +10,13 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import structlog
 import uvicorn
 
 from models.checkpoint import CheckpointError, load_checkpoint
+from models.native import compile_library
 from service.app import WorldModelApp, create_app
 from service.engine import Engine
 from service.errors import StartupError
@@ -42,7 +44,7 @@ def serve(settings: Settings) -> int:
     """
     configure_logging(settings.log_format, settings.log_level)
     with contextlib.closing(_listening_socket(settings.host, settings.port)) as listener:
-        engine = _loaded_engine(settings)
+        engine = loaded_engine(settings)
         engine.start()
         try:
             app = create_app(settings, engine, Registry())
@@ -76,7 +78,21 @@ def _listening_socket(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _loaded_engine(settings: Settings) -> Engine:
+def prepared_library(settings: Settings) -> Path:
+    """Return the file of the CPU's machine code, which is compiled if it is not there.
+
+    Raises:
+        NotCompiledError: There is no compiler, or no place to write.
+    """
+    return compile_library(settings.cache_dir.expanduser())
+
+
+def loaded_engine(settings: Settings) -> Engine:
+    """Return the engine that these settings ask for, not started.
+
+    Raises:
+        StartupError: The checkpoint cannot be loaded.
+    """
     try:
         checkpoint = load_checkpoint(settings.checkpoint, members=settings.members)
     except CheckpointError as exc:
@@ -85,8 +101,8 @@ def _loaded_engine(settings: Settings) -> Engine:
         checkpoint,
         device=settings.device,
         threads=settings.threads,
-        launch_work=settings.launch_work,
         vram_budget_bytes=settings.vram_budget_bytes,
+        library=partial(prepared_library, settings) if settings.compile else None,
     )
 
 

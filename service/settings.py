@@ -57,6 +57,17 @@ class Settings(BaseSettings):
         "above two some launch shapes may be dropped at the start because rows would lose their "
         "bits in them.",
     )
+    compile: bool = Field(
+        default=True,
+        description="Whether a CPU steps by machine code, many times faster. It is compiled at the "
+        "first start, in seconds, by a C++ compiler; without one, or if that fails, steps are "
+        "eager, with the same answers up to rounding.",
+    )
+    cache_dir: Path = Field(
+        default=Path("~/.cache/world-model-service"),
+        description="Folder that machine code is kept in, well under a MB. Whoever may write there "
+        "decides what code the service runs.",
+    )
     api_keys: SecretStr | None = Field(
         default=None,
         description="Comma separated keys, one of which every request must carry as "
@@ -74,9 +85,9 @@ class Settings(BaseSettings):
         default=64,
         ge=1,
         le=10_000,
-        description="Most steps of one sequence. Steps follow one another, so a launch lasts at "
-        "least as long as its horizon, and safety checks may wait for it; and trust falls: beyond "
-        "the evaluated horizon they are never `safe`.",
+        description="Most steps of one sequence. Steps follow one another, so time grows with the "
+        "horizon whatever else is done; and trust falls: beyond the evaluated horizon safety "
+        "checks are never `safe`.",
     )
     max_rows: int = Field(
         default=4096,
@@ -117,21 +128,20 @@ class Settings(BaseSettings):
         description="Most rows of rollouts that may wait; beyond it 429. Longer queues refuse "
         "fewer and let those accepted wait longer.",
     )
-    launch_work: int = Field(
-        default=0,
-        ge=0,
-        le=10_000_000,
-        description="Most rows x steps computed as one launch; bigger requests are split. 0 takes "
-        "512 on a CPU and 65536 on a GPU. This is the trade-off between planners and safety "
-        "monitors: bigger launches use the device better, but a safety check may have to wait for "
-        "a whole one.",
+    preempt_after_s: float = Field(
+        default=0.001,
+        gt=0,
+        le=10,
+        description="Seconds that the engine computes before it looks for more urgent work: what a "
+        "safety check may have to wait for. Launches hold as many rows as one step of them (on a "
+        "GPU: all their steps) fits into that; shorter makes launches small and costs throughput.",
     )
     max_passes: int = Field(
         default=8,
         ge=1,
         le=10_000,
-        description="How many launches in a row may pass over waiting work of a lower class "
-        "before it gets one. Higher favours safety checks and predictions under load; lower "
+        description="How many slices of computing in a row may pass over waiting work of a lower "
+        "class before it gets one. Higher favours safety checks and predictions under load; lower "
         "shares more evenly.",
     )
     canary_interval_s: float = Field(
@@ -186,11 +196,6 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
-        if 0 < self.launch_work < self.max_horizon:
-            raise ValueError(
-                f"launch_work ({self.launch_work}) must be at least max_horizon "
-                f"({self.max_horizon}), or one row would exceed a launch"
-            )
         for name in ("queue_rows_safety", "queue_rows_predict", "queue_rows_rollout"):
             if getattr(self, name) < self.max_rows:
                 raise ValueError(

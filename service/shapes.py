@@ -11,30 +11,29 @@ from service.interface import Array
 ROW_TILE = 8
 """The model pads to multiples of this itself (`models.rows.ROW_TILE`)."""
 
-LAUNCH_WORK = {"cpu": 512, "cuda": 65_536}
-"""Rows x steps of a launch unless a setting says otherwise. A CPU pays for every row, so a bigger
-launch makes a safety check wait longer; a GPU computes thousands of rows at once."""
-
-MAX_LAUNCH_ROWS = 4096
+MAX_CPU_ROWS = 512
 CUDA_SHAPES = (8, 64, 256, 1024, 4096)
+_FEW = (1, 2, 4)
 _PROBE_SEED = 20240229
 
 
-def launch_shapes(device_type: str, max_rows: int) -> list[int]:
+def launch_shapes(device_type: str, *, is_any: bool = False) -> list[int]:
     """Return the row counts that launches are padded to, ascending.
 
     A CPU pays for every padded row, so its shapes are dense; a GPU hardly does, and each of its
     shapes costs memory and warm-up.
+
+    Args:
+        device_type: "cpu" or "cuda".
+        is_any: Whether nothing is padded; then these are the launches that are timed.
     """
     if device_type == "cuda":
-        smaller = [shape for shape in CUDA_SHAPES if shape < max_rows]
-    else:
-        smaller, shape = [], ROW_TILE
-        while shape < max_rows:
-            smaller.append(shape)
-            # Four steps an octave, in whole tiles: at most a fifth of a launch is padding.
-            shape += max(ROW_TILE, (1 << (shape.bit_length() - 1)) // 4)
-    return [*smaller, -(-max_rows // ROW_TILE) * ROW_TILE]
+        return list(CUDA_SHAPES)
+    shapes = [*_FEW, ROW_TILE] if is_any else [ROW_TILE]
+    while shapes[-1] < MAX_CPU_ROWS:
+        # Four steps an octave, in whole tiles: at most a fifth of a launch is padding.
+        shapes.append(shapes[-1] + max(ROW_TILE, (1 << (shapes[-1].bit_length() - 1)) // 4))
+    return shapes
 
 
 def probe_rows(rows: int, steps: int, spec: Spec, limits: SafetyLimits) -> tuple[Array, Array]:

@@ -58,7 +58,7 @@ class Worker:
         future: asyncio.Future[Ran[T]] = loop.create_future()
 
         def report() -> None:
-            ran = _timed(call)
+            ran = timed(call)
             # The loop may be gone if the call outlived the service: nobody waits then.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(_resolve, future, ran)
@@ -77,7 +77,8 @@ class Worker:
             report()
 
 
-def _timed(call: Callable[[], T]) -> Ran[T]:
+def timed(call: Callable[[], T]) -> Ran[T]:
+    """Make a call, whatever comes of it."""
     started = time.perf_counter()
     try:
         value = call()

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.serving.workloads import Question, Workload, asked_rows
-from models.checkpoint import load_checkpoint
 from service.engine import Engine
+from service.server import loaded_engine
+from service.settings import Settings
 
 _WARM_UP = 3
 
@@ -20,7 +21,8 @@ _WARM_UP = 3
 @contextmanager
 def started_engine(checkpoint: Path) -> Iterator[Engine]:
     """Load and warm the engine as the service does, with one thread."""
-    engine = Engine(load_checkpoint(checkpoint), device="cpu", threads=1)
+    settings = Settings(checkpoint=checkpoint, device="cpu", threads=1)
+    engine = loaded_engine(settings)
     engine.start()
     try:
         yield engine

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import NamedTuple
 
-from service.queues import JobResult
+from service.jobs import JobResult
 
 
 class Pending(NamedTuple):

@@ -15,8 +15,8 @@ from models.safety import Verdict, assess, safest
 from service.bodies import BodyParser, Parsed
 from service.errors import EngineError
 from service.interface import ModelInfo, Prediction
+from service.jobs import JobClass, JobResult
 from service.metrics import Metrics
-from service.queues import JobClass, JobResult
 from service.routes.call import HotRoute, Pending
 from service.scheduler import Scheduler
 

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-import models
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.outcomes import crash_probability, expected_returns
+from service.engine import Engine
+from service.server import loaded_engine
+from service.settings import PRETRAINED, Settings
 from tests.test_end_to_end.conftest import Server, Start
 
-PRETRAINED = Path(models.__file__).parent / "pretrained"
 EPISODES = sorted((PRETRAINED / "episodes").glob("*.json"))
 HORIZON = 16
 
@@ -38,6 +39,31 @@ def client(server: Server) -> Iterator[httpx.Client]:
 @pytest.fixture(scope="module")
 def checkpoint() -> Checkpoint:
     return load_checkpoint(PRETRAINED)
+
+
+@pytest.fixture(scope="module")
+def engine(server: Server) -> Iterator[Engine]:
+    """What the served process computes with, called directly."""
+    threads = torch.get_num_threads()
+    engine = loaded_engine(Settings(device="cpu"))
+    engine.start()
+    yield engine
+    engine.close()
+    torch.set_num_threads(threads)
+
+
+def test_the_engine_says_what_the_ensemble_says(engine: Engine, checkpoint: Checkpoint) -> None:
+    document = episode(EPISODES[0])
+    states = float32(document["states"][:20])
+    actions = float32([document["actions"][t : t + HORIZON] for t in range(20)])
+
+    seen = engine.rollout(states, actions)
+
+    truth = checkpoint.ensemble.rollout(torch.from_numpy(states), torch.from_numpy(actions))
+    np.testing.assert_allclose(seen.states, truth.states, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(seen.rewards, truth.rewards, atol=1e-3)
+    np.testing.assert_allclose(seen.dones, truth.dones, rtol=1e-2, atol=1e-5)
+    np.testing.assert_allclose(seen.uncertainty, truth.uncertainty, rtol=1e-2, atol=1e-4)
 
 
 @cache
@@ -66,7 +92,7 @@ def test_the_bundle_holds_crashing_off_road_and_careful_episodes() -> None:
 
 @pytest.mark.parametrize("path", EPISODES, ids=lambda path: path.stem)
 def test_rollouts_over_http_equal_the_model_called_directly(
-    client: httpx.Client, checkpoint: Checkpoint, path: Path
+    client: httpx.Client, checkpoint: Checkpoint, engine: Engine, path: Path
 ) -> None:
     document = episode(path)
     for t in starts(document, 40):
@@ -87,32 +113,32 @@ def test_rollouts_over_http_equal_the_model_called_directly(
                 ],
             },
         ).json()
-        direct = checkpoint.ensemble.rollout(torch.tensor([state]), torch.tensor([actions]))
+        direct = engine.rollout(float32([state]), float32([actions]))
 
-        assert np.array_equal(float32(answer["states"]), direct.states[0].numpy())
-        assert np.array_equal(float32(answer["rewards"]), direct.rewards[0].numpy())
-        assert np.array_equal(float32(answer["dones"]), direct.dones[0].numpy())
-        assert np.array_equal(float32(answer["final_state"]), direct.states[0, -1].numpy())
-        assert np.float32(answer["uncertainty"]) == direct.uncertainty[0].item()
-        dones, rewards = direct.dones.numpy(), direct.rewards.numpy()
+        assert np.array_equal(float32(answer["states"]), direct.states[0])
+        assert np.array_equal(float32(answer["rewards"]), direct.rewards[0])
+        assert np.array_equal(float32(answer["dones"]), direct.dones[0])
+        assert np.array_equal(float32(answer["final_state"]), direct.states[0, -1])
+        assert np.float32(answer["uncertainty"]) == direct.uncertainty[0]
+        dones, rewards = direct.dones, direct.rewards
         assert answer["crash_probability"] == pytest.approx(crash_probability(dones)[0], rel=1e-6)
         assert answer["returns"] == pytest.approx(expected_returns(rewards, dones)[0], rel=1e-6)
         assert answer["model_version"] == checkpoint.version
 
 
 def test_a_batched_predict_equals_the_model_called_directly(
-    client: httpx.Client, checkpoint: Checkpoint
+    client: httpx.Client, engine: Engine
 ) -> None:
     document = episode(EPISODES[0])
     states, actions = document["states"][:33], document["actions"][:33]
     answer = client.post("/predict", json={"state": states, "action": actions}).json()
 
-    direct = checkpoint.ensemble.rollout(torch.tensor(states), torch.tensor(actions).unsqueeze(1))
+    direct = engine.rollout(float32(states), float32(actions)[:, None])
 
-    assert np.array_equal(float32(answer["next_state"]), direct.states[:, 1].numpy())
-    assert np.array_equal(float32(answer["reward"]), direct.rewards[:, 0].numpy())
-    assert np.array_equal(float32(answer["done"]), direct.dones[:, 0].numpy())
-    assert np.array_equal(float32(answer["uncertainty"]), direct.uncertainty.numpy())
+    assert np.array_equal(float32(answer["next_state"]), direct.states[:, 1])
+    assert np.array_equal(float32(answer["reward"]), direct.rewards[:, 0])
+    assert np.array_equal(float32(answer["done"]), direct.dones[:, 0])
+    assert np.array_equal(float32(answer["uncertainty"]), direct.uncertainty)
 
 
 def verdicts(client: httpx.Client, document: dict[str, Any], steps: range) -> list[dict[str, Any]]:
@@ -165,7 +191,7 @@ def test_careful_episodes_are_left_safe(client: httpx.Client, checkpoint: Checkp
 
 
 def test_64_concurrent_clients_get_their_own_answers_and_share_launches(
-    server: Server, checkpoint: Checkpoint
+    server: Server, engine: Engine
 ) -> None:
     pool = [
         (state, action)
@@ -174,10 +200,10 @@ def test_64_concurrent_clients_get_their_own_answers_and_share_launches(
     ][: 64 * 8]
     answers = asyncio.run(predict_concurrently(server.url, pool))
 
-    states, actions = (torch.tensor(column) for column in zip(*pool, strict=True))
-    direct = checkpoint.ensemble.rollout(states, actions.unsqueeze(1))
+    states, actions = (float32(column) for column in zip(*pool, strict=True))
+    direct = engine.rollout(states, actions[:, None])
     for row, answer in enumerate(answers):
-        assert np.array_equal(float32(answer["next_state"]), direct.states[row, 1].numpy()), row
+        assert np.array_equal(float32(answer["next_state"]), direct.states[row, 1]), row
     text = httpx.get(f"{server.url}/metrics").text
     launches = metric(text, "world_model_batch_requests_count")
     requests = metric(text, "world_model_batch_requests_sum")

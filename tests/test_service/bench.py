@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from service.queues import Bounds, JobClass, JobResult
+from service.jobs import Bounds, JobClass, JobResult
 from service.scheduler import Scheduler
 from tests.test_service.fakes import (
     FakeEngine,
@@ -14,6 +14,7 @@ from tests.test_service.fakes import (
     VirtualLoop,
     VirtualWorker,
     rows,
+    slow_costs,
 )
 
 SAFETY, PREDICT, ROLLOUT = JobClass
@@ -26,9 +27,7 @@ class Bench:
         self.engine = engine
         self.tally = Tally()
         parts = {name: options.pop(name) for name in ("worker", "timer") if name in options}
-        self.scheduler = Scheduler(
-            engine.rollout, engine.canary, Bounds(**options), self.tally, **parts
-        )
+        self.scheduler = Scheduler(engine, Bounds(**options), self.tally, **parts)
 
     def ask(
         self,
@@ -56,6 +55,8 @@ def simulate(play: Callable[[Bench, VirtualLoop], Awaitable[None]], **options: A
     """Run a play against a scheduler whose engine does 1,000 row-steps a second."""
     loop = VirtualLoop()
     engine = FakeEngine()
+    engine.costs = slow_costs(0.001)
+    options = {"preempt_after_s": 0.064, **options}
     worker = VirtualWorker(engine, work_per_s=1000)
     bench = Bench(engine, worker=worker, timer=loop.time, **options)
 

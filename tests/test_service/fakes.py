@@ -16,6 +16,7 @@ import numpy as np
 from models.safety import SafetyLimits
 from models.spec import Feature, Spec
 from service.app import WorldModelApp, create_app
+from service.costs import Costs
 from service.interface import Array, ModelInfo, Prediction
 from service.metrics import Registry
 from service.settings import Settings
@@ -79,6 +80,12 @@ def expected(states: Array, actions: Array) -> Prediction:
     )
 
 
+def slow_costs(row_step_s: float, most_rows: int = 128) -> Costs:
+    """Return costs in proportion to rows and steps."""
+    rows = tuple(range(1, most_rows + 1))
+    return Costs(rows, tuple(row_step_s * r for r in rows))
+
+
 class FakeEngine:
     """`service.interface.EngineLike` without a model."""
 
@@ -86,12 +93,15 @@ class FakeEngine:
         self.gate = threading.Event()
         self.gate.set()
         self.launches: list[tuple[int, int]] = []
+        self.slices: list[tuple[int, int]] = []
         self.seen: list[Array] = []
+        self.threads: set[str] = set()
         self.canaries = 0
         self.is_broken = False
+        self.is_quick_to_call = False
         self.change: Callable[[Prediction], Prediction] = lambda prediction: prediction
         self.load_s = 0.25
-        self.launch_work = 1024
+        self.costs = Costs((4096,), (0.0,))
         self.usage: Mapping[str, int] | None = None
         self.count_error: Callable[[str], None] = lambda kind: None
         self._entered = threading.Semaphore(0)
@@ -106,17 +116,21 @@ class FakeEngine:
     def report_errors_to(self, count: Callable[[str], None]) -> None:
         self.count_error = count
 
-    def rollout(self, states: Array, actions: Array) -> Prediction:
-        self.launches.append(actions.shape[:2])
+    def begin(self, states: Array, actions: Array) -> FakeRunning:
+        rows, horizon, _ = actions.shape
+        self.launches.append((rows, horizon))
         self.seen.append(states)
+        return FakeRunning(self, states, actions)
+
+    def advance(self, running: FakeRunning, steps: int) -> None:
+        rows, horizon, _ = running.actions.shape
+        self.slices.append((rows, min(steps, horizon - running.taken)))
+        self.threads.add(threading.current_thread().name)
         self._entered.release()
         if not self.gate.wait(PATIENCE_S):
             raise TimeoutError("nobody opened the gate")
-        if self.is_broken or (states[:, 0] == POISON).any():
+        if self.is_broken or (running.states[:, 0] == POISON).any():
             raise ArithmeticError("the fake engine was told to fail")
-        prediction = expected(states, actions)
-        prediction.states[states[:, 0] == DIVERGE, -1] = np.nan
-        return self.change(prediction)
 
     def canary(self) -> None:
         self.canaries += 1
@@ -130,9 +144,29 @@ class FakeEngine:
             raise TimeoutError("no canary ran")
 
     async def entered(self) -> None:
-        """Wait until one more launch has begun."""
+        """Wait until one more slice has begun."""
         if not await asyncio.to_thread(self._entered.acquire, timeout=PATIENCE_S):
-            raise TimeoutError("no launch began")
+            raise TimeoutError("no slice began")
+
+
+class FakeRunning:
+    """A launch of the fake engine, which counts its steps."""
+
+    def __init__(self, engine: FakeEngine, states: Array, actions: Array) -> None:
+        self._engine = engine
+        self.states = states
+        self.actions = actions
+        self.taken = 0
+
+    def advance(self, steps: int) -> bool:
+        self._engine.advance(self, steps)
+        self.taken += steps
+        return bool(self.taken >= self.actions.shape[1])
+
+    def result(self) -> Prediction:
+        prediction = expected(self.states, self.actions)
+        prediction.states[self.states[:, 0] == DIVERGE, -1] = np.nan
+        return self._engine.change(prediction)
 
 
 class Tally:
@@ -193,13 +227,13 @@ class VirtualWorker:
     def run(self, call: Callable[[], T]) -> asyncio.Future[Ran[T]]:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Ran[T]] = loop.create_future()
-        before = len(self._engine.launches)
+        before = len(self._engine.slices)
         try:
             value, error = call(), None
         except ArithmeticError as exc:
             value, error = None, exc
-        rows, horizon = self._engine.launches[-1] if len(self._engine.launches) > before else (1, 1)
-        seconds = rows * horizon / self._work_per_s
+        rows, steps = self._engine.slices[-1] if len(self._engine.slices) > before else (1, 1)
+        seconds = rows * steps / self._work_per_s
         loop.call_later(seconds, self._report, future, Ran(value, error, seconds))
         return future
 

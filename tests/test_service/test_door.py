@@ -13,8 +13,8 @@ from starlette.responses import JSONResponse
 from starlette.types import Message
 
 from service.errors import EngineError, OverloadedError
+from service.jobs import JobClass
 from service.metrics import Registry
-from service.queues import JobClass
 from service.routes.readiness import Readiness
 from service.vitals import Vitals
 from tests.test_service.fakes import FakeEngine, serving, until

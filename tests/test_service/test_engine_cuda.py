@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pynvml
 import pytest
 import torch
 
+from models.ensemble import EnsembleStep
+from models.rollouts import GraphedSteps
 from service.engine import Engine
-from service.interface import Array
 from service.vram import DeviceMemory
 from tests.test_service.test_engine import checkpoint, inputs, moody, row_bits
 
@@ -72,22 +72,40 @@ def test_the_memory_budget_is_enforced_and_reported(
     assert cuda["emptied"] == 1
 
 
-def test_memory_is_given_back_before_a_launch_is_split(
-    cuda: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def on_cpu(rows: Array, shape: int) -> torch.Tensor:
-        missing = np.zeros((shape - len(rows), *rows.shape[1:]), np.float32)
-        return torch.from_numpy(np.concatenate([rows, missing]))
-
-    ensemble, small = moody()
+def test_memory_is_given_back_before_a_launch_is_split(cuda: dict[str, Any]) -> None:
+    _, small = moody()
     small.start()
     small._device = torch.device("cuda", 0)
-    monkeypatch.setattr(small, "_to_device", on_cpu)
-    ensemble.fits_rows = 16
 
-    small.rollout(*inputs(32, 2))
+    small.free_memory(32)
 
     assert cuda["emptied"] == 1
+
+
+def test_on_a_gpu_launches_are_taken_whole_by_recorded_graphs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def on_cpu(step: EnsembleStep, rows: int, state_dim: int, action_dim: int) -> GraphedSteps:
+        return GraphedSteps(
+            step, rows, state_dim, action_dim, capture=lambda work: work, wait=lambda: None
+        )
+
+    monkeypatch.setattr("service.engine.GraphedSteps", on_cpu)
+    eager = Engine(checkpoint(), device="cpu", threads=1)
+    eager.start()
+    engine = Engine(checkpoint(), device="cpu", threads=1)
+    engine.start()
+    engine._device = torch.device("cuda", 0)
+    states, actions = inputs(20, 21)
+
+    begun = engine.begin(states, actions)
+    assert begun.advance(1)
+
+    truth = eager.rollout(states, actions)
+    assert [row_bits(begun.result(), k) for k in range(20)] == [
+        row_bits(truth, k) for k in range(20)
+    ]
+    assert not engine.is_quick_to_call
 
 
 def test_without_the_driver_the_device_wide_figures_are_absent(
@@ -136,7 +154,7 @@ def test_nvml_that_fails_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_a_row_has_the_same_bits_in_any_launch() -> None:
-    engine = Engine(checkpoint(), device="cuda", launch_work=1024)
+    engine = Engine(checkpoint(), device="cuda")
     engine.start()
     states, actions = inputs(300, 16)
     together = engine.rollout(states, actions)

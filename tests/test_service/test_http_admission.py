@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from service.errors import SERVICE_ERRORS
-from service.queues import JobClass
+from service.jobs import JobClass
 from tests.test_service.fakes import (
     ACTIONS,
     STATE,

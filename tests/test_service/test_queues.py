@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from service.queues import Bounds, Job, JobClass, Launch, Queues
+from service.jobs import Bounds, Job, JobClass, JobResult, Launch
+from service.queues import Queues
 
 SAFETY, PREDICT, ROLLOUT = JobClass
 
@@ -22,8 +23,11 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 class Line:
     """Queues with jobs that need nothing but their size."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, **bounds: int) -> None:
-        self.queues = Queues(Bounds(**bounds))  # type: ignore[arg-type]
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, launch_work: int = 1024, max_passes: int = 8
+    ) -> None:
+        bounds = Bounds(max_passes=max_passes)
+        self.queues = Queues(bounds, lambda horizon: max(1, launch_work // horizon))
         self._loop = loop
         self._seq = 0
 
@@ -31,13 +35,16 @@ class Line:
         self._seq += 1
         states = np.full((rows, 3), self._seq, np.float32)
         actions = np.zeros((rows, horizon, 2), np.float32)
-        job = Job(self._seq, job_class, states, actions, self._loop.create_future(), 0.0)
+        future: asyncio.Future[JobResult] = self._loop.create_future()
+        job = Job(self._seq, job_class, states, actions, rows, horizon, future, 0.0)
         self.queues.add(job)
         return job
 
     def next(self) -> Launch:
+        """Return the next launch, as if it took one slice."""
         launch = self.queues.next_launch()
         assert launch is not None
+        self.queues.close(launch)
         return launch
 
     def next_jobs(self) -> list[tuple[int, int, int]]:
@@ -172,3 +179,39 @@ def test_pieces_of_a_failed_launch_come_back_first_and_alone(
     line.queues.put_back(failed.pieces)
 
     assert [line.next_jobs() for _ in range(3)] == [[(1, 0, 1)], [(3, 0, 1)], [(4, 0, 1)]]
+
+
+def test_a_launch_stays_open_and_goes_on_until_it_is_closed(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    line = Line(loop, launch_work=4)
+    line.add(ROLLOUT)
+    line.add(ROLLOUT)
+    first = line.queues.next_launch()
+    assert first is not None
+    first.taken = 1
+
+    check = line.add(SAFETY)
+    urgent = line.queues.next_launch()
+
+    assert urgent is not None
+    assert [piece.job for piece in urgent.pieces] == [check]
+    line.queues.close(urgent)
+    assert line.queues.next_launch() is first
+    assert line.queues.work_before(ROLLOUT) == 3 + 4
+    line.queues.close(first)
+    second = line.queues.next_launch()
+    assert second is not None
+    assert second is not first
+
+
+def test_an_open_launch_that_nobody_waits_for_is_dropped(loop: asyncio.AbstractEventLoop) -> None:
+    line = Line(loop)
+    left, stays = line.add(ROLLOUT), line.add(PREDICT)
+    assert line.next().pieces[0].job is stays
+    begun = line.queues.next_launch()
+    assert begun is not None
+    assert begun.pieces[0].job is left
+    left.future.cancel()
+
+    assert line.queues.next_launch() is None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from service.errors import (
     OverloadedError,
     UnavailableError,
 )
-from service.queues import JobClass, JobResult
+from service.jobs import JobClass, JobResult
 from service.scheduler import CANARY_ATTEMPTS
 from tests.test_service.bench import Bench
 from tests.test_service.fakes import (
@@ -23,6 +24,7 @@ from tests.test_service.fakes import (
     expected,
     rows,
     same_bits,
+    slow_costs,
 )
 
 SAFETY, PREDICT, ROLLOUT = JobClass
@@ -76,29 +78,91 @@ async def test_concurrent_jobs_get_their_own_rows_of_one_launch(bench: Bench) ->
     assert all(result.launch_rows == 63 for result in results)
 
 
-async def test_a_big_job_is_rejoined_in_order(make: Callable[..., Awaitable[Bench]]) -> None:
-    bench = await make(launch_work=64)
+async def test_a_big_job_is_rejoined_in_order(
+    engine: FakeEngine, make: Callable[..., Awaitable[Bench]]
+) -> None:
+    engine.costs = slow_costs(0.001)
+    bench = await make(preempt_after_s=0.016)
     states, actions = rows(50, horizon=4)
 
     result = await bench.scheduler.submit(states, actions, job_class=ROLLOUT, timeout_s=20)
 
     assert same_bits(result.prediction, expected(states, actions))
-    assert (result.launches, bench.engine.launches) == (4, [(16, 4)] * 3 + [(2, 4)])
+    assert (result.launches, engine.launches) == (4, [(16, 4)] * 3 + [(2, 4)])
+    assert engine.slices == [(16, 1)] * 12 + [(2, 4)]
 
 
-async def test_a_safety_check_gets_in_between_the_pieces_of_a_big_job(
-    make: Callable[..., Awaitable[Bench]],
+async def test_a_safety_check_gets_in_between_the_steps_of_a_big_job(
+    engine: FakeEngine, make: Callable[..., Awaitable[Bench]]
 ) -> None:
-    bench = await make(launch_work=64)
-    bench.engine.gate.clear()
-    big = bench.ask(count=48)
-    await bench.engine.entered()
+    engine.costs = slow_costs(0.001)
+    bench = await make(preempt_after_s=0.016)
+    engine.gate.clear()
+    big = bench.ask(count=20)
+    await engine.entered()
     check = bench.ask(horizon=5, job_class=SAFETY)
-    bench.engine.gate.set()
+    engine.gate.set()
 
-    await asyncio.gather(big, check)
+    results = await asyncio.gather(big, check)
 
-    assert bench.engine.launches == [(16, 4), (1, 5), (16, 4), (16, 4)]
+    assert engine.slices == [(16, 1), (1, 5), (16, 1), (16, 1), (16, 1), (4, 4)]
+    assert same_bits(results[0].prediction, expected(*rows(20)))
+
+
+async def test_an_engine_that_cannot_be_left_gets_launches_that_fit_whole(
+    engine: FakeEngine, make: Callable[..., Awaitable[Bench]]
+) -> None:
+    engine.costs = replace(slow_costs(0.001), is_divisible=False)
+    bench = await make(preempt_after_s=0.016)
+
+    await bench.ask(count=10)
+
+    assert engine.slices == [(4, 4), (4, 4), (2, 4)]
+
+
+@pytest.mark.parametrize(
+    ("is_quick", "inline_s", "is_here"),
+    [(True, 0.01, True), (True, 0.001, False), (False, 0.01, False)],
+    ids=["short", "long", "an engine that waits"],
+)
+async def test_short_slices_are_computed_on_the_loop(
+    engine: FakeEngine,
+    make: Callable[..., Awaitable[Bench]],
+    is_quick: bool,
+    inline_s: float,
+    is_here: bool,
+) -> None:
+    engine.costs, engine.is_quick_to_call = slow_costs(0.001), is_quick
+    bench = await make(preempt_after_s=0.004, inline_s=inline_s)
+
+    await bench.ask()
+
+    assert engine.threads == {threading.current_thread().name if is_here else "engine"}
+
+
+async def test_what_would_come_too_late_is_refused_at_once(
+    engine: FakeEngine, make: Callable[..., Awaitable[Bench]]
+) -> None:
+    engine.costs = slow_costs(0.01)
+    bench = await make(preempt_after_s=0.01)
+    await bench.hold()
+    bench.ask(count=50, horizon=4)
+
+    with pytest.raises(OverloadedError, match=r"would take 2\.05 s, of which 2\.01 s") as caught:
+        bench.ask(timeout_s=1)
+
+    assert caught.value.retry_after_s == pytest.approx(1.05)
+    assert bench.tally.rejections == {"too_late": 1}
+    bench.ask(timeout_s=3)
+    bench.ask(job_class=SAFETY, timeout_s=1)
+
+
+async def test_a_job_too_long_for_its_deadline_is_tried_if_nothing_is_before_it(
+    engine: FakeEngine, bench: Bench
+) -> None:
+    engine.costs = slow_costs(10.0)
+
+    assert (await bench.ask(timeout_s=5)).launches == 1
 
 
 async def test_a_cancelled_job_never_runs_and_leaves_its_siblings_alone(bench: Bench) -> None:

@@ -20,7 +20,8 @@ from models.checkpoint import save_checkpoint
 from service.client import Client
 from service.engine import Engine
 from service.errors import StartupError
-from service.interface import Array, Prediction
+from service.interface import Array
+from service.progress import Progress
 from service.server import serve
 from service.settings import Settings
 from tests.test_service.test_engine import checkpoint
@@ -106,6 +107,7 @@ def test_a_whole_life_ends_with_zero(
             port=port,
             checkpoint=folder,
             device="cpu",
+            compile=False,
             threads=1,
             log_format="json",
             drain_delay_s=30.0,
@@ -126,15 +128,16 @@ def test_accepted_work_is_finished_or_answered_before_the_end(
     """One request outlasts the shutdown: it gets its 503, and the service still ends with 0."""
     gate, entered = threading.Event(), threading.Event()
     answers: list[httpx.Response] = []
-    rollout = Engine.rollout
+    begin = Engine.begin
 
-    def held(self: Engine, states: Array, actions: Array) -> Prediction:
+    def held(self: Engine, states: Array, actions: Array) -> Progress:
         if actions.shape[1] == 3:
             entered.set()
             gate.wait(20)
-        return rollout(self, states, actions)
+        return begin(self, states, actions)
 
-    monkeypatch.setattr(Engine, "rollout", held)
+    monkeypatch.setattr(Engine, "begin", held)
+    monkeypatch.setattr(Engine, "is_quick_to_call", False)
 
     def visitor() -> None:
         wait_ready(port).close()
@@ -152,6 +155,7 @@ def test_accepted_work_is_finished_or_answered_before_the_end(
             port=port,
             checkpoint=folder,
             device="cpu",
+            compile=False,
             threads=1,
             log_level="error",
             drain_delay_s=0.0,

@@ -59,11 +59,6 @@ def test_every_setting_has_a_default_and_explains_itself() -> None:
         ),
         ({"prot": 1}, "There is no setting 'prot'."),
         (
-            {"launch_work": 64, "max_horizon": 65},
-            "Bad settings: launch_work (64) must be at least max_horizon (65), or one row would "
-            "exceed a launch.",
-        ),
-        (
             {"queue_rows_safety": 10},
             "Bad settings: queue_rows_safety (10) must be at least max_rows (4096), or the "
             "biggest request could never be accepted.",

@@ -10,7 +10,7 @@ import pytest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.door import Door
-from service.queues import JobClass
+from service.jobs import JobClass
 from service.wire import Wire
 from tests.test_service.fakes import (
     DIVERGE,

@@ -1,0 +1,258 @@
+"""Rollouts that can be left between steps, and gone on with later."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.ensemble import SUMMARY_EXTRAS, EnsembleStep
+from models.native import NativeSteps
+
+Floats = NDArray[np.float32]
+Step = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""`EnsembleStep.forward`, or what does the same."""
+
+
+class Rollout(Protocol):
+    """Rows on their way."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all steps are taken."""
+
+    def advance(self, steps: int) -> None:
+        """Take up to so many more steps."""
+
+    def summaries(self) -> Floats:
+        """Return [H, B, S + 4] once complete; see `models.ensemble.split_summary`."""
+
+
+class NativeRollout:
+    """Steps taken by machine code on the CPU.
+
+    Args:
+        steps: Of all members.
+        states: [B, S].
+        actions: [H, B, A].
+    """
+
+    def __init__(self, steps: NativeSteps, states: Floats, actions: Floats) -> None:
+        rows, dim = states.shape
+        self._steps = steps
+        self._carried = np.empty((steps.member_count, rows, dim), np.float32)
+        self._carried[:] = states
+        self._log_alive = np.zeros((steps.member_count, rows), np.float32)
+        self._actions = np.ascontiguousarray(actions, np.float32)
+        self._summaries = np.empty((len(actions), rows, dim + SUMMARY_EXTRAS), np.float32)
+        self._carry = self._carried.ctypes.data, self._log_alive.ctypes.data
+        self._given = self._actions.ctypes.data, self._summaries.ctypes.data
+        self._taken = 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all steps are taken."""
+        return self._taken == len(self._actions)
+
+    def advance(self, steps: int) -> None:
+        """Take up to so many more steps."""
+        horizon, rows, _ = self._actions.shape
+        steps = min(steps, horizon - self._taken)
+        actions, summaries = (
+            address + self._taken * array.strides[0]
+            for address, array in zip(self._given, (self._actions, self._summaries), strict=True)
+        )
+        self._steps.take(steps, rows, *self._carry, actions, summaries)
+        self._taken += steps
+
+    def summaries(self) -> Floats:
+        """Return [H, B, S + 4] once complete."""
+        return self._summaries
+
+
+class SteppedRollout:
+    """Steps called one by one: what a CPU does without machine code.
+
+    Args:
+        step: Takes one.
+        carry: What the first step takes beside the action.
+        actions: [H, B, A].
+    """
+
+    def __init__(self, step: Step, carry: tuple[Tensor, Tensor], actions: Tensor) -> None:
+        self._step = step
+        self._carry = carry
+        self._actions = actions
+        self._summaries: list[Tensor] = []
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all steps are taken."""
+        return len(self._summaries) == len(self._actions)
+
+    def advance(self, steps: int) -> None:
+        """Take up to so many more steps."""
+        taken = len(self._summaries)
+        with torch.inference_mode():
+            for action in self._actions[taken : taken + steps]:
+                states, log_alive, summary = self._step(*self._carry, action)
+                self._carry = states, log_alive
+                self._summaries.append(summary)
+
+    def summaries(self) -> Floats:
+        """Return [H, B, S + 4] once complete."""
+        stacked: Floats = torch.stack(self._summaries).numpy()
+        return stacked
+
+
+Replay = Callable[[], None]
+Capture = Callable[[Callable[[], None]], Replay]
+"""From work on fixed tensors to a call that does it again."""
+
+_STRIDES = (16, 8, 4, 2, 1)
+"""Steps that one graph takes. Any horizon is a few of them, the usual one of 16 is one."""
+
+
+def cuda_capture(work: Callable[[], None]) -> Replay:
+    """Record work as a CUDA graph; the first runs, on a stream beside, choose its kernels."""
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            work()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
+
+
+class GraphedSteps:
+    """Rollouts of one number of rows as recorded graphs: no host between steps.
+
+    One copy in, one copy out and one wait for every `_STRIDES[0]` steps. The tensors are fixed, so
+    one rollout must be complete before the next begins.
+
+    Args:
+        step: All members' step, its weights on the device.
+        rows: B.
+        state_dim: S.
+        action_dim: A.
+        capture: Records.
+        wait: Returns when the device has done all it was given.
+    """
+
+    def __init__(
+        self,
+        step: EnsembleStep,
+        rows: int,
+        state_dim: int,
+        action_dim: int,
+        capture: Capture = cuda_capture,
+        wait: Callable[[], None] = torch.cuda.synchronize,
+    ) -> None:
+        device, longest = step.stacked.state_scale.device, _STRIDES[0]
+        is_pinned = device.type == "cuda"
+        self._step = step
+        self._wait = wait
+        self._shapes = (rows, state_dim), (longest, rows, action_dim)
+        numbers = rows * (state_dim + longest * action_dim)
+        self._host_in = torch.zeros(numbers, pin_memory=is_pinned)
+        self._device_in = torch.zeros(numbers, device=device)
+        columns = state_dim + SUMMARY_EXTRAS
+        self._host_out = torch.zeros(longest, rows, columns, pin_memory=is_pinned)
+        self._device_out = torch.zeros(longest, rows, columns, device=device)
+        self._carry = step.begin(torch.zeros(rows, state_dim, device=device))
+        self._taken = torch.zeros(longest, rows, action_dim, device=device)
+        self._given = torch.zeros_like(self._device_out)
+        with torch.inference_mode():
+            self._replays = {k: capture(partial(self._take, k)) for k in _STRIDES}
+
+    def rollout(self, state: Tensor, actions: Tensor) -> Tensor:
+        """Take all steps.
+
+        Args:
+            state: [B, S] on the CPU.
+            actions: [H, B, A] on the CPU.
+
+        Returns:
+            [H, B, S + 4] on the CPU.
+        """
+        longest = _STRIDES[0]
+        host_state, host_actions = self._parts(self._host_in)
+        device_state, device_actions = self._parts(self._device_in)
+        host_state.copy_(state)
+        given = []
+        for first in range(0, len(actions), longest):
+            part = actions[first : first + longest]
+            host_actions[: len(part)].copy_(part)
+            self._device_in.copy_(self._host_in, non_blocking=True)
+            if first == 0:
+                self._carry[0].copy_(device_state.expand_as(self._carry[0]))
+                self._carry[1].zero_()
+            self._replay(device_actions, len(part))
+            self._host_out.copy_(self._device_out, non_blocking=True)
+            self._wait()
+            given.append(self._host_out[: len(part)].clone())
+        return torch.cat(given)
+
+    def _parts(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """Return states and actions as views of the memory that is copied at once."""
+        state, actions = self._shapes
+        return numbers[: state[0] * state[1]].view(state), numbers[state[0] * state[1] :].view(
+            actions
+        )
+
+    def _replay(self, actions: Tensor, steps: int) -> None:
+        done = 0
+        for stride in _STRIDES:
+            while steps - done >= stride:
+                self._taken[:stride].copy_(actions[done : done + stride])
+                self._replays[stride]()
+                self._device_out[done : done + stride].copy_(self._given[:stride])
+                done += stride
+
+    def _take(self, stride: int) -> None:
+        """Do what is recorded: `stride` steps on the fixed tensors."""
+        states, log_alive = self._carry
+        for k in range(stride):
+            states, log_alive, summary = self._step(states, log_alive, self._taken[k])
+            self._given[k].copy_(summary)
+        self._carry[0].copy_(states)
+        self._carry[1].copy_(log_alive)
+
+
+class WholeRollout:
+    """One rollout taken whole, however few steps are asked for: on a GPU it is short.
+
+    Args:
+        graphs: Of as many rows.
+        state: [B, S].
+        actions: [H, B, A].
+    """
+
+    def __init__(self, graphs: GraphedSteps, state: Tensor, actions: Tensor) -> None:
+        self._graphs = graphs
+        self._state = state
+        self._actions = actions
+        self._summaries: Tensor | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all steps are taken."""
+        return self._summaries is not None
+
+    def advance(self, steps: int) -> None:
+        """Take all steps."""
+        self._summaries = self._graphs.rollout(self._state, self._actions)
+
+    def summaries(self) -> Floats:
+        """Return [H, B, S + 4] once complete."""
+        assert self._summaries is not None
+        summaries: Floats = self._summaries.numpy()
+        return summaries

@@ -1,0 +1,55 @@
+"""What launches cost, as measured at warm-up."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Durations of launches, undisturbed.
+
+    Attributes:
+        rows: Launch shapes, ascending.
+        step_s: Seconds of one step of a launch of each shape, with its share of the copies.
+        is_divisible: Whether a launch can be left between steps and gone on with later.
+    """
+
+    rows: tuple[int, ...]
+    step_s: tuple[float, ...]
+    is_divisible: bool = True
+
+    def launch_s(self, rows: int, steps: int) -> float:
+        """Return how long so many steps of so many rows take, in as many launches as needed."""
+        whole, rest = divmod(rows, self.rows[-1])
+        seconds = whole * steps * self.step_s[-1]
+        if rest:
+            seconds += steps * self.step_s[bisect_left(self.rows, rest)]
+        return seconds
+
+    def work_s(self, work: int) -> float:
+        """Return how long so many rows x steps take in launches of the best shape."""
+        return work * self._best_s
+
+    @cached_property
+    def _best_s(self) -> float:
+        return min(s / rows for rows, s in zip(self.rows, self.step_s, strict=True))
+
+    def most_rows(self, seconds: float, horizon: int) -> int:
+        """Return the rows of the biggest launch that occupies the engine for no longer at once.
+
+        Where launches can be left between steps, that is one step; else the whole horizon. The
+        smallest shape always may.
+        """
+        steps = 1 if self.is_divisible else horizon
+        fitting = (r for r in reversed(self.rows) if self.launch_s(r, steps) <= seconds)
+        return next(fitting, self.rows[0])
+
+    def most_steps(self, seconds: float, rows: int) -> int:
+        """Return the steps that a launch of so many rows may take before it can be left."""
+        if not self.is_divisible:
+            return 1 << 30
+        step_s = self.step_s[min(bisect_left(self.rows, rows), len(self.rows) - 1)]
+        return max(1, int(seconds / step_s)) if step_s else 1 << 30

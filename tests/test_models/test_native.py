@@ -1,0 +1,241 @@
+"""Machine code beside the model that it is made of."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from models import native
+from models.checkpoint import Architecture, load_checkpoint
+from models.ensemble import EnsembleRollout, WorldModelEnsemble, split_summary
+from models.native import NativeSteps, NotCompiledError, compile_library, library_file
+from models.rollouts import Floats, NativeRollout
+from models.spec import anonymous_spec, highway_spec
+from models.world_model import WorldModel
+from service.settings import PRETRAINED
+
+HIGHWAY = highway_spec()
+
+
+def highway_rows(rows: int, horizon: int, seed: int = 0) -> tuple[Floats, Floats]:
+    """Return states and actions over the whole of their ranges, some neighbours absent."""
+    rng = np.random.default_rng(seed)
+    low, high = (np.array([getattr(f, x) for f in HIGHWAY.state]) for x in ("low", "high"))
+    states = rng.uniform(low, high, (rows, HIGHWAY.state_dim))
+    presences = [HIGHWAY.state_index(slot.presence) for slot in slots()]
+    states[:, presences] = rng.integers(0, 2, (rows, len(presences)))
+    low, high = (np.array([getattr(f, x) for f in HIGHWAY.action]) for x in ("low", "high"))
+    actions = rng.uniform(low, high, (rows, horizon, HIGHWAY.action_dim))
+    return states.astype(np.float32), actions.astype(np.float32)
+
+
+def slots() -> tuple[Any, ...]:
+    assert HIGHWAY.geometry is not None
+    return HIGHWAY.geometry.slots
+
+
+def told(steps: NativeSteps, states: Floats, actions: Floats, *slices: int) -> EnsembleRollout:
+    rollout = NativeRollout(steps, states, actions.swapaxes(0, 1))
+    for count in slices or (actions.shape[1],):
+        rollout.advance(count)
+    assert rollout.is_complete
+    parts = split_summary(torch.from_numpy(rollout.summaries()))
+    after, rewards, dones, disagreement, spread = (x.transpose(0, 1) for x in parts)
+    start = torch.from_numpy(states).unsqueeze(1)
+    return EnsembleRollout(
+        torch.cat([start, after], 1), rewards, dones, disagreement, spread.amax(1)
+    )
+
+
+def trained_like(ensemble: WorldModelEnsemble) -> WorldModelEnsemble:
+    """Set every buffer to something of its own: what is left out must show."""
+    generator = torch.Generator().manual_seed(7)
+
+    def some(like: torch.Tensor, low: float, high: float) -> torch.Tensor:
+        return low + (high - low) * torch.rand(like.shape, generator=generator)
+
+    for member in ensemble.members:
+        for name, low, high in (
+            ("state_mean", -1.0, 1.0),
+            ("state_scale", 5.0, 30.0),
+            ("delta_scale", 0.01, 0.1),
+            ("reward_mean", -1.0, 1.0),
+            ("reward_scale", 0.5, 2.0),
+            ("done_scale", 0.5, 1.5),
+            ("done_shift", -3.0, -1.0),
+        ):
+            member.get_buffer(name).copy_(some(member.get_buffer(name), low, high))
+    return ensemble.eval().requires_grad_(False)
+
+
+def ensemble_of(make: Callable[[], WorldModel], members: int = 3) -> WorldModelEnsemble:
+    torch.manual_seed(0)
+    return trained_like(WorldModelEnsemble.from_members([make() for _ in range(members)]))
+
+
+MODELS: dict[str, Callable[[], WorldModel]] = {
+    "kinematics": lambda: Architecture(hidden_dims=(48, 40), kinematics=True).build(HIGHWAY),
+    "geometry": lambda: Architecture(hidden_dims=(256, 256, 64)).build(HIGHWAY),
+    "plain": lambda: Architecture(hidden_dims=(32,)).build(anonymous_spec(34, 3)),
+    "relu": lambda: Architecture(hidden_dims=(64, 32), activation="relu").build(HIGHWAY),
+    "tanh": lambda: Architecture(hidden_dims=(64, 32), activation="tanh").build(HIGHWAY),
+    "no residual": lambda: WorldModel(34, 3, (24, 32), residual=False),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("members", [1, 3])
+def test_it_says_what_the_ensemble_says(library: Path, name: str, members: int) -> None:
+    ensemble = ensemble_of(MODELS[name], members)
+    states, actions = highway_rows(37, 6)
+
+    seen = told(NativeSteps(library, ensemble), states, actions)
+
+    truth = ensemble.rollout(torch.from_numpy(states), torch.from_numpy(actions))
+    torch.testing.assert_close(seen.states, truth.states, rtol=2e-5, atol=2e-4)
+    torch.testing.assert_close(seen.rewards, truth.rewards, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(seen.dones, truth.dones, rtol=2e-3, atol=1e-6)
+    torch.testing.assert_close(seen.disagreement, truth.disagreement, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(seen.uncertainty, truth.uncertainty, rtol=1e-4, atol=1e-5)
+
+
+def test_the_bundled_model_agrees_over_the_whole_horizon(library: Path) -> None:
+    loaded = load_checkpoint(PRETRAINED)
+    states, actions = highway_rows(64, 16, seed=1)
+
+    seen = told(NativeSteps(library, loaded.ensemble), states, actions)
+
+    truth = loaded.ensemble.rollout(torch.from_numpy(states), torch.from_numpy(actions))
+    torch.testing.assert_close(seen.states, truth.states, rtol=1e-4, atol=2e-3)
+    torch.testing.assert_close(seen.dones, truth.dones, rtol=1e-2, atol=1e-5)
+    torch.testing.assert_close(seen.uncertainty, truth.uncertainty, rtol=1e-3, atol=1e-4)
+
+
+def test_a_row_has_the_same_bits_in_any_company_and_any_slices(library: Path) -> None:
+    steps = NativeSteps(library, ensemble_of(MODELS["kinematics"]))
+    states, actions = highway_rows(45, 5)
+    whole = told(steps, states, actions)
+    threads = told(
+        NativeSteps(library, ensemble_of(MODELS["kinematics"]), threads=3), states, actions
+    )
+
+    for first, last in ((0, 1), (3, 10), (7, 8), (20, 45), (44, 45)):
+        part = told(steps, states[first:last], actions[first:last], 2, 1, 9)
+        for name in ("states", "rewards", "dones", "disagreement", "uncertainty"):
+            assert torch.equal(getattr(part, name), getattr(whole, name)[first:last]), name
+            assert torch.equal(getattr(threads, name), getattr(whole, name)), name
+
+
+@pytest.mark.parametrize("activation", ["elu", "relu", "tanh"])
+def test_activations_are_exact_to_a_few_units_in_the_last_place(
+    library: Path, activation: str
+) -> None:
+    """The decoder of an identity network shows what an activation makes of each number."""
+    model = WorldModel(32, 3, (32,), activation, residual=False)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        first, second = model.encoder[0], model.dynamics[0]
+        assert isinstance(first, torch.nn.Linear)
+        assert isinstance(second, torch.nn.Linear)
+        first.weight.copy_(torch.eye(32))
+        second.weight[:, :32] = torch.eye(32)
+        model.decoder.weight.copy_(torch.eye(32))
+    values = np.concatenate(
+        [x * np.geomspace(1e-6, 120, 4096, dtype=np.float32) for x in (-1, 1)]
+    ).reshape(-1, 32)
+
+    ensemble = WorldModelEnsemble.from_members([model.eval().requires_grad_(False)])
+    seen = told(NativeSteps(library, ensemble), values, np.zeros((len(values), 1, 3), np.float32))
+
+    act = {"elu": torch.nn.ELU(), "relu": torch.nn.ReLU(), "tanh": torch.nn.Tanh()}[activation]
+    truth = act(act(torch.from_numpy(values).double()))
+    torch.testing.assert_close(seen.states[:, 1].double(), truth, rtol=1e-6, atol=1e-12)
+
+
+def test_numbers_that_are_not_finite_stay_in_their_row(library: Path) -> None:
+    steps = NativeSteps(library, ensemble_of(MODELS["kinematics"]))
+    states, actions = highway_rows(20, 3)
+    clean = told(steps, states, actions)
+    states[4, 0], states[11, 7] = np.nan, np.inf
+
+    seen = told(steps, states, actions)
+
+    others = [row for row in range(20) if row not in (4, 11)]
+    assert torch.equal(seen.states[others], clean.states[others])
+    assert not seen.states[[4, 11], 1:].isfinite().all(-1).any()
+
+
+def test_the_library_is_compiled_once_and_named_by_source_and_processor(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = library.parent
+    made_at = library.stat().st_mtime_ns
+
+    assert compile_library(folder) == library
+    assert library.stat().st_mtime_ns == made_at
+    assert list(folder.iterdir()) == [library]
+    monkeypatch.setattr(native, "_processor", lambda: "another")
+    assert library_file(folder) != library
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        (subprocess.CalledProcessError(1, "c++", stderr="no such option\n"), "no such option"),
+        (subprocess.TimeoutExpired("c++", 300), "more than 300 s"),
+    ],
+    ids=["refused", "too slow"],
+)
+def test_a_compiler_that_fails_says_why_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception, message: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise failure
+
+    monkeypatch.setattr(subprocess, "run", fail)
+
+    with pytest.raises(NotCompiledError, match=message):
+        compile_library(tmp_path)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_compiler_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+
+    with pytest.raises(NotCompiledError, match="no C\\+\\+ compiler"):
+        compile_library(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(NotCompiledError, match=r"cannot write into .*file"):
+        compile_library(tmp_path / "file" / "cache")
+
+
+def test_a_broken_library_is_refused(tmp_path: Path) -> None:
+    broken = tmp_path / "steps.so"
+    broken.write_bytes(b"not a library")
+
+    with pytest.raises(NotCompiledError, match="cannot be loaded"):
+        NativeSteps(broken, ensemble_of(MODELS["plain"]))
+
+
+def test_without_the_kernels_list_of_abilities_others_are_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def absent(self: Path) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", absent)
+
+    assert isinstance(native._processor(), str)
