@@ -144,7 +144,7 @@ def _installed(candidates: list[Candidate]) -> tuple[list[Candidate], dict[str, 
 
 
 def _heading(servers: list[Candidate], options: Options, wrk: str) -> str:
-    own = ("fastapi", "uvicorn", "uvloop", "httptools", "orjson")
+    own = ("fastapi", "uvicorn", "uvloop", "httptools", "orjson", "pysimdjson")
     ours = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in own)
     rivals = [installed_version(x.requirements) for x in servers if x.requirements is not None]
     return (

@@ -7,8 +7,13 @@ import math
 import numpy as np
 import pytest
 
-from tests.test_service.test_bodies import ACTION, STATE, parsed, refused
+from service.errors import InvalidRequestError
+from tests.test_service.test_bodies import ACTION, PARSER, STATE, parsed, refused
 
+RAGGED = [
+    b'{"state":[1,2,3],"actions":[[0,0],[0],[0,0,0]]}',
+    b'{"state":[1,2,3],"actions":[[[0,0],[0,0,0]],[[0],[0,0]]]}',
+]
 LARGEST = 3.4028235677973362e38  # of those that round to the largest float32
 
 
@@ -28,11 +33,52 @@ def test_ranges_are_those_of_doubles(count: int) -> None:
     assert refused("rollout", body).details[0]["field"] == f"actions[{count - 1}][1]"
 
 
-@pytest.mark.parametrize("letters", [b"", b"u" * 100, b"f" * 100], ids=["few", "u", "f"])
-@pytest.mark.parametrize("word", [b"true", b"false"])
-def test_a_boolean_is_found_however_many_letters_a_body_has(word: bytes, letters: bytes) -> None:
-    body = b'{"state": [1, 2, %s], "actions": [[0, 0]], "outputs": ["%s"]}' % (word, letters)
-    swapped = b'{"outputs": ["%s"], "state": [1, 2, %s], "actions": [[0, 0]]}' % (letters, word)
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"state":[1,-2.5,3],"action":[0.5,1]}',
+        b'{ "state" : [ 1 , -2.5e0 ,\n 3.0 ] , "action" : [ 0.5 , 1 ] }',
+        b'{"action": [[0.5, 1], [0.5, 1]], "state": [[1, -2.5, 3], [1, -2.5, 3]]}',
+    ],
+    ids=["dense", "blanks", "batch"],
+)
+def test_plain_bodies_never_take_the_slow_way(monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
+    monkeypatch.setattr("service.bodies.read_slowly", None)
 
-    assert refused("rollout", body).details[0]["field"] == "state[2]"
-    assert refused("rollout", swapped).details[0]["field"] == "state[2]"
+    for _ in range(3):  # a parser must be free again
+        assert PARSER.predict(body).states[0].tolist() == [1.0, -2.5, 3.0]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"state": [9, 9, 9], "state": [1, -2.5, 3], "action": [0.5, 1]}',
+        b'{"st\\u0061te": [1, -2.5, 3], "action": [0.5, 1]}',
+        b'{"state": [1.0000000000000000000000000, -2.5, 3], "action": [0.5, 1]}',
+    ],
+    ids=["a field twice", "an escaped name", "many digits"],
+)
+def test_unusual_bodies_say_what_json_says(body: bytes) -> None:
+    parsed = PARSER.predict(body)
+
+    assert (parsed.states.tolist(), parsed.actions.tolist()) == ([[1.0, -2.5, 3.0]], [[[0.5, 1.0]]])
+
+
+def test_whole_numbers_of_any_size_are_read() -> None:
+    parsed = PARSER.predict(b'{"state": [%d, 2, 3], "action": [0.5, 1]}' % 10**30)
+
+    assert parsed.states[0, 0] == np.float32(1e30)
+
+
+@pytest.mark.parametrize("body", RAGGED, ids=str)
+def test_lists_of_other_lengths_that_add_up_are_refused(body: bytes) -> None:
+    """Their numbers alone would fill the right shape."""
+    with pytest.raises(InvalidRequestError, match=r"has 1 action features|has 3 action features"):
+        PARSER.rollout(body)
+
+
+def test_a_name_that_looks_like_a_field_hides_nothing() -> None:
+    fields = rb'"state":[1,2,3],"actions":[[0,0],[0],[0,0,0]]'
+    body = rb'{"outputs":["\"actions\":[[,],[,],[,]]"],' + fields + b"}"
+
+    assert refused("rollout", body).details[0]["field"] == "actions[1]"
