@@ -5,6 +5,8 @@
 // are one call. Every output of a layer is its bias plus its products in the order of the inputs,
 // and everything else is computed row by row: a row's bits do not depend on the rows beside it.
 
+#include <poll.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -13,16 +15,18 @@
 
 namespace {
 
-typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
-
-constexpr int kLanes = 16;
-constexpr int kPanel = 2 * kLanes;  // columns of weights that are packed together
 #ifdef __AVX512F__
+constexpr int kLanes = 16;
 constexpr int kTile = 8;  // rows whose sums fit the registers
 #else
-constexpr int kTile = 3;
+constexpr int kLanes = 8;  // GCC keeps wider vectors in memory
+constexpr int kTile = 2;
 #endif
+constexpr int kPanel = 32;  // columns of weights that are packed together
+constexpr int kParts = kPanel / kLanes;
+
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));
 
 Floats load(const float* from) {
   Floats values;
@@ -80,23 +84,23 @@ struct Layer {
 template <int kRows>
 void panel(const float* x, int64_t stride, const Layer& layer, const float* weights,
            const float* biases, float* y) {
-  Floats sums[kRows][2];
+  Floats sums[kRows][kParts];
   for (int r = 0; r < kRows; ++r) {
-    sums[r][0] = load(biases);
-    sums[r][1] = load(biases + kLanes);
+    for (int p = 0; p < kParts; ++p) sums[r][p] = load(biases + p * kLanes);
   }
   for (int k = 0; k < layer.inputs; ++k) {
-    const Floats left = load(weights), right = load(weights + kLanes);
+    Floats part[kParts];
+    for (int p = 0; p < kParts; ++p) part[p] = load(weights + p * kLanes);
     weights += kPanel;
     for (int r = 0; r < kRows; ++r) {
       const Floats value = all(x[r * stride + k]);
-      sums[r][0] += value * left;
-      sums[r][1] += value * right;
+      for (int p = 0; p < kParts; ++p) sums[r][p] += value * part[p];
     }
   }
   for (int r = 0; r < kRows; ++r) {
-    store(y + r * stride, activate(sums[r][0], layer.activation));
-    store(y + r * stride + kLanes, activate(sums[r][1], layer.activation));
+    for (int p = 0; p < kParts; ++p) {
+      store(y + r * stride + p * kLanes, activate(sums[r][p], layer.activation));
+    }
   }
 }
 
@@ -375,6 +379,11 @@ void combine(const Model& m, const float* states, int64_t member_stride, const f
   summary[dim + 3] = (squares + reward_squares) / (dim + 1);
 }
 
+bool is_readable(int32_t file) {
+  pollfd asked = {file, POLLIN, 0};
+  return file >= 0 && poll(&asked, 1, 0) > 0;
+}
+
 int64_t stride_of(const Model& m) {
   int widest = m.latent_dim + m.state_dim + 2 * (m.slots + 2) + m.action_dim;
   const Layer* layers = m.member[0].layers;
@@ -386,15 +395,17 @@ int64_t stride_of(const Model& m) {
 
 }  // namespace
 
-// Takes steps.
+// Takes the steps from `begin` to `end`, and returns the one that comes next. That is `end`, or an
+// earlier one if the file descriptor `watched` is readable by then; below 0, none is watched.
 //   states     [members][rows][state_dim], in place
 //   log_alive  [members][rows], in place
-//   actions    [steps][rows][action_dim]
-//   summaries  [steps][rows][state_dim + 4], written
+//   actions    [horizon][rows][action_dim]
+//   summaries  [horizon][rows][state_dim + 4], written
 // Row r of each is that of the whole launch; `first` and `count` tell which ones to compute.
-extern "C" void world_model_steps(const Model* model, int32_t steps, int32_t rows, int32_t first,
-                                  int32_t count, float* states, float* log_alive,
-                                  const float* actions, float* summaries) {
+extern "C" int32_t world_model_steps(const Model* model, int32_t begin, int32_t end, int32_t rows,
+                                     int32_t first, int32_t count, float* states,
+                                     float* log_alive, const float* actions, float* summaries,
+                                     int32_t watched) {
   const Model& m = *model;
   const int dim = m.state_dim, columns = dim + 4;
   Scratch scratch(stride_of(m), count);
@@ -403,7 +414,8 @@ extern "C" void world_model_steps(const Model* model, int32_t steps, int32_t row
   for (int e = 0; e < m.members; ++e) {
     std::copy_n(log_alive + int64_t(e) * rows + first, count, alive.data() + e * count);
   }
-  for (int step = 0; step < steps; ++step) {
+  int step = begin;
+  while (step < end) {
     const float* now = actions + (int64_t(step) * rows + first) * m.action_dim;
     for (int e = 0; e < m.members; ++e) {
       member_step(m, m.member[e], count, now, states + (int64_t(e) * rows + first) * dim,
@@ -414,8 +426,11 @@ extern "C" void world_model_steps(const Model* model, int32_t steps, int32_t row
               logits.data() + r, count, alive.data() + r,
               summaries + (int64_t(step) * rows + first + r) * columns);
     }
+    ++step;
+    if (step < end && is_readable(watched)) break;
   }
   for (int e = 0; e < m.members; ++e) {
     std::copy_n(alive.data() + e * count, count, log_alive + int64_t(e) * rows + first);
   }
+  return step;
 }

@@ -38,6 +38,7 @@ _PANEL = 32
 _ACTIVATIONS = {"relu": 1, "elu": 2, "tanh": 3}
 
 Floats = NDArray[np.float32]
+Addresses = tuple[int, ...]
 
 
 class NotCompiledError(Exception):
@@ -99,8 +100,8 @@ class NativeSteps:
             self._call = ctypes.CDLL(str(library)).world_model_steps
         except (OSError, AttributeError) as exc:
             raise NotCompiledError(f"{library} cannot be loaded: {exc}") from exc
-        self._call.restype = None
-        self._call.argtypes = [_POINTER, *[_INT] * 4, *[_POINTER] * 4]
+        self._call.restype = _INT
+        self._call.argtypes = [_POINTER, *[_INT] * 5, *[_POINTER] * 4, _INT]
         members = list(ensemble.members)
         self.member_count, self.state_dim = len(members), members[0].state_dim
         self._pool = ThreadPoolExecutor(threads, "steps") if threads > 1 else None
@@ -109,29 +110,50 @@ class NativeSteps:
         self._model = self._packed(members)
         self._address = ctypes.addressof(self._model)
 
-    def take(self, steps: int, rows: int, *addresses: int) -> None:
+    def take(self, begin: int, end: int, rows: int, addresses: Addresses, watched: int = -1) -> int:
         """Take steps of all rows; see `world_model_steps` in native.cpp.
 
         Args:
-            steps: K.
+            begin: First step.
+            end: The step after the last one.
             rows: B.
             addresses: Of states [E, B, S] and log survival [E, B], both changed in place; of
-                actions [K, B, A]; and of summaries [K, B, S + 4], which are written.
-        """
-        if self._pool is None or rows < self._threads:
-            self._take(steps, rows, 0, rows, *addresses)
-            return
-        bounds = [rows * k // self._threads for k in range(self._threads + 1)]
-        parts = [
-            self._pool.submit(self._take, steps, rows, first, last - first, *addresses)
-            for first, last in itertools.pairwise(bounds)
-        ]
-        for part in parts:
-            part.result()
+                actions [H, B, A]; and of summaries [H, B, S + 4], which are written.
+            watched: File descriptor; when it is readable, no further step is begun. None if -1.
 
-    def _take(self, steps: int, rows: int, first: int, count: int, *addresses: int) -> None:
+        Returns:
+            The step that comes next.
+        """
+        if self._pool is None or rows < self._threads * _FEWEST_ROWS:
+            return self._take(begin, end, rows, (0, rows), addresses, watched)
+        bounds = [rows * k // self._threads for k in range(self._threads + 1)]
+        shares = list(itertools.pairwise(bounds))
+        parts = [
+            self._pool.submit(self._take, begin, end, rows, share, addresses, watched)
+            for share in shares
+        ]
+        reached = [part.result() for part in parts]
+        # They look at different moments; those behind catch up.
+        for share, step in zip(shares, reached, strict=True):
+            if step < max(reached):
+                self._take(step, max(reached), rows, share, addresses, -1)
+        return max(reached)
+
+    def _take(
+        self,
+        begin: int,
+        end: int,
+        rows: int,
+        share: tuple[int, int],
+        addresses: Addresses,
+        watched: int,
+    ) -> int:
+        first, last = share
         # ctypes lets go of the interpreter for the whole call.
-        self._call(self._address, steps, rows, first, count, *addresses)
+        step: int = self._call(
+            self._address, begin, end, rows, first, last - first, *addresses, watched
+        )
+        return step
 
     def _packed(self, members: Sequence[WorldModel]) -> _Model:
         first = members[0]
@@ -216,6 +238,9 @@ _CAR = (
     "grip_mps2",
     "max_steering_rad",
 )
+_FEWEST_ROWS = 16
+"""Fewer are not worth another thread."""
+
 _INT, _FLOAT, _POINTER = ctypes.c_int32, ctypes.c_float, ctypes.c_void_p
 
 

@@ -26,8 +26,13 @@ class Rollout(Protocol):
     def is_complete(self) -> bool:
         """Whether all steps are taken."""
 
-    def advance(self, steps: int) -> None:
-        """Take up to so many more steps."""
+    def advance(self, steps: int, watched: int = -1) -> int:
+        """Take up to so many more steps, at least one; return how many.
+
+        Args:
+            steps: At most.
+            watched: File descriptor; when it is readable, those who can stop early. None if -1.
+        """
 
     def summaries(self) -> Floats:
         """Return [H, B, S + 4] once complete; see `models.ensemble.split_summary`."""
@@ -50,8 +55,8 @@ class NativeRollout:
         self._log_alive = np.zeros((steps.member_count, rows), np.float32)
         self._actions = np.ascontiguousarray(actions, np.float32)
         self._summaries = np.empty((len(actions), rows, dim + SUMMARY_EXTRAS), np.float32)
-        self._carry = self._carried.ctypes.data, self._log_alive.ctypes.data
-        self._given = self._actions.ctypes.data, self._summaries.ctypes.data
+        arrays = self._carried, self._log_alive, self._actions, self._summaries
+        self._addresses = tuple(array.ctypes.data for array in arrays)
         self._taken = 0
 
     @property
@@ -59,16 +64,12 @@ class NativeRollout:
         """Whether all steps are taken."""
         return self._taken == len(self._actions)
 
-    def advance(self, steps: int) -> None:
-        """Take up to so many more steps."""
+    def advance(self, steps: int, watched: int = -1) -> int:
+        """Take up to so many more steps, at least one; stop early if a file is readable."""
         horizon, rows, _ = self._actions.shape
-        steps = min(steps, horizon - self._taken)
-        actions, summaries = (
-            address + self._taken * array.strides[0]
-            for address, array in zip(self._given, (self._actions, self._summaries), strict=True)
-        )
-        self._steps.take(steps, rows, *self._carry, actions, summaries)
-        self._taken += steps
+        taken, end = self._taken, min(self._taken + steps, horizon)
+        self._taken = self._steps.take(taken, end, rows, self._addresses, watched)
+        return self._taken - taken
 
     def summaries(self) -> Floats:
         """Return [H, B, S + 4] once complete."""
@@ -95,7 +96,7 @@ class SteppedRollout:
         """Whether all steps are taken."""
         return len(self._summaries) == len(self._actions)
 
-    def advance(self, steps: int) -> None:
+    def advance(self, steps: int, watched: int = -1) -> int:
         """Take up to so many more steps."""
         taken = len(self._summaries)
         with torch.inference_mode():
@@ -103,6 +104,7 @@ class SteppedRollout:
                 states, log_alive, summary = self._step(*self._carry, action)
                 self._carry = states, log_alive
                 self._summaries.append(summary)
+        return len(self._summaries) - taken
 
     def summaries(self) -> Floats:
         """Return [H, B, S + 4] once complete."""
@@ -247,9 +249,10 @@ class WholeRollout:
         """Whether all steps are taken."""
         return self._summaries is not None
 
-    def advance(self, steps: int) -> None:
+    def advance(self, steps: int, watched: int = -1) -> int:
         """Take all steps."""
         self._summaries = self._graphs.rollout(self._state, self._actions)
+        return len(self._actions)
 
     def summaries(self) -> Floats:
         """Return [H, B, S + 4] once complete."""

@@ -44,8 +44,8 @@ DOCS_PATHS = ("/docs", "/openapi.json")
 ENDPOINTS = (*HOT_PATHS, "/model", *HEALTH_PATHS, *DOCS_PATHS)
 """Every route template, in the order of the docs."""
 
-_INLINE_S = 0.003
-"""Slices up to this are computed on the event loop."""
+_INLINE_S = 0.01
+"""Slices up to this are computed on the event loop; timers wait for them, input does not."""
 
 
 class WorldModelApp(FastAPI):

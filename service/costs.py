@@ -47,9 +47,11 @@ class Costs:
         fitting = (r for r in reversed(self.rows) if self.launch_s(r, steps) <= seconds)
         return next(fitting, self.rows[0])
 
-    def most_steps(self, seconds: float, rows: int) -> int:
-        """Return the steps that a launch of so many rows may take before it can be left."""
-        if not self.is_divisible:
-            return 1 << 30
-        step_s = self.step_s[min(bisect_left(self.rows, rows), len(self.rows) - 1)]
-        return max(1, int(seconds / step_s)) if step_s else 1 << 30
+    def most_steps(self, seconds: float, rows: int, horizon: int) -> int:
+        """Return the steps that so many rows may take in that time; at least the least there are.
+
+        Where launches cannot be left between steps, that is a whole horizon.
+        """
+        least = 1 if self.is_divisible else horizon
+        least_s = least * self.step_s[min(bisect_left(self.rows, rows), len(self.rows) - 1)]
+        return least * max(1, int(seconds / least_s)) if least_s else 1 << 30

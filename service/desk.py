@@ -6,7 +6,6 @@ brings the others, and sends its errors by the same replies.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ import orjson
 import structlog
 
 from service.errors import EngineError, ServiceError
-from service.jobs import JobResult
+from service.jobs import JobResult, Outcome
 from service.metrics import Metrics
 from service.policy import Headers, Policy, request_id_of
 from service.routes.call import HotRoute, Pending
@@ -98,26 +97,27 @@ class Errand:
     def start(self, body: bytes) -> None:
         """Queue the job, now that the whole body is there."""
         try:
-            self._pending = self._route(body, self._timeout_s)
+            self._pending = self._route(body, self._timeout_s, self._finish)
         except Exception as exc:  # noqa: BLE001 (the app's last resort, see `failure`)
             self._respond(failure(exc, request_id_of(self._headers), self._path))
-        else:
-            self._pending.future.add_done_callback(self._finish)
 
     def cancel(self) -> None:
         """Free the job's place; the reply is None then. After the reply, do nothing."""
         if self._pending is not None:
-            self._pending.future.cancel()
+            self._pending.cancel()
 
-    def _finish(self, future: asyncio.Future[JobResult]) -> None:
-        assert self._pending is not None
-        if future.cancelled():
+    def _finish(self, outcome: Outcome) -> None:
+        # The job knows this errand: without a cycle nothing is left to the garbage collector.
+        pending, self._pending = self._pending, None
+        if outcome is None:
             self._respond(None)
             return
+        assert pending is not None
         request_id = request_id_of(self._headers)
         try:
-            result = future.result()
-            reply = _success(self._pending.answer(result), request_id, result)
+            if isinstance(outcome, ServiceError):
+                raise outcome
+            reply = _success(pending.answer(outcome), request_id, outcome)
         except Exception as exc:  # noqa: BLE001 (the app's last resort, see `failure`)
             reply = failure(exc, request_id, self._path)
         self._respond(reply)

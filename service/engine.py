@@ -90,12 +90,13 @@ class Engine:
         self._native: NativeSteps | None = None
         self._graphs: dict[int, GraphedSteps] = {}
         self.costs = Costs((ROW_TILE,), (0.0,))
+        self._is_cpu = True
         self.load_s = 0.0
 
     @property
     def is_quick_to_call(self) -> bool:
         """Whether a short call may be made on the event loop: it computes and never waits."""
-        return self._device.type == "cpu"
+        return self._is_cpu
 
     @property
     def shapes(self) -> tuple[int, ...]:
@@ -117,6 +118,7 @@ class Engine:
         torch.backends.cudnn.allow_tf32 = False
         self._device = _pick_device(self._wanted_device)
         try:
+            self._is_cpu = self._device.type == "cpu"
             self._checkpoint.ensemble.to(self._device).eval().requires_grad_(False)
             self._step = self._checkpoint.ensemble.step()
             if self._device.type == "cuda":
@@ -158,14 +160,16 @@ class Engine:
             metrics=checkpoint.metrics,
         )
 
-    def begin(self, states: Array, actions: Array) -> Progress:
+    def begin(self, states: Array, actions: Array, part_rows: int) -> Progress:
         """Take rows; nothing is computed yet.
 
         Args:
             states: [B, S].
             actions: [B, H, A].
+            part_rows: Rows that take their steps together, before the next ones do; at most those
+                of the biggest shape.
         """
-        return Progress(self, states, actions)
+        return Progress(self, states, actions, min(part_rows, self.shapes[-1]))
 
     def rollout(self, states: Array, actions: Array) -> Prediction:
         """Predict B rows over H steps in one go.
@@ -176,9 +180,9 @@ class Engine:
         Raises:
             RuntimeError: The device failed, or not even the smallest launch fits its memory.
         """
-        progress = self.begin(states, actions)
-        while not progress.advance(actions.shape[1]):
-            pass
+        progress = self.begin(states, actions, self.shapes[-1])
+        while not progress.is_complete:
+            progress.advance(actions.shape[1])
         return progress.result()
 
     def canary(self) -> None:

@@ -64,11 +64,20 @@ class ModelInfo:
 class Running(Protocol):
     """Rows that an engine has begun to compute."""
 
-    def advance(self, steps: int) -> bool:
-        """Compute up to so many more steps; tell whether that was all."""
+    @property
+    def is_complete(self) -> bool:
+        """Whether all rows have taken all their steps."""
+
+    def advance(self, steps: int, watched: int = -1) -> int:
+        """Compute up to so many more steps; return how many.
+
+        Args:
+            steps: At most.
+            watched: File descriptor; when it is readable, those who can stop early. None if -1.
+        """
 
     def result(self) -> Prediction:
-        """Return the prediction, once `advance` has said that it is complete."""
+        """Return the prediction, once it is complete."""
 
 
 class EngineLike(Protocol):
@@ -92,8 +101,14 @@ class EngineLike(Protocol):
     def describe(self) -> ModelInfo:
         """Return what is known about the model."""
 
-    def begin(self, states: Array, actions: Array) -> Running:
-        """Take rows to compute: states [B, S], actions [B, H, A]."""
+    def begin(self, states: Array, actions: Array, part_rows: int) -> Running:
+        """Take rows to compute: states [B, S], actions [B, H, A].
+
+        Args:
+            states: Start of each row.
+            actions: Of each row.
+            part_rows: Rows that take their steps together, before the next ones do.
+        """
 
     def canary(self) -> None:
         """Make one small real forward pass; raise if it fails."""

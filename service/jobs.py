@@ -1,14 +1,14 @@
-"""What is queued and computed: jobs, pieces of them, launches, and the lanes they wait in."""
+"""What is queued and computed: jobs, launches, and the lanes that jobs wait in."""
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
+from service.errors import ServiceError
 from service.interface import Array, Prediction, Running
 
 
@@ -42,21 +42,23 @@ class Bounds:
 
 
 class JobResult(NamedTuple):
-    """A job's own rows of the predictions, and what it took.
+    """A job's own rows of a prediction, and what it took.
 
     Attributes:
         prediction: The job's rows, in its order.
-        queue_s: From submission to the start of its first launch.
-        compute_s: Time in launches.
-        launches: How many launches it took part in.
-        launch_rows: Rows of the largest of them, those of other jobs included.
+        queue_s: From submission to the start of its launch.
+        compute_s: Time in its launch.
+        launch_rows: Rows of the launch, those of other jobs included.
     """
 
     prediction: Prediction
     queue_s: float
     compute_s: float
-    launches: int
     launch_rows: int
+
+
+Outcome = JobResult | ServiceError | None
+"""How a job ended; None if it was cancelled."""
 
 
 @dataclass(eq=False, slots=True)
@@ -67,14 +69,15 @@ class Job:
         seq: Order of arrival.
         states: [B, S].
         actions: [B, H, A].
-        rows: B, of the whole job.
+        rows: B.
         horizon: H.
-        future: Resolved exactly once, whatever happens.
-        submitted_s: When it came, on the timer for durations.
-        timer: Answers it when its deadline passes.
-        taken: Rows handed to launches so far.
-        lane: Where its rows wait; None if none do.
+        respond: Gets the outcome, exactly once, whatever happens.
+        submitted_s: When it came, on the clock for durations.
+        deadline_s: When it must be answered, on the loop's clock.
+        timeout_s: How long that was from submission.
+        lane: Where it waits; None if it does not.
         is_alone: Whether it was in a launch that failed and must be launched by itself.
+        is_done: Whether it has its outcome.
     """
 
     seq: int
@@ -83,58 +86,50 @@ class Job:
     actions: Array
     rows: int
     horizon: int
-    future: asyncio.Future[JobResult]
-    submitted_s: float
-    timer: asyncio.TimerHandle | None = None
-    taken: int = 0
+    respond: Callable[[Outcome], None]
+    submitted_s: float = 0.0
+    deadline_s: float = 0.0
+    timeout_s: float = 0.0
     lane: Lane | None = None
-    is_alone: bool = False
     started_s: float | None = None
-    compute_s: float = 0.0
-    launch_rows: int = 0
-    parts: list[Prediction] = field(default_factory=list)
-
-    @property
-    def waiting_rows(self) -> int:
-        """Rows not yet handed to a launch."""
-        return self.rows - self.taken
-
-
-class Piece(NamedTuple):
-    """Rows `start` to `stop` of a job."""
-
-    job: Job
-    start: int
-    stop: int
+    is_alone: bool = False
+    is_done: bool = False
 
 
 @dataclass(eq=False, slots=True)
 class Launch:
-    """Pieces of jobs of one class and horizon, computed together in slices.
+    """Jobs of one class and horizon, computed together in slices.
 
     Attributes:
+        part_rows: Rows that take their steps together; a launch of more goes part by part.
         running: What the engine has begun; None before the first slice.
-        taken: Steps computed.
+        taken: Steps computed, of all parts.
         seconds: Time in slices.
     """
 
     job_class: JobClass
-    pieces: list[Piece]
+    jobs: list[Job]
     rows: int
     horizon: int
+    part_rows: int
     running: Running | None = None
     taken: int = 0
     seconds: float = 0.0
 
     @property
+    def steps_left(self) -> int:
+        """Steps of all parts that are left; at least one, for parts may have to be halved."""
+        return max(1, self.horizon * -(-self.rows // self.part_rows) - self.taken)
+
+    @property
     def work(self) -> int:
         """Rows x steps that are left."""
-        return self.rows * max(0, self.horizon - self.taken)
+        return min(self.rows * self.horizon, self.steps_left * self.part_rows)
 
     @property
     def is_abandoned(self) -> bool:
         """Whether nobody waits for it any more."""
-        return all(piece.job.future.done() for piece in self.pieces)
+        return all(job.is_done for job in self.jobs)
 
 
 class Lane:

@@ -17,10 +17,6 @@ from service.shapes import ROW_TILE
 class Launcher(Protocol):
     """What an engine does for those whose rows it takes."""
 
-    @property
-    def shapes(self) -> tuple[int, ...]:
-        """Row counts of launches, ascending."""
-
     def launch(self, states: Array, actions: Array) -> Rollout:
         """Lay out as many rows as fit the biggest shape."""
 
@@ -38,46 +34,66 @@ class Progress:
         launcher: Computes them.
         states: [B, S].
         actions: [B, H, A].
+        part_rows: Rows of a part.
     """
 
-    def __init__(self, launcher: Launcher, states: Array, actions: Array) -> None:
+    def __init__(self, launcher: Launcher, states: Array, actions: Array, part_rows: int) -> None:
         self._launcher = launcher
-        most = launcher.shapes[-1]
         self._parts = deque(
-            (states[start : start + most], actions[start : start + most])
-            for start in range(0, len(states), most)
+            (states[start : start + part_rows], actions[start : start + part_rows])
+            for start in range(0, len(states), part_rows)
         )
         self._rollout: Rollout | None = None
         self._predicted: list[Prediction] = []
+        self._last_taken = 0
 
-    def advance(self, steps: int) -> bool:
-        """Compute up to so many more steps; tell whether that was all.
+    @property
+    def is_complete(self) -> bool:
+        """Whether all rows have taken all their steps."""
+        return not self._parts
+
+    def advance(self, steps: int, watched: int = -1) -> int:
+        """Compute up to so many more steps, of one part after the other; return how many.
+
+        Args:
+            steps: At most.
+            watched: File descriptor; when it is readable, a CPU stops early. None if -1.
 
         Raises:
             RuntimeError: The device failed, or not even the smallest launch fits its memory.
         """
-        if self._launcher.fits(partial(self._compute, steps)):
-            return not self._parts
+        taken = 0
+        while taken < steps and self._parts:
+            asked = steps - taken
+            if self._launcher.fits(partial(self._compute, asked, watched)):
+                taken += self._last_taken
+                if self._rollout is not None:
+                    break
+            else:
+                self._halve()
+        return taken
+
+    def _compute(self, steps: int, watched: int) -> None:
+        states, actions = self._parts[0]
+        if self._rollout is None:
+            self._rollout = self._launcher.launch(states, actions)
+        self._last_taken = self._rollout.advance(steps, watched)
+        if self._rollout.is_complete:
+            self._predicted.append(_prediction(states, self._rollout.summaries()))
+            self._parts.popleft()
+            self._rollout = None
+
+    def _halve(self) -> None:
+        """Begin the present part anew, in halves."""
         self._rollout = None
         states, actions = self._parts[0]
         self._launcher.free_memory(len(states))
         half = -(-len(states) // (2 * ROW_TILE)) * ROW_TILE
         self._parts[0] = states[half:], actions[half:]
         self._parts.appendleft((states[:half], actions[:half]))
-        return False
-
-    def _compute(self, steps: int) -> None:
-        states, actions = self._parts[0]
-        if self._rollout is None:
-            self._rollout = self._launcher.launch(states, actions)
-        self._rollout.advance(steps)
-        if self._rollout.is_complete:
-            self._predicted.append(_prediction(states, self._rollout.summaries()))
-            self._parts.popleft()
-            self._rollout = None
 
     def result(self) -> Prediction:
-        """Return all rows, once `advance` has said that they are complete."""
+        """Return all rows, once they are complete."""
         parts = self._predicted
         if len(parts) == 1:
             return parts[0]

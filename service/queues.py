@@ -1,7 +1,7 @@
 """What waits, and what is computed next. No tasks, no clocks: the scheduler owns both.
 
-A launch holds jobs of one class and one horizon, as many rows as the engine may be occupied with
-at once. It is computed in slices; between two of them another class may get its turn.
+A launch holds whole jobs of one class and one horizon, as many rows as the engine may be occupied
+with at once. It is computed in slices; between two of them another class may get its turn.
 
 - Safety goes before predict, predict before rollout. No launch mixes classes, so a launch made
   for a safety check is never filled up with planner rows.
@@ -11,15 +11,15 @@ at once. It is computed in slices; between two of them another class may get its
   waits, such a slice may only follow one of safety checks. Hence, between the arrival of a
   safety check and the start of the safety checks then waiting, at most one slice of another
   class is computed: the one in progress at its arrival, or one that was owed.
-- A job bigger than a launch is split by rows and keeps its place at the front of its class.
+- A job bigger than a launch may be is one all the same: it is computed part by part.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from service.jobs import Bounds, Job, JobClass, Lane, Launch, Piece
+from service.jobs import Bounds, Job, JobClass, Lane, Launch
 
 
 class Queues:
@@ -27,7 +27,7 @@ class Queues:
 
     Args:
         bounds: Limits.
-        most_rows: Horizon -> most rows of a launch.
+        most_rows: Horizon -> most rows that take their steps together.
     """
 
     def __init__(self, bounds: Bounds, most_rows: Callable[[int], int]) -> None:
@@ -65,10 +65,9 @@ class Queues:
         if jobs is None:
             jobs = lane.by_horizon[job.horizon] = OrderedDict()
         jobs[job.seq] = job
-        rows = job.rows - job.taken
         lane.jobs += 1
-        lane.rows += rows
-        lane.work += rows * job.horizon
+        lane.rows += job.rows
+        lane.work += job.rows * job.horizon
 
     def remove(self, job: Job) -> None:
         """Take a job out; nothing happens if it does not wait."""
@@ -79,23 +78,19 @@ class Queues:
         del same_horizon[job.seq]
         if not same_horizon:
             del lane.by_horizon[job.horizon]
-        rows = job.rows - job.taken
         job.lane = None
         lane.jobs -= 1
-        lane.rows -= rows
-        lane.work -= rows * job.horizon
+        lane.rows -= job.rows
+        lane.work -= job.rows * job.horizon
 
-    def put_back(self, pieces: list[Piece]) -> None:
-        """Return the pieces of a failed launch to the front, each to be launched alone."""
-        for piece in reversed(pieces):
-            job = piece.job
-            if job.future.done():
-                continue
-            self.remove(job)
-            job.taken = piece.start
-            job.is_alone = True
-            self.add(job)
-            self._lanes[job.job_class].by_horizon[job.horizon].move_to_end(job.seq, last=False)
+    def put_back(self, jobs: list[Job]) -> None:
+        """Return the jobs of a failed launch to the front, each to be launched alone."""
+        for job in reversed(jobs):
+            if not job.is_done:
+                job.is_alone = True
+                self.add(job)
+                lane = self._lanes[job.job_class]
+                lane.by_horizon[job.horizon].move_to_end(job.seq, last=False)
 
     def next_launch(self) -> Launch | None:
         """Return the launch that gets the next slice; None if nothing waits.
@@ -103,7 +98,8 @@ class Queues:
         It stays the open one of its class until `close`.
         """
         for lane in self._lanes.values():
-            self._drop_done(lane)
+            if lane.open is not None and lane.open.is_abandoned:
+                lane.open = None
         chosen = self._choose()
         if chosen is None:
             return None
@@ -115,29 +111,36 @@ class Queues:
             lane.open = self._begun(chosen, lane)
         return lane.open
 
+    def is_overtaken(self, launch: Launch) -> bool:
+        """Tell whether a class more urgent than a launch's waits."""
+        for job_class, lane in self._lanes.items():
+            if job_class is launch.job_class:
+                return False
+            if lane.is_waiting:
+                return True
+        return False
+
     def close(self, launch: Launch) -> None:
         """Note that a launch is finished, or has failed."""
         self._lanes[launch.job_class].open = None
 
     def _begun(self, job_class: JobClass, lane: Lane) -> Launch:
-        pieces = [self._take(job, rows) for job, rows in self._fill(lane)]
-        rows = sum(piece.stop - piece.start for piece in pieces)
-        return Launch(job_class, pieces, rows, pieces[0].job.horizon)
-
-    def _drop_done(self, lane: Lane) -> None:
-        """Take out what nobody waits for: resolved jobs whose callbacks have yet to do it."""
-        if lane.open is not None and lane.open.is_abandoned:
-            lane.open = None
-        for jobs in list(lane.by_horizon.values()):
-            for job in list(self._leading_done(jobs)):
-                self.remove(job)
-
-    @staticmethod
-    def _leading_done(jobs: OrderedDict[int, Job]) -> Iterator[Job]:
-        for job in jobs.values():
-            if not job.future.done():
-                return
-            yield job
+        same_horizon = lane.head()
+        horizon = next(iter(same_horizon.values())).horizon
+        most = self._most_rows(horizon)
+        jobs: list[Job] = []
+        rows = 0
+        for job in same_horizon.values():
+            if jobs and (job.is_alone or rows + job.rows > most):
+                break
+            jobs.append(job)
+            rows += job.rows
+            if job.is_alone:
+                break
+        for job in jobs:
+            self.remove(job)
+        parts = -(-rows // most)
+        return Launch(job_class, jobs, rows, horizon, -(-rows // parts))
 
     def _choose(self) -> JobClass | None:
         waiting = [job_class for job_class, lane in self._lanes.items() if lane.is_waiting]
@@ -148,31 +151,3 @@ class Queues:
         if not owed or is_safety_first:
             return waiting[0]
         return max(owed, key=lambda c: self._lanes[c].passes)
-
-    def _fill(self, lane: Lane) -> list[tuple[Job, int]]:
-        """Choose jobs of one horizon, and how many rows of each, within the budget."""
-        jobs = lane.head()
-        room = self._most_rows(next(iter(jobs.values())).horizon)
-        chosen: list[tuple[Job, int]] = []
-        for job in jobs.values():
-            if job.future.done():
-                continue
-            is_first = not chosen
-            if not is_first and (job.is_alone or job.waiting_rows > room):
-                break
-            rows = min(job.waiting_rows, room)
-            chosen.append((job, rows))
-            room -= rows
-            if job.is_alone or not room:
-                break
-        return chosen
-
-    def _take(self, job: Job, rows: int) -> Piece:
-        piece = Piece(job, job.taken, job.taken + rows)
-        if piece.stop == job.rows:
-            self.remove(job)
-        elif job.lane is not None:
-            job.lane.rows -= rows
-            job.lane.work -= rows * job.horizon
-        job.taken += rows
-        return piece

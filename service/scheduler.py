@@ -1,7 +1,7 @@
-"""Jobs in, futures out: one task computes what waits, as soon as the engine is free.
+"""Jobs in, outcomes out: one task computes what waits, as soon as the engine is free.
 
-Work-conserving: no timer ever holds a job back. Every future is resolved exactly once: with a
-result, an error of the engine, its deadline, the engine's death, or shutdown.
+Work-conserving: no timer ever holds a job back. Every job gets exactly one outcome: a result, an
+error of the engine, its deadline, the engine's death, shutdown, or none as it was cancelled.
 
 A safety check waits for at most one slice of another class (see `service.queues`), which lasts
 about `preempt_after_s`, and for the safety checks that came before it.
@@ -17,15 +17,12 @@ from functools import partial
 import structlog
 
 from service.admission import Admission
-from service.errors import (
-    DeadlineExceededError,
-    EngineError,
-    ServiceError,
-    UnavailableError,
-)
+from service.deadlines import Deadlines
+from service.errors import DeadlineExceededError, EngineError, UnavailableError
 from service.interface import Array, EngineLike, Prediction
-from service.jobs import Bounds, Job, JobClass, JobResult, Launch
-from service.launches import BadOutputError, checked, gather, joined, portions
+from service.jobs import Bounds, Job, JobClass, JobResult, Launch, Outcome
+from service.launches import BadOutputError, checked, gather, portions
+from service.loops import incoming
 from service.observer import Observer
 from service.queues import Queues
 from service.vitals import Vitals
@@ -70,11 +67,14 @@ class Scheduler:
         self._worker = worker or Worker()
         self._timer = timer
         self.queues = Queues(bounds, self._most_rows)
-        self._live: set[Job] = set()
+        self._live: dict[int, Job] = {}
+        self._emptied = asyncio.Event()
+        self._deadlines = Deadlines(self._live, self._expire)
         self._seq = 0
         self._is_canary_due = False
         self._canary_timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
+        self._watched = -1
         self._wake = asyncio.Event()
         self.vitals = Vitals(timer)
         self._admission = Admission(engine, self.queues, self.vitals, observer)
@@ -82,6 +82,7 @@ class Scheduler:
     async def start(self) -> None:
         """Start the worker and the launching task, and prove that the engine answers."""
         self._worker.start()
+        self._watched = incoming(asyncio.get_running_loop())
         await self._check()
         self._admission.refusal = None
         self._task = asyncio.create_task(self._serve(), name="scheduler")
@@ -92,8 +93,8 @@ class Scheduler:
         """Refuse new jobs and wait until those accepted are resolved."""
         self._admission.refusal = _DRAINING
         while self._live:
-            await asyncio.wait([job.future for job in self._live])
-            await asyncio.sleep(0)  # lets the futures' callbacks empty the set
+            self._emptied.clear()
+            await self._emptied.wait()
 
     def give_up(self) -> None:
         """Refuse new jobs and resolve those accepted as unavailable, at once."""
@@ -107,6 +108,7 @@ class Scheduler:
             timeout_s: How long to wait for an engine call in progress.
         """
         self.give_up()
+        self._deadlines.close()
         if self._canary_timer is not None:
             self._canary_timer.cancel()
         if self._task is not None:
@@ -114,71 +116,73 @@ class Scheduler:
             await asyncio.wait([self._task])
         await self._worker.close(timeout_s)
 
-    async def submit(
-        self, states: Array, actions: Array, *, job_class: JobClass, timeout_s: float
-    ) -> JobResult:
-        """Wait for the prediction of B rows; arguments and errors are those of `enqueue`."""
-        return await self.enqueue(states, actions, job_class=job_class, timeout_s=timeout_s)
-
     def enqueue(
-        self, states: Array, actions: Array, *, job_class: JobClass, timeout_s: float
-    ) -> asyncio.Future[JobResult]:
-        """Queue a job; cancelling the future frees its place.
+        self,
+        states: Array,
+        actions: Array,
+        *,
+        job_class: JobClass,
+        timeout_s: float,
+        respond: Callable[[Outcome], None],
+    ) -> Job:
+        """Queue a job.
 
         Args:
             states: [B, S], float32, finite.
             actions: [B, H, A], float32, finite, H >= 1.
             job_class: Decides its queue and its turn.
             timeout_s: Time until its deadline.
-
-        Returns:
-            A future of the result; it may hold EngineError, UnavailableError or
-            DeadlineExceededError.
+            respond: Gets its outcome, exactly once and later than this call: a result, an
+                EngineError, an UnavailableError, a DeadlineExceededError, or None.
 
         Raises:
             OverloadedError: The queue of its class is full, or its answer would be late.
             UnavailableError: The service is starting or draining, or the engine is down.
             DeadlineExceededError: `timeout_s` is not positive.
         """
-        rows, horizon = actions.shape[:2]
+        rows, horizon, _ = actions.shape
         self._admission.check(rows, horizon, job_class, timeout_s)
         loop = asyncio.get_running_loop()
-        self._seq += 1
-        future: asyncio.Future[JobResult] = loop.create_future()
-        job = Job(self._seq, job_class, states, actions, rows, horizon, future, self._timer())
-        job.timer = loop.call_later(timeout_s, self._expire, job, timeout_s)
-        future.add_done_callback(partial(self._release, job))
-        self._live.add(job)
+        seq = self._seq = self._seq + 1
+        job = Job(seq, job_class, states, actions, rows, horizon, respond)
+        job.submitted_s = self._timer()
+        job.timeout_s = timeout_s
+        job.deadline_s = loop.time() + timeout_s
+        self._live[seq] = job
         self.queues.add(job)
+        self._deadlines.watch(job, loop)
         self._wake.set()
-        return future
+        return job
 
-    def _release(self, job: Job, future: asyncio.Future[JobResult]) -> None:
-        """Free a resolved job's place, however it was resolved."""
-        self._live.discard(job)
-        if job.timer is not None:
-            job.timer.cancel()
-        if job.lane is not None:
-            self.queues.remove(job)
-        if future.cancelled():
+    def cancel(self, job: Job) -> None:
+        """Free a job's place; its outcome is None, unless it had one already."""
+        if self._resolve(job, None):
             self._observer.rejected("cancelled")
 
-    def _expire(self, job: Job, timeout_s: float) -> None:
-        where = "while it waited" if job.started_s is None else "while it was computed"
-        if self._fail(job, DeadlineExceededError(f"no answer within {timeout_s:g} s, {where}")):
-            self._observer.rejected("expired")
-
-    def _fail(self, job: Job, error: ServiceError) -> bool:
-        """Resolve a job with an error; False if it was resolved already."""
-        if job.future.done():
+    def _resolve(self, job: Job, outcome: Outcome) -> bool:
+        """Give a job its outcome; False if it had one already."""
+        if job.is_done:
             return False
-        job.future.set_exception(error)
+        job.is_done = True
+        del self._live[job.seq]
         self.queues.remove(job)
+        if not self._live:
+            self._emptied.set()
+        try:
+            job.respond(outcome)
+        except Exception as exc:
+            log.error("outcome refused", exc_info=exc)
         return True
 
+    def _expire(self, job: Job) -> None:
+        where = "while it waited" if job.started_s is None else "while it was computed"
+        message = f"no answer within {job.timeout_s:g} s, {where}"
+        self._resolve(job, DeadlineExceededError(message))
+        self._observer.rejected("expired")
+
     def _fail_all(self, reason: str, message: str) -> None:
-        for job in list(self._live):
-            if self._fail(job, UnavailableError(message)):
+        for job in list(self._live.values()):
+            if self._resolve(job, UnavailableError(message)):
                 self._observer.rejected(reason)
 
     async def _serve(self) -> None:
@@ -195,38 +199,50 @@ class Scheduler:
 
     async def _advance(self, launch: Launch) -> None:
         """Compute a slice of a launch."""
-        costs = self._engine.costs
-        steps = costs.most_steps(self._bounds.preempt_after_s, launch.rows)
-        # At least one: a launch that did not fit the memory begins anew in halves.
-        steps = max(1, min(steps, launch.horizon - launch.taken))
-        expected_s = costs.launch_s(launch.rows, steps)
+        steps, is_inline = self._slice(launch)
         if launch.running is None:
             now = self._timer()
-            for piece in launch.pieces:
-                piece.job.started_s = now if piece.job.started_s is None else piece.job.started_s
-        call = partial(self._compute, launch, steps)
-        if self._engine.is_quick_to_call and self.vitals.pace * expected_s <= self._bounds.inline_s:
-            ran = timed(call)
+            for job in launch.jobs:
+                job.started_s = now
+        if is_inline:
+            ran = timed(partial(self._compute, launch, steps, self._watched))
             await asyncio.sleep(0)  # lets others in between slices
         else:
-            ran = await self._worker.run(call)
+            ran = await self._worker.run(partial(self._compute, launch, steps, -1))
         launch.seconds += ran.seconds
-        if ran.error is not None:
+        if ran.value is None:
+            assert ran.error is not None
             self._blame(launch, ran.error)
             return
-        self.vitals.succeeded(expected_s, ran.seconds)
-        launch.taken += steps
-        if ran.value is not None:
-            self._deliver(launch, ran.value)
+        taken, prediction = ran.value
+        launch.taken += taken
+        self.vitals.succeeded(self._engine.costs.launch_s(launch.part_rows, taken), ran.seconds)
+        if prediction is not None:
+            self._deliver(launch, prediction)
 
-    def _compute(self, launch: Launch, steps: int) -> Prediction | None:
-        """Begin a launch or go on with it; return its prediction once it is complete."""
+    def _slice(self, launch: Launch) -> tuple[int, bool]:
+        """Return how many steps are computed at once at most, and whether on the loop."""
+        costs, bounds, pace = self._engine.costs, self._bounds, self.vitals.pace
+        is_quick = self._engine.is_quick_to_call
+        # Who watches what comes in need not stop to look.
+        is_patient = is_quick and self._watched >= 0 and not self.queues.is_overtaken(launch)
+        longest_s = bounds.preempt_after_s
+        if is_patient:
+            longest_s = max(longest_s, bounds.inline_s / pace)
+        steps = costs.most_steps(longest_s, launch.part_rows, launch.horizon)
+        steps = min(steps, launch.steps_left)
+        is_short = pace * costs.launch_s(launch.part_rows, steps) <= bounds.inline_s
+        return steps, is_quick and is_short
+
+    def _compute(self, launch: Launch, steps: int, watched: int) -> tuple[int, Prediction | None]:
+        """Begin a launch or go on with it; return how far, and its prediction once complete."""
         if launch.running is None:
             states, actions = gather(launch)
-            launch.running = self._engine.begin(states, actions)
-        if not launch.running.advance(steps):
-            return None
-        return checked(launch.running.result(), launch)
+            launch.running = self._engine.begin(states, actions, launch.part_rows)
+        taken = launch.running.advance(steps, watched)
+        if not launch.running.is_complete:
+            return taken, None
+        return taken, checked(launch.running.result(), launch)
 
     def _most_rows(self, horizon: int) -> int:
         return self._engine.costs.most_rows(self._bounds.preempt_after_s, horizon)
@@ -234,16 +250,12 @@ class Scheduler:
     def _deliver(self, launch: Launch, prediction: Prediction) -> None:
         """Give each job its own rows; resolve those that are complete."""
         self.queues.close(launch)
-        self._observer.launched(launch.rows, len(launch.pieces))
-        for piece, part in portions(launch, prediction):
-            job = piece.job
-            if job.future.done():
-                continue
-            job.parts.append(part)
-            job.compute_s += launch.seconds
-            job.launch_rows = max(job.launch_rows, launch.rows)
-            if piece.stop == job.rows:
-                job.future.set_result(joined(job))
+        self._observer.launched(launch.rows, len(launch.jobs))
+        for job, part in portions(launch, prediction):
+            if not job.is_done:
+                assert job.started_s is not None
+                queue_s = job.started_s - job.submitted_s
+                self._resolve(job, JobResult(part, queue_s, launch.seconds, launch.rows))
 
     def _blame(self, launch: Launch, error: Exception) -> None:
         """Fail the job that broke a launch; if several were in it, find out which."""
@@ -256,13 +268,13 @@ class Scheduler:
             error=repr(error),
             job_class=launch.job_class,
             rows=launch.rows,
-            requests=len(launch.pieces),
+            requests=len(launch.jobs),
         )
-        if len(launch.pieces) > 1:
-            self.queues.put_back(launch.pieces)
+        if len(launch.jobs) > 1:
+            self.queues.put_back(launch.jobs)
         else:
             cause = type(error).__name__
-            self._fail(launch.pieces[0].job, EngineError(f"the engine failed: {cause}"))
+            self._resolve(launch.jobs[0], EngineError(f"the engine failed: {cause}"))
         self._is_canary_due = True
 
     async def _check(self) -> None:

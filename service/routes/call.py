@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import NamedTuple
 
-from service.jobs import JobResult
+from service.jobs import JobResult, Outcome
 
 
 class Pending(NamedTuple):
     """A request whose job is queued.
 
     Attributes:
-        future: The job's result; cancelling it frees the job's place.
-        answer: Makes the JSON body of the result; may raise ServiceError.
+        cancel: Frees the job's place; its outcome is None then, unless it had one already.
+        answer: Makes the JSON body of the job's result; may raise ServiceError.
     """
 
-    future: asyncio.Future[JobResult]
+    cancel: Callable[[], None]
     answer: Callable[[JobResult], bytes]
 
 
-HotRoute = Callable[[bytes, float], Pending]
-"""Takes a body and the time until its deadline; may raise ServiceError."""
+HotRoute = Callable[[bytes, float, Callable[[Outcome], None]], Pending]
+"""Takes a body, the time until its deadline, and who gets the outcome; may raise ServiceError."""

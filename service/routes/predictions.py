@@ -15,13 +15,14 @@ from models.safety import Verdict, assess, safest
 from service.bodies import BodyParser, Parsed
 from service.errors import EngineError
 from service.interface import ModelInfo, Prediction
-from service.jobs import JobClass, JobResult
+from service.jobs import JobClass, JobResult, Outcome
 from service.metrics import Metrics
 from service.routes.call import HotRoute, Pending
 from service.scheduler import Scheduler
 
 _JSON = orjson.OPT_SERIALIZE_NUMPY
 
+_Respond = Callable[[Outcome], None]
 _Compose = Callable[[Parsed, Prediction], dict[str, Any]]
 
 _OUTPUTS: dict[str, Callable[[Prediction], Any]] = {
@@ -61,33 +62,39 @@ class Predictions:
             "/safety-check": self.safety_check,
         }
 
-    def predict(self, body: bytes, timeout_s: float) -> Pending:
+    def predict(self, body: bytes, timeout_s: float, respond: _Respond) -> Pending:
         """Predict one step."""
-        return self._ask(body, timeout_s, self._parser.predict, JobClass.PREDICT, self._predicted)
+        parsed, parse_s = _timed(self._parser.predict, body)
+        return self._ask(parsed, parse_s, timeout_s, JobClass.PREDICT, self._predicted, respond)
 
-    def rollout(self, body: bytes, timeout_s: float) -> Pending:
+    def rollout(self, body: bytes, timeout_s: float, respond: _Respond) -> Pending:
         """Predict sequences, and answer the outputs asked for."""
-        return self._ask(body, timeout_s, self._parser.rollout, JobClass.ROLLOUT, self._rolled_out)
+        parsed, parse_s = _timed(self._parser.rollout, body)
+        return self._ask(parsed, parse_s, timeout_s, JobClass.ROLLOUT, self._rolled_out, respond)
 
-    def safety_check(self, body: bytes, timeout_s: float) -> Pending:
+    def safety_check(self, body: bytes, timeout_s: float, respond: _Respond) -> Pending:
         """Judge sequences."""
-        return self._ask(body, timeout_s, self._parser.safety_check, JobClass.SAFETY, self._judged)
+        parsed, parse_s = _timed(self._parser.safety_check, body)
+        return self._ask(parsed, parse_s, timeout_s, JobClass.SAFETY, self._judged, respond)
 
     def _ask(
         self,
-        body: bytes,
+        parsed: Parsed,
+        parse_s: float,
         timeout_s: float,
-        parse: Callable[[bytes], Parsed],
         job_class: JobClass,
         compose: _Compose,
+        respond: _Respond,
     ) -> Pending:
-        started = perf_counter()
-        parsed = parse(body)
-        parse_s = perf_counter() - started
-        future = self._scheduler.enqueue(
-            parsed.states, parsed.actions, job_class=job_class, timeout_s=timeout_s
+        job = self._scheduler.enqueue(
+            parsed.states,
+            parsed.actions,
+            job_class=job_class,
+            timeout_s=timeout_s,
+            respond=respond,
         )
-        return Pending(future, partial(self._answer, compose, parsed, parse_s))
+        cancel = partial(self._scheduler.cancel, job)
+        return Pending(cancel, partial(self._answer, compose, parsed, parse_s))
 
     def _answer(
         self, compose: _Compose, parsed: Parsed, parse_s: float, result: JobResult
@@ -149,6 +156,12 @@ class Predictions:
             row = _first_broken_row(prediction)
             raise EngineError(f"non-finite prediction in row {row}: the model diverged")
         self._metrics.disagreed(prediction.uncertainty)
+
+
+def _timed(parse: Callable[[bytes], Parsed], body: bytes) -> tuple[Parsed, float]:
+    started = perf_counter()
+    parsed = parse(body)
+    return parsed, perf_counter() - started
 
 
 def _first_broken_row(prediction: Prediction) -> int:

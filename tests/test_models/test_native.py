@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -120,17 +121,40 @@ def test_the_bundled_model_agrees_over_the_whole_horizon(library: Path) -> None:
 
 def test_a_row_has_the_same_bits_in_any_company_and_any_slices(library: Path) -> None:
     steps = NativeSteps(library, ensemble_of(MODELS["kinematics"]))
-    states, actions = highway_rows(45, 5)
+    states, actions = highway_rows(60, 5)
     whole = told(steps, states, actions)
     threads = told(
         NativeSteps(library, ensemble_of(MODELS["kinematics"]), threads=3), states, actions
     )
 
-    for first, last in ((0, 1), (3, 10), (7, 8), (20, 45), (44, 45)):
+    for first, last in ((0, 1), (3, 10), (7, 8), (20, 60), (59, 60)):
         part = told(steps, states[first:last], actions[first:last], 2, 1, 9)
         for name in ("states", "rewards", "dones", "disagreement", "uncertainty"):
             assert torch.equal(getattr(part, name), getattr(whole, name)[first:last]), name
             assert torch.equal(getattr(threads, name), getattr(whole, name)), name
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_steps_stop_while_a_file_is_readable(library: Path, threads: int) -> None:
+    states, actions = highway_rows(40, 6)
+    steps = NativeSteps(library, ensemble_of(MODELS["plain"]), threads)
+    whole = told(steps, states, actions)
+    rollout = NativeRollout(steps, states, actions.swapaxes(0, 1))
+    reader, writer = os.pipe()
+    try:
+        assert rollout.advance(2, reader) == 2
+        os.write(writer, b"x")
+        # Each thread looks on its own, after a step of its own; all end at the same one.
+        assert 1 <= rollout.advance(4, reader) < 4
+        os.read(reader, 1)
+        while not rollout.is_complete:
+            assert rollout.advance(6, reader) >= 1
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+    after = split_summary(torch.from_numpy(rollout.summaries()))[0]
+    assert torch.equal(after.transpose(0, 1), whole.states[:, 1:])
 
 
 @pytest.mark.parametrize("activation", ["elu", "relu", "tanh"])

@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from service.jobs import Bounds, JobClass, JobResult
+from service.errors import ServiceError
+from service.interface import Array
+from service.jobs import Bounds, JobClass, JobResult, Outcome
 from service.scheduler import Scheduler
 from tests.test_service.fakes import (
     FakeEngine,
@@ -18,6 +20,31 @@ from tests.test_service.fakes import (
 )
 
 SAFETY, PREDICT, ROLLOUT = JobClass
+
+
+def outcome_of(
+    scheduler: Scheduler,
+    states: Array,
+    actions: Array,
+    job_class: JobClass = ROLLOUT,
+    timeout_s: float = 20.0,
+) -> asyncio.Future[JobResult]:
+    """Return a job's outcome as a future; cancelling it cancels the job."""
+    future: asyncio.Future[JobResult] = asyncio.get_running_loop().create_future()
+
+    def respond(outcome: Outcome) -> None:
+        if outcome is None:
+            future.cancel()
+        elif isinstance(outcome, ServiceError):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+
+    job = scheduler.enqueue(
+        states, actions, job_class=job_class, timeout_s=timeout_s, respond=respond
+    )
+    future.add_done_callback(lambda _: scheduler.cancel(job))
+    return future
 
 
 class Bench:
@@ -41,7 +68,7 @@ class Bench:
         states, actions = rows(count, horizon, seed)
         if first is not None:
             states[0, 0] = first
-        return self.scheduler.enqueue(states, actions, job_class=job_class, timeout_s=timeout_s)
+        return outcome_of(self.scheduler, states, actions, job_class, timeout_s)
 
     async def hold(self) -> asyncio.Future[JobResult]:
         """Close the gate behind a job of another horizon, and wait until it runs."""

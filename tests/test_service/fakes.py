@@ -99,6 +99,10 @@ class FakeEngine:
         self.canaries = 0
         self.is_broken = False
         self.is_quick_to_call = False
+        self.watched: list[bool] = []
+        self.leave_after = 0
+        """Steps after which a slice is left, once, as if input had come; 0: none is."""
+        self.on_leaving: Callable[[], Any] = lambda: None
         self.change: Callable[[Prediction], Prediction] = lambda prediction: prediction
         self.load_s = 0.25
         self.costs = Costs((4096,), (0.0,))
@@ -116,15 +120,14 @@ class FakeEngine:
     def report_errors_to(self, count: Callable[[str], None]) -> None:
         self.count_error = count
 
-    def begin(self, states: Array, actions: Array) -> FakeRunning:
+    def begin(self, states: Array, actions: Array, part_rows: int) -> FakeRunning:
         rows, horizon, _ = actions.shape
         self.launches.append((rows, horizon))
         self.seen.append(states)
-        return FakeRunning(self, states, actions)
+        return FakeRunning(self, states, actions, part_rows)
 
     def advance(self, running: FakeRunning, steps: int) -> None:
-        rows, horizon, _ = running.actions.shape
-        self.slices.append((rows, min(steps, horizon - running.taken)))
+        self.slices.append((running.part_rows, steps))
         self.threads.add(threading.current_thread().name)
         self._entered.release()
         if not self.gate.wait(PATIENCE_S):
@@ -150,18 +153,30 @@ class FakeEngine:
 
 
 class FakeRunning:
-    """A launch of the fake engine, which counts its steps."""
+    """A launch of the fake engine, which counts the steps of all its parts."""
 
-    def __init__(self, engine: FakeEngine, states: Array, actions: Array) -> None:
+    def __init__(self, engine: FakeEngine, states: Array, actions: Array, part_rows: int) -> None:
+        rows, horizon, _ = actions.shape
+        self.part_rows = part_rows
+        self._steps = horizon * -(-rows // part_rows)
         self._engine = engine
         self.states = states
         self.actions = actions
         self.taken = 0
 
-    def advance(self, steps: int) -> bool:
+    @property
+    def is_complete(self) -> bool:
+        return bool(self.taken == self._steps)
+
+    def advance(self, steps: int, watched: int = -1) -> int:
+        steps = min(steps, self._steps - self.taken)
+        self._engine.watched.append(watched >= 0)
+        if self._engine.leave_after and watched >= 0:
+            steps, self._engine.leave_after = min(steps, self._engine.leave_after), 0
+            self._engine.on_leaving()
         self._engine.advance(self, steps)
         self.taken += steps
-        return bool(self.taken >= self.actions.shape[1])
+        return steps
 
     def result(self) -> Prediction:
         prediction = expected(self.states, self.actions)

@@ -39,5 +39,10 @@ def test_a_launch_is_as_big_as_may_be_computed_at_once(
 def test_a_slice_has_the_steps_that_fit_and_one_at_least(
     rows: int, seconds: float, steps: int
 ) -> None:
-    assert COSTS.most_steps(seconds, rows) == steps
-    assert Costs(COSTS.rows, COSTS.step_s, is_divisible=False).most_steps(seconds, rows) >= 10_000
+    assert COSTS.most_steps(seconds, rows, horizon=16) == steps
+
+
+def test_what_cannot_be_left_between_steps_takes_whole_horizons() -> None:
+    costs = Costs(COSTS.rows, COSTS.step_s, is_divisible=False)
+
+    assert [costs.most_steps(s, 8, horizon=16) for s in (0.001, 0.02, 0.05)] == [16, 16, 48]

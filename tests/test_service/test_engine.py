@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -107,15 +108,17 @@ def test_a_row_has_the_same_bits_alone_and_in_any_launch(
         start += count
 
 
-def test_a_launch_can_be_left_and_gone_on_with(engine: Engine) -> None:
+@pytest.mark.parametrize("part_rows", [7, 20])
+def test_a_launch_can_be_left_and_gone_on_with(engine: Engine, part_rows: int) -> None:
     states, actions = inputs(20, 7)
     other = inputs(9, 3, seed=1)
     whole, alone = engine.rollout(states, actions), engine.rollout(*other)
 
-    begun = engine.begin(states, actions)
-    assert [begun.advance(2), begun.advance(3)] == [False, False]
+    begun = engine.begin(states, actions, part_rows)
+    assert [begun.advance(2), begun.advance(3), begun.is_complete] == [2, 3, False]
     between = engine.rollout(*other)
-    assert begun.advance(9)
+    left = 7 * math.ceil(20 / part_rows) - 5
+    assert (begun.advance(99), begun.is_complete) == (left, True)
 
     assert [row_bits(begun.result(), k) for k in range(20)] == [
         row_bits(whole, k) for k in range(20)

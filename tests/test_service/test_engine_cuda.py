@@ -95,11 +95,11 @@ def test_on_a_gpu_launches_are_taken_whole_by_recorded_graphs(
     eager.start()
     engine = Engine(checkpoint(), device="cpu", threads=1)
     engine.start()
-    engine._device = torch.device("cuda", 0)
+    engine._device, engine._is_cpu = torch.device("cuda", 0), False
     states, actions = inputs(20, 21)
 
-    begun = engine.begin(states, actions)
-    assert begun.advance(1)
+    begun = engine.begin(states, actions, 20)
+    assert (begun.advance(1), begun.is_complete) == (21, True)
 
     truth = eager.rollout(states, actions)
     assert [row_bits(begun.result(), k) for k in range(20)] == [

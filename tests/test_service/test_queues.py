@@ -1,42 +1,28 @@
 from __future__ import annotations
 
-import asyncio
 import itertools
-from collections.abc import Iterator
 
 import numpy as np
-import pytest
 
-from service.jobs import Bounds, Job, JobClass, JobResult, Launch
+from service.jobs import Bounds, Job, JobClass, Launch
 from service.queues import Queues
 
 SAFETY, PREDICT, ROLLOUT = JobClass
 
 
-@pytest.fixture
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    loop = asyncio.new_event_loop()
-    yield loop
-    loop.close()
-
-
 class Line:
     """Queues with jobs that need nothing but their size."""
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, launch_work: int = 1024, max_passes: int = 8
-    ) -> None:
+    def __init__(self, launch_work: int = 1024, max_passes: int = 8) -> None:
         bounds = Bounds(max_passes=max_passes)
         self.queues = Queues(bounds, lambda horizon: max(1, launch_work // horizon))
-        self._loop = loop
         self._seq = 0
 
     def add(self, job_class: JobClass, rows: int = 1, horizon: int = 4) -> Job:
         self._seq += 1
         states = np.full((rows, 3), self._seq, np.float32)
         actions = np.zeros((rows, horizon, 2), np.float32)
-        future: asyncio.Future[JobResult] = self._loop.create_future()
-        job = Job(self._seq, job_class, states, actions, rows, horizon, future, 0.0)
+        job = Job(self._seq, job_class, states, actions, rows, horizon, lambda outcome: None)
         self.queues.add(job)
         return job
 
@@ -47,62 +33,68 @@ class Line:
         self.queues.close(launch)
         return launch
 
-    def next_jobs(self) -> list[tuple[int, int, int]]:
-        return [(piece.job.seq, piece.start, piece.stop) for piece in self.next().pieces]
+    def end(self, job: Job) -> None:
+        """Resolve a job, as the scheduler does."""
+        job.is_done = True
+        self.queues.remove(job)
+
+    def next_jobs(self) -> list[int]:
+        return [job.seq for job in self.next().jobs]
 
 
-def test_nothing_waits_nothing_is_launched(loop: asyncio.AbstractEventLoop) -> None:
-    assert Line(loop).queues.next_launch() is None
+def test_nothing_waits_nothing_is_launched() -> None:
+    assert Line().queues.next_launch() is None
 
 
-def test_classes_go_in_order_of_urgency(loop: asyncio.AbstractEventLoop) -> None:
-    line = Line(loop)
+def test_classes_go_in_order_of_urgency() -> None:
+    line = Line()
     for job_class in (ROLLOUT, PREDICT, SAFETY):
         line.add(job_class)
 
     assert [line.next().job_class for _ in range(3)] == [SAFETY, PREDICT, ROLLOUT]
 
 
-def test_a_safety_launch_is_not_filled_with_planner_rows(loop: asyncio.AbstractEventLoop) -> None:
-    line = Line(loop)
+def test_a_safety_launch_is_not_filled_with_planner_rows() -> None:
+    line = Line()
     line.add(ROLLOUT)
     safety = line.add(SAFETY)
 
-    assert [piece.job for piece in line.next().pieces] == [safety]
+    assert line.next().jobs == [safety]
 
 
-def test_jobs_of_one_horizon_share_a_launch_up_to_the_budget(
-    loop: asyncio.AbstractEventLoop,
-) -> None:
-    line = Line(loop, launch_work=40)
-    for rows, horizon in ((4, 4), (1, 8), (4, 4), (4, 4)):
+def test_jobs_of_one_horizon_share_a_launch_up_to_the_budget() -> None:
+    line = Line(launch_work=40)
+    for rows, horizon in ((4, 4), (1, 8), (4, 4), (4, 4), (2, 4)):
         line.add(ROLLOUT, rows, horizon)
 
-    assert line.next_jobs() == [(1, 0, 4), (3, 0, 4)]
-    assert line.next_jobs() == [(2, 0, 1)]
-    assert line.next_jobs() == [(4, 0, 4)]
+    assert [line.next_jobs() for _ in range(3)] == [[1, 3], [2], [4, 5]]
 
 
-def test_a_big_job_is_split_and_others_get_in_between(loop: asyncio.AbstractEventLoop) -> None:
-    line = Line(loop, launch_work=16)
-    line.add(ROLLOUT, rows=6, horizon=4)
-
-    assert line.next_jobs() == [(1, 0, 4)]
-    line.add(SAFETY)
+def test_a_big_job_is_one_launch_of_equal_parts_and_others_get_in_between() -> None:
+    line = Line(launch_work=16)
+    big = line.add(ROLLOUT, rows=6, horizon=4)
     line.add(ROLLOUT, rows=2)
+
+    begun = line.queues.next_launch()
+    assert begun is not None
+    assert (begun.jobs, begun.rows, begun.part_rows, begun.steps_left) == ([big], 6, 3, 8)
+    line.add(SAFETY)
     assert line.next().job_class is SAFETY
-    assert line.next_jobs() == [(1, 4, 6), (3, 0, 2)]
+    assert line.next() is begun
+    assert line.next_jobs() == [2]
 
 
-def test_a_row_longer_than_the_budget_is_launched_alone(loop: asyncio.AbstractEventLoop) -> None:
-    line = Line(loop, launch_work=8)
+def test_a_row_longer_than_the_budget_is_a_part_of_its_own() -> None:
+    line = Line(launch_work=8)
     line.add(ROLLOUT, rows=2, horizon=20)
 
-    assert [line.next_jobs(), line.next_jobs()] == [[(1, 0, 1)], [(1, 1, 2)]]
+    launch = line.next()
+
+    assert (launch.rows, launch.part_rows, launch.work) == (2, 1, 40)
 
 
-def test_depth_rows_and_work_follow_what_waits(loop: asyncio.AbstractEventLoop) -> None:
-    line = Line(loop, launch_work=16)
+def test_depth_rows_and_work_follow_what_waits() -> None:
+    line = Line(launch_work=16)
     big, small = line.add(ROLLOUT, rows=6, horizon=4), line.add(SAFETY, rows=2, horizon=3)
 
     def seen() -> list[int]:
@@ -111,15 +103,14 @@ def test_depth_rows_and_work_follow_what_waits(loop: asyncio.AbstractEventLoop) 
 
     assert seen() == [1, 6, 30]
     line.queues.remove(small)
-    line.next()
-    assert seen() == [1, 2, 8]
+    assert seen() == [1, 6, 24]
     line.queues.remove(big)
     line.queues.remove(big)
     assert seen() == [0, 0, 0]
 
 
-def test_a_lower_class_gets_a_launch_after_so_many_passes(loop: asyncio.AbstractEventLoop) -> None:
-    line = Line(loop, launch_work=4, max_passes=3)
+def test_a_lower_class_gets_a_launch_after_so_many_passes() -> None:
+    line = Line(launch_work=4, max_passes=3)
     line.add(ROLLOUT)
     for _ in range(6):
         line.add(SAFETY)
@@ -129,8 +120,8 @@ def test_a_lower_class_gets_a_launch_after_so_many_passes(loop: asyncio.Abstract
     assert order == [SAFETY] * 3 + [ROLLOUT] + [SAFETY] * 3
 
 
-def test_owed_classes_do_not_hold_a_safety_check_twice(loop: asyncio.AbstractEventLoop) -> None:
-    line = Line(loop, launch_work=4, max_passes=1)
+def test_owed_classes_do_not_hold_a_safety_check_twice() -> None:
+    line = Line(launch_work=4, max_passes=1)
     for _ in range(20):
         line.add(SAFETY)
         line.add(PREDICT)
@@ -143,10 +134,8 @@ def test_owed_classes_do_not_hold_a_safety_check_twice(loop: asyncio.AbstractEve
     assert {PREDICT, ROLLOUT} <= set(order[:6])
 
 
-def test_no_class_starves_when_safety_and_predict_alternate(
-    loop: asyncio.AbstractEventLoop,
-) -> None:
-    line = Line(loop, launch_work=4, max_passes=3)
+def test_no_class_starves_when_safety_and_predict_alternate() -> None:
+    line = Line(launch_work=4, max_passes=3)
     line.add(ROLLOUT)
     order = []
     for turn in range(8):
@@ -156,35 +145,31 @@ def test_no_class_starves_when_safety_and_predict_alternate(
     assert ROLLOUT in order
 
 
-def test_resolved_jobs_are_skipped_wherever_they_wait(loop: asyncio.AbstractEventLoop) -> None:
-    line = Line(loop)
+def test_a_job_leaves_from_wherever_it_waits() -> None:
+    line = Line()
     jobs = [line.add(ROLLOUT) for _ in range(5)]
-    jobs[0].future.cancel()
-    jobs[2].future.cancel()
+    line.end(jobs[0])
+    line.end(jobs[2])
 
-    assert [seq for seq, _, _ in line.next_jobs()] == [2, 4, 5]
+    assert line.next_jobs() == [2, 4, 5]
     assert line.queues.next_launch() is None
 
 
-def test_pieces_of_a_failed_launch_come_back_first_and_alone(
-    loop: asyncio.AbstractEventLoop,
-) -> None:
-    line = Line(loop)
+def test_jobs_of_a_failed_launch_come_back_first_and_alone() -> None:
+    line = Line()
     for _ in range(3):
         line.add(ROLLOUT)
     failed = line.next()
     line.add(ROLLOUT)
-    failed.pieces[1].job.future.cancel()
+    line.end(failed.jobs[1])
 
-    line.queues.put_back(failed.pieces)
+    line.queues.put_back(failed.jobs)
 
-    assert [line.next_jobs() for _ in range(3)] == [[(1, 0, 1)], [(3, 0, 1)], [(4, 0, 1)]]
+    assert [line.next_jobs() for _ in range(3)] == [[1], [3], [4]]
 
 
-def test_a_launch_stays_open_and_goes_on_until_it_is_closed(
-    loop: asyncio.AbstractEventLoop,
-) -> None:
-    line = Line(loop, launch_work=4)
+def test_a_launch_stays_open_and_goes_on_until_it_is_closed() -> None:
+    line = Line(launch_work=4)
     line.add(ROLLOUT)
     line.add(ROLLOUT)
     first = line.queues.next_launch()
@@ -195,7 +180,7 @@ def test_a_launch_stays_open_and_goes_on_until_it_is_closed(
     urgent = line.queues.next_launch()
 
     assert urgent is not None
-    assert [piece.job for piece in urgent.pieces] == [check]
+    assert urgent.jobs == [check]
     line.queues.close(urgent)
     assert line.queues.next_launch() is first
     assert line.queues.work_before(ROLLOUT) == 3 + 4
@@ -205,13 +190,13 @@ def test_a_launch_stays_open_and_goes_on_until_it_is_closed(
     assert second is not first
 
 
-def test_an_open_launch_that_nobody_waits_for_is_dropped(loop: asyncio.AbstractEventLoop) -> None:
-    line = Line(loop)
+def test_an_open_launch_that_nobody_waits_for_is_dropped() -> None:
+    line = Line()
     left, stays = line.add(ROLLOUT), line.add(PREDICT)
-    assert line.next().pieces[0].job is stays
+    assert line.next().jobs == [stays]
     begun = line.queues.next_launch()
     assert begun is not None
-    assert begun.pieces[0].job is left
-    left.future.cancel()
+    assert begun.jobs == [left]
+    line.end(left)
 
     assert line.queues.next_launch() is None

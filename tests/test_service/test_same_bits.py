@@ -15,6 +15,7 @@ from service.engine import Engine
 from service.interface import Array, Prediction
 from service.jobs import Bounds, JobClass
 from service.scheduler import Scheduler
+from tests.test_service.bench import outcome_of
 from tests.test_service.fakes import Tally, same_bits
 from tests.test_service.test_engine import checkpoint, inputs
 
@@ -56,7 +57,7 @@ async def answered(
     for job_class, states, actions, turns in requests:
         for _ in range(turns):
             await asyncio.sleep(0)
-        futures.append(scheduler.enqueue(states, actions, job_class=job_class, timeout_s=60))
+        futures.append(outcome_of(scheduler, states, actions, job_class, 60))
     results = await asyncio.gather(*futures)
     await scheduler.close()
     return [result.prediction for result in results]

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,9 @@ from service.errors import (
     OverloadedError,
     UnavailableError,
 )
-from service.jobs import JobClass, JobResult
+from service.jobs import JobClass, JobResult, Outcome
 from service.scheduler import CANARY_ATTEMPTS
-from tests.test_service.bench import Bench
+from tests.test_service.bench import Bench, outcome_of
 from tests.test_service.fakes import (
     POISON,
     FakeEngine,
@@ -57,10 +58,10 @@ async def make(engine: FakeEngine) -> AsyncIterator[Callable[..., Awaitable[Benc
 async def test_a_lone_job_gets_its_prediction(bench: Bench) -> None:
     states, actions = rows(3)
 
-    result = await bench.scheduler.submit(states, actions, job_class=ROLLOUT, timeout_s=20)
+    result = await outcome_of(bench.scheduler, states, actions)
 
     assert same_bits(result.prediction, expected(states, actions))
-    assert (result.launches, result.launch_rows) == (1, 3)
+    assert (bench.engine.launches, result.launch_rows) == ([(3, 4)], 3)
     assert min(result.queue_s, result.compute_s) >= 0
 
 
@@ -85,11 +86,11 @@ async def test_a_big_job_is_rejoined_in_order(
     bench = await make(preempt_after_s=0.016)
     states, actions = rows(50, horizon=4)
 
-    result = await bench.scheduler.submit(states, actions, job_class=ROLLOUT, timeout_s=20)
+    result = await outcome_of(bench.scheduler, states, actions)
 
     assert same_bits(result.prediction, expected(states, actions))
-    assert (result.launches, engine.launches) == (4, [(16, 4)] * 3 + [(2, 4)])
-    assert engine.slices == [(16, 1)] * 12 + [(2, 4)]
+    assert engine.launches == [(50, 4)]
+    assert engine.slices == [(13, 1)] * 16
 
 
 async def test_a_safety_check_gets_in_between_the_steps_of_a_big_job(
@@ -105,7 +106,7 @@ async def test_a_safety_check_gets_in_between_the_steps_of_a_big_job(
 
     results = await asyncio.gather(big, check)
 
-    assert engine.slices == [(16, 1), (1, 5), (16, 1), (16, 1), (16, 1), (4, 4)]
+    assert engine.slices == [(10, 1), (1, 5)] + [(10, 1)] * 7
     assert same_bits(results[0].prediction, expected(*rows(20)))
 
 
@@ -117,7 +118,7 @@ async def test_an_engine_that_cannot_be_left_gets_launches_that_fit_whole(
 
     await bench.ask(count=10)
 
-    assert engine.slices == [(4, 4), (4, 4), (2, 4)]
+    assert engine.slices == [(4, 4)] * 3
 
 
 @pytest.mark.parametrize(
@@ -138,6 +139,23 @@ async def test_short_slices_are_computed_on_the_loop(
     await bench.ask()
 
     assert engine.threads == {threading.current_thread().name if is_here else "engine"}
+
+
+async def test_a_long_slice_on_the_loop_is_left_for_what_comes_in(
+    engine: FakeEngine, make: Callable[..., Awaitable[Bench]]
+) -> None:
+    """Alone, a launch is one slice that watches for input; while a check waits, it is short."""
+    engine.costs, engine.is_quick_to_call = slow_costs(0.001), True
+    bench = await make(preempt_after_s=0.001, inline_s=0.1)
+    await bench.ask(count=1, horizon=50)
+    assert (engine.slices, engine.watched) == ([(1, 50)], [True])
+
+    engine.leave_after = 3
+    big = bench.ask(count=1, horizon=10)
+    engine.on_leaving = lambda: bench.ask(horizon=2, job_class=SAFETY)
+    await big
+
+    assert engine.slices[1:] == [(1, 3), (1, 2), (1, 7)]
 
 
 async def test_what_would_come_too_late_is_refused_at_once(
@@ -162,7 +180,9 @@ async def test_a_job_too_long_for_its_deadline_is_tried_if_nothing_is_before_it(
 ) -> None:
     engine.costs = slow_costs(10.0)
 
-    assert (await bench.ask(timeout_s=5)).launches == 1
+    await bench.ask(timeout_s=5)
+
+    assert bench.engine.launches == [(1, 4)]
 
 
 async def test_a_cancelled_job_never_runs_and_leaves_its_siblings_alone(bench: Bench) -> None:
@@ -196,20 +216,41 @@ async def test_a_job_cancelled_while_it_runs_leaves_its_siblings_alone(bench: Be
     assert [r.prediction.states.shape for r in results] == [(1, 5, 3)] * 2
 
 
-async def test_the_awaiting_task_being_cancelled_frees_the_place(bench: Bench) -> None:
+async def test_a_caller_that_breaks_leaves_its_siblings_alone(bench: Bench) -> None:
     await bench.hold()
-    states, actions = rows(7)
-    task = asyncio.create_task(
-        bench.scheduler.submit(states, actions, job_class=ROLLOUT, timeout_s=20)
-    )
-    await asyncio.sleep(0)
-    assert bench.scheduler.queues.rows(ROLLOUT) == 7
+    states, actions = rows(1)
 
-    task.cancel()
-    await asyncio.wait([task])
-    await asyncio.sleep(0)
+    def respond(outcome: Outcome) -> None:
+        raise AssertionError("a bug of a caller")
 
-    assert bench.scheduler.queues.rows(ROLLOUT) == 0
+    bench.scheduler.enqueue(states, actions, job_class=ROLLOUT, timeout_s=20, respond=respond)
+    sibling = bench.ask(seed=3)
+    bench.engine.gate.set()
+
+    assert same_bits((await sibling).prediction, expected(*rows(1, seed=3)))
+    assert bench.engine.launches[-1] == (2, 4)
+
+
+async def test_each_deadline_is_kept_in_whatever_order_they_come(bench: Bench) -> None:
+    await bench.hold()
+    order: list[int] = []
+
+    def ended(seed: int, future: asyncio.Future[JobResult]) -> None:
+        order.append(seed)
+
+    futures = [
+        bench.ask(seed=seed, timeout_s=timeout_s)
+        for seed, timeout_s in enumerate((0.09, 0.03, 20.0, 0.06))
+    ]
+    for seed, future in enumerate(futures):
+        future.add_done_callback(partial(ended, seed))
+
+    results = await asyncio.gather(*futures[:2], futures[3], return_exceptions=True)
+
+    assert {type(result) for result in results} == {DeadlineExceededError}
+    assert order == [1, 3, 0]
+    bench.engine.gate.set()
+    assert (await futures[2]).launch_rows == 1
 
 
 async def test_a_full_queue_refuses_at_once(make: Callable[..., Awaitable[Bench]]) -> None:
@@ -267,7 +308,7 @@ async def test_an_engine_fault_fails_only_the_job_that_causes_it(bench: Bench) -
         assert isinstance(result, JobResult)
         assert same_bits(result.prediction, expected(*rows(1, seed=seed)))
     assert bench.tally.faults == {"exception": 2}
-    assert (await bench.ask(seed=9)).launches == 1
+    assert (await bench.ask(seed=9)).launch_rows == 1
 
 
 @pytest.mark.parametrize("part", ["states", "rewards", "dones", "uncertainty"])
@@ -320,7 +361,7 @@ async def test_drain_refuses_new_jobs_and_finishes_the_others(bench: Bench) -> N
     await draining
 
     assert held.done()
-    assert waiting.result().launches == 1
+    assert waiting.result().launch_rows == 1
 
 
 async def test_jobs_before_the_start_are_refused(engine: FakeEngine) -> None:

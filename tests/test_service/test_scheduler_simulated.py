@@ -15,7 +15,7 @@ from service.errors import (
     UnavailableError,
 )
 from service.jobs import JobClass
-from tests.test_service.bench import Bench, simulate
+from tests.test_service.bench import Bench, outcome_of, simulate
 from tests.test_service.fakes import (
     VirtualLoop,
     expected,
@@ -37,7 +37,7 @@ def test_a_dead_engine_that_recovers_is_used_again() -> None:
             bench.ask()
         bench.engine.is_broken = False
         await asyncio.sleep(5)
-        assert (await bench.ask()).launches == 1
+        assert (await bench.ask()).launch_rows == 1
 
     simulate(play, canary_interval_s=5.0)
 
@@ -95,7 +95,7 @@ def test_an_hour_of_mixed_traffic_keeps_every_promise() -> None:
         states, actions = rows(count, 1 if job_class is PREDICT else 8, seed=count)
         started = loop.now
         try:
-            future = bench.scheduler.enqueue(states, actions, job_class=job_class, timeout_s=20.0)
+            future = outcome_of(bench.scheduler, states, actions, job_class)
             if rng.random() < 0.02:
                 loop.call_later(rng.exponential(0.5), future.cancel)
             result = await future

@@ -130,11 +130,11 @@ def test_accepted_work_is_finished_or_answered_before_the_end(
     answers: list[httpx.Response] = []
     begin = Engine.begin
 
-    def held(self: Engine, states: Array, actions: Array) -> Progress:
+    def held(self: Engine, states: Array, actions: Array, part_rows: int) -> Progress:
         if actions.shape[1] == 3:
             entered.set()
             gate.wait(20)
-        return begin(self, states, actions)
+        return begin(self, states, actions, part_rows)
 
     monkeypatch.setattr(Engine, "begin", held)
     monkeypatch.setattr(Engine, "is_quick_to_call", False)
