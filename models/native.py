@@ -32,7 +32,7 @@ from models.world_model import WorldModel
 
 SOURCE = Path(__file__).with_name("native.cpp")
 COMPILERS = ("c++", "g++", "clang++")
-_OPTIONS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC")
+_OPTIONS = ("-O3", "-std=c++17", "-shared", "-fPIC")
 _LONGEST_S = 300
 _PANEL = 32
 _ACTIVATIONS = {"relu": 1, "elu": 2, "tanh": 3}
@@ -47,8 +47,12 @@ class NotCompiledError(Exception):
 
 def library_file(folder: Path) -> Path:
     """Return where the library is kept: named by its source and by what this processor can do."""
-    parts = [SOURCE.read_text(), *_OPTIONS, platform.machine(), _processor()]
-    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return named_library(folder, f"native {platform.machine()} {processor()}")
+
+
+def named_library(folder: Path, target: str) -> Path:
+    """Return where the library for a target is kept, whatever the target is called."""
+    digest = hashlib.sha256("\n".join([SOURCE.read_text(), *_OPTIONS, target]).encode()).hexdigest()
     return folder / f"steps-{digest[:16]}.so"
 
 
@@ -61,9 +65,18 @@ def compile_library(folder: Path) -> Path:
     Raises:
         NotCompiledError: There is no compiler, no place to write, or it failed.
     """
-    path = library_file(folder)
+    return compiled(library_file(folder), "native")
+
+
+def compiled(path: Path, march: str) -> Path:
+    """Return a library's file, which is compiled for what `-march` calls so if it is not there.
+
+    Raises:
+        NotCompiledError: As for `compile_library`.
+    """
     if path.exists():
         return path
+    folder = path.parent
     compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
     if compiler is None:
         raise NotCompiledError(f"there is no C++ compiler ({', '.join(COMPILERS)})")
@@ -71,7 +84,7 @@ def compile_library(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made = Path(scratch) / path.name
-            command = [compiler, *_OPTIONS, "-o", str(made), str(SOURCE)]
+            command = [compiler, *_OPTIONS, f"-march={march}", "-o", str(made), str(SOURCE)]
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=_LONGEST_S)
             made.replace(path)
     except subprocess.CalledProcessError as exc:
@@ -286,7 +299,7 @@ def _layers(member: WorldModel) -> Iterator[tuple[nn.Linear, int]]:
             yield layer, 0 if is_plain else act
 
 
-def _processor() -> str:
+def processor() -> str:
     """Return what tells kinds of processors apart as far as the kernel knows it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -79,19 +79,31 @@ def serve(**options: str | None) -> None:
 
 @main.command()
 @click.option("--cache-dir", type=_FOLDER, default=None, help="As for serve.")
-def prepare(**options: Any) -> None:
+@click.option(
+    "--levels",
+    is_flag=True,
+    help="Compile for every level of this kind of processor, not for this one: for an image that "
+    "has no compiler where it runs.",
+)
+def prepare(levels: bool, **options: Any) -> None:
     """Compile what a CPU steps by, once a machine, as the first start of serve would.
 
     It takes seconds and needs a C++ compiler; it serves any checkpoint.
     """
     settings = _settings(options)
+    from models.levels import compile_levels
     from models.native import NotCompiledError
     from service.server import prepared_library
 
     try:
-        click.echo(f"Prepared: {prepared_library(settings)}")
+        if levels:
+            made = compile_levels(settings.cache_dir.expanduser())
+        else:
+            made = [prepared_library(settings)]
     except NotCompiledError as exc:
         raise click.ClickException(str(exc)) from exc
+    for path in made:
+        click.echo(f"Prepared: {path}")
 
 
 @main.command()

@@ -16,7 +16,7 @@ import structlog
 import uvicorn
 
 from models.checkpoint import CheckpointError, load_checkpoint
-from models.native import compile_library
+from models.levels import usable_library
 from service.app import WorldModelApp, create_app
 from service.engine import Engine
 from service.errors import StartupError
@@ -82,9 +82,9 @@ def prepared_library(settings: Settings) -> Path:
     """Return the file of the CPU's machine code, which is compiled if it is not there.
 
     Raises:
-        NotCompiledError: There is no compiler, or no place to write.
+        NotCompiledError: There is none, and no compiler or no place to write.
     """
-    return compile_library(settings.cache_dir.expanduser())
+    return usable_library(settings.cache_dir.expanduser())
 
 
 def loaded_engine(settings: Settings) -> Engine:

@@ -206,7 +206,7 @@ def test_the_library_is_compiled_once_and_named_by_source_and_processor(
     assert compile_library(folder) == library
     assert library.stat().st_mtime_ns == made_at
     assert list(folder.iterdir()) == [library]
-    monkeypatch.setattr(native, "_processor", lambda: "another")
+    monkeypatch.setattr(native, "processor", lambda: "another")
     assert library_file(folder) != library
 
 
@@ -262,4 +262,4 @@ def test_without_the_kernels_list_of_abilities_others_are_used(
 
     monkeypatch.setattr(Path, "read_text", absent)
 
-    assert isinstance(native._processor(), str)
+    assert isinstance(native.processor(), str)

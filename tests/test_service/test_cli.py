@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+import models.levels
 import models.training.collect
 import models.training.evaluate
 import models.training.examples
@@ -71,6 +72,21 @@ def test_serve_names_a_bad_setting() -> None:
     assert result.output.startswith("Error: ")
     assert "port" in result.output.lower()
     assert len(result.output.splitlines()) == 1
+
+
+def test_prepare_compiles_for_this_machine_or_for_all_levels(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(
+        models.levels, "compile_levels", lambda folder: [folder / "4", folder / "3"]
+    )
+    monkeypatch.setattr(service.server, "usable_library", lambda folder: folder / "own")
+
+    own = invoke("prepare", "--cache-dir", tmp_path)
+    levels = invoke("prepare", "--cache-dir", tmp_path, "--levels")
+
+    assert own.output == f"Prepared: {tmp_path}/own\n"
+    assert levels.output == f"Prepared: {tmp_path}/4\nPrepared: {tmp_path}/3\n"
 
 
 def test_import_writes_a_checkpoint(tmp_path: Path) -> None:
