@@ -85,7 +85,8 @@ def create_app(settings: Settings, engine: EngineLike, registry: Registry) -> Wo
     engine.report_errors_to(metrics.engine_failed)
     metrics.watch_queues(scheduler.queues.depth, scheduler.queues.rows)
     metrics.watch_ready(lambda: readiness.is_ready)
-    metrics.watch_model(info, lambda: engine.load_s, engine.vram)
+    metrics.watch_model(info, lambda: engine.load_s)
+    metrics.watch_device(engine.vram, engine.utilization)
 
     app = WorldModelApp(
         title="World Model Service",

@@ -48,7 +48,6 @@ class Buckets:
             self._counts[place] += count
         self._sum += float(values.sum(dtype=np.float64))
 
-    def read(self) -> tuple[list[tuple[str, float]], float]:
-        """Return how many values lie up to each bound, and the sum of all."""
-        upto = [*(str(bound) for bound in self._bounds), "+Inf"]
-        return list(zip(upto, accumulate(self._counts.copy()), strict=True)), self._sum
+    def read(self) -> tuple[list[int], float]:
+        """Return how many values lie up to each bound, the last being infinity; and their sum."""
+        return list(accumulate(self._counts.copy())), self._sum

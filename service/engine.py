@@ -50,6 +50,9 @@ class MemoryReader(Protocol):
     def read(self) -> Mapping[str, int]:
         """Return bytes by kind."""
 
+    def utilization(self) -> float | None:
+        """Return the share of time in which the device computes; None if unknown."""
+
     def close(self) -> None:
         """Disconnect."""
 
@@ -207,9 +210,14 @@ class Engine:
             **(self._device_memory.read() if self._device_memory is not None else {}),
         }
 
+    def utilization(self) -> float | None:
+        """Return the share of time in which a GPU computes, for others too; None if unknown."""
+        return self._device_memory.utilization() if self._device_memory is not None else None
+
     def _start_cuda(self) -> None:
         properties = torch.cuda.get_device_properties(self._device)
-        share = min(1.0, self._vram_budget / properties.total_memory)
+        self._vram_budget = min(self._vram_budget, properties.total_memory)
+        share = self._vram_budget / properties.total_memory
         torch.cuda.set_per_process_memory_fraction(share, self._device)
         memory = DeviceMemory(str(properties.uuid))
         try:

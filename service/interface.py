@@ -116,5 +116,8 @@ class EngineLike(Protocol):
     def vram(self) -> Mapping[str, int] | None:
         """Return bytes of device memory by kind; None without a GPU. Any thread."""
 
+    def utilization(self) -> float | None:
+        """Return the share of time in which a GPU computes; None if unknown. Any thread."""
+
     def report_errors_to(self, count: Callable[[str], None]) -> None:
         """Have errors that the engine survives counted by kind."""

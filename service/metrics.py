@@ -18,19 +18,17 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from models.safety import VERDICTS, Verdict
-from service.buckets import COUNTS, LATENCY_S, PROBABILITIES, UNCERTAINTIES, Buckets
+from service.buckets import COUNTS, LATENCY_S, PROBABILITIES, UNCERTAINTIES
 from service.interface import Array, ModelInfo
 from service.jobs import JobClass
 from service.observer import ENGINE_FAULTS, REJECTIONS
+from service.series import Counts, Histogram
+from service.vram import budgets, headroom
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 Registry = CollectorRegistry
@@ -45,127 +43,122 @@ STATUSES = ("200", "401", "404", "405", "413", "422", "429", "499", "500", "503"
 class Metrics:
     """What happened, as series of one registry.
 
-    `engine_failed` may be called from any thread, all else on the event loop's.
+    `engine_failed` and `render` may be called from any thread, all else on the event loop's.
 
     Args:
-        registry: Receives all series; a fresh one each service.
+        registry: Lets others read all series; a fresh one each service.
         endpoints: Route templates, the closed set of the endpoint label.
     """
 
     def __init__(self, registry: Registry, endpoints: Iterable[str]) -> None:
         # A time stamp for every series would double each scrape.
         disable_created_metrics()  # type: ignore[no-untyped-call]
-        self._registry = registry
+        # What is rare, or read at scrape, is left to the library; the rest writes its own text.
+        self._library = CollectorRegistry()
+        self._hot: list[Counts | Histogram] = []
         self._add_traffic([*endpoints, OTHER])
         self._add_batching()
         self._add_answers()
+        self._library.register(_Resident())
+        registry.register(_Parsed(self.render))
 
     def _add_traffic(self, endpoints: Sequence[str]) -> None:
-        requests = _Counts(
+        self._requests = Counts(
             "world_model_requests",
             "Answered HTTP requests by route and status; 499 if the caller left.",
             ("endpoint", "code"),
             [(endpoint, code) for endpoint in endpoints for code in STATUSES],
         )
-        seconds = _Histogram(
+        seconds = Histogram(
             "world_model_request_seconds",
             "Time from the first to the last byte of a request's handling.",
             LATENCY_S,
             "endpoint",
             endpoints,
         )
-        stages = _Histogram(
+        stages = Histogram(
             "world_model_stage_seconds",
             "Time of a prediction request in each stage.",
             LATENCY_S,
             "stage",
             STAGES,
         )
-        self._register(requests, seconds, stages)
-        self._requests, self._seconds = requests, seconds.series
+        self._hot += self._requests, seconds, stages
+        self._seconds = seconds.series
         self._stages = [stages.series[stage] for stage in STAGES]
 
     def _add_batching(self) -> None:
-        rows = _Histogram("world_model_batch_rows", "Rows of a launch.", COUNTS)
-        requests = _Histogram(
-            "world_model_batch_requests", "Requests that shared a launch.", COUNTS
-        )
-        self._register(rows, requests)
+        rows = Histogram("world_model_batch_rows", "Rows of a launch.", COUNTS)
+        requests = Histogram("world_model_batch_requests", "Requests that shared a launch.", COUNTS)
+        self._hot += rows, requests
         self._batch_rows, self._batch_requests = rows.only, requests.only
-        rejected = Counter(
-            "world_model_rejected",
-            "Accepted or refused jobs that got no prediction, by reason.",
-            ["reason"],
-            registry=self._registry,
+        self._busy = self._counter(
+            "engine_busy_seconds", "Time that the engine computed launches that succeeded."
         )
-        errors = Counter(
-            "world_model_engine_errors", "Faults of the engine.", ["kind"], registry=self._registry
+        rejected = self._counter(
+            "rejected", "Accepted or refused jobs that got no prediction, by reason.", "reason"
         )
+        errors = self._counter("engine_errors", "Faults of the engine.", "kind")
         self._rejected = {reason: rejected.labels(reason) for reason in REJECTIONS}
         self._errors = {kind: errors.labels(kind) for kind in ENGINE_FAULTS}
 
     def _add_answers(self) -> None:
-        self._verdicts = _Counts(
+        self._verdicts = Counts(
             "world_model_safety_verdicts",
             "Verdicts of safety checks.",
             ("verdict",),
             [(verdict,) for verdict in VERDICTS],
         )
-        crash_probability = _Histogram(
+        crash_probability = Histogram(
             "world_model_crash_probability",
             "Crash probability of the sequences of safety checks.",
             PROBABILITIES,
         )
-        uncertainty = _Histogram(
+        uncertainty = Histogram(
             "world_model_uncertainty",
             "Disagreement of the ensemble over each answered sequence, in standard deviations "
             "of the training states.",
             UNCERTAINTIES,
         )
-        self._register(self._verdicts, crash_probability, uncertainty, _Resident())
+        self._hot += self._verdicts, crash_probability, uncertainty
         self._crash_probability, self._uncertainty = crash_probability.only, uncertainty.only
 
-    def _register(self, *collectors: Collector) -> None:
-        for collector in collectors:
-            self._registry.register(collector)
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"world_model_{name}", text, labels, registry=self._library)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"world_model_{name}", text, labels, registry=self._library)
 
     def watch_queues(
         self, depth: Callable[[JobClass], int], rows: Callable[[JobClass], int]
     ) -> None:
         """Read the queues' gauges by these functions at each scrape."""
         for name, text, read in (
-            ("world_model_queue_depth", "Jobs that wait.", depth),
-            ("world_model_queue_rows", "Rows that wait.", rows),
+            ("queue_depth", "Jobs that wait.", depth),
+            ("queue_rows", "Rows that wait.", rows),
         ):
-            gauge = Gauge(name, text, ["class"], registry=self._registry)
+            gauge = self._gauge(name, text, "class")
             for job_class in JobClass:
                 gauge.labels(job_class.value).set_function(partial(read, job_class))
 
     def watch_ready(self, is_ready: Callable[[], bool]) -> None:
         """Read the readiness gauge by this function at each scrape."""
-        Gauge(
-            "world_model_ready", "1 while /readyz answers 200, else 0.", registry=self._registry
-        ).set_function(is_ready)
+        self._gauge("ready", "1 while /readyz answers 200, else 0.").set_function(is_ready)
 
-    def watch_model(
-        self,
-        info: ModelInfo,
-        load_s: Callable[[], float],
-        vram: Callable[[], Mapping[str, int] | None],
-    ) -> None:
-        """Describe the loaded model and the memory it takes."""
-        Gauge(
-            "world_model_info",
-            "1, labelled with what is served.",
-            ["version", "device", "checkpoint"],
-            registry=self._registry,
-        ).labels(info.version, info.device, info.name).set(1)
-        Gauge(
-            "world_model_load_seconds",
-            "Time to move the model to its device, warm and verify it.",
-            registry=self._registry,
+    def watch_model(self, info: ModelInfo, load_s: Callable[[], float]) -> None:
+        """Describe the loaded model."""
+        labels = ("version", "device", "checkpoint")
+        served = self._gauge("info", "1, labelled with what is served.", *labels)
+        served.labels(info.version, info.device, info.name).set(1)
+        self._gauge(
+            "load_seconds", "Time to move the model to its device, warm and verify it."
         ).set_function(load_s)
-        self._registry.register(_Vram(vram))
+
+    def watch_device(
+        self, vram: Callable[[], Mapping[str, int] | None], utilization: Callable[[], float | None]
+    ) -> None:
+        """Read a GPU's gauges by these functions at each scrape; None: no series."""
+        self._library.register(_Device(vram, utilization))
 
     def answered(self, endpoint: str, status: int, seconds: float) -> None:
         """Note an answered request; `endpoint` is a route template or `OTHER`."""
@@ -177,10 +170,11 @@ class Metrics:
         for series, value in zip(self._stages, seconds, strict=True):
             series.add(value)
 
-    def launched(self, rows: int, requests: int) -> None:
+    def launched(self, rows: int, requests: int, seconds: float) -> None:
         """Note a launch that succeeded."""
         self._batch_rows.add(rows)
         self._batch_requests.add(requests)
+        self._busy.inc(seconds)
 
     def rejected(self, reason: str) -> None:
         """Note a job without an answer."""
@@ -206,65 +200,18 @@ class Metrics:
 
     def render(self) -> bytes:
         """Return all series as Prometheus text."""
-        return generate_latest(self._registry)
+        lines = [line for metric in self._hot for line in metric.lines()]
+        return "\n".join([*lines, ""]).encode() + generate_latest(self._library)
 
 
-# The library's own counters and histograms take a lock for every value, and histograms walk their
-# buckets: a microsecond each, eight times a request. These are plain dicts and lists, to which the
-# event loop's thread alone adds.
+class _Parsed(Collector):
+    """Series read back from their text: what the registry shows is what Prometheus gets."""
 
-
-class _Counts(Collector):
-    """A counter; the series given at the start are there from the start."""
-
-    def __init__(
-        self, name: str, text: str, labels: Sequence[str], known: Iterable[tuple[str, ...]]
-    ) -> None:
-        self._name = name
-        self._text = text
-        self._labels = labels
-        self._counts = dict.fromkeys(known, 0)
-
-    def add(self, labels: tuple[str, ...]) -> None:
-        """Count one event, even one with labels that nobody foresaw."""
-        self._counts[labels] = self._counts.get(labels, 0) + 1
+    def __init__(self, render: Callable[[], bytes]) -> None:
+        self._render = render
 
     def collect(self) -> Iterator[Metric]:
-        """Return the present counts."""
-        family = CounterMetricFamily(self._name, self._text, labels=self._labels)
-        for labels, count in self._counts.copy().items():
-            family.add_metric(labels, count)
-        yield family
-
-
-class _Histogram(Collector):
-    """A histogram, without a label or with one whose values are known from the start."""
-
-    def __init__(
-        self,
-        name: str,
-        text: str,
-        bounds: Sequence[float],
-        label: str | None = None,
-        values: Iterable[str] = ("",),
-    ) -> None:
-        self._name = name
-        self._text = text
-        self._label = label
-        self.series = {value: Buckets(bounds) for value in values}
-
-    @property
-    def only(self) -> Buckets:
-        """The series of a histogram without a label."""
-        return self.series[""]
-
-    def collect(self) -> Iterator[Metric]:
-        """Return the present counts."""
-        labels = [] if self._label is None else [self._label]
-        family = HistogramMetricFamily(self._name, self._text, labels=labels)
-        for value, buckets in self.series.items():
-            family.add_metric([value] if labels else [], *buckets.read())
-        yield family
+        yield from text_string_to_metric_families(self._render().decode())
 
 
 class _Resident(Collector):
@@ -281,20 +228,34 @@ class _Resident(Collector):
         )
 
 
-class _Vram(Collector):
-    """Memory of the device, read at scrape; no series without a GPU."""
+class _Device(Collector):
+    """Memory and work of the device, read at scrape; no series without a GPU."""
 
-    def __init__(self, read: Callable[[], Mapping[str, int] | None]) -> None:
-        self._read = read
-
-    def describe(self) -> Iterator[Metric]:
-        yield GaugeMetricFamily("world_model_vram_bytes", "GPU memory by kind.", labels=["kind"])
+    def __init__(
+        self, vram: Callable[[], Mapping[str, int] | None], utilization: Callable[[], float | None]
+    ) -> None:
+        self._vram = vram
+        self._utilization = utilization
 
     def collect(self) -> Iterator[Metric]:
-        usage = self._read()
-        if usage is None:
-            return
-        family = GaugeMetricFamily("world_model_vram_bytes", "GPU memory by kind.", labels=["kind"])
-        for kind, count in usage.items():
-            family.add_metric([kind], count)
-        yield family
+        usage = self._vram()
+        if usage is not None:
+            yield _by("vram_bytes", "GPU memory by kind.", "kind", usage)
+            text = "GPU memory that a component may take."
+            yield _by("vram_budget_bytes", text, "component", budgets(usage))
+            text = "GPU memory of its budget that a component could still take."
+            yield _by("vram_headroom_bytes", text, "component", headroom(usage))
+        utilization = self._utilization()
+        if utilization is not None:
+            yield GaugeMetricFamily(
+                "world_model_device_utilization_ratio",
+                "Share of the last moment in which the GPU computed, for whomever.",
+                value=utilization,
+            )
+
+
+def _by(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
+    family = GaugeMetricFamily(f"world_model_{name}", text, labels=[label])
+    for value, number in values.items():
+        family.add_metric([value], number)
+    return family

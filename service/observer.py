@@ -14,8 +14,8 @@ ENGINE_FAULTS = ("exception", "bad_output", "non_finite", "out_of_memory", "cana
 class Observer(Protocol):
     """Who wants to know; called on the event loop's thread."""
 
-    def launched(self, rows: int, requests: int) -> None:
-        """Note a launch that succeeded: its rows and the jobs that shared it."""
+    def launched(self, rows: int, requests: int, seconds: float) -> None:
+        """Note a launch that succeeded: its rows, the jobs that shared it, its time computing."""
 
     def rejected(self, reason: str) -> None:
         """Note a job without an answer, for one of `REJECTIONS`."""

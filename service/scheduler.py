@@ -250,7 +250,7 @@ class Scheduler:
     def _deliver(self, launch: Launch, prediction: Prediction) -> None:
         """Give each job its own rows; resolve those that are complete."""
         self.queues.close(launch)
-        self._observer.launched(launch.rows, len(launch.jobs))
+        self._observer.launched(launch.rows, len(launch.jobs), launch.seconds)
         for job, part in portions(launch, prediction):
             if not job.is_done:
                 assert job.started_s is not None

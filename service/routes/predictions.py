@@ -127,6 +127,8 @@ class Predictions:
         return {name: _rows(_OUTPUTS[name](prediction), parsed) for name in parsed.outputs}
 
     def _judged(self, parsed: Parsed, prediction: Prediction) -> dict[str, Any]:
+        if not prediction.is_finite:  # the verdict is `unknown` then, and a fault all the same
+            self._metrics.engine_failed("non_finite")
         verdicts = assess(
             prediction.states,
             prediction.dones,

@@ -107,6 +107,7 @@ class FakeEngine:
         self.load_s = 0.25
         self.costs = Costs((4096,), (0.0,))
         self.usage: Mapping[str, int] | None = None
+        self.busy: float | None = None
         self.count_error: Callable[[str], None] = lambda kind: None
         self._entered = threading.Semaphore(0)
         self._checked = threading.Semaphore(0)
@@ -116,6 +117,9 @@ class FakeEngine:
 
     def vram(self) -> Mapping[str, int] | None:
         return self.usage
+
+    def utilization(self) -> float | None:
+        return self.busy
 
     def report_errors_to(self, count: Callable[[str], None]) -> None:
         self.count_error = count
@@ -192,7 +196,7 @@ class Tally:
         self.rejections: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
 
-    def launched(self, rows: int, requests: int) -> None:
+    def launched(self, rows: int, requests: int, seconds: float) -> None:
         self.launches.append((rows, requests))
 
     def rejected(self, reason: str) -> None:

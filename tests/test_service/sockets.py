@@ -77,9 +77,9 @@ class Listening:
     """A server on a free port; allows the key "alpha" and bodies of `LIMIT` bytes."""
 
     def __init__(self, engine: FakeEngine, way: type[HttpToolsProtocol]) -> None:
-        self._registry = Registry()
+        self.registry = Registry()
         given = {"max_body_bytes": LIMIT, "api_keys": "alpha", "max_rows": 64}
-        self.app = create_app(settings(**given), engine, self._registry)
+        self.app = create_app(settings(**given), engine, self.registry)
         self.server = _Server(
             uvicorn.Config(
                 self.app,
@@ -113,7 +113,7 @@ class Listening:
 
     def count(self, code: str, endpoint: str = "/rollout") -> float | None:
         labels = {"endpoint": endpoint, "code": code}
-        return self._registry.get_sample_value("world_model_requests_total", labels)
+        return self.registry.get_sample_value("world_model_requests_total", labels)
 
     @contextlib.asynccontextmanager
     async def run(self) -> AsyncIterator[Listening]:

@@ -11,9 +11,8 @@ from models.safety import RULES
 from service.app import ENDPOINTS
 from service.bodies import OUTPUTS
 from service.errors import SERVICE_ERRORS
-from service.observer import ENGINE_FAULTS, REJECTIONS
 from service.settings import PREFIX, Settings
-from tests.test_service.test_metrics import Read
+from tests.test_service.test_metrics import VRAM, Read
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,22 +37,66 @@ def test_no_setting_is_documented_that_is_not_there() -> None:
     assert named <= {name.upper() for name in Settings.model_fields}
 
 
-def test_every_metric_is_documented_with_its_labels() -> None:
-    text = text_of("metrics.md")
+def rows_of(text: str) -> list[list[str]]:
+    """Return the cells of all tables' rows, titles included."""
+    lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line] for line in lines]
 
-    for family in Read({"allocated": 1}).registry.collect():
-        suffix = "_total" if family.type == "counter" else ""
-        assert f"`{family.name}{suffix}`" in text, family.name
-        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
-        for label in labels:
-            assert f"`{label}`" in text, (family.name, label)
-    for value in (*REJECTIONS, *ENGINE_FAULTS):
-        assert f"`{value}`" in text, value
+
+def quoted(cell: str) -> set[str]:
+    return set(re.findall(r"`([^`]+)`", cell))
+
+
+FAMILIES = {
+    f"{family.name}_total" if family.type == "counter" else family.name: family
+    for family in Read(VRAM).registry.collect()
+}
+
+
+def values_of(label: str, metric: str) -> set[str]:
+    return {sample.labels[label] for sample in FAMILIES[metric].samples if label in sample.labels}
+
+
+def test_the_table_of_metrics_lists_all_with_type_labels_unit_and_question() -> None:
+    rows = [row for row in rows_of(text_of("metrics.md")) if row[0].startswith("`world_model_")]
+
+    told = {name.strip("`"): (kind, quoted(labels)) for name, kind, _, labels, _ in rows}
+    true = {
+        name: (family.type, {label for s in family.samples for label in s.labels} - {"le"})
+        for name, family in FAMILIES.items()
+    }
+    assert told == true
+    assert len(rows) == len(FAMILIES)
+    assert all(unit and question.endswith("?") for _, _, unit, _, question in rows)
+
+
+@pytest.mark.parametrize(
+    ("title", "label", "metric"),
+    [
+        ("`endpoint`", "endpoint", "world_model_requests_total"),
+        ("`code`", "code", "world_model_requests_total"),
+        ("`stage`", "stage", "world_model_stage_seconds"),
+        ("`class`", "class", "world_model_queue_depth"),
+        ("`reason`", "reason", "world_model_rejected_total"),
+        ("`kind` of engine errors", "kind", "world_model_engine_errors_total"),
+        ("`kind` of memory", "kind", "world_model_vram_bytes"),
+        ("`component`", "component", "world_model_vram_budget_bytes"),
+        ("`verdict`", "verdict", "world_model_safety_verdicts_total"),
+    ],
+    ids=lambda given: given.strip("`"),
+)
+def test_the_tables_of_labels_list_exactly_the_values_there_are(
+    title: str, label: str, metric: str
+) -> None:
+    table = text_of("metrics.md").partition(f"\n| {title} | |\n")[2].partition("\n\n")[0]
+
+    told = [value for row in rows_of(table) for value in quoted(row[0])]
+
+    assert sorted(told) == sorted(values_of(label, metric))
 
 
 def test_no_metric_is_documented_that_is_not_there() -> None:
-    read = Read({"allocated": 1})
-    names = {family.name for family in read.registry.collect()}
+    names = {family.name for family in FAMILIES.values()}
     named = set(re.findall(r"\b(world_model_[a-z_]+)", everything()))
 
     suffixes = ("_total", "_bucket", "_sum", "_count", "")

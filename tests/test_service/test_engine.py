@@ -184,7 +184,7 @@ def test_the_model_is_described(engine: Engine) -> None:
     assert (info.spec.state_dim, info.limits.crash_threshold) == (STATE_DIM, 0.2)
     assert info.metrics == {"auroc": 0.5}
     assert engine.load_s > 0
-    assert engine.vram() is None
+    assert (engine.vram(), engine.utilization()) == (None, None)
     as_protocol: EngineLike = engine
     as_protocol.canary()
 

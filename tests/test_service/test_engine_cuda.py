@@ -28,6 +28,9 @@ class FakeMemory:
     def read(self) -> Mapping[str, int]:
         return {"device_used": 3, "device_total": 8}
 
+    def utilization(self) -> float | None:
+        return 0.5
+
     def close(self) -> None:
         self.is_closed = True
 
@@ -67,9 +70,22 @@ def test_the_memory_budget_is_enforced_and_reported(
         "device_used": 3,
         "device_total": 8,
     }
+    assert engine.utilization() == 0.5
     assert engine.describe().device == "NVIDIA Fake"
     engine.close()
     assert cuda["emptied"] == 1
+
+
+def test_a_budget_beyond_the_device_is_cut_to_it(
+    cuda: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.engine.DeviceMemory", FakeMemory)
+    engine = Engine(checkpoint(), vram_budget_bytes=16 * 2**30)
+    engine._device = torch.device("cuda", 0)
+    engine._start_cuda()
+
+    assert cuda["share"] == 1.0
+    assert (engine.vram() or {})["budget"] == 8 * 2**30
 
 
 def test_memory_is_given_back_before_a_launch_is_split(cuda: dict[str, Any]) -> None:
@@ -121,6 +137,7 @@ def test_without_the_driver_the_device_wide_figures_are_absent(
     engine._start_cuda()
 
     assert "device_used" not in (engine.vram() or {})
+    assert engine.utilization() is None
 
 
 def test_nvml_reads_the_device_by_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,12 +148,16 @@ def test_nvml_reads_the_device_by_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         pynvml, "nvmlDeviceGetMemoryInfo", lambda handle: SimpleNamespace(used=5, total=9)
     )
+    monkeypatch.setattr(
+        pynvml, "nvmlDeviceGetUtilizationRates", lambda handle: SimpleNamespace(gpu=42, memory=7)
+    )
     memory = DeviceMemory("abc")
     memory.start()
 
     assert memory.read() == {"device_used": 5, "device_total": 9}
+    assert memory.utilization() == 0.42
     memory.close()
-    assert asked == ["GPU-abc", "shutdown"]
+    assert asked == ["GPU-abc", "GPU-abc", "shutdown"]
 
 
 def test_nvml_that_fails_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,6 +168,7 @@ def test_nvml_that_fails_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", fail)
 
     assert DeviceMemory("GPU-abc").read() == {}
+    assert DeviceMemory("GPU-abc").utilization() is None
     with pytest.raises(OSError, match="NVML is not available"):
         DeviceMemory("GPU-abc").start()
 

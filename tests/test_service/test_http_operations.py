@@ -1,4 +1,4 @@
-"""What operators see over HTTP: readiness, shutdown, logs, metrics."""
+"""What operators see over HTTP: readiness, shutdown, logs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import asyncio
 import httpx
 import structlog
 
-from service.metrics import Registry
 from tests.test_service.fakes import (
     ACTIONS,
     STATE,
@@ -92,28 +91,3 @@ async def test_a_fault_of_ours_has_the_one_error_body(engine: FakeEngine) -> Non
     assert (response.status_code, error_of(response)["code"]) == (500, "engine_error")
     assert "TypeError" not in response.text
     assert lines[0]["event"] == "unexpected error"
-
-
-async def test_metrics_tell_what_happened(engine: FakeEngine) -> None:
-    registry = Registry()
-    async with serving(engine, registry) as (_, client):
-        body = {"state": STATE, "actions": [ACTIONS] * 3}
-        await client.post("/safety-check", json=body)
-        await client.post("/rollout", content=b"{")
-        await client.get("/random/path")
-        text = (await client.get("/metrics")).text
-        assert registry.get_sample_value("world_model_ready") == 1
-
-    def value(name: str, **labels: str) -> float | None:
-        return registry.get_sample_value(f"world_model_{name}", labels)
-
-    assert value("requests_total", endpoint="/safety-check", code="200") == 1
-    assert value("requests_total", endpoint="/rollout", code="422") == 1
-    assert value("requests_total", endpoint="other", code="404") == 1
-    assert value("request_seconds_count", endpoint="/safety-check") == 1
-    assert [value("stage_seconds_count", stage=s) for s in ("parse", "queue", "compute")] == [1] * 3
-    assert (value("batch_rows_sum"), value("batch_requests_sum")) == (3, 1)
-    assert value("safety_verdicts_total", verdict="safe") == 3
-    assert (value("crash_probability_count"), value("uncertainty_count")) == (3, 3)
-    assert (value("ready"), value("queue_depth", **{"class": "safety"})) == (0, 0)
-    assert "/random/path" not in text

@@ -19,7 +19,11 @@ NAMES = {
     "queue_rows",
     "rejected",
     "engine_errors",
+    "engine_busy_seconds",
     "vram_bytes",
+    "vram_budget_bytes",
+    "vram_headroom_bytes",
+    "device_utilization_ratio",
     "process_resident_bytes",
     "crash_probability",
     "safety_verdicts",
@@ -27,6 +31,16 @@ NAMES = {
     "ready",
     "info",
     "load_seconds",
+}
+
+GIB = 2**30
+VRAM = {
+    "allocated": 1 * GIB,
+    "reserved": 2 * GIB,
+    "peak": 1 * GIB,
+    "budget": 4 * GIB,
+    "device_used": 9 * GIB,
+    "device_total": 16 * GIB,
 }
 
 
@@ -38,14 +52,15 @@ class Read:
         self.metrics = Metrics(self.registry, ENDPOINTS)
         self.metrics.watch_queues(lambda job_class: len(job_class), lambda job_class: 7)
         self.metrics.watch_ready(lambda: True)
-        self.metrics.watch_model(fake_info(), lambda: 0.5, lambda: vram)
+        self.metrics.watch_model(fake_info(), lambda: 0.5)
+        self.metrics.watch_device(lambda: vram, lambda: None if vram is None else 0.25)
 
     def value(self, name: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(f"world_model_{name}", labels)
 
 
 def test_every_name_of_the_contract_is_exported_and_no_other() -> None:
-    names = {family.name for family in Read({"allocated": 1}).registry.collect()}
+    names = {family.name for family in Read(VRAM).registry.collect()}
 
     assert names == {f"world_model_{name}" for name in NAMES}
 
@@ -57,7 +72,7 @@ def test_series_exist_from_the_start_at_zero() -> None:
         assert read.value("requests_total", endpoint=endpoint, code="200") == 0
     for stage in ("parse", "queue", "compute", "respond"):
         assert read.value("stage_seconds_count", stage=stage) == 0
-    for reason in ("queue_full", "expired", "cancelled", "draining", "engine_down"):
+    for reason in ("queue_full", "too_late", "expired", "cancelled", "draining", "engine_down"):
         assert read.value("rejected_total", reason=reason) == 0
     for kind in ("exception", "bad_output", "non_finite", "out_of_memory", "canary"):
         assert read.value("engine_errors_total", kind=kind) == 0
@@ -113,7 +128,7 @@ def test_one_value_and_many_fall_into_the_same_buckets() -> None:
     many.add_all(values)
 
     assert one.read() == many.read()
-    assert dict(many.read()[0])["1.0"] == 2
+    assert many.read()[0][0] == 2
 
 
 def test_gauges_are_read_at_each_scrape() -> None:
@@ -127,9 +142,24 @@ def test_gauges_are_read_at_each_scrape() -> None:
     assert read.value("info", **labels) == 1
 
 
-def test_vram_is_absent_without_a_gpu_and_by_kind_with_one() -> None:
-    assert b"vram_bytes{" not in Read(None).metrics.render()
-    read = Read({"allocated": 5, "budget": 9})
+def test_a_gpus_series_are_absent_without_one() -> None:
+    text = Read(None).metrics.render()
 
-    assert read.value("vram_bytes", kind="allocated") == 5
-    assert read.value("vram_bytes", kind="budget") == 9
+    assert b"vram" not in text
+    assert b"device_utilization" not in text
+
+
+def test_a_gpus_memory_and_work_are_told_by_kind_and_by_component() -> None:
+    read = Read(VRAM)
+
+    assert {kind: read.value("vram_bytes", kind=kind) for kind in VRAM} == VRAM
+    for component, budget, room in (
+        ("world_model", 4, 2),
+        ("policy_network", 2, 2),
+        ("value_network", 2, 2),
+        ("replay_buffer", 4, 4),
+        ("gradients_and_optimizer", 4, 4),
+    ):
+        assert read.value("vram_budget_bytes", component=component) == budget * GIB
+        assert read.value("vram_headroom_bytes", component=component) == room * GIB
+    assert read.value("device_utilization_ratio") == 0.25
