@@ -21,10 +21,11 @@ from service.deadlines import Deadlines
 from service.errors import DeadlineExceededError, EngineError, UnavailableError
 from service.interface import Array, EngineLike, Prediction
 from service.jobs import Bounds, Job, JobClass, JobResult, Launch, Outcome
-from service.launches import BadOutputError, checked, gather, portions
+from service.launches import BadOutputError, portions
 from service.loops import incoming
 from service.observer import Observer
 from service.queues import Queues
+from service.slices import compute, next_slice
 from service.vitals import Vitals
 from service.worker import Worker, WorkerLike, timed
 
@@ -199,16 +200,19 @@ class Scheduler:
 
     async def _advance(self, launch: Launch) -> None:
         """Compute a slice of a launch."""
-        steps, is_inline = self._slice(launch)
+        is_overtaken = self.queues.is_overtaken(launch)
+        steps, is_inline = next_slice(
+            launch, self._engine, self._bounds, self.vitals.pace, self._watched, is_overtaken
+        )
         if launch.running is None:
             now = self._timer()
             for job in launch.jobs:
                 job.started_s = now
         if is_inline:
-            ran = timed(partial(self._compute, launch, steps, self._watched))
+            ran = timed(partial(compute, launch, self._engine, steps, self._watched))
             await asyncio.sleep(0)  # lets others in between slices
         else:
-            ran = await self._worker.run(partial(self._compute, launch, steps, -1))
+            ran = await self._worker.run(partial(compute, launch, self._engine, steps))
         launch.seconds += ran.seconds
         if ran.value is None:
             assert ran.error is not None
@@ -219,30 +223,6 @@ class Scheduler:
         self.vitals.succeeded(self._engine.costs.launch_s(launch.part_rows, taken), ran.seconds)
         if prediction is not None:
             self._deliver(launch, prediction)
-
-    def _slice(self, launch: Launch) -> tuple[int, bool]:
-        """Return how many steps are computed at once at most, and whether on the loop."""
-        costs, bounds, pace = self._engine.costs, self._bounds, self.vitals.pace
-        is_quick = self._engine.is_quick_to_call
-        # Who watches what comes in need not stop to look.
-        is_patient = is_quick and self._watched >= 0 and not self.queues.is_overtaken(launch)
-        longest_s = bounds.preempt_after_s
-        if is_patient:
-            longest_s = max(longest_s, bounds.inline_s / pace)
-        steps = costs.most_steps(longest_s, launch.part_rows, launch.horizon)
-        steps = min(steps, launch.steps_left)
-        is_short = pace * costs.launch_s(launch.part_rows, steps) <= bounds.inline_s
-        return steps, is_quick and is_short
-
-    def _compute(self, launch: Launch, steps: int, watched: int) -> tuple[int, Prediction | None]:
-        """Begin a launch or go on with it; return how far, and its prediction once complete."""
-        if launch.running is None:
-            states, actions = gather(launch)
-            launch.running = self._engine.begin(states, actions, launch.part_rows)
-        taken = launch.running.advance(steps, watched)
-        if not launch.running.is_complete:
-            return taken, None
-        return taken, checked(launch.running.result(), launch)
 
     def _most_rows(self, horizon: int) -> int:
         return self._engine.costs.most_rows(self._bounds.preempt_after_s, horizon)

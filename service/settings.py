@@ -133,8 +133,8 @@ class Settings(BaseSettings):
         gt=0,
         le=10,
         description="Seconds that the engine computes before it looks for more urgent work: what a "
-        "safety check may have to wait for. Launches hold as many rows as one step of them (on a "
-        "GPU: all their steps) fits into that; shorter makes launches small and costs throughput.",
+        "safety check may have to wait for. As many rows take their steps together as one step of "
+        "them (on a GPU: all their steps) fits into that; shorter costs throughput.",
     )
     max_passes: int = Field(
         default=8,
