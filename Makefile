@@ -82,6 +82,6 @@ $(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.all: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "==> Installing the service with training and development tools"
-	@$(INSTALL) -e '.[training,dev]'
+	@$(INSTALL) -e '.[training,otel,dev]'
 	@$(PREPARE)
 	@touch $@ $(VENV)/.serve

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from fastapi import FastAPI, Request
@@ -36,6 +36,9 @@ from service.routes.readiness import Readiness
 from service.scheduler import Scheduler
 from service.schemas import Contract, contract_for
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.tracing import Tracing
 
 log = structlog.get_logger()
 
@@ -69,13 +72,20 @@ class WorldModelApp(FastAPI):
         return self.openapi_schema
 
 
-def create_app(settings: Settings, engine: EngineLike, registry: Registry) -> WorldModelApp:
+_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+"""Newer versions of the framework make telemetry of their own: a second span a request."""
+
+
+def create_app(
+    settings: Settings, engine: EngineLike, registry: Registry, tracing: Tracing | None = None
+) -> WorldModelApp:
     """Return the app; its lifespan starts and ends the scheduler.
 
     Args:
         settings: Limits and switches.
         engine: Started; the caller closes it after the lifespan.
         registry: Receives the metrics; a fresh one each app.
+        tracing: Makes spans of requests; the caller closes it after the lifespan.
     """
     info = engine.describe()
     metrics = Metrics(registry, ENDPOINTS)
@@ -88,6 +98,9 @@ def create_app(settings: Settings, engine: EngineLike, registry: Registry) -> Wo
     metrics.watch_model(info, lambda: engine.load_s)
     metrics.watch_device(engine.vram, engine.utilization)
 
+    if tracing is not None:
+        tracing.model_version = info.version
+
     app = WorldModelApp(
         title="World Model Service",
         version=version("world-model-service"),
@@ -96,10 +109,11 @@ def create_app(settings: Settings, engine: EngineLike, registry: Registry) -> Wo
         openapi_url="/openapi.json" if settings.docs else None,
         redoc_url=None,
         redirect_slashes=False,
+        telemetry=_TELEMETRY,
         lifespan=_lifespan(scheduler, readiness, settings.shutdown_timeout_s),
     )
     routes = Predictions(parser, scheduler, info, metrics).routes()
-    app.desk = Desk(routes, _policy(settings), metrics)
+    app.desk = Desk(routes, _policy(settings), metrics, tracing)
     app.readiness, app.scheduler = readiness, scheduler
     app.contract = contract_for(info.spec, settings.max_horizon, settings.max_rows)
     app.include_router(health_router(readiness, metrics))

@@ -3,12 +3,15 @@
     with Client("http://127.0.0.1:8000") as client:
         verdict = client.safety_check(state, actions)
 
+Requests made while a span of OpenTelemetry is active continue its trace.
+
 Failures are the classes of `service.errors`: the service's own by code, `UnreachableError` where
 no answer came.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -45,8 +48,14 @@ class _Calls:
         return orjson.dumps(given, option=orjson.OPT_SERIALIZE_NUMPY)
 
     @staticmethod
-    def _deadline(timeout_s: float | None) -> dict[str, str]:
-        return {} if timeout_s is None else {"X-Request-Timeout-Seconds": str(timeout_s)}
+    def _headers(timeout_s: float | None) -> dict[str, str]:
+        headers = {} if timeout_s is None else {"X-Request-Timeout-Seconds": str(timeout_s)}
+        # Where nobody has imported OpenTelemetry, no span is active; then it need not be there.
+        if "opentelemetry.trace" in sys.modules:
+            from service.tracing import outgoing
+
+            headers.update(outgoing())
+        return headers
 
     @staticmethod
     def _answer(response: httpx.Response) -> dict[str, Any]:
@@ -190,7 +199,7 @@ class Client(_Calls):
     ) -> dict[str, Any]:
         try:
             response = self._http.request(
-                method, path, content=body, headers=self._deadline(timeout_s)
+                method, path, content=body, headers=self._headers(timeout_s)
             )
         except httpx.TransportError as exc:
             raise UnreachableError(f"no answer from {self._http.base_url}: {exc}") from exc
@@ -284,7 +293,7 @@ class AsyncClient(_Calls):
     ) -> dict[str, Any]:
         try:
             response = await self._http.request(
-                method, path, content=body, headers=self._deadline(timeout_s)
+                method, path, content=body, headers=self._headers(timeout_s)
             )
         except httpx.TransportError as exc:
             raise UnreachableError(f"no answer from {self._http.base_url}: {exc}") from exc

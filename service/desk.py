@@ -7,7 +7,7 @@ brings the others, and sends its errors by the same replies.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 import structlog
@@ -17,6 +17,9 @@ from service.jobs import JobResult, Outcome
 from service.metrics import Metrics
 from service.policy import Headers, Policy, request_id_of
 from service.routes.call import HotRoute, Pending
+
+if TYPE_CHECKING:
+    from service.tracing import Trace, Tracing
 
 log = structlog.get_logger()
 
@@ -49,26 +52,58 @@ class Desk:
         routes: Hot routes by path; all answer POST only.
         policy: What is let in.
         metrics: Counts requests; whoever sends a reply tells it.
+        tracing: Makes spans of requests; None: nobody does.
     """
 
-    def __init__(self, routes: Mapping[str, HotRoute], policy: Policy, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        routes: Mapping[str, HotRoute],
+        policy: Policy,
+        metrics: Metrics,
+        tracing: Tracing | None = None,
+    ) -> None:
         self.routes = routes
         self.policy = policy
         self.metrics = metrics
+        self.tracing = tracing
 
-    def receive(self, path: str, headers: Headers, respond: Respond) -> Errand:
+    def receive(
+        self, path: str, headers: Headers, respond: Respond, trace: Trace | None = None
+    ) -> Errand:
         """Take on a request of a hot route.
 
         Args:
             path: Of a hot route.
             headers: Admitted by the policy.
             respond: Called exactly once, maybe before the errand's `start` returns.
+            trace: Of the request, if the caller has begun one, which it ends itself.
 
         Raises:
             InvalidRequestError: It asks for a deadline that cannot be.
         """
         timeout_s = self.policy.timeout_s(headers)
-        return Errand(path, self.routes[path], headers, timeout_s, respond)
+        request_id = request_id_of(headers)
+        if self.tracing is None:
+            return Errand(path, self.routes[path], request_id, timeout_s, respond)
+        if trace is None:
+            trace = self.tracing.begin("POST", path, path, headers, request_id)
+            respond = _ending(trace, respond)
+        return _TracedErrand(path, self.routes[path], request_id, timeout_s, respond, trace)
+
+
+def _ending(trace: Trace, respond: Respond) -> Respond:
+    """Return a `respond` that tells the caller of a trace, and ends it."""
+
+    def respond_and_end(reply: Reply | None) -> None:
+        if reply is None:
+            respond(None)
+            trace.end(CLIENT_GONE)
+            return
+        lines = [b"%b: %b\r\n" % header for header in trace.headers]
+        respond(reply._replace(head=b"".join([reply.head, *lines])))
+        trace.end(reply.status)
+
+    return respond_and_end
 
 
 class Errand:
@@ -77,19 +112,19 @@ class Errand:
     Args:
         path: Of the route.
         route: Makes a job of the body, and an answer of the job's result.
-        headers: Of the request.
+        request_id: Of the request.
         timeout_s: Time until its deadline.
         respond: Gets the reply.
     """
 
-    __slots__ = ("_headers", "_path", "_pending", "_respond", "_route", "_timeout_s")
+    __slots__ = ("_path", "_pending", "_request_id", "_respond", "_route", "_timeout_s")
 
     def __init__(
-        self, path: str, route: HotRoute, headers: Headers, timeout_s: float, respond: Respond
+        self, path: str, route: HotRoute, request_id: str, timeout_s: float, respond: Respond
     ) -> None:
         self._path = path
         self._route = route
-        self._headers = headers
+        self._request_id = request_id
         self._timeout_s = timeout_s
         self._respond = respond
         self._pending: Pending | None = None
@@ -99,7 +134,11 @@ class Errand:
         try:
             self._pending = self._route(body, self._timeout_s, self._finish)
         except Exception as exc:  # noqa: BLE001 (the app's last resort, see `failure`)
-            self._respond(failure(exc, request_id_of(self._headers), self._path))
+            self._respond(self._failure(exc))
+
+    def abandon(self) -> None:
+        """End it in place of its start: the caller has left before its body was there."""
+        self._respond(None)
 
     def cancel(self) -> None:
         """Free the job's place; the reply is None then. After the reply, do nothing."""
@@ -113,25 +152,60 @@ class Errand:
             self._respond(None)
             return
         assert pending is not None
-        request_id = request_id_of(self._headers)
         try:
             if isinstance(outcome, ServiceError):
                 raise outcome
-            reply = _success(pending.answer(outcome), request_id, outcome)
+            reply = _success(pending.answer(outcome), self._request_id, outcome)
         except Exception as exc:  # noqa: BLE001 (the app's last resort, see `failure`)
-            reply = failure(exc, request_id, self._path)
+            reply = self._failure(exc)
         self._respond(reply)
 
+    def _failure(self, error: Exception) -> Reply:
+        return failure(error, self._request_id, self._path)
 
-def failure(error: Exception, request_id: str, path: str) -> Reply:
+
+class _TracedErrand(Errand):
+    """An errand whose stages become spans."""
+
+    __slots__ = ("_trace",)
+
+    def __init__(
+        self,
+        path: str,
+        route: HotRoute,
+        request_id: str,
+        timeout_s: float,
+        respond: Respond,
+        trace: Trace,
+    ) -> None:
+        super().__init__(path, route, request_id, timeout_s, respond)
+        self._trace = trace
+
+    def start(self, body: bytes) -> None:
+        self._trace.parsing()
+        super().start(body)
+
+    def _finish(self, outcome: Outcome) -> None:
+        assert self._pending is not None
+        self._trace.settled(self._pending.job, outcome)
+        super()._finish(outcome)
+
+    def _failure(self, error: Exception) -> Reply:
+        return failure(error, self._request_id, self._path, self._trace)
+
+
+def failure(error: Exception, request_id: str, path: str, trace: Trace | None = None) -> Reply:
     """Log an error and return what its caller is told; a stranger learns nothing of our faults."""
+    ids = {"request_id": request_id, **({} if trace is None else trace.ids)}
     if not isinstance(error, ServiceError):
-        log.error("unexpected error", request_id=request_id, exc_info=error)
+        log.error("unexpected error", **ids, exc_info=error)
         error = EngineError("the service has failed on this request")
+    if trace is not None:
+        trace.failed(error)
     level = log.error if error.status >= 500 else log.info
     (log.warning if error.status == 429 else level)(
         "request failed",
-        request_id=request_id,
+        **ids,
         code=error.code,
         status=error.status,
         path=path[:200],

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -17,6 +18,9 @@ from service.desk import CLIENT_GONE, Desk, Errand, Reply, failure
 from service.errors import EngineError, MethodNotAllowedError
 from service.metrics import OTHER
 from service.policy import request_id_of
+
+if TYPE_CHECKING:
+    from service.tracing import Trace
 
 
 class Door:
@@ -41,11 +45,23 @@ class Door:
             return
         started = perf_counter()
         visit = _Visit(scope, send)
+        visit.trace = self._begun(scope, visit)
         try:
             await self._serve(scope, receive, visit)
         except Exception as exc:  # noqa: BLE001 (the app's last resort, see `failure`)
             await visit.fail(exc)
+        finally:
+            if visit.trace is not None:
+                visit.trace.end(visit.status)
         self._desk.metrics.answered(self._endpoint(scope), visit.status, perf_counter() - started)
+
+    def _begun(self, scope: Scope, visit: _Visit) -> Trace | None:
+        """Return a request's trace, if it is to have one; probes would drown all others."""
+        tracing, path = self._desk.tracing, scope["path"]
+        if tracing is None or path in self._policy.open_paths:
+            return None
+        route = path if path in self._endpoints else None
+        return tracing.begin(scope["method"], path, route, visit.headers, visit.request_id)
 
     async def _serve(self, scope: Scope, receive: Receive, visit: _Visit) -> None:
         path = scope["path"]
@@ -61,7 +77,7 @@ class Door:
             if not replied.done():  # the server may have given this request up
                 replied.set_result(reply)
 
-        errand = self._desk.receive(path, visit.headers, respond)
+        errand = self._desk.receive(path, visit.headers, respond, visit.trace)
         body = await self._read(receive)
         if body is not None:
             await visit.reply(await _run(errand, body, replied, receive))
@@ -121,13 +137,22 @@ async def _cancel_when_gone(errand: Errand, receive: Receive) -> None:
 
 
 class _Visit:
-    """One request's identity, and what has been sent to it."""
+    """One request's identity, and what has been sent to it.
+
+    Attributes:
+        headers: Of the request.
+        status: Of the answer.
+        request_id: In the answer and in logs.
+        trace: Of the request, if it has one.
+    """
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.status = CLIENT_GONE
         self._path = scope["path"]
-        self._request_id = request_id_of(self.headers)
+        self.request_id = request_id_of(self.headers)
+        self.headers[b"x-request-id"] = self.request_id.encode()  # or the desk makes another one
+        self.trace: Trace | None = None
         self._send = send
         self._is_started = False
 
@@ -136,13 +161,13 @@ class _Visit:
         if message["type"] == "http.response.start":
             self._is_started = True
             self.status = message["status"]
-            id_header = (b"x-request-id", self._request_id.encode())
-            message["headers"] = [*message["headers"], id_header]
+            id_header = (b"x-request-id", self.request_id.encode())
+            message["headers"] = [*message["headers"], id_header, *self._trace_headers()]
         await self._send(message)
 
     async def fail(self, error: Exception) -> None:
         """Send an error's answer; if another one was begun, cut it off instead."""
-        reply = failure(error, self._request_id, self._path)
+        reply = failure(error, self.request_id, self._path, self.trace)
         if self._is_started:
             raise EngineError("the service has failed on this request") from error
         await self.reply(reply)
@@ -154,7 +179,11 @@ class _Visit:
         self.status = reply.status
         lines = reply.head.splitlines()
         headers = [(name, value) for name, _, value in (line.partition(b": ") for line in lines)]
+        headers += self._trace_headers()
         await self._send(
             {"type": "http.response.start", "status": reply.status, "headers": headers}
         )
         await self._send({"type": "http.response.body", "body": reply.body})
+
+    def _trace_headers(self) -> list[tuple[bytes, bytes]]:
+        return [] if self.trace is None else self.trace.headers

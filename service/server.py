@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 import uvicorn
@@ -24,6 +25,9 @@ from service.logs import configure_logging
 from service.metrics import Registry
 from service.settings import Settings
 from service.wire import Wire
+
+if TYPE_CHECKING:
+    from service.tracing import Tracing
 
 __all__ = ["StartupError", "serve"]
 
@@ -40,14 +44,18 @@ def serve(settings: Settings) -> int:
         settings: All knobs.
 
     Raises:
-        StartupError: The port is taken, the checkpoint or the device cannot be used.
+        StartupError: The port is taken, the checkpoint or the device cannot be used, or what
+            tracing needs is missing.
     """
     configure_logging(settings.log_format, settings.log_level)
-    with contextlib.closing(_listening_socket(settings.host, settings.port)) as listener:
+    with (
+        contextlib.closing(_listening_socket(settings.host, settings.port)) as listener,
+        _tracing(settings) as tracing,
+    ):
         engine = loaded_engine(settings)
         engine.start()
         try:
-            app = create_app(settings, engine, Registry())
+            app = create_app(settings, engine, Registry(), tracing)
             _quiet_collector()
             _run(app, settings, listener, engine)
         finally:
@@ -76,6 +84,31 @@ def _listening_socket(host: str, port: int) -> socket.socket:
             listener.close()
         raise StartupError(f"cannot listen on {host}:{port}: {exc.strerror}.") from exc
     return listener
+
+
+@contextlib.contextmanager
+def _tracing(settings: Settings) -> Iterator[Tracing | None]:
+    """Yield what makes spans, if wanted, and let it export the last ones.
+
+    Raises:
+        StartupError: OpenTelemetry is missing, or refuses its own variables.
+    """
+    if not settings.tracing:
+        yield None
+        return
+    try:
+        from service.tracing import exporting
+
+        tracing = exporting()
+    except ImportError as exc:
+        raise StartupError(
+            "WORLD_MODEL_TRACING is on, but OpenTelemetry is not installed: install the extra "
+            "`otel` (pip install -e '.[otel]'), or turn tracing off."
+        ) from exc
+    except ValueError as exc:
+        raise StartupError(f"OpenTelemetry refuses a variable OTEL_*: {exc}.") from exc
+    with contextlib.closing(tracing):
+        yield tracing
 
 
 def prepared_library(settings: Settings) -> Path:

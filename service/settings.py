@@ -183,6 +183,12 @@ class Settings(BaseSettings):
         description="Least severe level logged. info has one line for every failed request; "
         "warning leaves out those that are the caller's fault.",
     )
+    tracing: bool = Field(
+        default=False,
+        description="Whether requests become spans of OpenTelemetry, exported as the variables "
+        "OTEL_* say; needs the extra `otel`. A request that is sampled costs several times as much "
+        "CPU outside the model.",
+    )
     vram_budget_bytes: int = Field(
         default=4 * 2**30,
         ge=64 * 2**20,

@@ -82,7 +82,7 @@ class Wire(HttpToolsProtocol):
         if exchange.is_complete:
             exchange.errand.cancel()
         else:
-            self._respond(None)
+            exchange.errand.abandon()
 
     def _admitted(self) -> _Exchange | None:
         """Return the exchange of a plain request that is let in; None for all others.

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from service.jobs import JobResult, Outcome
+from service.jobs import Job, JobResult, Outcome
 
 
 class Pending(NamedTuple):
     """A request whose job is queued.
 
     Attributes:
+        job: What is queued.
         cancel: Frees the job's place; its outcome is None then, unless it had one already.
         answer: Makes the JSON body of the job's result; may raise ServiceError.
     """
 
+    job: Job
     cancel: Callable[[], None]
     answer: Callable[[JobResult], bytes]
 

@@ -94,7 +94,7 @@ class Predictions:
             respond=respond,
         )
         cancel = partial(self._scheduler.cancel, job)
-        return Pending(cancel, partial(self._answer, compose, parsed, parse_s))
+        return Pending(job, cancel, partial(self._answer, compose, parsed, parse_s))
 
     def _answer(
         self, compose: _Compose, parsed: Parsed, parse_s: float, result: JobResult

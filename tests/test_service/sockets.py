@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.app import create_app
 from service.metrics import Registry
+from service.tracing import Tracing
 from service.wire import Wire
 from tests.test_service.fakes import ACTIONS, STATE, FakeEngine, settings, until
 
@@ -76,10 +77,12 @@ class _Server(uvicorn.Server):
 class Listening:
     """A server on a free port; allows the key "alpha" and bodies of `LIMIT` bytes."""
 
-    def __init__(self, engine: FakeEngine, way: type[HttpToolsProtocol]) -> None:
+    def __init__(
+        self, engine: FakeEngine, way: type[HttpToolsProtocol], tracing: Tracing | None
+    ) -> None:
         self.registry = Registry()
         given = {"max_body_bytes": LIMIT, "api_keys": "alpha", "max_rows": 64}
-        self.app = create_app(settings(**given), engine, self.registry)
+        self.app = create_app(settings(**given), engine, self.registry, tracing)
         self.server = _Server(
             uvicorn.Config(
                 self.app,
@@ -91,14 +94,20 @@ class Listening:
             )
         )
         self._callers: list[Caller] = []
-        self._port = 0
+        self.port = 0
 
     @property
     def connections(self) -> list[Wire]:
         return [c for c in self.server.server_state.connections if isinstance(c, Wire)]
 
+    @property
+    def busy(self) -> int:
+        """Connections with a request that has begun."""
+        connections = self.server.server_state.connections
+        return sum(getattr(connection, "cycle", None) is not None for connection in connections)
+
     async def caller(self) -> Caller:
-        caller = Caller(*await asyncio.open_connection("127.0.0.1", self._port))
+        caller = Caller(*await asyncio.open_connection("127.0.0.1", self.port))
         self._callers.append(caller)
         return caller
 
@@ -118,7 +127,7 @@ class Listening:
     @contextlib.asynccontextmanager
     async def run(self) -> AsyncIterator[Listening]:
         with socket.create_server(("127.0.0.1", 0)) as listener:
-            self._port = listener.getsockname()[1]
+            self.port = listener.getsockname()[1]
             serving = asyncio.create_task(self.server.serve(sockets=[listener]))
             await until(lambda: self.server.started)
             try:
@@ -131,6 +140,8 @@ class Listening:
 
 
 def listening(
-    engine: FakeEngine, way: type[HttpToolsProtocol] = Wire
+    engine: FakeEngine,
+    way: type[HttpToolsProtocol] = Wire,
+    tracing: Tracing | None = None,
 ) -> contextlib.AbstractAsyncContextManager[Listening]:
-    return Listening(engine, way).run()
+    return Listening(engine, way, tracing).run()
