@@ -38,13 +38,17 @@ class Progress:
     """
 
     def __init__(self, launcher: Launcher, states: Array, actions: Array, part_rows: int) -> None:
+        (rows, dim), horizon = states.shape, actions.shape[1]
         self._launcher = launcher
+        self._given = states, actions
         self._parts = deque(
-            (states[start : start + part_rows], actions[start : start + part_rows])
-            for start in range(0, len(states), part_rows)
+            (first, min(first + part_rows, rows)) for first in range(0, rows, part_rows)
         )
         self._rollout: Rollout | None = None
-        self._predicted: list[Prediction] = []
+        self._states = np.empty((rows, horizon + 1, dim), np.float32)
+        self._rewards = np.empty((rows, horizon), np.float32)
+        self._dones = np.empty((rows, horizon), np.float32)
+        self._spread = np.empty(rows, np.float32)
         self._last_taken = 0
 
     @property
@@ -74,47 +78,41 @@ class Progress:
         return taken
 
     def _compute(self, steps: int, watched: int) -> None:
-        states, actions = self._parts[0]
+        first, last = self._parts[0]
         if self._rollout is None:
-            self._rollout = self._launcher.launch(states, actions)
+            states, actions = self._given
+            self._rollout = self._launcher.launch(states[first:last], actions[first:last])
         self._last_taken = self._rollout.advance(steps, watched)
         if self._rollout.is_complete:
-            self._predicted.append(_prediction(states, self._rollout.summaries()))
+            self._keep(first, last, self._rollout.summaries())
             self._parts.popleft()
             self._rollout = None
+
+    def _keep(self, first: int, last: int, summaries: Array) -> None:
+        """Cut a part's padding off, and put rows first.
+
+        Args:
+            first: The part's first row.
+            last: The row after its last one.
+            summaries: [H, rows of the part or more, S + 4]; see `models.ensemble.split_summary`.
+        """
+        rows, dim = last - first, self._states.shape[2]
+        self._states[first:last, 0] = self._given[0][first:last]
+        self._states[first:last, 1:] = summaries[:, :rows, :dim].swapaxes(0, 1)
+        reward, done, _, squares = summaries[:, :rows, dim:].T  # squares of two spreads
+        self._rewards[first:last] = reward
+        self._dones[first:last] = done
+        np.sqrt(squares.max(axis=1), out=self._spread[first:last])
 
     def _halve(self) -> None:
         """Begin the present part anew, in halves."""
         self._rollout = None
-        states, actions = self._parts[0]
-        self._launcher.free_memory(len(states))
-        half = -(-len(states) // (2 * ROW_TILE)) * ROW_TILE
-        self._parts[0] = states[half:], actions[half:]
-        self._parts.appendleft((states[:half], actions[:half]))
+        first, last = self._parts[0]
+        self._launcher.free_memory(last - first)
+        half = first + -(-(last - first) // (2 * ROW_TILE)) * ROW_TILE
+        self._parts[0] = half, last
+        self._parts.appendleft((first, half))
 
     def result(self) -> Prediction:
         """Return all rows, once they are complete."""
-        parts = self._predicted
-        if len(parts) == 1:
-            return parts[0]
-        return Prediction(
-            np.concatenate([part.states for part in parts]),
-            np.concatenate([part.rewards for part in parts]),
-            np.concatenate([part.dones for part in parts]),
-            np.concatenate([part.uncertainty for part in parts]),
-        )
-
-
-def _prediction(start: Array, summaries: Array) -> Prediction:
-    """Cut the padding off, and return rows first; `models.ensemble.split_summary` in NumPy.
-
-    Args:
-        start: [B, S].
-        summaries: [H, B or more, S + 4].
-    """
-    rows, dim = start.shape
-    states = np.empty((rows, len(summaries) + 1, dim), np.float32)
-    states[:, 0] = start
-    states[:, 1:] = summaries[:, :rows, :dim].swapaxes(0, 1)
-    extras = summaries[:, :rows, dim:].T  # reward, done, and squares of two spreads: [4, B, H]
-    return Prediction(states, extras[0], extras[1], np.sqrt(np.maximum.reduce(extras[3], axis=1)))
+        return Prediction(self._states, self._rewards, self._dones, self._spread)
