@@ -228,11 +228,16 @@ class Scheduler:
         return self._engine.costs.most_rows(self._bounds.preempt_after_s, horizon)
 
     def _deliver(self, launch: Launch, prediction: Prediction) -> None:
-        """Give each job its own rows; resolve those that are complete."""
+        """Give each job its own rows, if they come in time."""
         self.queues.close(launch)
         self._observer.launched(launch.rows, len(launch.jobs), launch.seconds)
+        now = asyncio.get_running_loop().time()
         for job, part in portions(launch, prediction):
-            if not job.is_done:
+            if job.is_done:
+                continue
+            if job.deadline_s < now:  # timers wait for slices that are computed on the loop
+                self._expire(job)
+            else:
                 assert job.started_s is not None
                 queue_s = job.started_s - job.submitted_s
                 self._resolve(job, JobResult(part, queue_s, launch.seconds, launch.rows))

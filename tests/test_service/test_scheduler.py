@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from functools import partial
@@ -16,6 +17,7 @@ from service.errors import (
     OverloadedError,
     UnavailableError,
 )
+from service.interface import Prediction
 from service.jobs import JobClass, JobResult, Outcome
 from service.scheduler import CANARY_ATTEMPTS
 from tests.test_service.bench import Bench, outcome_of
@@ -285,6 +287,27 @@ async def test_a_running_job_is_answered_when_its_deadline_passes(bench: Bench) 
 
     with pytest.raises(DeadlineExceededError, match="while it was computed"):
         await future
+
+
+async def test_a_result_that_comes_after_its_deadline_is_none(
+    engine: FakeEngine, make: Callable[..., Awaitable[Bench]]
+) -> None:
+    """Computed on the loop, where no timer can tell that it takes too long."""
+
+    def late(prediction: Prediction) -> Prediction:
+        time.sleep(0.05)
+        return prediction
+
+    engine.is_quick_to_call, engine.change = True, late
+    bench = await make(inline_s=1.0)
+    late_job = bench.ask(job_class=SAFETY, timeout_s=0.02)
+    sibling = bench.ask(job_class=SAFETY, seed=1)
+
+    with pytest.raises(DeadlineExceededError, match="while it was computed"):
+        await late_job
+
+    assert same_bits((await sibling).prediction, expected(*rows(1, seed=1)))
+    assert bench.tally.rejections == {"expired": 1}
 
 
 async def test_a_deadline_in_the_past_is_refused(bench: Bench) -> None:
