@@ -12,8 +12,10 @@ from service.interface import Array
 
 _WITHOUT_BRACKETS = b"0123456789.eE+- \t\r\n"
 _MOST_SQUARES = FLOAT32_MAX**2
-_SHAPES_KEPT = 32
 _FEW = 256
+
+
+Shape = tuple[int, ...]
 
 
 class UnfitError(Exception):
@@ -38,10 +40,11 @@ class Reader:
         self._key = brackets(f'"{field.name}":'.encode())
         limit = FLOAT32_MAX
         self._ranges = [(max(x.low, -limit), min(x.high, limit)) for x in field.features]
-        self._brackets: dict[tuple[int, ...], bytes] = {}
 
-    def read(self, value: Any, bracketed: bytes) -> Array:
-        """Return an array of the value's nesting: all axes of the field, or all but the first.
+    def shape_of(self, value: Any, bracketed: bytes) -> Shape:
+        """Return how long the value's lists are: all axes of the field, or all but the first.
+
+        Lists of no and of one entry have the same brackets: `read` tells them apart.
 
         Args:
             value: Parsed JSON.
@@ -52,12 +55,23 @@ class Reader:
             UnfitError: It breaks the contract, or is written in an unusual way.
         """
         shape = _first_lengths(value)
-        # The numbers come without their nesting; the brackets tell whether all lists are as long
-        # as the first ones.
-        expected = self._brackets.get(shape) or self._brackets_of(shape)
+        expected = self._brackets_of(shape)
         at = bracketed.find(self._key)
         if at < 0 or not bracketed.startswith(expected, at + len(self._key)):
             raise UnfitError
+        return shape
+
+    def read(self, value: Any, shape: Shape) -> Array:
+        """Return an array of the value's numbers, which come without their nesting.
+
+        Args:
+            value: Parsed JSON.
+            shape: Of the value, or of another that has the same brackets.
+
+        Raises:
+            UnfitError: It breaks the contract, or is written in an unusual way.
+            ValueError: It has not the shape.
+        """
         try:
             numbers = np.frombuffer(value.as_buffer(of_type="d"))
         except TypeError as exc:  # booleans, null, strings, objects
@@ -66,8 +80,7 @@ class Reader:
             self._check_ranges(numbers)
         elif not numbers.dot(numbers) < _MOST_SQUARES:
             raise UnfitError
-        read = numbers.astype(np.float32)
-        return read if len(shape) == 1 else read.reshape(shape)
+        return numbers.astype(np.float32).reshape(shape)
 
     def _check_ranges(self, numbers: np.ndarray) -> None:
         """Refuse what is out of range; as doubles, for 1.00000001 is not 1."""
@@ -86,7 +99,7 @@ class Reader:
             if not (low <= least and most <= high):
                 raise UnfitError
 
-    def _brackets_of(self, shape: tuple[int, ...]) -> bytes:
+    def _brackets_of(self, shape: Shape) -> bytes:
         axes = self.field.axes
         omitted = len(axes) - len(shape)
         if omitted not in (0, 1):
@@ -96,9 +109,6 @@ class Reader:
             if not axis.low <= count <= axis.high:
                 raise UnfitError
             inner = b"[%b]" % b",".join([inner] * count)
-        if len(self._brackets) >= _SHAPES_KEPT:
-            self._brackets.clear()
-        self._brackets[shape] = inner
         return inner
 
 
@@ -111,9 +121,9 @@ def read_slowly(value: Any) -> Array:
     return np.array(value, np.float64).astype(np.float32)
 
 
-def _first_lengths(value: Any) -> tuple[int, ...]:
+def _first_lengths(value: Any) -> Shape:
     """Return the length of the outermost list, of its first entry, and so on."""
-    shape: tuple[int, ...] = ()
+    shape: Shape = ()
     while isinstance(value, simdjson.Array):
         count = len(value)
         shape += (count,)

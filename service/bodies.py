@@ -15,7 +15,7 @@ import orjson
 import simdjson
 
 from models.spec import Spec
-from service.arrays import Reader, UnfitError, brackets, read_slowly
+from service.arrays import Reader, Shape, UnfitError, brackets, read_slowly
 from service.diagnosis import (
     ArrayField,
     Axis,
@@ -36,6 +36,7 @@ _SIMDJSON_ERRORS = (ValueError, RuntimeError, KeyError)
 """What simdjson raises if it does not like a body, or a field is missing."""
 
 _USUAL_BYTES = 2**18
+_LAYOUTS_KEPT = 32
 
 OUTPUTS: tuple[str, ...] = get_args(Output)
 DEFAULT_OUTPUTS = ("states", "rewards", "dones")
@@ -73,6 +74,7 @@ class BodyParser:
 
     def __init__(self, spec: Spec, max_horizon: int, max_rows: int) -> None:
         self._parser = simdjson.Parser()
+        self._layouts: dict[bytes, tuple[Shape, Shape]] = {}
         rows = Axis("rows", 1, max_rows)
         sequences = Axis("sequences", 1, max_rows)
         steps = Axis("steps", 1, max_horizon)
@@ -162,12 +164,20 @@ class BodyParser:
         # A field that came twice is neither missing nor unknown.
         if len(document) != 2 + len(options):
             raise UnfitError
-        bracketed = brackets(body)
-        return (
-            self._state.read(document["state"], bracketed),
-            actions.read(document[actions.name], bracketed),
-            options,
-        )
+        state, given, bracketed = document["state"], document[actions.name], brackets(body)
+        shapes = self._layouts.get(bracketed)
+        if shapes is None:
+            shapes = self._state.shape_of(state, bracketed), actions.shape_of(given, bracketed)
+            self._keep(bracketed, shapes)
+        return self._state.read(state, shapes[0]), actions.read(given, shapes[1]), options
+
+    def _keep(self, bracketed: bytes, shapes: tuple[Shape, Shape]) -> None:
+        """Know a body's layout when it comes again: callers mostly send the same."""
+        if len(bracketed) > _USUAL_BYTES:
+            return
+        if len(self._layouts) >= _LAYOUTS_KEPT:
+            self._layouts.clear()
+        self._layouts[bracketed] = shapes
 
 
 def _option(value: Any) -> Any:

@@ -165,10 +165,13 @@ class Metrics:
         self._requests.add((endpoint, str(status)))
         self._seconds[endpoint].add(seconds)
 
-    def staged(self, *seconds: float) -> None:
-        """Note a prediction request's seconds, one for each of `STAGES`."""
-        for series, value in zip(self._stages, seconds, strict=True):
-            series.add(value)
+    def staged(self, parse_s: float, queue_s: float, compute_s: float, respond_s: float) -> None:
+        """Note a prediction request's seconds in each of `STAGES`."""
+        parse, queue, compute, respond = self._stages
+        parse.add(parse_s)
+        queue.add(queue_s)
+        compute.add(compute_s)
+        respond.add(respond_s)
 
     def launched(self, rows: int, requests: int, seconds: float) -> None:
         """Note a launch that succeeded."""

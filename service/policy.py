@@ -96,7 +96,7 @@ def request_id_of(headers: Headers) -> str:
     given = headers.get(b"x-request-id")
     if given is not None and _SANE_ID.fullmatch(given):
         return given.decode()
-    return f"{random.getrandbits(128):032x}"
+    return random.randbytes(16).hex()
 
 
 def _declared_length(headers: Headers) -> int:

@@ -56,7 +56,7 @@ class Queues:
 
     def has_room(self, job_class: JobClass, rows: int) -> bool:
         """Tell whether so many more rows may wait."""
-        return self.rows(job_class) + rows <= self.capacity[job_class]
+        return self._lanes[job_class].rows + rows <= self.capacity[job_class]
 
     def add(self, job: Job) -> None:
         """Append a job to its lane; bounds are the caller's business."""

@@ -64,28 +64,31 @@ class Predictions:
 
     def predict(self, body: bytes, timeout_s: float, respond: _Respond) -> Pending:
         """Predict one step."""
-        parsed, parse_s = _timed(self._parser.predict, body)
-        return self._ask(parsed, parse_s, timeout_s, JobClass.PREDICT, self._predicted, respond)
+        parse = self._parser.predict
+        return self._ask(parse, body, timeout_s, JobClass.PREDICT, self._predicted, respond)
 
     def rollout(self, body: bytes, timeout_s: float, respond: _Respond) -> Pending:
         """Predict sequences, and answer the outputs asked for."""
-        parsed, parse_s = _timed(self._parser.rollout, body)
-        return self._ask(parsed, parse_s, timeout_s, JobClass.ROLLOUT, self._rolled_out, respond)
+        parse = self._parser.rollout
+        return self._ask(parse, body, timeout_s, JobClass.ROLLOUT, self._rolled_out, respond)
 
     def safety_check(self, body: bytes, timeout_s: float, respond: _Respond) -> Pending:
         """Judge sequences."""
-        parsed, parse_s = _timed(self._parser.safety_check, body)
-        return self._ask(parsed, parse_s, timeout_s, JobClass.SAFETY, self._judged, respond)
+        parse = self._parser.safety_check
+        return self._ask(parse, body, timeout_s, JobClass.SAFETY, self._judged, respond)
 
     def _ask(
         self,
-        parsed: Parsed,
-        parse_s: float,
+        parse: Callable[[bytes], Parsed],
+        body: bytes,
         timeout_s: float,
         job_class: JobClass,
         compose: _Compose,
         respond: _Respond,
     ) -> Pending:
+        started = perf_counter()
+        parsed = parse(body)
+        parse_s = perf_counter() - started
         job = self._scheduler.enqueue(
             parsed.states,
             parsed.actions,
@@ -158,12 +161,6 @@ class Predictions:
             row = _first_broken_row(prediction)
             raise EngineError(f"non-finite prediction in row {row}: the model diverged")
         self._metrics.disagreed(prediction.uncertainty)
-
-
-def _timed(parse: Callable[[bytes], Parsed], body: bytes) -> tuple[Parsed, float]:
-    started = perf_counter()
-    parsed = parse(body)
-    return parsed, perf_counter() - started
 
 
 def _first_broken_row(prediction: Prediction) -> int:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from service.bodies import BodyParser
 from service.errors import InvalidRequestError
+from tests.test_service.fakes import fake_spec
 from tests.test_service.test_bodies import ACTION, PARSER, STATE, parsed, refused
 
 RAGGED = [
@@ -75,6 +78,28 @@ def test_lists_of_other_lengths_that_add_up_are_refused(body: bytes) -> None:
     """Their numbers alone would fill the right shape."""
     with pytest.raises(InvalidRequestError, match=r"has 1 action features|has 3 action features"):
         PARSER.rollout(body)
+
+
+def test_lists_of_no_number_are_not_taken_for_lists_of_one() -> None:
+    """Without what numbers are written with, both look the same."""
+    spec = replace(fake_spec(), action=fake_spec().action[:1])
+    parser = BodyParser(spec, max_horizon=4, max_rows=3)
+
+    for actions in ("[[1],[0]]", "[[],[0]]", "[[1],[]]"):
+        body = f'{{"state":[1,2,3],"actions":{actions}}}'.encode()
+        if "[]" not in actions:
+            assert parser.rollout(body).actions.tolist() == [[[1.0], [0.0]]]
+            continue
+        with pytest.raises(InvalidRequestError, match="action features"):
+            parser.rollout(body)
+
+
+def test_more_layouts_than_are_remembered_can_come() -> None:
+    parser = BodyParser(fake_spec(), max_horizon=40, max_rows=3)
+    for horizon in (*range(1, 41), 1):
+        body = f'{{"state":{STATE},"actions":{[ACTION] * horizon}}}'.encode()
+
+        assert parser.rollout(body).actions.shape == (1, horizon, 2)
 
 
 def test_a_name_that_looks_like_a_field_hides_nothing() -> None:
