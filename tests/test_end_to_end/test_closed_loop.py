@@ -52,10 +52,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_every_step_of_a_drive_is_judged_by_the_service(
-    checkpoint: Path, data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_MODEL_COMPILE", "false")
+def test_every_step_of_a_drive_is_judged_by_the_service(checkpoint: Path, data: Path) -> None:
     results = closed_loop.run_closed_loop(
         checkpoint, data, physics_threshold=PHYSICS_THRESHOLD, episodes=1
     )

@@ -35,7 +35,7 @@ TINY = TrainOptions(
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     subprocess.run(
-        [COMMAND, "collect", folder, "--transitions", "9000", "--seed", "3"],
+        [COMMAND, "collect", folder, "--transitions", "7000", "--seed", "3"],
         check=True,
         capture_output=True,
         timeout=120,
@@ -49,7 +49,7 @@ def test_collected_episodes_become_an_evaluated_checkpoint(data: Path, tmp_path:
 
     version = train(data, out, tmp_path / "run", TINY)
     metrics = evaluate(
-        out, data, out / "report", bootstrap=5, branch_states=4, provoked_transitions=4000
+        out, data, out / "report", bootstrap=5, branch_states=4, provoked_transitions=2000
     )
     write_metrics(out, metrics)
     examples = export_held_out(out, data, out / "episodes")
