@@ -41,6 +41,20 @@ class Reply(NamedTuple):
     body: bytes
 
 
+class Head(NamedTuple):
+    """What the head of a plain request says, that was let in.
+
+    Attributes:
+        path: Of a hot route.
+        headers: By name.
+        length: Of the body.
+    """
+
+    path: str
+    headers: Headers
+    length: int
+
+
 Respond = Callable[[Reply | None], None]
 """Takes a request's one reply; None if its caller has left."""
 
@@ -53,6 +67,9 @@ class Desk:
         policy: What is let in.
         metrics: Counts requests; whoever sends a reply tells it.
         tracing: Makes spans of requests; None: nobody does.
+
+    Attributes:
+        heads: What bytes mean that came before; the wire keeps them, for all connections.
     """
 
     def __init__(
@@ -66,6 +83,7 @@ class Desk:
         self.policy = policy
         self.metrics = metrics
         self.tracing = tracing
+        self.heads: dict[bytes, Head] = {}
 
     def receive(
         self, path: str, headers: Headers, respond: Respond, trace: Trace | None = None

@@ -2,8 +2,11 @@
 
 A request of a hot route that is plain in every respect needs neither an ASGI scope nor a task of
 its own: its body goes to the desk when it is complete, and the reply to the socket. That takes
-less than half the time. Whatever is not plain (see `Wire._admitted`), and whatever is refused by
+less than half the time. Whatever is not plain (see `Wire._is_admitted`), and whatever is refused by
 its headers, goes the long way through uvicorn and the door, which know all of HTTP.
+
+Callers send the same heads again and again. One that comes again to the byte is not parsed: it
+means what it meant.
 """
 
 from __future__ import annotations
@@ -14,8 +17,12 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from service.desk import CLIENT_GONE, Desk, Errand, Reply
+from service.desk import CLIENT_GONE, Desk, Errand, Head, Reply
 from service.errors import ServiceError
+
+_BLANK_LINE = b"\r\n\r\n"
+_LONGEST_KEPT = 2**12
+_HEADS_KEPT = 2**10
 
 
 class Wire(HttpToolsProtocol):
@@ -29,12 +36,49 @@ class Wire(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._desk: Desk = self.config.app.desk  # type: ignore[union-attr]
         self._paths = {path.encode(): path for path in self._desk.routes}
+        self._heads = self._desk.heads
         self._exchange: _Exchange | None = None
+        self._is_between = True  # the parser expects a new request
+        self._first_head = b""  # of the input that is parsed, if a request begins with it
+        self._missing = 0  # bytes of a body that is not parsed
         self._idle_since: float | None = None
         self._unheard = asyncio.Event()
 
+    def data_received(self, data: bytes) -> None:
+        """Parse what has come, unless it begins with a known head."""
+        if self._missing:
+            self._keep(data)
+            return
+        raw = b""
+        if self._is_between:
+            end = data.find(_BLANK_LINE) + len(_BLANK_LINE)
+            raw = data[:end]
+            head = self._heads.get(raw)
+            if head is not None and self._is_free():
+                self._unset_keepalive_if_required()
+                self._begin(head, keep_alive=True)
+                self._missing = head.length
+                self._keep(data[end:])
+                return
+        self._first_head = raw
+        super().data_received(data)
+
+    def _keep(self, data: bytes) -> None:
+        """Keep a part of a body under a known head; parse what follows the body."""
+        exchange = self._exchange
+        assert exchange is not None
+        body, rest = data[: self._missing], data[self._missing :]
+        exchange.chunks.append(body)
+        self._missing -= len(body)
+        if self._missing:
+            return
+        exchange.complete()
+        if rest:
+            super().data_received(rest)
+
     def on_message_begin(self) -> None:
         """Begin a request; its scope is made when it turns out to be needed."""
+        self._is_between = False
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
@@ -43,10 +87,8 @@ class Wire(HttpToolsProtocol):
         """Take the short way, or the long one."""
         # In one piece of input, a reply to a request before may have made the connection idle.
         self._unset_keepalive_if_required()
-        exchange = self._admitted()
-        if exchange is not None:
-            self._exchange = exchange
-            self.cycle = exchange  # type: ignore[assignment]
+        first_head, self._first_head = self._first_head, b""
+        if self._is_admitted(first_head):
             return
         url, headers, is_expected = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
@@ -64,12 +106,12 @@ class Wire(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Bring a complete request to the desk."""
+        self._is_between = True
         exchange = self._exchange
         if exchange is None or exchange.is_complete:
             super().on_message_complete()
         else:
-            exchange.is_complete = True
-            exchange.errand.start(b"".join(exchange.chunks))
+            exchange.complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Take back the request that nobody waits for any more."""
@@ -84,31 +126,50 @@ class Wire(HttpToolsProtocol):
         else:
             exchange.errand.abandon()
 
-    def _admitted(self) -> _Exchange | None:
-        """Return the exchange of a plain request that is let in; None for all others.
+    def _is_free(self) -> bool:
+        """Whether a request may be replied to as soon as its result is there."""
+        is_idle = self.cycle is None or self.cycle.response_complete
+        return is_idle and not self.flow.write_paused
+
+    def _is_admitted(self, raw: bytes) -> bool:
+        """Let in a plain request; False for all others.
 
         What is refused goes the long way too: the door says why.
+
+        Args:
+            raw: Its head, if it is the first in the input and came in one piece.
         """
         path = self._paths.get(self.url)
         if (
             path is None
             or self.expect_100_continue
-            or self.flow.write_paused
-            or not (self.cycle is None or self.cycle.response_complete)
+            or not self._is_free()
             or self.parser.get_method() != b"POST"
             or self.parser.get_http_version() != "1.1"
             or self.parser.should_upgrade()
         ):
-            return None
+            return False
         headers = dict(self.headers)
         if b"content-length" not in headers:  # no body, or one in chunks of unknown length
-            return None
+            return False
+        head = Head(path, headers, int(headers[b"content-length"]))
+        keep_alive = self.parser.should_keep_alive()
         try:
             self._desk.policy.check(path, headers)
-            errand = self._desk.receive(path, headers, self._respond)
+            self._begin(head, keep_alive)
         except ServiceError:
-            return None
-        return _Exchange(path, errand, self.parser.should_keep_alive(), self._unheard)
+            return False
+        if keep_alive and is_one_head(raw):
+            if len(self._heads) >= _HEADS_KEPT:
+                self._heads.clear()
+            self._heads[raw] = head
+        return True
+
+    def _begin(self, head: Head, keep_alive: bool) -> None:
+        errand = self._desk.receive(head.path, head.headers, self._respond)
+        exchange = _Exchange(head.path, errand, keep_alive, self._unheard)
+        self._exchange = exchange
+        self.cycle = exchange  # type: ignore[assignment]
 
     def _respond(self, reply: Reply | None) -> None:
         exchange = self._exchange
@@ -191,3 +252,18 @@ class _Exchange:
         self.response_complete = False
         self.disconnected = False
         self.message_event = event
+
+    def complete(self) -> None:
+        """Bring the body to the desk; it has come."""
+        self.is_complete = True
+        self.errand.start(b"".join(self.chunks))
+
+
+def is_one_head(raw: bytes) -> bool:
+    """Whether input up to its first empty line is the head of one POST, by any reading of HTTP.
+
+    A parser that takes less than CRLF for the end of a line might see the head's end elsewhere.
+    """
+    lines = raw.count(b"\r\n")
+    is_plain = lines == raw.count(b"\n") == raw.count(b"\r")
+    return len(raw) <= _LONGEST_KEPT and raw.startswith(b"POST ") and is_plain

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
@@ -11,7 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from service.door import Door
 from service.jobs import JobClass
-from service.wire import Wire
+from service.wire import Wire, is_one_head
 from tests.test_service.fakes import (
     DIVERGE,
     POISON,
@@ -22,7 +24,7 @@ from tests.test_service.fakes import (
     rows,
     until,
 )
-from tests.test_service.sockets import BODY, LIMIT, Listening, listening, request
+from tests.test_service.sockets import BODY, LIMIT, Caller, Listening, listening, request
 
 CLOSE = "Connection: close"
 CHUNKED = b"".join(b"%x\r\n%b\r\n" % (len(p), p) for p in (BODY[:7], BODY[7:])) + b"0\r\n\r\n"
@@ -118,9 +120,187 @@ async def test_a_connection_is_kept_for_many_requests(engine: FakeEngine) -> Non
         assert served.count("200") == 20
 
 
-async def test_a_request_may_come_in_single_bytes(engine: FakeEngine) -> None:
+KEPT = {
+    "plain": request(),
+    "predict": request(b'{"state":[1,2,3],"action":[0,0]}', path="/predict"),
+    "safety check": request(path="/safety-check"),
+    "own id": request(BODY, "X-Request-Id: car-7"),
+    "own deadline": request(BODY, "X-Request-Timeout-Seconds: 3"),
+    "broken body": request(b"{"),
+    "no body": request(b""),
+    "engine fault": request(of_state(POISON, 0, 0)),
+    "diverged": request(of_state(DIVERGE, 0, 0)),
+}
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Return the paths of all requests whose heads were parsed."""
+    paths: list[bytes] = []
+    complete = Wire.on_headers_complete
+
+    def noted(self: Wire) -> None:
+        paths.append(self.url)
+        complete(self)
+
+    monkeypatch.setattr(Wire, "on_headers_complete", noted)
+    return paths
+
+
+async def replies(caller: Caller, raw: bytes, cuts: Iterable[int]) -> list[object]:
+    """Send a request as often as there are cuts, cut there; return what is answered each time."""
+    answered: list[object] = []
+    for cut in cuts:
+        caller.send(raw[:cut])
+        await asyncio.sleep(0.01)  # the server reads the pieces one by one
+        caller.send(raw[cut:])
+        status, headers, body = await caller.answer()
+        headers["server-timing"] = re.sub(r"[\d.]+", "x", headers.get("server-timing", ""))
+        is_own = headers["x-request-id"] == "car-7"
+        kept = {k: v for k, v in headers.items() if k != "date" and (is_own or "-id" not in k)}
+        answered.append((status, kept, re.sub(rb"[0-9a-f]{32}", b"new", body)))
+    return answered
+
+
+@pytest.mark.parametrize("name", KEPT)
+async def test_a_known_head_means_what_it_meant(
+    engine: FakeEngine, parsed: list[bytes], name: str
+) -> None:
+    raw = KEPT[name]
+    head = raw.index(b"\r\n\r\n") + 4
+    cuts = (len(raw), len(raw), head, (head + len(raw)) // 2)
+    answers = []
+    for way in (HttpToolsProtocol, Wire):
+        async with listening(engine, way) as served:
+            answers.append(await replies(await served.caller(), raw, cuts))
+
+    assert answers[1] == answers[0]
+    assert len(parsed) == 1
+
+
+async def test_a_head_is_known_to_all_connections(engine: FakeEngine, parsed: list[bytes]) -> None:
+    async with listening(engine) as served:
+        for _ in range(3):
+            caller = await served.caller()
+            caller.send(request())
+            assert (await caller.answer())[0] == 200
+
+    assert len(parsed) == 1
+
+
+async def test_what_follows_a_known_request_is_parsed(
+    engine: FakeEngine, parsed: list[bytes]
+) -> None:
     async with listening(engine) as served:
         caller = await served.caller()
+        for raw in (request(), request(b"{")):
+            caller.send(raw)
+            await caller.answer()
+        health = request(b"", method="GET", path="/healthz")
+        caller.send(request(b"{") * 700, health, request()[:-9])  # errors are answered at once
+        statuses = [(await caller.answer())[0] for _ in range(701)]
+        caller.send(request()[-9:], request(), health)
+        statuses += [(await caller.answer())[0] for _ in range(3)]
+
+    assert statuses == [422] * 700 + [200] * 4
+    assert b"/healthz" in parsed
+
+
+UNKNOWN = {
+    "head in two pieces": (request()[:20], request()[20:]),
+    "head after another request": (
+        request(b"", method="GET", path="/healthz") + request(of_state(3, 0, 0)),
+    ),
+    "empty line before": (b"\r\n" + request(),),
+    "empty lines before": (b"\r\n\r\n" + request(),),
+    "unknown key": (request(key="beta"),),
+    "bad deadline": (request(BODY, "X-Request-Timeout-Seconds: soon"),),
+    "too long": (request(b" " * (LIMIT + 1)),),
+    "chunks": (request(CHUNKED, "Transfer-Encoding: chunked", length=-1),),
+    "asks first": (request(BODY, "Expect: 100-continue"),),
+    "long head": (request(BODY, "X-Filler: " + "x" * 5000),),
+    "closes": (request(BODY, CLOSE),),
+    "old protocol": (request(BODY, "Connection: keep-alive", version="1.0"),),
+    "other line ends": (request(b"").replace(b"\r\n", b"\n") + b"\r\n\r\n",),
+    "one other line end": (request(BODY, "A: b").replace(b"A: b\r\n", b"A: b\n"),),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+async def test_other_heads_are_parsed_each_time(engine: FakeEngine, name: str) -> None:
+    async with listening(engine) as served:
+        caller = await served.caller()
+        for piece in UNKNOWN[name]:
+            caller.send(piece)
+            await asyncio.sleep(0.05)
+        await caller.answer()
+
+        assert served.app.desk.heads == {}
+
+
+@pytest.mark.parametrize(
+    ("raw", "is_one"),
+    [
+        (b"POST / HTTP/1.1\r\nA: b\r\n\r\n", True),
+        (b"POST / HTTP/1.1\nA: b\n\n[1]\r\n\r\n", False),
+        (b"POST / HTTP/1.1\r\nA: b\r\r[1]\r\n\r\n", False),
+        (b"GET / HTTP/1.1\r\nA: b\r\n\r\n", False),
+        (b"POS", False),
+    ],
+)
+def test_heads_with_other_line_ends_are_not_trusted(raw: bytes, is_one: bool) -> None:
+    assert is_one_head(raw) is is_one
+
+
+async def test_each_head_is_known_for_itself(engine: FakeEngine) -> None:
+    first, second = request(b"{", "X-Request-Id: a"), request(BODY, "X-Request-Id: b")
+    async with listening(engine) as served:
+        caller = await served.caller()
+        caller.send(first + second)  # the first is answered before the second is parsed
+        told = [(await caller.answer())[1]["x-request-id"] for _ in range(2)]
+        known = {raw: head.length for raw, head in served.app.desk.heads.items()}
+
+    assert told == ["a", "b"]
+    assert known == {first[:-1]: 1}
+
+
+async def test_a_known_request_inside_a_body_is_a_body(engine: FakeEngine) -> None:
+    async with listening(engine) as served:
+        caller = await served.caller()
+        caller.send(request())
+        await caller.answer()
+        caller.send(request(b"", key="beta", length=len(request())))  # refused by its head
+        refused = await caller.answer()
+        caller.send(request())  # its body
+        await asyncio.sleep(0.05)
+        caller.send(request(path="/safety-check"))
+        answered = await caller.answer()
+
+    assert (refused[0], answered[0]) == (401, 200)
+    assert "verdict" in orjson.loads(answered[2])
+    assert len(engine.launches) == 2
+
+
+async def test_so_many_heads_are_known_at_most(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.wire._HEADS_KEPT", 3)
+    async with listening(engine) as served:
+        caller = await served.caller()
+        for k in range(7):
+            caller.send(request(BODY, f"X-Request-Id: {k}"))
+            _, headers, _ = await caller.answer()
+            assert headers["x-request-id"] == str(k)
+            assert 1 <= len(served.app.desk.heads) <= 3
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+async def test_a_request_may_come_in_single_bytes(engine: FakeEngine, is_known: bool) -> None:
+    async with listening(engine) as served:
+        caller = await served.caller()
+        if is_known:
+            caller.send(request())
+            await caller.answer()
         for byte in request():
             caller.send(bytes([byte]))
             await asyncio.sleep(0)  # the server is on the same loop
@@ -185,15 +365,24 @@ async def test_a_caller_that_leaves_frees_its_place(engine: FakeEngine) -> None:
         assert len(engine.launches) == 2
 
 
-async def test_a_caller_that_leaves_while_sending_is_counted(engine: FakeEngine) -> None:
+@pytest.mark.parametrize("is_known", [False, True])
+async def test_a_caller_that_leaves_while_sending_is_counted(
+    engine: FakeEngine, is_known: bool
+) -> None:
     async with listening(engine) as served:
+        if is_known:
+            other = await served.caller()
+            other.send(request())
+            await other.answer()
+            await other.leave()
+            await until(lambda: not served.connections)
         caller = await served.caller()
         caller.send(request()[:-5])
         await until(lambda: any(wire.cycle is not None for wire in served.connections))
         await caller.leave()
         await until(lambda: served.count("499") == 1)
 
-    assert engine.launches == []
+    assert len(engine.launches) == is_known
 
 
 async def test_a_deadline_is_answered_and_the_connection_kept(engine: FakeEngine) -> None:
