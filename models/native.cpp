@@ -151,6 +151,19 @@ struct Model {
   float max_steering_rad, slowest_mps, most_sin;
 };
 
+// Rows on their way.
+struct Rows {
+  int32_t rows, horizon;
+  int64_t start_stride;  // 0 if all rows have the same start
+  const float* starts;   // [rows][state_dim]
+  const float* actions;  // [rows][horizon][action_dim]
+  float* carried;        // [members][rows][state_dim], then log survival [members][rows]
+  float* states;         // [rows][horizon + 1][state_dim], written, the start included
+  float* rewards;        // [rows][horizon], written, as are the others
+  float* dones;          // [rows][horizon]
+  float* uncertainty;    // [rows], the largest spread so far
+};
+
 }  // extern "C"
 
 namespace {
@@ -277,9 +290,10 @@ void through(const Layer* layers, int count, int rows, const float* x, float* ou
   }
 }
 
-// One member's step of all rows: states in place, rewards and calibrated hazard logits.
+// One member's step of all rows: states in place, rewards and calibrated hazard logits. A row's
+// action lies `sequence` numbers after that of the row before.
 void member_step(const Model& m, const Member& member, int rows, const float* actions,
-                 float* states, float* rewards, float* logits, Scratch& s) {
+                 int64_t sequence, float* states, float* rewards, float* logits, Scratch& s) {
   const int dim = m.state_dim, latent = m.latent_dim, stride = s.stride;
   const Layer* layers = member.layers;
   for (int r = 0; r < rows; ++r) {
@@ -290,7 +304,7 @@ void member_step(const Model& m, const Member& member, int rows, const float* ac
   }
   through(layers, m.depth, rows, s.a, s.latent_action, s);
   for (int r = 0; r < rows; ++r) {
-    std::copy_n(actions + r * m.action_dim, m.action_dim, s.latent_action + r * stride + latent);
+    std::copy_n(actions + r * sequence, m.action_dim, s.latent_action + r * stride + latent);
   }
   through(layers + m.depth, m.depth, rows, s.latent_action, s.next_latent, s);
   layers += 2 * m.depth;
@@ -305,7 +319,7 @@ void member_step(const Model& m, const Member& member, int rows, const float* ac
     float* state = states + r * dim;
     const float* decoded = s.decoded + r * stride;
     if (m.has_kinematics) {
-      kinematic_step(m, state, actions + r * m.action_dim, base.data());
+      kinematic_step(m, state, actions + r * sequence, base.data());
     } else {
       std::copy_n(state, dim, base.data());
     }
@@ -340,9 +354,15 @@ float sigmoid(float x) {
 
 float softplus(float x) { return std::max(x, 0.0f) + std::log1p(std::exp(-std::fabs(x))); }
 
-// What the members say of one row together; see `models.ensemble.EnsembleStep`.
-void combine(const Model& m, const float* states, int64_t member_stride, const float* rewards,
-             const float* logits, int64_t row_stride, float* log_alive, float* summary) {
+// What the members say of one row together, beside its next mean state; see
+// `models.ensemble.EnsembleStep`.
+struct Said {
+  float reward, done, spread;
+};
+
+Said combine(const Model& m, const float* states, int64_t member_stride, const float* rewards,
+             const float* logits, int64_t row_stride, float* log_alive, int64_t alive_stride,
+             float* mean_state) {
   const int dim = m.state_dim, members = m.members;
   const auto mean_and_variance = [&](auto value) {
     float total = value(0), squares = 0;
@@ -355,7 +375,7 @@ void combine(const Model& m, const float* states, int64_t member_stride, const f
   for (int i = 0; i < dim; ++i) {
     float total = states[i];
     for (int e = 1; e < members; ++e) total += states[e * member_stride + i];
-    summary[i] = total / members;
+    mean_state[i] = total / members;
     squares += mean_and_variance([&](int e) {
       return states[e * member_stride + i] / m.member[e].state_scale[i];
     }).second;
@@ -366,17 +386,14 @@ void combine(const Model& m, const float* states, int64_t member_stride, const f
     return rewards[e * row_stride] / m.member[e].reward_scale;
   }).second;
   float most = log_alive[0], ending = 0, alive = 0;
-  for (int e = 1; e < members; ++e) most = std::max(most, log_alive[e * row_stride]);
+  for (int e = 1; e < members; ++e) most = std::max(most, log_alive[e * alive_stride]);
   for (int e = 0; e < members; ++e) {
-    const float weight = std::exp(log_alive[e * row_stride] - most);
+    const float weight = std::exp(log_alive[e * alive_stride] - most);
     ending += weight * sigmoid(logits[e * row_stride]);
     alive += weight;
-    log_alive[e * row_stride] -= softplus(logits[e * row_stride]);
+    log_alive[e * alive_stride] -= softplus(logits[e * row_stride]);
   }
-  summary[dim] = reward / members;
-  summary[dim + 1] = ending / alive;
-  summary[dim + 2] = squares / dim;
-  summary[dim + 3] = (squares + reward_squares) / (dim + 1);
+  return {reward / members, ending / alive, std::sqrt((squares + reward_squares) / (dim + 1))};
 }
 
 bool is_readable(int32_t file) {
@@ -397,40 +414,49 @@ int64_t stride_of(const Model& m) {
 
 // Takes the steps from `begin` to `end`, and returns the one that comes next. That is `end`, or an
 // earlier one if the file descriptor `watched` is readable by then; below 0, none is watched.
-//   states     [members][rows][state_dim], in place
-//   log_alive  [members][rows], in place
-//   actions    [horizon][rows][action_dim]
-//   summaries  [horizon][rows][state_dim + 4], written
-// Row r of each is that of the whole launch; `first` and `count` tell which ones to compute.
-extern "C" int32_t world_model_steps(const Model* model, int32_t begin, int32_t end, int32_t rows,
-                                     int32_t first, int32_t count, float* states,
-                                     float* log_alive, const float* actions, float* summaries,
-                                     int32_t watched) {
+// `first` and `count` tell which rows to compute.
+extern "C" int32_t world_model_steps(const Model* model, const Rows* all, int32_t begin,
+                                     int32_t end, int32_t first, int32_t count, int32_t watched) {
   const Model& m = *model;
-  const int dim = m.state_dim, columns = dim + 4;
+  const Rows& t = *all;
+  const int dim = m.state_dim, horizon = t.horizon, rows = t.rows;
+  const int64_t member_stride = int64_t(rows) * dim, path = int64_t(horizon + 1) * dim;
+  const int64_t sequence = int64_t(horizon) * m.action_dim;
+  float* carried = t.carried + int64_t(first) * dim;
+  float* log_alive = t.carried + m.members * member_stride + first;
+  if (begin == 0) {
+    for (int r = 0; r < count; ++r) {
+      const float* start = t.starts + (first + r) * t.start_stride;
+      std::copy_n(start, dim, t.states + (first + r) * path);
+      t.uncertainty[first + r] = 0;
+      for (int e = 0; e < m.members; ++e) {
+        std::copy_n(start, dim, carried + e * member_stride + int64_t(r) * dim);
+        log_alive[int64_t(e) * rows + r] = 0;
+      }
+    }
+  }
   Scratch scratch(stride_of(m), count);
   std::vector<float> rewards(m.members * count), logits(m.members * count);
-  std::vector<float> alive(m.members * count);
-  for (int e = 0; e < m.members; ++e) {
-    std::copy_n(log_alive + int64_t(e) * rows + first, count, alive.data() + e * count);
-  }
   int step = begin;
   while (step < end) {
-    const float* now = actions + (int64_t(step) * rows + first) * m.action_dim;
+    const float* now = t.actions + first * sequence + int64_t(step) * m.action_dim;
     for (int e = 0; e < m.members; ++e) {
-      member_step(m, m.member[e], count, now, states + (int64_t(e) * rows + first) * dim,
+      member_step(m, m.member[e], count, now, sequence, carried + e * member_stride,
                   rewards.data() + e * count, logits.data() + e * count, scratch);
     }
     for (int r = 0; r < count; ++r) {
-      combine(m, states + int64_t(first + r) * dim, int64_t(rows) * dim, rewards.data() + r,
-              logits.data() + r, count, alive.data() + r,
-              summaries + (int64_t(step) * rows + first + r) * columns);
+      const int64_t row = first + r;
+      const Said said = combine(m, carried + int64_t(r) * dim, member_stride, rewards.data() + r,
+                                logits.data() + r, count, log_alive + r, rows,
+                                t.states + row * path + int64_t(step + 1) * dim);
+      t.rewards[row * horizon + step] = said.reward;
+      t.dones[row * horizon + step] = said.done;
+      // Of two, one not a number is: it must show.
+      const float most = t.uncertainty[row];
+      t.uncertainty[row] = said.spread > most || std::isnan(said.spread) ? said.spread : most;
     }
     ++step;
     if (step < end && is_readable(watched)) break;
-  }
-  for (int e = 0; e < m.members; ++e) {
-    std::copy_n(alive.data() + e * count, count, log_alive + int64_t(e) * rows + first);
   }
   return step;
 }

@@ -28,6 +28,7 @@ from torch import nn
 from models.ensemble import WorldModelEnsemble
 from models.geometry import CONTACT_SCALE_M, GAP_LIMIT_M
 from models.kinematics import MOST_SIN, SLOWEST_MPS
+from models.prediction import Prediction
 from models.world_model import WorldModel
 
 SOURCE = Path(__file__).with_name("native.cpp")
@@ -38,7 +39,6 @@ _PANEL = 32
 _ACTIVATIONS = {"relu": 1, "elu": 2, "tanh": 3}
 
 Floats = NDArray[np.float32]
-Addresses = tuple[int, ...]
 
 
 class NotCompiledError(Exception):
@@ -114,7 +114,7 @@ class NativeSteps:
         except (OSError, AttributeError) as exc:
             raise NotCompiledError(f"{library} cannot be loaded: {exc}") from exc
         self._call.restype = _INT
-        self._call.argtypes = [_POINTER, *[_INT] * 5, *[_POINTER] * 4, _INT]
+        self._call.argtypes = [_POINTER, _POINTER, *[_INT] * 5]
         members = list(ensemble.members)
         self.member_count, self.state_dim = len(members), members[0].state_dim
         self._pool = ThreadPoolExecutor(threads, "steps") if threads > 1 else None
@@ -123,48 +123,40 @@ class NativeSteps:
         self._model = self._packed(members)
         self._address = ctypes.addressof(self._model)
 
-    def take(self, begin: int, end: int, rows: int, addresses: Addresses, watched: int = -1) -> int:
+    def take(self, rows: RowsUnderway, begin: int, end: int, watched: int = -1) -> int:
         """Take steps of all rows; see `world_model_steps` in native.cpp.
 
         Args:
+            rows: All but the first steps go on with what those before have left there.
             begin: First step.
             end: The step after the last one.
-            rows: B.
-            addresses: Of states [E, B, S] and log survival [E, B], both changed in place; of
-                actions [H, B, A]; and of summaries [H, B, S + 4], which are written.
             watched: File descriptor; when it is readable, no further step is begun. None if -1.
 
         Returns:
             The step that comes next.
         """
-        if self._pool is None or rows < self._threads * _FEWEST_ROWS:
-            return self._take(begin, end, rows, (0, rows), addresses, watched)
-        bounds = [rows * k // self._threads for k in range(self._threads + 1)]
+        count = rows.count
+        if self._pool is None or count < self._threads * _FEWEST_ROWS:
+            return self._take(rows, begin, end, 0, count, watched)
+        bounds = [count * k // self._threads for k in range(self._threads + 1)]
         shares = list(itertools.pairwise(bounds))
         parts = [
-            self._pool.submit(self._take, begin, end, rows, share, addresses, watched)
-            for share in shares
+            self._pool.submit(self._take, rows, begin, end, first, last, watched)
+            for first, last in shares
         ]
         reached = [part.result() for part in parts]
         # They look at different moments; those behind catch up.
-        for share, step in zip(shares, reached, strict=True):
+        for (first, last), step in zip(shares, reached, strict=True):
             if step < max(reached):
-                self._take(step, max(reached), rows, share, addresses, -1)
+                self._take(rows, step, max(reached), first, last, -1)
         return max(reached)
 
     def _take(
-        self,
-        begin: int,
-        end: int,
-        rows: int,
-        share: tuple[int, int],
-        addresses: Addresses,
-        watched: int,
+        self, rows: RowsUnderway, begin: int, end: int, first: int, last: int, watched: int
     ) -> int:
-        first, last = share
         # ctypes lets go of the interpreter for the whole call.
         step: int = self._call(
-            self._address, begin, end, rows, first, last - first, *addresses, watched
+            self._address, rows.address, begin, end, first, last - first, watched
         )
         return step
 
@@ -243,6 +235,41 @@ class NativeSteps:
         return thing
 
 
+class RowsUnderway:
+    """Rows that take steps: where they start, what is done, and where predictions go.
+
+    Args:
+        steps: Who takes them.
+        states: [B, S].
+        actions: [B, H, A].
+        prediction: Of B rows over H steps; written, but for `is_finite`.
+    """
+
+    def __init__(
+        self, steps: NativeSteps, states: Floats, actions: Floats, prediction: Prediction
+    ) -> None:
+        self.count, horizon, _ = actions.shape
+        size = states.itemsize
+        if states.strides[1] != size or states.dtype != np.float32:
+            states = np.ascontiguousarray(states, np.float32)
+        actions = np.ascontiguousarray(actions, np.float32)
+        carried = np.empty(steps.member_count * self.count * (steps.state_dim + 1), np.float32)
+        written = (
+            prediction.states, prediction.rewards, prediction.dones, prediction.uncertainty
+        )  # fmt: skip
+        arrays = (states, actions, carried, *written)
+        self._kept = arrays
+        self._rows = _Rows(self.count, horizon, states.strides[0] // size, *map(_address, arrays))
+        self.address = ctypes.addressof(self._rows)
+
+
+def _address(array: Any) -> int:
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))
+    except (TypeError, ValueError, BufferError):  # read-only, or not in one piece
+        return int(array.ctypes.data)  # takes thrice as long
+
+
 _CAR = (
     "length_m",
     "full_throttle_mps2",
@@ -283,6 +310,14 @@ class _Model(ctypes.Structure):
         + _fields("half_length_m half_width_m gap_limit_m contact_scale_m dt_s", _FLOAT)
         + _fields(" ".join(_CAR), _FLOAT)
         + _fields("slowest_mps most_sin", _FLOAT)
+    )
+
+
+class _Rows(ctypes.Structure):
+    _fields_ = (
+        _fields("rows horizon", _INT)
+        + _fields("start_stride", ctypes.c_int64)
+        + _fields("starts actions carried states rewards dones uncertainty", _POINTER)
     )
 
 

@@ -6,21 +6,19 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from models.ensemble import SUMMARY_EXTRAS, EnsembleStep
-from models.native import NativeSteps
+from models.ensemble import SUMMARY_EXTRAS, EnsembleStep, split_summary
+from models.native import NativeSteps, RowsUnderway
+from models.prediction import Array, Prediction
 
-Floats = NDArray[np.float32]
 Step = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """`EnsembleStep.forward`, or what does the same."""
 
 
 class Rollout(Protocol):
-    """Rows on their way."""
+    """Rows on their way; what is predicted is written once all steps are taken."""
 
     @property
     def is_complete(self) -> bool:
@@ -34,9 +32,6 @@ class Rollout(Protocol):
             watched: File descriptor; when it is readable, those who can stop early. None if -1.
         """
 
-    def summaries(self) -> Floats:
-        """Return [H, B, S + 4] once complete; see `models.ensemble.split_summary`."""
-
 
 class NativeRollout:
     """Steps taken by machine code on the CPU.
@@ -44,36 +39,29 @@ class NativeRollout:
     Args:
         steps: Of all members.
         states: [B, S].
-        actions: [H, B, A].
+        actions: [B, H, A].
+        prediction: Written.
     """
 
-    def __init__(self, steps: NativeSteps, states: Floats, actions: Floats) -> None:
-        rows, dim = states.shape
+    def __init__(
+        self, steps: NativeSteps, states: Array, actions: Array, prediction: Prediction
+    ) -> None:
         self._steps = steps
-        self._carried = np.empty((steps.member_count, rows, dim), np.float32)
-        self._carried[:] = states
-        self._log_alive = np.zeros((steps.member_count, rows), np.float32)
-        self._actions = np.ascontiguousarray(actions, np.float32)
-        self._summaries = np.empty((len(actions), rows, dim + SUMMARY_EXTRAS), np.float32)
-        arrays = self._carried, self._log_alive, self._actions, self._summaries
-        self._addresses = tuple(array.ctypes.data for array in arrays)
+        self._rows = RowsUnderway(steps, states, actions, prediction)
+        self._horizon = actions.shape[1]
         self._taken = 0
 
     @property
     def is_complete(self) -> bool:
         """Whether all steps are taken."""
-        return self._taken == len(self._actions)
+        return bool(self._taken == self._horizon)
 
     def advance(self, steps: int, watched: int = -1) -> int:
         """Take up to so many more steps, at least one; stop early if a file is readable."""
-        horizon, rows, _ = self._actions.shape
-        taken, end = self._taken, min(self._taken + steps, horizon)
-        self._taken = self._steps.take(taken, end, rows, self._addresses, watched)
+        taken = self._taken
+        end = min(taken + steps, self._horizon)
+        self._taken = self._steps.take(self._rows, taken, end, watched)
         return self._taken - taken
-
-    def summaries(self) -> Floats:
-        """Return [H, B, S + 4] once complete."""
-        return self._summaries
 
 
 class SteppedRollout:
@@ -81,14 +69,20 @@ class SteppedRollout:
 
     Args:
         step: Takes one.
-        carry: What the first step takes beside the action.
-        actions: [H, B, A].
+        members: E.
+        state: [B or more, S].
+        actions: [H, B or more, A]; rows beyond those of the prediction are padding.
+        prediction: Written.
     """
 
-    def __init__(self, step: Step, carry: tuple[Tensor, Tensor], actions: Tensor) -> None:
+    def __init__(
+        self, step: Step, members: int, state: Tensor, actions: Tensor, prediction: Prediction
+    ) -> None:
         self._step = step
-        self._carry = carry
+        self._carry = state.expand(members, *state.shape), torch.zeros(members, len(state))
+        self._state = state
         self._actions = actions
+        self._prediction = prediction
         self._summaries: list[Tensor] = []
 
     @property
@@ -104,12 +98,20 @@ class SteppedRollout:
                 states, log_alive, summary = self._step(*self._carry, action)
                 self._carry = states, log_alive
                 self._summaries.append(summary)
+        if self.is_complete:
+            _write(self._prediction, self._state, torch.stack(self._summaries))
         return len(self._summaries) - taken
 
-    def summaries(self) -> Floats:
-        """Return [H, B, S + 4] once complete."""
-        stacked: Floats = torch.stack(self._summaries).numpy()
-        return stacked
+
+def _write(prediction: Prediction, state: Tensor, summaries: Tensor) -> None:
+    """Write starts [B or more, S] and what the members say, [H, B or more, S + 4]; no padding."""
+    rows = len(prediction.uncertainty)
+    after, rewards, dones, _, spread = split_summary(summaries[:, :rows].swapaxes(0, 1))
+    prediction.states[:, 0] = state[:rows].numpy()
+    prediction.states[:, 1:] = after.numpy()
+    prediction.rewards[:] = rewards.numpy()
+    prediction.dones[:] = dones.numpy()
+    prediction.uncertainty[:] = spread.amax(1).numpy()
 
 
 Replay = Callable[[], None]
@@ -233,29 +235,24 @@ class WholeRollout:
     """One rollout taken whole, however few steps are asked for: on a GPU it is short.
 
     Args:
-        graphs: Of as many rows.
-        state: [B, S].
-        actions: [H, B, A].
+        graphs: Of as many rows, or more.
+        state: [B or more, S].
+        actions: [H, B or more, A]; rows beyond those of the prediction are padding.
+        prediction: Written.
     """
 
-    def __init__(self, graphs: GraphedSteps, state: Tensor, actions: Tensor) -> None:
+    def __init__(
+        self, graphs: GraphedSteps, state: Tensor, actions: Tensor, prediction: Prediction
+    ) -> None:
         self._graphs = graphs
         self._state = state
         self._actions = actions
-        self._summaries: Tensor | None = None
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether all steps are taken."""
-        return self._summaries is not None
+        self._prediction = prediction
+        self.is_complete = False
 
     def advance(self, steps: int, watched: int = -1) -> int:
         """Take all steps."""
-        self._summaries = self._graphs.rollout(self._state, self._actions)
+        summaries = self._graphs.rollout(self._state, self._actions)
+        _write(self._prediction, self._state, summaries)
+        self.is_complete = True
         return len(self._actions)
-
-    def summaries(self) -> Floats:
-        """Return [H, B, S + 4] once complete."""
-        assert self._summaries is not None
-        summaries: Floats = self._summaries.numpy()
-        return summaries

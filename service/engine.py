@@ -236,10 +236,10 @@ class Engine:
         except NotCompiledError as exc:
             log.warning("no machine code: steps are eager, many times slower", reason=str(exc))
 
-    def launch(self, states: Array, actions: Array) -> Rollout:
+    def launch(self, states: Array, actions: Array, prediction: Prediction) -> Rollout:
         """Lay rows out for the device; machine code takes any number, others a launch shape."""
         if self._native is not None:
-            return NativeRollout(self._native, states, actions.swapaxes(0, 1))
+            return NativeRollout(self._native, states, actions, prediction)
         rows, horizon, _ = actions.shape
         shape = next(shape for shape in self.shapes if shape >= rows)
         # Torch's own memory, not NumPy's: matrix kernels may round by how memory is aligned.
@@ -250,11 +250,10 @@ class Engine:
         step = self._checkpoint.ensemble.step
         if self._device.type == "cpu":
             members = self._checkpoint.member_count
-            carry = state.expand(members, *state.shape), torch.zeros(members, shape)
-            return SteppedRollout(self._step, carry, by_step)
+            return SteppedRollout(self._step, members, state, by_step, prediction)
         if shape not in self._graphs:
             self._graphs[shape] = GraphedSteps(step(), shape, states.shape[1], actions.shape[2])
-        return WholeRollout(self._graphs[shape], state, by_step)
+        return WholeRollout(self._graphs[shape], state, by_step, prediction)
 
     def fits(self, compute: Callable[[], None]) -> bool:
         """Compute something; tell whether the device's memory sufficed."""

@@ -9,33 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from models.prediction import Array, Prediction
 from models.safety import SafetyLimits
 from models.spec import Spec
 from service.costs import Costs
 
-Array = NDArray[np.float32]
-
-
-@dataclass(slots=True)  # not frozen: that makes it thrice as dear to make, and each request has one
-class Prediction:
-    """What a model predicts for B rows over H steps.
-
-    Attributes:
-        states: [B, H+1, S], the start included, physical units.
-        rewards: [B, H].
-        dones: [B, H], P(ends at that step | alive before it).
-        uncertainty: [B], disagreement of the ensemble; 0 with one member.
-        is_finite: Whether all numbers are; looked at once a launch.
-    """
-
-    states: Array
-    rewards: Array
-    dones: Array
-    uncertainty: Array
-    is_finite: bool = True
+__all__ = ["Array", "EngineLike", "ModelInfo", "Prediction", "Running"]
 
 
 @dataclass(frozen=True)

@@ -42,19 +42,33 @@ class Bounds:
 
 
 class JobResult(NamedTuple):
-    """A job's own rows of a prediction, and what it took.
+    """A job's rows in the prediction of its launch, and what it took.
 
     Attributes:
-        prediction: The job's rows, in its order.
+        launched: Prediction of the whole launch.
+        first: The job's first row in it.
+        rows: How many are the job's.
         queue_s: From submission to the start of its launch.
         compute_s: Time in its launch.
-        launch_rows: Rows of the launch, those of other jobs included.
     """
 
-    prediction: Prediction
+    launched: Prediction
+    first: int
+    rows: int
     queue_s: float
     compute_s: float
-    launch_rows: int
+
+    @property
+    def launch_rows(self) -> int:
+        """Rows of the launch, those of other jobs included."""
+        return len(self.launched.uncertainty)
+
+    @property
+    def prediction(self) -> Prediction:
+        """The job's rows alone, in its order, as views."""
+        if self.rows == self.launch_rows:
+            return self.launched
+        return self.launched.part(self.first, self.first + self.rows)
 
 
 Outcome = JobResult | ServiceError | None

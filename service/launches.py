@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import replace
-
 import numpy as np
 
 from service.interface import Array, Prediction
-from service.jobs import Job, Launch
+from service.jobs import Launch
 
 
 class BadOutputError(Exception):
@@ -43,26 +39,5 @@ def checked(prediction: Prediction, launch: Launch) -> Prediction:
             raise BadOutputError(
                 f"{name} has shape {getattr(prediction, name).shape}, expected {shape}"
             )
-    return prediction if _is_finite(prediction) else replace(prediction, is_finite=False)
-
-
-def _is_finite(prediction: Prediction) -> bool:
-    # A sum of squares is one pass; if it is not finite, some number may only have been big.
-    parts = (prediction.states, prediction.rewards, prediction.dones)
-    return all(math.isfinite(np.vdot(x, x)) or bool(np.isfinite(x).all()) for x in parts)
-
-
-def portions(launch: Launch, prediction: Prediction) -> Iterator[tuple[Job, Prediction]]:
-    """Give each job its own rows, as views."""
-    if len(launch.jobs) == 1:
-        yield launch.jobs[0], prediction
-        return
-    states, rewards, dones = prediction.states, prediction.rewards, prediction.dones
-    row = 0
-    for job in launch.jobs:
-        rows = slice(row, row + job.rows)
-        row = rows.stop
-        part = Prediction(states[rows], rewards[rows], dones[rows], prediction.uncertainty[rows])
-        if not prediction.is_finite:
-            part.is_finite = _is_finite(part)
-        yield job, part
+    prediction.mark_finite()
+    return prediction

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
+import numpy as np
 import psutil
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -23,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from models.safety import VERDICTS, Verdict
-from service.buckets import COUNTS, LATENCY_S, PROBABILITIES, UNCERTAINTIES
+from service.buckets import COUNTS, LATENCY_S, PROBABILITIES, UNCERTAINTIES, Buckets
 from service.interface import Array, ModelInfo
 from service.jobs import JobClass
 from service.observer import ENGINE_FAULTS, REJECTIONS
@@ -35,6 +36,10 @@ Registry = CollectorRegistry
 STAGES = ("parse", "queue", "compute", "respond")
 OTHER = "other"
 """Label of paths that no route has: a scanner must not create series."""
+
+_SORTED_AFTER = 256
+"""Requests after which histograms sort what came."""
+_FEW = 16
 
 STATUSES = ("200", "401", "404", "405", "413", "422", "429", "499", "500", "503", "504")
 """499: the caller left before the answer."""
@@ -56,6 +61,7 @@ class Metrics:
         # What is rare, or read at scrape, is left to the library; the rest writes its own text.
         self._library = CollectorRegistry()
         self._hot: list[Counts | Histogram] = []
+        self._unsorted = 0
         self._add_traffic([*endpoints, OTHER])
         self._add_batching()
         self._add_answers()
@@ -164,6 +170,15 @@ class Metrics:
         """Note an answered request; `endpoint` is a route template or `OTHER`."""
         self._requests.add((endpoint, str(status)))
         self._seconds[endpoint].add(seconds)
+        self._unsorted += 1
+        if self._unsorted >= _SORTED_AFTER:
+            self._sort()
+
+    def _sort(self) -> None:
+        self._unsorted = 0
+        for metric in self._hot:
+            if isinstance(metric, Histogram):
+                metric.sort()
 
     def staged(self, parse_s: float, queue_s: float, compute_s: float, respond_s: float) -> None:
         """Note a prediction request's seconds in each of `STAGES`."""
@@ -191,20 +206,31 @@ class Metrics:
         """Note the verdicts on the sequences of one safety check."""
         for verdict in verdicts:
             self._verdicts.add((verdict.verdict,))
-            if verdict.crash_probability is not None:
-                self._crash_probability.add(verdict.crash_probability)
+        known = [v.crash_probability for v in verdicts if v.crash_probability is not None]
+        _add(self._crash_probability, known)
+        known = [v.uncertainty for v in verdicts if v.uncertainty is not None]
+        _add(self._uncertainty, known)
 
     def disagreed(self, uncertainty: Array) -> None:
         """Note the finite uncertainty of each answered sequence, [K]."""
-        if len(uncertainty) == 1:
-            self._uncertainty.add(float(uncertainty[0]))
-        else:
-            self._uncertainty.add_all(uncertainty)
+        _add(self._uncertainty, uncertainty.tolist())
+
+    def disagreed_once(self, uncertainty: float) -> None:
+        """Note the finite uncertainty of the only answered sequence."""
+        self._uncertainty.add(uncertainty)
 
     def render(self) -> bytes:
         """Return all series as Prometheus text."""
         lines = [line for metric in self._hot for line in metric.lines()]
         return "\n".join([*lines, ""]).encode() + generate_latest(self._library)
+
+
+def _add(buckets: Buckets, values: Sequence[float]) -> None:
+    if len(values) <= _FEW:
+        for value in values:
+            buckets.add(value)
+    else:
+        buckets.add_all(np.array(values))
 
 
 class _Parsed(Collector):

@@ -21,7 +21,7 @@ from service.deadlines import Deadlines
 from service.errors import DeadlineExceededError, EngineError, UnavailableError
 from service.interface import Array, EngineLike, Prediction
 from service.jobs import Bounds, Job, JobClass, JobResult, Launch, Outcome
-from service.launches import BadOutputError, portions
+from service.launches import BadOutputError
 from service.loops import incoming
 from service.observer import Observer
 from service.queues import Queues
@@ -232,15 +232,17 @@ class Scheduler:
         self.queues.close(launch)
         self._observer.launched(launch.rows, len(launch.jobs), launch.seconds)
         now = asyncio.get_running_loop().time()
-        for job, part in portions(launch, prediction):
+        first = 0
+        for job in launch.jobs:
             if job.is_done:
-                continue
-            if job.deadline_s < now:  # timers wait for slices that are computed on the loop
+                pass
+            elif job.deadline_s < now:  # timers wait for slices that are computed on the loop
                 self._expire(job)
             else:
                 assert job.started_s is not None
                 queue_s = job.started_s - job.submitted_s
-                self._resolve(job, JobResult(part, queue_s, launch.seconds, launch.rows))
+                self._resolve(job, JobResult(prediction, first, job.rows, queue_s, launch.seconds))
+            first += job.rows
 
     def _blame(self, launch: Launch, error: Exception) -> None:
         """Fail the job that broke a launch; if several were in it, find out which."""

@@ -89,6 +89,11 @@ class Histogram:
         """The series of a histogram without a label."""
         return self.series[""]
 
+    def sort(self) -> None:
+        """Put values that wait into their buckets: they would be too many some day."""
+        for buckets in self.series.values():
+            buckets.sort()
+
     def lines(self) -> list[str]:
         """Return the present counts; any thread."""
         lines = list(self._title)

@@ -23,7 +23,7 @@ from service.scheduler import Scheduler
 _JSON = orjson.OPT_SERIALIZE_NUMPY
 
 _Respond = Callable[[Outcome], None]
-_Compose = Callable[[Parsed, Prediction], dict[str, Any]]
+_Compose = Callable[[Parsed, JobResult], dict[str, Any]]
 
 _OUTPUTS: dict[str, Callable[[Prediction], Any]] = {
     "states": lambda p: p.states,
@@ -103,33 +103,38 @@ class Predictions:
         self, compose: _Compose, parsed: Parsed, parse_s: float, result: JobResult
     ) -> bytes:
         started = perf_counter()
-        answer = compose(parsed, result.prediction)
+        answer = compose(parsed, result)
         answer["model_version"] = self._info.version
         body = orjson.dumps(answer, option=_JSON)
         self._metrics.staged(parse_s, result.queue_s, result.compute_s, perf_counter() - started)
         return body
 
-    def _predicted(self, parsed: Parsed, prediction: Prediction) -> dict[str, Any]:
-        self._refuse_non_finite(prediction)
-        if parsed.is_single:  # the most frequent request of all: no detour by `_rows`
+    def _predicted(self, parsed: Parsed, result: JobResult) -> dict[str, Any]:
+        if parsed.is_single and result.launched.is_finite:
+            # The most frequent request of all: no detour by views of its rows.
+            row, launched = result.first, result.launched
+            uncertainty = float(launched.uncertainty[row])
+            self._metrics.disagreed_once(uncertainty)
             return {
-                "next_state": prediction.states[0, 1],
-                "reward": prediction.rewards[0, 0],
-                "done": prediction.dones[0, 0],
-                "uncertainty": prediction.uncertainty[0],
+                "next_state": launched.states[row, 1],
+                "reward": launched.rewards[row, 0],
+                "done": launched.dones[row, 0],
+                "uncertainty": uncertainty,
             }
+        prediction = self._finite(result)
         return {
-            "next_state": np.ascontiguousarray(prediction.states[:, 1]),
-            "reward": np.ascontiguousarray(prediction.rewards[:, 0]),
-            "done": np.ascontiguousarray(prediction.dones[:, 0]),
-            "uncertainty": prediction.uncertainty,
+            "next_state": _rows(prediction.states[:, 1], parsed),
+            "reward": _rows(prediction.rewards[:, 0], parsed),
+            "done": _rows(prediction.dones[:, 0], parsed),
+            "uncertainty": _rows(prediction.uncertainty, parsed),
         }
 
-    def _rolled_out(self, parsed: Parsed, prediction: Prediction) -> dict[str, Any]:
-        self._refuse_non_finite(prediction)
+    def _rolled_out(self, parsed: Parsed, result: JobResult) -> dict[str, Any]:
+        prediction = self._finite(result)
         return {name: _rows(_OUTPUTS[name](prediction), parsed) for name in parsed.outputs}
 
-    def _judged(self, parsed: Parsed, prediction: Prediction) -> dict[str, Any]:
+    def _judged(self, parsed: Parsed, result: JobResult) -> dict[str, Any]:
+        prediction = result.prediction
         if not prediction.is_finite:  # the verdict is `unknown` then, and a fault all the same
             self._metrics.engine_failed("non_finite")
         verdicts = assess(
@@ -140,8 +145,6 @@ class Predictions:
             threshold=parsed.threshold,
         )
         self._metrics.checked(verdicts)
-        known = [v.uncertainty for v in verdicts if v.uncertainty is not None]
-        self._metrics.disagreed(np.array(known, np.float32))
         entries = [
             _entry(verdict, prediction.states[k] if parsed.has_trajectory else None)
             for k, verdict in enumerate(verdicts)
@@ -150,17 +153,19 @@ class Predictions:
             return entries[0]
         return {"candidates": entries, "best": safest(verdicts)}
 
-    def _refuse_non_finite(self, prediction: Prediction) -> None:
-        """Refuse what JSON cannot hold and nobody should act on.
+    def _finite(self, result: JobResult) -> Prediction:
+        """Return a job's prediction; refuse what JSON cannot hold and nobody should act on.
 
         Raises:
-            EngineError: A number of the prediction is not finite.
+            EngineError: A number of it is not finite.
         """
+        prediction = result.prediction
         if not prediction.is_finite:
             self._metrics.engine_failed("non_finite")
             row = _first_broken_row(prediction)
             raise EngineError(f"non-finite prediction in row {row}: the model diverged")
         self._metrics.disagreed(prediction.uncertainty)
+        return prediction
 
 
 def _first_broken_row(prediction: Prediction) -> int:

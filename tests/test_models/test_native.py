@@ -15,17 +15,19 @@ import torch
 
 from models import native
 from models.checkpoint import Architecture, load_checkpoint
-from models.ensemble import EnsembleRollout, WorldModelEnsemble, split_summary
+from models.ensemble import WorldModelEnsemble
 from models.native import NativeSteps, NotCompiledError, compile_library, library_file
-from models.rollouts import Floats, NativeRollout
+from models.prediction import Array, Prediction
+from models.rollouts import NativeRollout
 from models.spec import anonymous_spec, highway_spec
 from models.world_model import WorldModel
 from service.settings import PRETRAINED
 
 HIGHWAY = highway_spec()
+NUMBERS = ("states", "rewards", "dones", "uncertainty")
 
 
-def highway_rows(rows: int, horizon: int, seed: int = 0) -> tuple[Floats, Floats]:
+def highway_rows(rows: int, horizon: int, seed: int = 0) -> tuple[Array, Array]:
     """Return states and actions over the whole of their ranges, some neighbours absent."""
     rng = np.random.default_rng(seed)
     low, high = (np.array([getattr(f, x) for f in HIGHWAY.state]) for x in ("low", "high"))
@@ -42,17 +44,17 @@ def slots() -> tuple[Any, ...]:
     return HIGHWAY.geometry.slots
 
 
-def told(steps: NativeSteps, states: Floats, actions: Floats, *slices: int) -> EnsembleRollout:
-    rollout = NativeRollout(steps, states, actions.swapaxes(0, 1))
+def told(steps: NativeSteps, states: Array, actions: Array, *slices: int) -> Prediction:
+    prediction = Prediction.blank(len(states), actions.shape[1], states.shape[1])
+    rollout = NativeRollout(steps, states, actions, prediction)
     for count in slices or (actions.shape[1],):
         rollout.advance(count)
     assert rollout.is_complete
-    parts = split_summary(torch.from_numpy(rollout.summaries()))
-    after, rewards, dones, disagreement, spread = (x.transpose(0, 1) for x in parts)
-    start = torch.from_numpy(states).unsqueeze(1)
-    return EnsembleRollout(
-        torch.cat([start, after], 1), rewards, dones, disagreement, spread.amax(1)
-    )
+    return prediction
+
+
+def close(seen: Array, truth: torch.Tensor, rtol: float, atol: float) -> None:
+    torch.testing.assert_close(torch.from_numpy(seen), truth, rtol=rtol, atol=atol)
 
 
 def trained_like(ensemble: WorldModelEnsemble) -> WorldModelEnsemble:
@@ -100,11 +102,10 @@ def test_it_says_what_the_ensemble_says(library: Path, name: str, members: int) 
     seen = told(NativeSteps(library, ensemble), states, actions)
 
     truth = ensemble.rollout(torch.from_numpy(states), torch.from_numpy(actions))
-    torch.testing.assert_close(seen.states, truth.states, rtol=2e-5, atol=2e-4)
-    torch.testing.assert_close(seen.rewards, truth.rewards, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(seen.dones, truth.dones, rtol=2e-3, atol=1e-6)
-    torch.testing.assert_close(seen.disagreement, truth.disagreement, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(seen.uncertainty, truth.uncertainty, rtol=1e-4, atol=1e-5)
+    close(seen.states, truth.states, rtol=2e-5, atol=2e-4)
+    close(seen.rewards, truth.rewards, rtol=1e-4, atol=1e-5)
+    close(seen.dones, truth.dones, rtol=2e-3, atol=1e-6)
+    close(seen.uncertainty, truth.uncertainty, rtol=1e-4, atol=1e-5)
 
 
 def test_the_bundled_model_agrees_over_the_whole_horizon(library: Path) -> None:
@@ -114,9 +115,9 @@ def test_the_bundled_model_agrees_over_the_whole_horizon(library: Path) -> None:
     seen = told(NativeSteps(library, loaded.ensemble), states, actions)
 
     truth = loaded.ensemble.rollout(torch.from_numpy(states), torch.from_numpy(actions))
-    torch.testing.assert_close(seen.states, truth.states, rtol=1e-4, atol=2e-3)
-    torch.testing.assert_close(seen.dones, truth.dones, rtol=1e-2, atol=1e-5)
-    torch.testing.assert_close(seen.uncertainty, truth.uncertainty, rtol=1e-3, atol=1e-4)
+    close(seen.states, truth.states, rtol=1e-4, atol=2e-3)
+    close(seen.dones, truth.dones, rtol=1e-2, atol=1e-5)
+    close(seen.uncertainty, truth.uncertainty, rtol=1e-3, atol=1e-4)
 
 
 def test_a_row_has_the_same_bits_in_any_company_and_any_slices(library: Path) -> None:
@@ -129,9 +130,22 @@ def test_a_row_has_the_same_bits_in_any_company_and_any_slices(library: Path) ->
 
     for first, last in ((0, 1), (3, 10), (7, 8), (20, 60), (59, 60)):
         part = told(steps, states[first:last], actions[first:last], 2, 1, 9)
-        for name in ("states", "rewards", "dones", "disagreement", "uncertainty"):
-            assert torch.equal(getattr(part, name), getattr(whole, name)[first:last]), name
-            assert torch.equal(getattr(threads, name), getattr(whole, name)), name
+        for name in NUMBERS:
+            assert np.array_equal(getattr(part, name), getattr(whole, name)[first:last]), name
+            assert np.array_equal(getattr(threads, name), getattr(whole, name)), name
+
+
+def test_rows_that_share_a_start_need_not_repeat_it(library: Path) -> None:
+    steps = NativeSteps(library, ensemble_of(MODELS["plain"]))
+    states, actions = highway_rows(9, 3)
+    shared = np.broadcast_to(states[:1], states.shape)
+    same_actions = np.broadcast_to(actions[:1], actions.shape)
+
+    for given in ((shared, actions), (states, same_actions), (states.T.copy().T, actions)):
+        seen = told(steps, *given)
+        truth = told(steps, given[0].copy(), given[1].copy())
+        for name in NUMBERS:
+            assert np.array_equal(getattr(seen, name), getattr(truth, name)), name
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -139,7 +153,8 @@ def test_steps_stop_while_a_file_is_readable(library: Path, threads: int) -> Non
     states, actions = highway_rows(40, 6)
     steps = NativeSteps(library, ensemble_of(MODELS["plain"]), threads)
     whole = told(steps, states, actions)
-    rollout = NativeRollout(steps, states, actions.swapaxes(0, 1))
+    seen = Prediction.blank(len(states), actions.shape[1], states.shape[1])
+    rollout = NativeRollout(steps, states, actions, seen)
     reader, writer = os.pipe()
     try:
         assert rollout.advance(2, reader) == 2
@@ -153,8 +168,7 @@ def test_steps_stop_while_a_file_is_readable(library: Path, threads: int) -> Non
         os.close(reader)
         os.close(writer)
 
-    after = split_summary(torch.from_numpy(rollout.summaries()))[0]
-    assert torch.equal(after.transpose(0, 1), whole.states[:, 1:])
+    assert np.array_equal(seen.states, whole.states)
 
 
 @pytest.mark.parametrize("activation", ["elu", "relu", "tanh"])
@@ -181,7 +195,7 @@ def test_activations_are_exact_to_a_few_units_in_the_last_place(
 
     act = {"elu": torch.nn.ELU(), "relu": torch.nn.ReLU(), "tanh": torch.nn.Tanh()}[activation]
     truth = act(act(torch.from_numpy(values).double()))
-    torch.testing.assert_close(seen.states[:, 1].double(), truth, rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(seen.states[:, 1], truth.numpy(), rtol=1e-6, atol=1e-12)
 
 
 def test_numbers_that_are_not_finite_stay_in_their_row(library: Path) -> None:
@@ -193,8 +207,10 @@ def test_numbers_that_are_not_finite_stay_in_their_row(library: Path) -> None:
     seen = told(steps, states, actions)
 
     others = [row for row in range(20) if row not in (4, 11)]
-    assert torch.equal(seen.states[others], clean.states[others])
-    assert not seen.states[[4, 11], 1:].isfinite().all(-1).any()
+    for name in NUMBERS:
+        assert np.array_equal(getattr(seen, name)[others], getattr(clean, name)[others]), name
+    assert not np.isfinite(seen.states[[4, 11], 1:]).all(-1).any()
+    assert not np.isfinite(seen.uncertainty[[4, 11]]).any()
 
 
 def test_the_library_is_compiled_once_and_named_by_source_and_processor(

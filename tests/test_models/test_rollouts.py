@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from models.ensemble import WorldModelEnsemble, split_summary
+from models.ensemble import WorldModelEnsemble
+from models.prediction import Prediction
 from models.rollouts import GraphedSteps, SteppedRollout, WholeRollout
+
+NUMBERS = ("states", "rewards", "dones", "uncertainty")
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,8 @@ def test_a_stepped_rollout_is_the_ensembles_however_it_is_sliced(
 ) -> None:
     states, actions = inputs(5)
     step = ensemble.step()
-    rollout = SteppedRollout(step, step.begin(states), actions)
+    prediction = Prediction.blank(8, 5, 4)
+    rollout = SteppedRollout(step, 2, states, actions, prediction)
 
     seen = [rollout.is_complete]
     for steps in slices:
@@ -38,14 +42,20 @@ def test_a_stepped_rollout_is_the_ensembles_however_it_is_sliced(
 
     assert seen == [False] * len(slices) + [True]
     truth = ensemble.rollout(states, actions.swapaxes(0, 1))
-    after, rewards, dones, disagreement, spread = split_summary(
-        torch.from_numpy(rollout.summaries())
-    )
-    assert torch.equal(after.swapaxes(0, 1), truth.states[:, 1:])
-    assert torch.equal(rewards.T, truth.rewards)
-    assert torch.equal(dones.T, truth.dones)
-    assert torch.equal(disagreement.T, truth.disagreement)
-    assert torch.equal(spread.amax(0), truth.uncertainty)
+    for name in NUMBERS:
+        assert np.array_equal(getattr(prediction, name), getattr(truth, name).numpy()), name
+
+
+def test_padding_is_left_out(ensemble: WorldModelEnsemble) -> None:
+    states, actions = inputs(3)
+    step = ensemble.step()
+    whole, part = Prediction.blank(8, 3, 4), Prediction.blank(5, 3, 4)
+
+    for prediction in (whole, part):
+        SteppedRollout(step, 2, states, actions, prediction).advance(3)
+
+    for name in NUMBERS:
+        assert np.array_equal(getattr(part, name), getattr(whole, name)[:5]), name
 
 
 @pytest.mark.parametrize("horizon", [1, 3, 16, 21, 40])
@@ -63,14 +73,16 @@ def test_recorded_graphs_take_any_horizon_with_one_wait_for_sixteen_steps(
     graphs = GraphedSteps(step, 8, 4, 2, capture=capture, wait=lambda: waits.append(1))
     states, actions = inputs(horizon)
 
+    seen, truth = Prediction.blank(8, horizon, 4), Prediction.blank(8, horizon, 4)
+
     for _ in range(2):
-        rollout = WholeRollout(graphs, states, actions)
+        rollout = WholeRollout(graphs, states, actions, seen)
         assert not rollout.is_complete
         rollout.advance(1)
         assert rollout.is_complete
 
-    stepped = SteppedRollout(step, step.begin(states), actions)
-    stepped.advance(horizon)
-    assert np.array_equal(rollout.summaries(), stepped.summaries())
+    SteppedRollout(step, 2, states, actions, truth).advance(horizon)
+    for name in NUMBERS:
+        assert np.array_equal(getattr(seen, name), getattr(truth, name)), name
     assert len(waits) == 2 * -(-horizon // 16)
     assert len(recorded) == 5

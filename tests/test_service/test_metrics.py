@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -107,7 +109,7 @@ def test_verdicts_and_probabilities_are_counted_in_bulk() -> None:
     read.metrics.checked([verdict("safe", 0.0), verdict("safe", 0.05), verdict("unknown", None)])
     read.metrics.checked([verdict("unsafe", 1.0)])
     read.metrics.disagreed(np.array([0.001, 0.2, 50.0], np.float32))
-    read.metrics.disagreed(np.array([0.001], np.float32))
+    read.metrics.disagreed_once(0.001)
 
     assert read.value("safety_verdicts_total", verdict="safe") == 2
     assert read.value("crash_probability_bucket", le="0.001") == 1
@@ -115,9 +117,9 @@ def test_verdicts_and_probabilities_are_counted_in_bulk() -> None:
     assert read.value("crash_probability_bucket", le="1.0") == 3
     assert read.value("crash_probability_sum") == pytest.approx(1.05)
     assert read.value("uncertainty_bucket", le="0.0025") == 2
-    assert read.value("uncertainty_bucket", le="10.0") == 3
-    assert read.value("uncertainty_bucket", le="+Inf") == 4
-    assert read.value("uncertainty_sum") == pytest.approx(50.202)
+    assert read.value("uncertainty_bucket", le="10.0") == 3 + 4  # those of the verdicts
+    assert read.value("uncertainty_bucket", le="+Inf") == 4 + 4
+    assert read.value("uncertainty_sum") == pytest.approx(50.202 + 4 * 0.1)
 
 
 def test_one_value_and_many_fall_into_the_same_buckets() -> None:
@@ -129,6 +131,43 @@ def test_one_value_and_many_fall_into_the_same_buckets() -> None:
 
     assert one.read() == many.read()
     assert many.read()[0][0] == 2
+    one.sort()
+    assert one.read() == many.read()
+
+
+def test_buckets_may_be_read_while_they_are_filled_and_sorted() -> None:
+    buckets = Buckets(COUNTS)
+    is_over = threading.Event()
+    seen: list[int] = []
+
+    def read() -> None:
+        while not is_over.is_set():
+            counts, total = buckets.read()
+            assert total == counts[-1]
+            seen.append(counts[-1])
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for n in range(20_000):
+        buckets.add(1.0)
+        if n % 100 == 0:
+            buckets.sort()
+    is_over.set()
+    reader.join()
+
+    assert seen == sorted(seen)
+    assert buckets.read()[0][-1] == 20_000
+
+
+def test_many_requests_are_counted_as_few_are() -> None:
+    read = Read()
+    for _ in range(1000):
+        read.metrics.answered("/predict", 200, 0.25)
+        read.metrics.launched(3, 1, 0.5)
+
+    assert read.value("request_seconds_count", endpoint="/predict") == 1000
+    assert read.value("request_seconds_sum", endpoint="/predict") == 250
+    assert read.value("batch_rows_bucket", le="4.0") == 1000
 
 
 def test_gauges_are_read_at_each_scrape() -> None:
