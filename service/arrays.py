@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import simdjson
@@ -16,6 +16,18 @@ _FEW = 256
 
 
 Shape = tuple[int, ...]
+
+
+class Layout(NamedTuple):
+    """How the numbers of a value lie.
+
+    Attributes:
+        shape: With a first axis of one, if the value has none: [K, S] or [K, H, A].
+        is_bare: Whether it has none.
+    """
+
+    shape: Shape
+    is_bare: bool
 
 
 class UnfitError(Exception):
@@ -32,17 +44,19 @@ class Reader:
 
     Args:
         field: What it must look like.
+        is_one_step: Whether an axis of one step comes before its last one.
     """
 
-    def __init__(self, field: ArrayField) -> None:
+    def __init__(self, field: ArrayField, *, is_one_step: bool = False) -> None:
         self.field = field
+        self._is_one_step = is_one_step
         self.name = field.name
         self._key = brackets(f'"{field.name}":'.encode())
         limit = FLOAT32_MAX
         self._ranges = [(max(x.low, -limit), min(x.high, limit)) for x in field.features]
 
-    def shape_of(self, value: Any, bracketed: bytes) -> Shape:
-        """Return how long the value's lists are: all axes of the field, or all but the first.
+    def layout(self, value: Any, bracketed: bytes) -> Layout:
+        """Return how a value lies, by its lists: all axes of the field, or all but the first.
 
         Lists of no and of one entry have the same brackets: `read` tells them apart.
 
@@ -59,14 +73,19 @@ class Reader:
         at = bracketed.find(self._key)
         if at < 0 or not bracketed.startswith(expected, at + len(self._key)):
             raise UnfitError
-        return shape
+        return self._layout_of(shape)
+
+    def _layout_of(self, shape: Shape) -> Layout:
+        is_bare = len(shape) < len(self.field.axes)
+        rows = (1, *shape) if is_bare else shape
+        return Layout((*rows[:-1], 1, rows[-1]) if self._is_one_step else rows, is_bare)
 
     def read(self, value: Any, shape: Shape) -> Array:
         """Return an array of the value's numbers, which come without their nesting.
 
         Args:
             value: Parsed JSON.
-            shape: Of the value, or of another that has the same brackets.
+            shape: Of its layout, or of another value's that has the same brackets.
 
         Raises:
             UnfitError: It breaks the contract, or is written in an unusual way.
@@ -81,6 +100,12 @@ class Reader:
         elif not numbers.dot(numbers) < _MOST_SQUARES:
             raise UnfitError
         return numbers.astype(np.float32).reshape(shape)
+
+    def read_slowly(self, value: Any) -> tuple[Array, bool]:
+        """Return the same of Python's lists, known to be as they must; and whether it is bare."""
+        numbers = np.array(value, np.float64).astype(np.float32)
+        layout = self._layout_of(numbers.shape)
+        return numbers.reshape(layout.shape), layout.is_bare
 
     def _check_ranges(self, numbers: np.ndarray) -> None:
         """Refuse what is out of range; as doubles, for 1.00000001 is not 1."""
@@ -110,15 +135,6 @@ class Reader:
                 raise UnfitError
             inner = b"[%b]" % b",".join([inner] * count)
         return inner
-
-
-def read_slowly(value: Any) -> Array:
-    """Return an array of lists of numbers that are known to be as they must.
-
-    Args:
-        value: Python lists.
-    """
-    return np.array(value, np.float64).astype(np.float32)
 
 
 def _first_lengths(value: Any) -> Shape:

@@ -15,7 +15,7 @@ import orjson
 import simdjson
 
 from models.spec import Spec
-from service.arrays import Reader, Shape, UnfitError, brackets, read_slowly
+from service.arrays import Layout, Reader, UnfitError, brackets
 from service.diagnosis import (
     ArrayField,
     Axis,
@@ -63,6 +63,24 @@ class Parsed(NamedTuple):
     has_trajectory: bool = False
 
 
+class _Given(NamedTuple):
+    """What a body holds.
+
+    Attributes:
+        states: [1 or N, S].
+        actions: [1 or K, H, A].
+        is_one_state: Whether the state came without a list around it.
+        is_one_sequence: Whether the actions did.
+        options: Other fields.
+    """
+
+    states: Array
+    actions: Array
+    is_one_state: bool
+    is_one_sequence: bool
+    options: dict[str, Any]
+
+
 class BodyParser:
     """Parses bodies for one model.
 
@@ -74,14 +92,16 @@ class BodyParser:
 
     def __init__(self, spec: Spec, max_horizon: int, max_rows: int) -> None:
         self._parser = simdjson.Parser()
-        self._layouts: dict[bytes, tuple[Shape, Shape]] = {}
+        self._layouts: dict[bytes, tuple[Layout, Layout]] = {}
         rows = Axis("rows", 1, max_rows)
         sequences = Axis("sequences", 1, max_rows)
         steps = Axis("steps", 1, max_horizon)
         state = Axis("state features", spec.state_dim, spec.state_dim)
         action = Axis("action features", spec.action_dim, spec.action_dim)
         self._state = Reader(ArrayField("state", (rows, state), spec.state, is_ranged=False))
-        self._action = Reader(ArrayField("action", (rows, action), spec.action, is_ranged=True))
+        self._action = Reader(
+            ArrayField("action", (rows, action), spec.action, is_ranged=True), is_one_step=True
+        )
         self._actions = Reader(
             ArrayField("actions", (sequences, steps, action), spec.action, is_ranged=True)
         )
@@ -92,9 +112,8 @@ class BodyParser:
         Raises:
             InvalidRequestError: It breaks the contract; the details say where.
         """
-        states, actions, _ = self._read(body, self._action)
-        is_single = states.ndim == 1 and actions.ndim == 1
-        return _broadcast(states, actions[..., None, :], "action", is_single)
+        given = self._read(body, self._action)
+        return Parsed(*_paired(given, "action"))
 
     def rollout(self, body: bytes) -> Parsed:
         """Read the body of `/rollout`.
@@ -102,10 +121,9 @@ class BodyParser:
         Raises:
             InvalidRequestError: It breaks the contract; the details say where.
         """
-        states, actions, options = self._read(body, self._actions, "outputs")
-        outputs = _names(options, "outputs", OUTPUTS, DEFAULT_OUTPUTS)
-        is_single = states.ndim == 1 and actions.ndim == 2
-        return _broadcast(states, actions, "actions", is_single, outputs=outputs)
+        given = self._read(body, self._actions, "outputs")
+        outputs = _names(given.options, "outputs", OUTPUTS, DEFAULT_OUTPUTS)
+        return Parsed(*_paired(given, "actions"), outputs=outputs)
 
     def safety_check(self, body: bytes) -> Parsed:
         """Read the body of `/safety-check`.
@@ -113,24 +131,20 @@ class BodyParser:
         Raises:
             InvalidRequestError: It breaks the contract; the details say where.
         """
-        states, actions, options = self._read(body, self._actions, "threshold", "include")
-        if states.ndim != 1:
+        given = self._read(body, self._actions, "threshold", "include")
+        options = given.options
+        if not given.is_one_state:
             _refuse([detail("state", "is a list of states", "one state: a list of numbers")])
         if not is_number_within(options.get("threshold", 0.0), 0.0, 1.0):
             _refuse([detail("threshold", "is not a probability", "a number from 0 to 1")])
-        return _broadcast(
-            states,
-            actions,
-            "actions",
-            actions.ndim == 2,
+        return Parsed(
+            *_paired(given, "actions"),
             threshold=options.get("threshold"),
             has_trajectory="trajectory" in _names(options, "include", INCLUDES, ()),
         )
 
-    def _read(
-        self, body: bytes, actions: Reader, *optional: str
-    ) -> tuple[Array, Array, dict[str, Any]]:
-        """Return the state and the actions as float32, of whatever nesting they came, and options.
+    def _read(self, body: bytes, actions: Reader, *optional: str) -> _Given:
+        """Read a body.
 
         Raises:
             InvalidRequestError: It breaks the contract.
@@ -146,12 +160,11 @@ class BodyParser:
             faults += broken_entries(reader.field, document[reader.name])
         if faults:
             _refuse(faults)
-        state = read_slowly(document.pop("state"))
-        return state, read_slowly(document.pop(actions.name)), document
+        state, is_one_state = self._state.read_slowly(document.pop("state"))
+        given, is_one_sequence = actions.read_slowly(document.pop(actions.name))
+        return _Given(state, given, is_one_state, is_one_sequence, document)
 
-    def _read_plain(
-        self, body: bytes, actions: Reader, optional: tuple[str, ...]
-    ) -> tuple[Array, Array, dict[str, Any]]:
+    def _read_plain(self, body: bytes, actions: Reader, optional: tuple[str, ...]) -> _Given:
         """Read a body in which nothing is wrong, nor anything unusual."""
         # A parser keeps as much memory as its biggest body took.
         parser = self._parser if len(body) <= _USUAL_BYTES else simdjson.Parser()
@@ -165,19 +178,26 @@ class BodyParser:
         if len(document) != 2 + len(options):
             raise UnfitError
         state, given, bracketed = document["state"], document[actions.name], brackets(body)
-        shapes = self._layouts.get(bracketed)
-        if shapes is None:
-            shapes = self._state.shape_of(state, bracketed), actions.shape_of(given, bracketed)
-            self._keep(bracketed, shapes)
-        return self._state.read(state, shapes[0]), actions.read(given, shapes[1]), options
+        layouts = self._layouts.get(bracketed)
+        if layouts is None:
+            layouts = self._state.layout(state, bracketed), actions.layout(given, bracketed)
+            self._keep(bracketed, layouts)
+        of_state, of_actions = layouts
+        return _Given(
+            self._state.read(state, of_state.shape),
+            actions.read(given, of_actions.shape),
+            of_state.is_bare,
+            of_actions.is_bare,
+            options,
+        )
 
-    def _keep(self, bracketed: bytes, shapes: tuple[Shape, Shape]) -> None:
+    def _keep(self, bracketed: bytes, layouts: tuple[Layout, Layout]) -> None:
         """Know a body's layout when it comes again: callers mostly send the same."""
         if len(bracketed) > _USUAL_BYTES:
             return
         if len(self._layouts) >= _LAYOUTS_KEPT:
             self._layouts.clear()
-        self._layouts[bracketed] = shapes
+        self._layouts[bracketed] = layouts
 
 
 def _option(value: Any) -> Any:
@@ -248,28 +268,26 @@ def _names(
     return tuple(value)
 
 
-def _broadcast(states: Array, actions: Array, name: str, is_single: bool, **options: Any) -> Parsed:
-    """Give states and actions the same number of rows; a bare one serves all of the other's."""
-    # Broadcasting costs as much as parsing one row, which needs none.
-    if states.ndim == 1:
-        states = states[None]
-        if actions.ndim == 3 and len(actions) > 1:
-            states = np.broadcast_to(states, (len(actions), states.shape[1]))
-    if actions.ndim == 2:
-        actions = actions[None]
-        if len(states) > 1:
-            actions = np.broadcast_to(actions, (len(states), *actions.shape[1:]))
+def _paired(given: _Given, name: str) -> tuple[Array, Array, bool]:
+    """Give states and actions as many rows; a bare one serves all of the other's.
+
+    Returns:
+        States [K, S], actions [K, H, A], and whether both were bare.
+
+    Raises:
+        InvalidRequestError: The numbers of rows differ, and neither is bare.
+    """
+    states, actions, is_one_state, is_one_sequence, _ = given
     if len(states) != len(actions):
-        _refuse(
-            [
-                detail(
-                    name,
-                    f"has {len(actions)} rows, state has {len(states)}",
-                    "as many rows as state, or one side without rows",
-                )
-            ]
-        )
-    return Parsed(states, actions, is_single, **options)
+        if is_one_state:
+            states = np.broadcast_to(states, (len(actions), states.shape[1]))
+        elif is_one_sequence:
+            actions = np.broadcast_to(actions, (len(states), *actions.shape[1:]))
+        else:
+            problem = f"has {len(actions)} rows, state has {len(states)}"
+            allowed = "as many rows as state, or one side without rows"
+            _refuse([detail(name, problem, allowed)])
+    return states, actions, is_one_state and is_one_sequence
 
 
 def _refuse(details: list[Detail]) -> NoReturn:

@@ -52,7 +52,8 @@ class Buckets:
     def sort(self) -> None:
         """Put values that wait into their buckets."""
         counts, total, waiting = self._seen
-        self._keep(*self._sorted(counts, total, np.array(waiting)))
+        if waiting:
+            self._keep(*self._sorted(counts, total, np.array(waiting)))
 
     def read(self) -> tuple[list[int], float]:
         """Return how many values lie up to each bound, the last being infinity; and their sum."""

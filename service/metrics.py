@@ -37,7 +37,7 @@ STAGES = ("parse", "queue", "compute", "respond")
 OTHER = "other"
 """Label of paths that no route has: a scanner must not create series."""
 
-_SORTED_AFTER = 256
+_SORTED_AFTER = 1024
 """Requests after which histograms sort what came."""
 _FEW = 16
 

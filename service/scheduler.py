@@ -192,6 +192,7 @@ class Scheduler:
             launch = self.queues.next_launch()
             if launch is not None:
                 await self._advance(launch)
+                await asyncio.sleep(0)  # lets others in between slices
             if self._is_canary_due:
                 await self._check()
             elif launch is None:
@@ -210,7 +211,6 @@ class Scheduler:
                 job.started_s = now
         if is_inline:
             ran = timed(partial(compute, launch, self._engine, steps, self._watched))
-            await asyncio.sleep(0)  # lets others in between slices
         else:
             ran = await self._worker.run(partial(compute, launch, self._engine, steps))
         launch.seconds += ran.seconds

@@ -46,7 +46,7 @@ def test_ranges_are_those_of_doubles(count: int) -> None:
     ids=["dense", "blanks", "batch"],
 )
 def test_plain_bodies_never_take_the_slow_way(monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
-    monkeypatch.setattr("service.bodies.read_slowly", None)
+    monkeypatch.setattr("service.arrays.Reader.read_slowly", None)
 
     for _ in range(3):  # a parser must be free again
         assert PARSER.predict(body).states[0].tolist() == [1.0, -2.5, 3.0]
