@@ -6,7 +6,7 @@ brings the others, and sends its errors by the same replies.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
@@ -55,6 +55,9 @@ class Head(NamedTuple):
     length: int
 
 
+Lines = Sequence[tuple[bytes, bytes]]
+"""Headers of an answer."""
+
 Respond = Callable[[Reply | None], None]
 """Takes a request's one reply; None if its caller has left."""
 
@@ -84,6 +87,15 @@ class Desk:
         self.metrics = metrics
         self.tracing = tracing
         self.heads: dict[bytes, Head] = {}
+        self._common: tuple[Lines, bytes] = [], b""
+
+    def common_lines(self, headers: Lines) -> bytes:
+        """Return headers as lines; the server has a new list of its own once a second."""
+        known, lines = self._common
+        if known is not headers:
+            lines = as_lines(headers)
+            self._common = headers, lines
+        return lines
 
     def receive(
         self, path: str, headers: Headers, respond: Respond, trace: Trace | None = None
@@ -109,6 +121,11 @@ class Desk:
         return _TracedErrand(path, self.routes[path], request_id, timeout_s, respond, trace)
 
 
+def as_lines(headers: Lines) -> bytes:
+    """Return headers as they are sent."""
+    return b"".join(b"%b: %b\r\n" % header for header in headers)
+
+
 def _ending(trace: Trace, respond: Respond) -> Respond:
     """Return a `respond` that tells the caller of a trace, and ends it."""
 
@@ -117,8 +134,7 @@ def _ending(trace: Trace, respond: Respond) -> Respond:
             respond(None)
             trace.end(CLIENT_GONE)
             return
-        lines = [b"%b: %b\r\n" % header for header in trace.headers]
-        respond(reply._replace(head=b"".join([reply.head, *lines])))
+        respond(reply._replace(head=reply.head + as_lines(trace.headers)))
         trace.end(reply.status)
 
     return respond_and_end

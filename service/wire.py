@@ -56,9 +56,13 @@ class Wire(HttpToolsProtocol):
             head = self._heads.get(raw)
             if head is not None and self._is_free():
                 self._unset_keepalive_if_required()
-                self._begin(head, keep_alive=True)
-                self._missing = head.length
-                self._keep(data[end:])
+                exchange = self._begin(head, keep_alive=True)
+                rest = data[end:]
+                if len(rest) == head.length:  # as most come
+                    exchange.complete(rest)
+                else:
+                    self._missing = head.length
+                    self._keep(rest)
                 return
         self._first_head = raw
         super().data_received(data)
@@ -72,7 +76,7 @@ class Wire(HttpToolsProtocol):
         self._missing -= len(body)
         if self._missing:
             return
-        exchange.complete()
+        exchange.complete(b"".join(exchange.chunks))
         if rest:
             super().data_received(rest)
 
@@ -111,7 +115,7 @@ class Wire(HttpToolsProtocol):
         if exchange is None or exchange.is_complete:
             super().on_message_complete()
         else:
-            exchange.complete()
+            exchange.complete(b"".join(exchange.chunks))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Take back the request that nobody waits for any more."""
@@ -165,11 +169,12 @@ class Wire(HttpToolsProtocol):
             self._heads[raw] = head
         return True
 
-    def _begin(self, head: Head, keep_alive: bool) -> None:
+    def _begin(self, head: Head, keep_alive: bool) -> _Exchange:
         errand = self._desk.receive(head.path, head.headers, self._respond)
         exchange = _Exchange(head.path, errand, keep_alive, self._unheard)
         self._exchange = exchange
         self.cycle = exchange  # type: ignore[assignment]
+        return exchange
 
     def _respond(self, reply: Reply | None) -> None:
         exchange = self._exchange
@@ -183,12 +188,9 @@ class Wire(HttpToolsProtocol):
         self.on_response_complete()
 
     def _write(self, reply: Reply, keep_alive: bool) -> None:
-        lines = [STATUS_LINE[reply.status]]
-        for name, value in self.server_state.default_headers:
-            lines += (name, b": ", value, b"\r\n")
-        lines.append(reply.head)
-        lines.append(b"\r\n" if keep_alive else b"connection: close\r\n\r\n")
-        lines.append(reply.body)
+        common = self._desk.common_lines(self.server_state.default_headers)
+        end = b"\r\n" if keep_alive else b"connection: close\r\n\r\n"
+        lines = STATUS_LINE[reply.status], common, reply.head, end, reply.body
         self.transport.write(b"".join(lines))
         if not keep_alive:
             self.transport.close()
@@ -253,10 +255,10 @@ class _Exchange:
         self.disconnected = False
         self.message_event = event
 
-    def complete(self) -> None:
+    def complete(self, body: bytes) -> None:
         """Bring the body to the desk; it has come."""
         self.is_complete = True
-        self.errand.start(b"".join(self.chunks))
+        self.errand.start(body)
 
 
 def is_one_head(raw: bytes) -> bool:
