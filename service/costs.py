@@ -43,9 +43,15 @@ class Costs:
         Where launches can be left between steps, that is one step; else the whole horizon. The
         smallest shape always may.
         """
-        steps = 1 if self.is_divisible else horizon
-        fitting = (r for r in reversed(self.rows) if self.launch_s(r, steps) <= seconds)
-        return next(fitting, self.rows[0])
+        step_s = seconds if self.is_divisible else seconds / horizon
+        for rows, seconds_a_step in self._biggest_first:
+            if seconds_a_step <= step_s:
+                return rows
+        return self.rows[0]
+
+    @cached_property
+    def _biggest_first(self) -> list[tuple[int, float]]:
+        return list(zip(reversed(self.rows), reversed(self.step_s), strict=True))
 
     def most_steps(self, seconds: float, rows: int, horizon: int) -> int:
         """Return the steps that so many rows may take in that time; at least the least there are.

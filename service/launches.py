@@ -27,17 +27,13 @@ def checked(prediction: Prediction, launch: Launch) -> Prediction:
         BadOutputError: Its arrays do not belong to the launch's rows.
     """
     rows, horizon = launch.rows, launch.horizon
-    state_dim = launch.jobs[0].states.shape[1]
-    expected = {
-        "states": (rows, horizon + 1, state_dim),
-        "rewards": (rows, horizon),
-        "dones": (rows, horizon),
-        "uncertainty": (rows,),
-    }
-    for name, shape in expected.items():
-        if getattr(prediction, name).shape != shape:
-            raise BadOutputError(
-                f"{name} has shape {getattr(prediction, name).shape}, expected {shape}"
-            )
+    path = rows, horizon + 1, launch.jobs[0].states.shape[1]
+    expected = path, (rows, horizon), (rows, horizon), (rows,)
+    p = prediction
+    seen = p.states.shape, p.rewards.shape, p.dones.shape, p.uncertainty.shape
+    if seen != expected:
+        raise BadOutputError(
+            f"states, rewards, dones and uncertainty have shapes {seen}, expected {expected}"
+        )
     prediction.mark_finite()
     return prediction
