@@ -36,6 +36,5 @@ def expected_returns(rewards: Floats, dones: Floats) -> NDArray[np.float64]:
         rewards: [..., H].
         dones: [..., H], hazards.
     """
-    alive = survival(dones)
-    before = np.concatenate([np.ones_like(alive[..., :1]), alive[..., :-1]], axis=-1)
-    return np.asarray(np.sum(before * rewards, axis=-1))
+    later = survival(dones[..., :-1]) * rewards[..., 1:]
+    return np.asarray(rewards[..., 0] + later.sum(axis=-1))

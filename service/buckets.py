@@ -46,8 +46,9 @@ class Buckets:
 
     def add_all(self, values: NDArray[Any]) -> None:
         """Add finite values [K]: thousands at once do not hold the event loop."""
-        counts, total, waiting = self._seen
-        self._keep(*self._sorted(counts, total, np.concatenate([waiting, values])))
+        self.sort()
+        counts, total, _ = self._seen
+        self._keep(*self._sorted(counts, total, values))
 
     def sort(self) -> None:
         """Put values that wait into their buckets."""

@@ -213,7 +213,7 @@ class Metrics:
 
     def disagreed(self, uncertainty: Array) -> None:
         """Note the finite uncertainty of each answered sequence, [K]."""
-        _add(self._uncertainty, uncertainty.tolist())
+        _add(self._uncertainty, uncertainty)
 
     def disagreed_once(self, uncertainty: float) -> None:
         """Note the finite uncertainty of the only answered sequence."""
@@ -225,12 +225,12 @@ class Metrics:
         return "\n".join([*lines, ""]).encode() + generate_latest(self._library)
 
 
-def _add(buckets: Buckets, values: Sequence[float]) -> None:
-    if len(values) <= _FEW:
-        for value in values:
-            buckets.add(value)
-    else:
-        buckets.add_all(np.array(values))
+def _add(buckets: Buckets, values: Sequence[float] | Array) -> None:
+    if len(values) > _FEW:
+        buckets.add_all(np.asarray(values))
+        return
+    for value in values:
+        buckets.add(float(value))
 
 
 class _Parsed(Collector):
