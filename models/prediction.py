@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
+
+
+def _ordinary(numbers: int) -> Array:
+    return np.empty(numbers, np.float32)
 
 
 @dataclass(slots=True)  # not frozen: that makes it thrice as dear to make
@@ -20,7 +25,8 @@ class Prediction:
         rewards: [B, H].
         dones: [B, H], P(ends at that step | alive before it).
         uncertainty: [B], disagreement of the ensemble; 0 with one member.
-        is_finite: Whether all numbers are; see `mark_finite`.
+        is_finite: Whether states, rewards and dones are; see `mark_finite`.
+        block: All four in this order, one after the other, if they lie so; else None.
     """
 
     states: Array
@@ -28,19 +34,41 @@ class Prediction:
     dones: Array
     uncertainty: Array
     is_finite: bool = True
+    block: Array | None = None
 
     @classmethod
-    def blank(cls, rows: int, horizon: int, state_dim: int) -> Prediction:
-        """Return one to be written."""
+    def blank(
+        cls,
+        rows: int,
+        horizon: int,
+        state_dim: int,
+        memory: Callable[[int], Array] = _ordinary,
+    ) -> Prediction:
+        """Return one to be written, in one block.
+
+        Args:
+            rows: B.
+            horizon: H.
+            state_dim: S.
+            memory: Returns so many numbers, of whatever value.
+        """
+        steps = rows * horizon
+        rewards = (steps + rows) * state_dim
+        dones, uncertainty = rewards + steps, rewards + 2 * steps
+        block = memory(uncertainty + rows)
         return cls(
-            np.empty((rows, horizon + 1, state_dim), np.float32),
-            np.empty((rows, horizon), np.float32),
-            np.empty((rows, horizon), np.float32),
-            np.empty(rows, np.float32),
+            block[:rewards].reshape(rows, horizon + 1, state_dim),
+            block[rewards:dones].reshape(rows, horizon),
+            block[dones:uncertainty].reshape(rows, horizon),
+            block[uncertainty:],
+            True,
+            block,
         )
 
     def part(self, first: int, last: int) -> Prediction:
         """Return the rows from `first` to before `last`, as views."""
+        if last - first == len(self.uncertainty):
+            return self
         rows = slice(first, last)
         part = Prediction(
             self.states[rows], self.rewards[rows], self.dones[rows], self.uncertainty[rows]
@@ -50,9 +78,11 @@ class Prediction:
         return part
 
     def mark_finite(self) -> None:
-        """Set `is_finite` to what the numbers are."""
+        """Set `is_finite` to what states, rewards and dones are."""
+        parts = [self.states, self.rewards, self.dones]
+        if self.block is not None:
+            parts = [self.block[: -len(self.uncertainty)]]
         # A sum of squares is one pass; if it is not finite, some number may only have been big.
-        parts = (self.states, self.rewards, self.dones)
         self.is_finite = all(
             math.isfinite(np.vdot(x, x)) or bool(np.isfinite(x).all()) for x in parts
         )

@@ -66,8 +66,6 @@ class JobResult(NamedTuple):
     @property
     def prediction(self) -> Prediction:
         """The job's rows alone, in its order, as views."""
-        if self.rows == self.launch_rows:
-            return self.launched
         return self.launched.part(self.first, self.first + self.rows)
 
 
