@@ -13,6 +13,8 @@
 #include <cstring>
 #include <vector>
 
+#include "steps.h"
+
 namespace {
 
 #ifdef __AVX512F__
@@ -22,7 +24,6 @@ constexpr int kTile = 8;  // rows whose sums fit the registers
 constexpr int kLanes = 8;  // GCC keeps wider vectors in memory
 constexpr int kTile = 2;
 #endif
-constexpr int kPanel = 32;  // columns of weights that are packed together
 constexpr int kParts = kPanel / kLanes;
 
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
@@ -56,8 +57,6 @@ Floats expm1_below_0(Floats x) {
   return scale * p + (scale - 1.0f);
 }
 
-enum Activation { kNone = 0, kRelu = 1, kElu = 2, kTanh = 3 };
-
 Floats activate(Floats x, int activation) {
   const Floats zero = {};
   switch (activation) {
@@ -74,12 +73,6 @@ Floats activate(Floats x, int activation) {
       return x;
   }
 }
-
-struct Layer {
-  int32_t inputs, outputs, activation;
-  const float* weights;  // [panels][inputs][kPanel]
-  const float* biases;   // [panels * kPanel]
-};
 
 template <int kRows>
 void panel(const float* x, int64_t stride, const Layer& layer, const float* weights,
@@ -125,32 +118,6 @@ void apply(const Layer& layer, int rows, const float* x, float* y, int64_t strid
   }
 }
 
-}  // namespace
-
-extern "C" {
-
-struct Member {
-  const Layer* layers;  // encoder, dynamics, decoder, reward head, done head
-  const float *state_mean, *state_scale, *delta_scale;
-  float reward_mean, reward_scale, done_scale, done_shift;
-};
-
-struct Model {
-  int32_t members, state_dim, action_dim, depth, latent_dim;
-  int32_t is_residual, has_geometry, has_kinematics, slots, edges;
-  const Member* member;
-  const float *gate_always, *gate_if_present;
-  const int32_t *gate_presence;
-  // Columns of the state: dx, dy, heading, speed, acceleration, yaw rate, presence, a slot each.
-  const int32_t* slot_columns;
-  const int32_t* edge_columns;
-  // Columns of the ego: speed, offset, sine of its heading, edges, curvature; of the action.
-  const int32_t *ego_columns, *action_columns;
-  float half_length_m, half_width_m, gap_limit_m, contact_scale_m;
-  float dt_s, length_m, full_throttle_mps2, full_brake_mps2, max_speed_mps, grip_mps2;
-  float max_steering_rad, slowest_mps, most_sin;
-};
-
 // Rows on their way.
 struct Rows {
   int32_t rows, horizon;
@@ -163,109 +130,6 @@ struct Rows {
   float* dones;          // [rows][horizon]
   float* uncertainty;    // [rows], the largest spread so far
 };
-
-}  // extern "C"
-
-namespace {
-
-float clamp(float x, float low, float high) { return std::min(std::max(x, low), high); }
-
-struct Angle {
-  float sin, cos;
-};
-
-// By their series, exact to float32 below 0.2 rad.
-Angle small_angle(float angle) {
-  const float square = angle * angle;
-  return {angle * (1 - square * (1.0f / 6 - square / 120)),
-          1 - square * (0.5f - square * (1.0f / 24 - square / 720))};
-}
-
-// See `models.kinematics.KinematicStep`.
-void kinematic_step(const Model& m, const float* state, const float* action, float* after) {
-  const int32_t *ego = m.ego_columns, *pedals = m.action_columns;
-  const float speed = state[ego[0]], curvature = state[ego[5]];
-  const float wanted = m.full_throttle_mps2 * action[pedals[1]] - m.full_brake_mps2 * action[pedals[2]];
-  const float acceleration =
-      std::min(std::max(wanted, -speed / m.dt_s), (m.max_speed_mps - speed) / m.dt_s);
-  const float quick = std::max(speed, 1.0f);
-  const float grip = m.grip_mps2 * m.length_m / (quick * quick);
-  const float wheel = action[pedals[0]] * std::min(std::atan(grip), m.max_steering_rad);
-  const float tan_slip = 0.5f * std::tan(wheel);
-  const float cos_slip = 1.0f / std::sqrt(1 + tan_slip * tan_slip);
-  const float sin_slip = tan_slip * cos_slip;
-  const float path = speed * m.dt_s;
-  const float forward = path * cos_slip, sideways = path * sin_slip;
-  const float turned = path * sin_slip * (2 / m.length_m);
-  const float sin_error = clamp(state[ego[2]], -m.most_sin, m.most_sin);
-  const float cos_error = std::sqrt(1 - sin_error * sin_error);
-  const float along = forward * cos_error - sideways * sin_error;
-  const float bend = curvature * along;
-  const float across = forward * sin_error + sideways * cos_error - 0.5f * bend * along;
-  const Angle change = small_angle(turned - bend);
-  after[ego[0]] = speed + acceleration * m.dt_s;
-  after[ego[1]] = state[ego[1]] + across;
-  after[ego[2]] = sin_error * change.cos + cos_error * change.sin;
-  after[ego[3]] = state[ego[3]] + across;
-  after[ego[4]] = state[ego[4]] - across;
-  after[ego[5]] = curvature;
-
-  const Angle frame = small_angle(turned);
-  for (int s = 0; s < m.slots; ++s) {
-    int32_t at[7];
-    float was[7];
-    for (int i = 0; i < 7; ++i) {
-      at[i] = m.slot_columns[i * m.slots + s];
-      was[i] = state[at[i]];
-    }
-    const float sin_h = std::sin(was[2]), cos_h = std::cos(was[2]);
-    const float slip = was[5] * (m.length_m / 2) / std::max(was[3], m.slowest_mps);
-    const float slip_sin = clamp(slip, -m.most_sin, m.most_sin);
-    const float slip_cos = std::sqrt(1 - slip_sin * slip_sin);
-    const float way = was[3] * m.dt_s;
-    const float ahead = was[0] + way * (cos_h * slip_cos - sin_h * slip_sin) - forward;
-    const float aside = was[1] + way * (sin_h * slip_cos + cos_h * slip_sin) - sideways;
-    const float faster = was[3] + was[4] * m.dt_s;
-    const float goes_on = faster > 0 ? 1.0f : 0.0f;
-    const float then[6] = {
-        frame.cos * ahead + frame.sin * aside, frame.cos * aside - frame.sin * ahead,
-        was[2] + was[5] * m.dt_s - turned,     faster * goes_on,
-        was[4] * goes_on,                      was[5] * goes_on,
-    };
-    for (int i = 0; i < 6; ++i) after[at[i]] = was[i] + was[6] * (then[i] - was[i]);
-    after[at[6]] = was[6];
-  }
-}
-
-float squashed(float gap) { return gap / (1 + std::fabs(gap)); }
-
-// See `models.geometry.GeometryMap`.
-void geometry(const Model& m, const float* state, float* out) {
-  const float length = m.half_length_m, width = m.half_width_m, limit = m.gap_limit_m;
-  const int count = m.slots + 2;
-  float nearest = limit;
-  for (int s = 0; s < m.slots; ++s) {
-    const auto at = [&](int i) { return state[m.slot_columns[i * m.slots + s]]; };
-    const float dx = at(0), dy = at(1), cos_h = std::cos(at(2)), sin_h = std::sin(at(2));
-    const float along = length + length * std::fabs(cos_h) + width * std::fabs(sin_h);
-    const float across = width + length * std::fabs(sin_h) + width * std::fabs(cos_h);
-    const float own = std::max(std::fabs(dx) - along, std::fabs(dy) - across);
-    const float others = std::max(std::fabs(dx * cos_h + dy * sin_h) - along,
-                                  std::fabs(dy * cos_h - dx * sin_h) - across);
-    const float gap = at(6) > 0.5f ? clamp(std::max(own, others), -limit, limit) : limit;
-    nearest = std::min(nearest, gap);
-    out[s] = squashed(gap);
-    out[count + s] = squashed(gap / m.contact_scale_m);
-  }
-  float edge = limit;
-  for (int i = 0; i < m.edges; ++i) edge = std::min(edge, state[m.edge_columns[i]]);
-  edge = std::max(edge, -limit);
-  const float both[2] = {nearest, edge};
-  for (int i = 0; i < 2; ++i) {
-    out[m.slots + i] = squashed(both[i]);
-    out[count + m.slots + i] = squashed(both[i] / m.contact_scale_m);
-  }
-}
 
 // Memory of one call: rows of equal stride, wide enough for every layer's whole panels.
 struct Scratch {
@@ -316,84 +180,38 @@ void member_step(const Model& m, const Member& member, int rows, const float* ac
 
   std::vector<float> base(dim);
   for (int r = 0; r < rows; ++r) {
-    float* state = states + r * dim;
-    const float* decoded = s.decoded + r * stride;
+    float* const now = states + r * dim;
+    const Row<const float> state = {now}, action = {actions + r * sequence};
+    const Row<float> after = {base.data()};
+    std::copy_n(now, dim, base.data());
     if (m.has_kinematics) {
-      kinematic_step(m, state, actions + r * sequence, base.data());
-    } else {
-      std::copy_n(state, dim, base.data());
+      const Motion ego = move_ego(m, state, action, after);
+      for (int slot = 0; slot < m.slots; ++slot) move_neighbour(m, slot, state, ego, after);
     }
-    // Presences are read by the gates of others: they stay as they are, but only if residual.
-    std::vector<float>& after = base;
     for (int i = 0; i < dim; ++i) {
-      float change = member.delta_scale[i] * decoded[i];
-      if (m.has_geometry) {
-        change *= m.gate_always[i] + m.gate_if_present[i] * state[m.gate_presence[i]];
-      }
-      after[i] = m.is_residual ? after[i] + change : decoded[i];
+      after[i] = decoded_feature(m, member, i, state, after[i], s.decoded[r * stride + i]);
     }
-    std::copy_n(after.data(), dim, state);
+    std::copy_n(base.data(), dim, now);
     if (m.has_geometry) {
       float* inputs = s.next_latent + r * stride + latent;
       for (int i = 0; i < dim; ++i) {
-        inputs[i] = (state[i] - member.state_mean[i]) / member.state_scale[i];
+        inputs[i] = (now[i] - member.state_mean[i]) / member.state_scale[i];
       }
-      geometry(m, state, inputs + dim);
+      const Row<float> gaps = {inputs + dim};
+      float nearest = m.gap_limit_m;
+      for (int slot = 0; slot < m.slots; ++slot) {
+        const float gap = gap_to(m, slot, state);
+        nearest = smaller(nearest, gap);
+        put_gap(m, slot, gap, gaps);
+      }
+      put_gap(m, m.slots, nearest, gaps);
+      put_gap(m, m.slots + 1, gap_to_edge(m, state), gaps);
     }
   }
   through(layers + 3, 2, rows, s.next_latent, s.a, s);
   for (int r = 0; r < rows; ++r) {
     logits[r] = member.done_scale * s.a[r * stride] + member.done_shift;
   }
-}
-
-float sigmoid(float x) {
-  const float e = std::exp(-std::fabs(x));
-  return x >= 0 ? 1 / (1 + e) : e / (1 + e);
-}
-
-float softplus(float x) { return std::max(x, 0.0f) + std::log1p(std::exp(-std::fabs(x))); }
-
-// What the members say of one row together, beside its next mean state; see
-// `models.ensemble.EnsembleStep`.
-struct Said {
-  float reward, done, spread;
-};
-
-Said combine(const Model& m, const float* states, int64_t member_stride, const float* rewards,
-             const float* logits, int64_t row_stride, float* log_alive, int64_t alive_stride,
-             float* mean_state) {
-  const int dim = m.state_dim, members = m.members;
-  const auto mean_and_variance = [&](auto value) {
-    float total = value(0), squares = 0;
-    for (int e = 1; e < members; ++e) total += value(e);
-    const float mean = total / members;
-    for (int e = 0; e < members; ++e) squares += (value(e) - mean) * (value(e) - mean);
-    return std::pair<float, float>(mean, squares / members);
-  };
-  float squares = 0;
-  for (int i = 0; i < dim; ++i) {
-    float total = states[i];
-    for (int e = 1; e < members; ++e) total += states[e * member_stride + i];
-    mean_state[i] = total / members;
-    squares += mean_and_variance([&](int e) {
-      return states[e * member_stride + i] / m.member[e].state_scale[i];
-    }).second;
-  }
-  float reward = rewards[0];
-  for (int e = 1; e < members; ++e) reward += rewards[e * row_stride];
-  const float reward_squares = mean_and_variance([&](int e) {
-    return rewards[e * row_stride] / m.member[e].reward_scale;
-  }).second;
-  float most = log_alive[0], ending = 0, alive = 0;
-  for (int e = 1; e < members; ++e) most = std::max(most, log_alive[e * alive_stride]);
-  for (int e = 0; e < members; ++e) {
-    const float weight = std::exp(log_alive[e * alive_stride] - most);
-    ending += weight * sigmoid(logits[e * row_stride]);
-    alive += weight;
-    log_alive[e * alive_stride] -= softplus(logits[e * row_stride]);
-  }
-  return {reward / members, ending / alive, std::sqrt((squares + reward_squares) / (dim + 1))};
 }
 
 bool is_readable(int32_t file) {
@@ -446,9 +264,13 @@ extern "C" int32_t world_model_steps(const Model* model, const Rows* all, int32_
     }
     for (int r = 0; r < count; ++r) {
       const int64_t row = first + r;
-      const Said said = combine(m, carried + int64_t(r) * dim, member_stride, rewards.data() + r,
-                                logits.data() + r, count, log_alive + r, rows,
+      const Said said = combine(m, {carried + int64_t(r) * dim, member_stride},
+                                {rewards.data() + r, count}, {logits.data() + r, count},
+                                {log_alive + r, rows},
                                 t.states + row * path + int64_t(step + 1) * dim);
+      for (int e = 0; e < m.members; ++e) {
+        log_alive[int64_t(e) * rows + r] -= softplus(logits[e * count + r]);
+      }
       t.rewards[row * horizon + step] = said.reward;
       t.dones[row * horizon + step] = said.done;
       // Of two, one not a number is: it must show.

@@ -32,6 +32,7 @@ from models.prediction import Prediction
 from models.world_model import WorldModel
 
 SOURCE = Path(__file__).with_name("native.cpp")
+INCLUDED = SOURCE.with_name("steps.h")
 COMPILERS = ("c++", "g++", "clang++")
 _OPTIONS = ("-O3", "-std=c++17", "-shared", "-fPIC")
 _LONGEST_S = 300
@@ -52,7 +53,8 @@ def library_file(folder: Path) -> Path:
 
 def named_library(folder: Path, target: str) -> Path:
     """Return where the library for a target is kept, whatever the target is called."""
-    digest = hashlib.sha256("\n".join([SOURCE.read_text(), *_OPTIONS, target]).encode()).hexdigest()
+    texts = [path.read_text() for path in (SOURCE, INCLUDED)]
+    digest = hashlib.sha256("\n".join([*texts, *_OPTIONS, target]).encode()).hexdigest()
     return folder / f"steps-{digest[:16]}.so"
 
 

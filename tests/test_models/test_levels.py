@@ -12,7 +12,7 @@ import torch
 from models import levels, native
 from models.levels import LEVELS, compile_levels, usable_library
 from models.native import COMPILERS, NativeSteps, NotCompiledError, library_file, named_library
-from tests.test_models.test_native import MODELS, ensemble_of, highway_rows, told
+from tests.test_models.test_native import MODELS, close, ensemble_of, highway_rows, told
 
 EPYC_9004 = f"flags : fpu sse2 {LEVELS['x86-64-v4']} avx512_vnni"
 CORE_12TH = f"flags : fpu sse2 {LEVELS['x86-64-v3']} avx_vnni"
@@ -94,5 +94,5 @@ def test_every_level_says_what_the_model_says(carried: Path, level: str) -> None
     seen = told(NativeSteps(named_library(carried, level), ensemble), states, actions)
 
     truth = ensemble.rollout(torch.from_numpy(states), torch.from_numpy(actions))
-    torch.testing.assert_close(seen.states, truth.states, rtol=2e-5, atol=2e-4)
-    torch.testing.assert_close(seen.dones, truth.dones, rtol=2e-3, atol=1e-6)
+    close(seen.states, truth.states, rtol=2e-5, atol=2e-4)
+    close(seen.dones, truth.dones, rtol=2e-3, atol=1e-6)
