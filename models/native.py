@@ -15,20 +15,16 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import nn
 
 from models.ensemble import WorldModelEnsemble
-from models.geometry import CONTACT_SCALE_M, GAP_LIMIT_M
-from models.kinematics import MOST_SIN, SLOWEST_MPS
-from models.prediction import Prediction
+from models.packing import Bytes, pack
+from models.prediction import Array, Prediction
 from models.world_model import WorldModel
 
 SOURCE = Path(__file__).with_name("native.cpp")
@@ -36,10 +32,7 @@ INCLUDED = SOURCE.with_name("steps.h")
 COMPILERS = ("c++", "g++", "clang++")
 _OPTIONS = ("-O3", "-std=c++17", "-shared", "-fPIC")
 _LONGEST_S = 300
-_PANEL = 32
-_ACTIVATIONS = {"relu": 1, "elu": 2, "tanh": 3}
-
-Floats = NDArray[np.float32]
+_ALIGNMENT = 64
 
 
 class NotCompiledError(Exception):
@@ -121,9 +114,7 @@ class NativeSteps:
         self.member_count, self.state_dim = len(members), members[0].state_dim
         self._pool = ThreadPoolExecutor(threads, "steps") if threads > 1 else None
         self._threads = threads
-        self._kept: list[Any] = []  # what the structures point to
-        self._model = self._packed(members)
-        self._address = ctypes.addressof(self._model)
+        self._weights, self._address = _placed(members)
 
     def take(self, rows: RowsUnderway, begin: int, end: int, watched: int = -1) -> int:
         """Take steps of all rows; see `world_model_steps` in native.cpp.
@@ -162,79 +153,15 @@ class NativeSteps:
         )
         return step
 
-    def _packed(self, members: Sequence[WorldModel]) -> _Model:
-        first = members[0]
-        packed = [self._packed_member(member) for member in members]
-        geometry, kinematics = first.geometry, first.kinematics
-        model = _Model(
-            members=len(members),
-            state_dim=first.state_dim,
-            action_dim=first.action_dim,
-            depth=len(first.hidden_dims),
-            latent_dim=first.latent_dim,
-            is_residual=first.residual,
-            has_geometry=geometry is not None,
-            has_kinematics=kinematics is not None,
-            member=ctypes.cast(self._keep((_Member * len(packed))(*packed)), ctypes.c_void_p),
-            gate_always=self._floats(first.gate_always),
-            gate_if_present=self._floats(first.gate_if_present),
-            gate_presence=self._ints(first.gate_presence_index.tolist()),
-            gap_limit_m=GAP_LIMIT_M,
-            contact_scale_m=CONTACT_SCALE_M,
-            slowest_mps=SLOWEST_MPS,
-            most_sin=MOST_SIN,
-        )
-        if geometry is not None:
-            slots, columns = geometry.slot_count, geometry.columns.tolist()
-            model.slots, model.edges = slots, len(columns) - 4 * slots
-            presence, dx, dy, heading = (columns[i * slots : (i + 1) * slots] for i in range(4))
-            unused = [0] * (3 * slots)
-            model.slot_columns = self._ints([*dx, *dy, *heading, *unused, *presence])
-            model.edge_columns = self._ints(columns[4 * slots :])
-            model.half_length_m, model.half_width_m = geometry.half_length_m, geometry.half_width_m
-        if kinematics is not None:
-            columns = kinematics.columns.tolist()
-            model.ego_columns, model.slot_columns = self._ints(columns[:6]), self._ints(columns[6:])
-            model.action_columns = self._ints(kinematics.action_columns.tolist())
-            model.dt_s = kinematics.dt_s
-            for name in _CAR:
-                setattr(model, name, getattr(kinematics.car, name))
-        return model
 
-    def _packed_member(self, member: WorldModel) -> _Member:
-        layers = [self._packed_layer(*layer) for layer in _layers(member)]
-        return _Member(
-            layers=ctypes.cast(self._keep((_Layer * len(layers))(*layers)), ctypes.c_void_p),
-            state_mean=self._floats(member.state_mean),
-            state_scale=self._floats(member.state_scale),
-            delta_scale=self._floats(member.delta_scale),
-            reward_mean=member.reward_mean.item(),
-            reward_scale=member.reward_scale.item(),
-            done_scale=member.done_scale.item(),
-            done_shift=member.done_shift.item(),
-        )
-
-    def _packed_layer(self, layer: nn.Linear, activation: int) -> _Layer:
-        """Lay columns side by side in panels; missing ones are zero."""
-        outputs, inputs = layer.weight.shape
-        panels = -(-outputs // _PANEL)
-        weights = np.zeros((panels * _PANEL, inputs), np.float32)
-        weights[:outputs] = layer.weight.detach().numpy()
-        biases = np.zeros(panels * _PANEL, np.float32)
-        biases[:outputs] = layer.bias.detach().numpy()
-        by_panel = weights.reshape(panels, _PANEL, inputs).swapaxes(1, 2)
-        return _Layer(inputs, outputs, activation, self._floats(by_panel), self._floats(biases))
-
-    def _floats(self, values: torch.Tensor | Floats) -> int:
-        array = np.ascontiguousarray(values, np.float32)
-        return int(self._keep(array).ctypes.data)
-
-    def _ints(self, values: list[int]) -> int:
-        return int(self._keep(np.array(values, np.int32)).ctypes.data)
-
-    def _keep(self, thing: Any) -> Any:
-        self._kept.append(thing)
-        return thing
+def _placed(members: Sequence[WorldModel]) -> tuple[Bytes, int]:
+    """Return members' weights where they lie, and the address of the model in them."""
+    size = len(pack(members, 0)[0])
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    first = -memory.ctypes.data % _ALIGNMENT
+    block = memory[first : first + size]
+    block[:], model = pack(members, block.ctypes.data)
+    return block, block.ctypes.data + model
 
 
 class RowsUnderway:
@@ -248,7 +175,7 @@ class RowsUnderway:
     """
 
     def __init__(
-        self, steps: NativeSteps, states: Floats, actions: Floats, prediction: Prediction
+        self, steps: NativeSteps, states: Array, actions: Array, prediction: Prediction
     ) -> None:
         self.count, horizon, _ = actions.shape
         size = states.itemsize
@@ -272,68 +199,22 @@ def _address(array: Any) -> int:
         return int(array.ctypes.data)  # takes thrice as long
 
 
-_CAR = (
-    "length_m",
-    "full_throttle_mps2",
-    "full_brake_mps2",
-    "max_speed_mps",
-    "grip_mps2",
-    "max_steering_rad",
-)
 _FEWEST_ROWS = 16
 """Fewer are not worth another thread."""
 
-_INT, _FLOAT, _POINTER = ctypes.c_int32, ctypes.c_float, ctypes.c_void_p
-
-
-def _fields(names: str, kind: Any) -> list[tuple[str, Any]]:
-    return [(name, kind) for name in names.split()]
-
-
-# The structures of native.cpp, field by field.
-
-
-class _Layer(ctypes.Structure):
-    _fields_ = _fields("inputs outputs activation", _INT) + _fields("weights biases", _POINTER)
-
-
-class _Member(ctypes.Structure):
-    _fields_ = _fields("layers state_mean state_scale delta_scale", _POINTER) + _fields(
-        "reward_mean reward_scale done_scale done_shift", _FLOAT
-    )
-
-
-class _Model(ctypes.Structure):
-    _fields_ = (
-        _fields("members state_dim action_dim depth latent_dim", _INT)
-        + _fields("is_residual has_geometry has_kinematics slots edges", _INT)
-        + _fields("member gate_always gate_if_present gate_presence", _POINTER)
-        + _fields("slot_columns edge_columns ego_columns action_columns", _POINTER)
-        + _fields("half_length_m half_width_m gap_limit_m contact_scale_m dt_s", _FLOAT)
-        + _fields(" ".join(_CAR), _FLOAT)
-        + _fields("slowest_mps most_sin", _FLOAT)
-    )
+_INT, _POINTER = ctypes.c_int32, ctypes.c_void_p
 
 
 class _Rows(ctypes.Structure):
-    _fields_ = (
-        _fields("rows horizon", _INT)
-        + _fields("start_stride", ctypes.c_int64)
-        + _fields("starts actions carried states rewards dones uncertainty", _POINTER)
-    )
+    """What native.cpp calls so, field by field."""
 
-
-def _layers(member: WorldModel) -> Iterator[tuple[nn.Linear, int]]:
-    """Yield a member's layers in the order of native.cpp, each with its activation."""
-    act = _ACTIVATIONS[member.activation]
-    parts = (member.encoder, member.dynamics, member.decoder, member.reward_head, member.done_head)
-    for part in parts:
-        linear = [layer for layer in part.modules() if isinstance(layer, nn.Linear)]
-        is_head = part in (member.reward_head, member.done_head)
-        for k, layer in enumerate(linear):
-            is_last = k == len(linear) - 1
-            is_plain = part is member.decoder or (is_head and is_last)
-            yield layer, 0 if is_plain else act
+    _fields_ = [
+        ("rows", _INT),
+        ("horizon", _INT),
+        ("start_stride", ctypes.c_int64),
+        *((name, _POINTER) for name in ["starts", "actions", "carried", "states"]),
+        *((name, _POINTER) for name in ["rewards", "dones", "uncertainty"]),
+    ]
 
 
 def processor() -> str:

@@ -139,6 +139,8 @@ def cuda_capture(work: Callable[[], None]) -> Replay:
 class GraphedSteps:
     """Rollouts of one number of rows as recorded graphs: no host between steps.
 
+    What a GPU does without `models.fused`.
+
     One copy in, one copy out and one wait for every `_STRIDES[0]` steps. The tensors are fixed, so
     one rollout must be complete before the next begins.
 
@@ -177,24 +179,24 @@ class GraphedSteps:
         with torch.inference_mode():
             self._replays = {k: capture(partial(self._take, k)) for k in _STRIDES}
 
-    def rollout(self, state: Tensor, actions: Tensor) -> Tensor:
+    def rollout(self, states: Array, actions: Array, prediction: Prediction) -> None:
         """Take all steps.
 
         Args:
-            state: [B, S] on the CPU.
-            actions: [H, B, A] on the CPU.
-
-        Returns:
-            [H, B, S + 4] on the CPU.
+            states: [up to B, S].
+            actions: [up to B, H, A].
+            prediction: Written, but for `is_finite`.
         """
-        longest = _STRIDES[0]
+        longest, count = _STRIDES[0], len(states)
         host_state, host_actions = self._parts(self._host_in)
         device_state, device_actions = self._parts(self._device_in)
-        host_state.copy_(state)
+        host_state.zero_()
+        host_state.numpy()[:count] = states
         given = []
-        for first in range(0, len(actions), longest):
-            part = actions[first : first + longest]
-            host_actions[: len(part)].copy_(part)
+        for first in range(0, actions.shape[1], longest):
+            part = actions[:, first : first + longest].swapaxes(0, 1)
+            host_actions.zero_()
+            host_actions.numpy()[: len(part), :count] = part
             self._device_in.copy_(self._host_in, non_blocking=True)
             if first == 0:
                 self._carry[0].copy_(device_state.expand_as(self._carry[0]))
@@ -203,7 +205,7 @@ class GraphedSteps:
             self._host_out.copy_(self._device_out, non_blocking=True)
             self._wait()
             given.append(self._host_out[: len(part)].clone())
-        return torch.cat(given)
+        _write(prediction, host_state, torch.cat(given))
 
     def _parts(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """Return states and actions as views of the memory that is copied at once."""
@@ -231,28 +233,31 @@ class GraphedSteps:
         self._carry[1].copy_(log_alive)
 
 
+class Whole(Protocol):
+    """Who takes rollouts whole: `GraphedSteps`, `models.fused.FusedRollouts`."""
+
+    def rollout(self, states: Array, actions: Array, prediction: Prediction) -> None:
+        """Take all steps: states [B, S], actions [B, H, A]; the prediction is written."""
+
+
 class WholeRollout:
     """One rollout taken whole, however few steps are asked for: on a GPU it is short.
 
     Args:
-        graphs: Of as many rows, or more.
-        state: [B or more, S].
-        actions: [H, B or more, A]; rows beyond those of the prediction are padding.
+        whole: Takes it.
+        states: [B, S].
+        actions: [B, H, A].
         prediction: Written.
     """
 
-    def __init__(
-        self, graphs: GraphedSteps, state: Tensor, actions: Tensor, prediction: Prediction
-    ) -> None:
-        self._graphs = graphs
-        self._state = state
-        self._actions = actions
+    def __init__(self, whole: Whole, states: Array, actions: Array, prediction: Prediction) -> None:
+        self._whole = whole
+        self._given = states, actions
         self._prediction = prediction
         self.is_complete = False
 
     def advance(self, steps: int, watched: int = -1) -> int:
         """Take all steps."""
-        summaries = self._graphs.rollout(self._state, self._actions)
-        _write(self._prediction, self._state, summaries)
+        self._whole.rollout(*self._given, self._prediction)
         self.is_complete = True
-        return len(self._actions)
+        return int(self._given[1].shape[1])

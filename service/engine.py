@@ -18,15 +18,10 @@ import structlog
 import torch
 
 from models.checkpoint import Checkpoint
+from models.fused import CudaKernels, FusedRollouts
 from models.native import NativeSteps, NotCompiledError
-from models.rollouts import (
-    GraphedSteps,
-    NativeRollout,
-    Rollout,
-    Step,
-    SteppedRollout,
-    WholeRollout,
-)
+from models.rollouts import Rollout
+from models.ways import Eager, Fused, Graphs, Native, Way
 from service.costs import Costs
 from service.errors import StartupError
 from service.interface import Array, ModelInfo, Prediction
@@ -68,8 +63,8 @@ class Engine:
         device: "auto", "cpu" or "cuda".
         threads: CPU threads of a forward pass; 0: two if that leaves a core to HTTP, else one.
         vram_budget_bytes: Most memory the allocator may take on a GPU.
-        library: Returns the file of the CPU's machine code, or raises NotCompiledError; None: the
-            CPU steps eagerly.
+        library: Returns the file of the CPU's machine code, or raises NotCompiledError; None:
+            PyTorch computes everything, on a GPU too.
     """
 
     def __init__(
@@ -89,9 +84,7 @@ class Engine:
         self._device = torch.device("cpu")
         self._device_memory: MemoryReader | None = None
         self._count_error: Callable[[str], None] = lambda kind: None
-        self._step: Step
-        self._native: NativeSteps | None = None
-        self._graphs: dict[int, GraphedSteps] = {}
+        self._way: Way
         self.costs = Costs((ROW_TILE,), (0.0,))
         self._is_cpu = True
         self.load_s = 0.0
@@ -123,11 +116,11 @@ class Engine:
         try:
             self._is_cpu = self._device.type == "cpu"
             self._checkpoint.ensemble.to(self._device).eval().requires_grad_(False)
-            self._step = self._checkpoint.ensemble.step()
             if self._device.type == "cuda":
                 self._start_cuda()
+                self._way = self._gpu_way()
             else:
-                self._start_native(threads)
+                self._way = self._cpu_way(threads)
             self.costs = self._tried_costs()
         except (RuntimeError, ValueError) as exc:
             raise StartupError(f"the model does not run on {self._device}: {exc}") from exc
@@ -139,7 +132,7 @@ class Engine:
             self._device_memory.close()
             self._device_memory = None
         if self._device.type == "cuda":
-            self._graphs.clear()
+            del self._way
             self._checkpoint.ensemble.to("cpu")
             torch.cuda.empty_cache()
 
@@ -150,9 +143,11 @@ class Engine:
     def describe(self) -> ModelInfo:
         """Return what clients may know about the model."""
         checkpoint = self._checkpoint
-        device = "cpu (eager)" if self._native is None else "cpu"
+        device = "cpu"
         if self._device.type == "cuda":
             device = torch.cuda.get_device_name(self._device)
+        if self._way.label:
+            device = f"{device} ({self._way.label})"
         return ModelInfo(
             name=checkpoint.name,
             version=checkpoint.version,
@@ -227,33 +222,36 @@ class Engine:
         else:
             self._device_memory = memory
 
-    def _start_native(self, threads: int) -> None:
-        """Step by machine code if it can be had."""
-        if self._library is None:
-            return
-        try:
-            self._native = NativeSteps(self._library(), self._checkpoint.ensemble, threads)
-        except NotCompiledError as exc:
-            log.warning("no machine code: steps are eager, many times slower", reason=str(exc))
+    def _cpu_way(self, threads: int) -> Way:
+        """Return machine code if it can be had, else PyTorch."""
+        ensemble = self._checkpoint.ensemble
+        if self._library is not None:
+            try:
+                return Native(NativeSteps(self._library(), ensemble, threads))
+            except NotCompiledError as exc:
+                log.warning("no machine code: steps are eager, many times slower", reason=str(exc))
+        return Eager(ensemble)
+
+    def _gpu_way(self) -> Way:
+        """Return fused kernels if they can be had and say what the model says, else PyTorch."""
+        checkpoint = self._checkpoint
+        if self._library is not None:
+            try:
+                rollouts = FusedRollouts(checkpoint.ensemble, self._device, CudaKernels)
+                rollouts.check(*probe_rows(64, 4, checkpoint.spec, checkpoint.limits))
+                return Fused(rollouts)
+            except NotCompiledError as exc:
+                log.warning("no fused kernels: steps are graphs, slower", reason=str(exc))
+        return Graphs(checkpoint.ensemble)
+
+    def blank(self, rows: int, horizon: int, state_dim: int) -> Prediction:
+        """Return a prediction to be written, where the device writes best."""
+        return self._way.blank(rows, horizon, state_dim)
 
     def launch(self, states: Array, actions: Array, prediction: Prediction) -> Rollout:
-        """Lay rows out for the device; machine code takes any number, others a launch shape."""
-        if self._native is not None:
-            return NativeRollout(self._native, states, actions, prediction)
-        rows, horizon, _ = actions.shape
-        shape = next(shape for shape in self.shapes if shape >= rows)
-        # Torch's own memory, not NumPy's: matrix kernels may round by how memory is aligned.
-        state = torch.zeros(shape, states.shape[1])
-        state.numpy()[:rows] = states
-        by_step = torch.zeros(horizon, shape, actions.shape[2])
-        by_step.numpy()[:, :rows] = actions.swapaxes(0, 1)
-        step = self._checkpoint.ensemble.step
-        if self._device.type == "cpu":
-            members = self._checkpoint.member_count
-            return SteppedRollout(self._step, members, state, by_step, prediction)
-        if shape not in self._graphs:
-            self._graphs[shape] = GraphedSteps(step(), shape, states.shape[1], actions.shape[2])
-        return WholeRollout(self._graphs[shape], state, by_step, prediction)
+        """Begin a rollout of as many rows as fit the biggest shape."""
+        shape = next(shape for shape in self.shapes if shape >= len(states))
+        return self._way.begin(states, actions, shape, prediction)
 
     def fits(self, compute: Callable[[], None]) -> bool:
         """Compute something; tell whether the device's memory sufficed."""
@@ -286,7 +284,7 @@ class Engine:
             return self.rollout(states, actions)
 
         is_cpu = self._device.type == "cpu"
-        shapes = launch_shapes(self._device.type, is_any=self._native is not None)
+        shapes = launch_shapes(self._device.type, is_any=not self._way.is_padded)
         trial = Trial(rollout, self._checkpoint.spec, self._checkpoint.limits)
         return trial.costs(shapes, _LONGEST_STEP_S if is_cpu else math.inf, is_divisible=is_cpu)
 

@@ -14,8 +14,11 @@ from service.shapes import ROW_TILE
 class Launcher(Protocol):
     """What an engine does for those whose rows it takes."""
 
+    def blank(self, rows: int, horizon: int, state_dim: int) -> Prediction:
+        """Return a prediction to be written."""
+
     def launch(self, states: Array, actions: Array, prediction: Prediction) -> Rollout:
-        """Lay out as many rows as fit the biggest shape; their prediction gets written."""
+        """Begin a rollout of as many rows as fit the biggest shape; the prediction is written."""
 
     def fits(self, compute: Callable[[], None]) -> bool:
         """Compute something; tell whether the device's memory sufficed."""
@@ -42,7 +45,7 @@ class Progress:
         self._parts = [(first, min(first + part_rows, rows)) for first in range(0, rows, part_rows)]
         self._parts.reverse()
         self._rollout: Rollout | None = None
-        self._prediction = Prediction.blank(rows, horizon, dim)
+        self._prediction = launcher.blank(rows, horizon, dim)
         self._last_taken = 0
 
     @property

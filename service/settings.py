@@ -59,9 +59,10 @@ class Settings(BaseSettings):
     )
     compile: bool = Field(
         default=True,
-        description="Whether a CPU steps by machine code, many times faster. It is compiled at the "
-        "first start, in seconds, by a C++ compiler; without one, or if that fails, steps are "
-        "eager, with the same answers up to rounding.",
+        description="Whether the model is computed by code of its own, many times faster than by "
+        "PyTorch's: on a CPU machine code, compiled at the first start by a C++ compiler; on a GPU "
+        "two kernels, compiled at every start by NVIDIA's library. Both take seconds. Where that "
+        "fails PyTorch's are used, with the same answers up to rounding.",
     )
     cache_dir: Path = Field(
         default=Path("~/.cache/world-model-service"),

@@ -76,7 +76,7 @@ def test_recorded_graphs_take_any_horizon_with_one_wait_for_sixteen_steps(
     seen, truth = Prediction.blank(8, horizon, 4), Prediction.blank(8, horizon, 4)
 
     for _ in range(2):
-        rollout = WholeRollout(graphs, states, actions, seen)
+        rollout = WholeRollout(graphs, states.numpy(), actions.swapaxes(0, 1).numpy(), seen)
         assert not rollout.is_complete
         rollout.advance(1)
         assert rollout.is_complete

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pynvml
 import pytest
+import structlog
 import torch
 
 from models.ensemble import EnsembleStep
+from models.native import NotCompiledError
 from models.rollouts import GraphedSteps
+from models.ways import Graphs
 from service.engine import Engine
 from service.vram import DeviceMemory
+from tests.emulated import Emulated
 from tests.test_service.test_engine import checkpoint, inputs, moody, row_bits
 
 
@@ -60,6 +66,7 @@ def test_the_memory_budget_is_enforced_and_reported(
     engine = Engine(checkpoint(), vram_budget_bytes=2 * 2**30)
     engine._device = torch.device("cuda", 0)
     engine._start_cuda()
+    engine._way = Graphs(checkpoint().ensemble)
 
     assert cuda["share"] == 0.25
     assert engine.vram() == {
@@ -71,7 +78,7 @@ def test_the_memory_budget_is_enforced_and_reported(
         "device_total": 8,
     }
     assert engine.utilization() == 0.5
-    assert engine.describe().device == "NVIDIA Fake"
+    assert engine.describe().device == "NVIDIA Fake (graphs)"
     engine.close()
     assert cuda["emptied"] == 1
 
@@ -98,30 +105,75 @@ def test_memory_is_given_back_before_a_launch_is_split(cuda: dict[str, Any]) -> 
     assert cuda["emptied"] == 1
 
 
-def test_on_a_gpu_launches_are_taken_whole_by_recorded_graphs(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def graphs_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def on_cpu(step: EnsembleStep, rows: int, state_dim: int, action_dim: int) -> GraphedSteps:
         return GraphedSteps(
             step, rows, state_dim, action_dim, capture=lambda work: work, wait=lambda: None
         )
 
-    monkeypatch.setattr("service.engine.GraphedSteps", on_cpu)
-    eager = Engine(checkpoint(), device="cpu", threads=1)
-    eager.start()
-    engine = Engine(checkpoint(), device="cpu", threads=1)
+    monkeypatch.setattr("models.ways.GraphedSteps", on_cpu)
+
+
+def rolled_out_as_on_a_gpu(engine: Engine) -> tuple[list[list[bytes]], Engine]:
+    """Return the bits of 20 rows and 21 steps by the GPU's way of an engine, computed here."""
     engine.start()
-    engine._device, engine._is_cpu = torch.device("cuda", 0), False
+    engine._is_cpu = False
+    engine._way = engine._gpu_way()
     states, actions = inputs(20, 21)
 
     begun = engine.begin(states, actions, 20)
     assert (begun.advance(1), begun.is_complete) == (21, True)
 
-    truth = eager.rollout(states, actions)
-    assert [row_bits(begun.result(), k) for k in range(20)] == [
-        row_bits(truth, k) for k in range(20)
-    ]
     assert not engine.is_quick_to_call
+    return [row_bits(begun.result(), k) for k in range(20)], engine
+
+
+def test_without_fused_kernels_launches_are_taken_whole_by_recorded_graphs(
+    graphs_on_cpu: None,
+) -> None:
+    eager = Engine(checkpoint(), device="cpu", threads=1)
+    eager.start()
+    truth = eager.rollout(*inputs(20, 21))
+
+    seen, engine = rolled_out_as_on_a_gpu(Engine(checkpoint(), device="cpu", threads=1))
+
+    assert seen == [row_bits(truth, k) for k in range(20)]
+    assert engine.describe().device == "cpu (graphs)"
+
+
+def test_fused_kernels_are_used_if_they_can_be_had(
+    kernels: Callable[[int], Emulated], library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.engine.CudaKernels", kernels)
+
+    seen, engine = rolled_out_as_on_a_gpu(
+        Engine(checkpoint(), device="cpu", threads=1, library=lambda: library)
+    )
+
+    truth = checkpoint().ensemble.rollout(*(torch.from_numpy(x) for x in inputs(20, 21)))
+    first = np.frombuffer(seen[0][0], np.float32).reshape(22, -1)
+    np.testing.assert_allclose(first, truth.states[0].numpy(), rtol=1e-5, atol=1e-5)
+    assert engine.describe().device == "cpu"
+
+
+def test_without_nvidias_compiler_graphs_do_it_and_it_is_said(
+    graphs_on_cpu: None, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(shared: int) -> Emulated:
+        raise NotCompiledError("no compiler")
+
+    monkeypatch.setattr("service.engine.CudaKernels", refuse)
+
+    with structlog.testing.capture_logs() as lines:
+        rolled_out_as_on_a_gpu(
+            Engine(checkpoint(), device="cpu", threads=1, library=lambda: library)
+        )
+
+    assert (lines[0]["event"], lines[0]["reason"]) == (
+        "no fused kernels: steps are graphs, slower",
+        "no compiler",
+    )
 
 
 def test_without_the_driver_the_device_wide_figures_are_absent(
@@ -175,9 +227,12 @@ def test_nvml_that_fails_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu_a_row_has_the_same_bits_in_any_launch() -> None:
-    engine = Engine(checkpoint(), device="cuda")
+@pytest.mark.parametrize("way", ["fused", "graphs"])
+def test_on_a_gpu_a_row_has_the_same_bits_in_any_launch(way: str, library: Path) -> None:
+    is_fused = way == "fused"
+    engine = Engine(checkpoint(), device="cuda", library=(lambda: library) if is_fused else None)
     engine.start()
+    assert engine.describe().device.endswith("(graphs)") is not is_fused
     states, actions = inputs(300, 16)
     together = engine.rollout(states, actions)
 
