@@ -12,7 +12,8 @@ ROW_TILE = 8
 """The model pads to multiples of this itself (`models.rows.ROW_TILE`)."""
 
 MAX_CPU_ROWS = 512
-CUDA_SHAPES = (8, 64, 256, 1024, 4096)
+MAX_CUDA_ROWS = 4096
+GRAPH_SHAPES = (8, 64, 256, 1024, MAX_CUDA_ROWS)
 _FEW = (1, 2, 4)
 _PROBE_SEED = 20240229
 
@@ -20,17 +21,18 @@ _PROBE_SEED = 20240229
 def launch_shapes(device_type: str, *, is_any: bool = False) -> list[int]:
     """Return the row counts that launches are padded to, ascending.
 
-    A CPU pays for every padded row, so its shapes are dense; a GPU hardly does, and each of its
-    shapes costs memory and warm-up.
+    Where rows are padded, a CPU pays for each, so its shapes are dense; a GPU hardly does, and each
+    of its graphs costs memory and warm-up.
 
     Args:
         device_type: "cpu" or "cuda".
         is_any: Whether nothing is padded; then these are the launches that are timed.
     """
-    if device_type == "cuda":
-        return list(CUDA_SHAPES)
-    shapes = [*_FEW, ROW_TILE] if is_any else [ROW_TILE]
-    while shapes[-1] < MAX_CPU_ROWS:
+    is_cuda = device_type == "cuda"
+    if is_cuda and not is_any:
+        return list(GRAPH_SHAPES)
+    shapes = [*_FEW, ROW_TILE] if is_any and not is_cuda else [ROW_TILE]
+    while shapes[-1] < (MAX_CUDA_ROWS if is_cuda else MAX_CPU_ROWS):
         # Four steps an octave, in whole tiles: at most a fifth of a launch is padding.
         shapes.append(shapes[-1] + max(ROW_TILE, (1 << (shapes[-1].bit_length() - 1)) // 4))
     return shapes

@@ -19,6 +19,9 @@ log = structlog.get_logger()
 
 _PROBE_STEPS = 2
 _TIMED_STEPS = 4
+_TIMED_WHOLE = 16
+"""Where launches cannot be left between steps: what one costs beside them is shared by them all."""
+
 _TIMED_LAUNCHES = 5
 
 
@@ -57,7 +60,7 @@ class Trial:
             if is_reproducible and not self._probed(shape, *rows, turn=1) <= first:
                 log.warning("launch shape dropped", rows=shape, reason="a row's bits differ")
                 continue
-            kept[shape] = self._step_s(shape)
+            kept[shape] = self._step_s(shape, _TIMED_STEPS if is_divisible else _TIMED_WHOLE)
             if kept[shape] > longest_step_s:
                 break
         return Costs(tuple(kept), tuple(kept.values()), is_divisible=is_divisible)
@@ -74,12 +77,12 @@ class Trial:
         )
         return {(int(row), numbers[place].tobytes()) for place, row in enumerate(which)}
 
-    def _step_s(self, shape: int) -> float:
-        """Return the median time of a step, with its share of the copies."""
-        rows = probe_rows(shape, _TIMED_STEPS, self.spec, self.limits)
+    def _step_s(self, shape: int, steps: int) -> float:
+        """Return the median time of a step of so many, with its share of the copies."""
+        rows = probe_rows(shape, steps, self.spec, self.limits)
         times = []
         for _ in range(_TIMED_LAUNCHES):
             started = time.perf_counter()
             self.rollout(shape, *rows)
             times.append(time.perf_counter() - started)
-        return float(np.median(times)) / _TIMED_STEPS
+        return float(np.median(times)) / steps

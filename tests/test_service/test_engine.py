@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -196,6 +197,16 @@ def test_launch_shapes_of_a_cpu_are_dense_and_tiled() -> None:
     assert launch_shapes("cpu", is_any=True) == [1, 2, 4, *cpu]
     assert cpu[-1] == 512
     assert not any(shape % shapes.ROW_TILE for shape in (*cpu, *launch_shapes("cuda")))
+
+
+def test_launch_shapes_of_a_gpu_are_few_if_each_is_a_graph() -> None:
+    graphs, fused = launch_shapes("cuda"), launch_shapes("cuda", is_any=True)
+
+    assert len(graphs) == 5
+    assert set(graphs) < set(fused)
+    assert (fused[0], fused[-1]) == (graphs[0], graphs[-1]) == (8, 4096)
+    # Costs are known to a quarter at most.
+    assert all(b <= max(1.25 * a, a + 8) for a, b in itertools.pairwise(fused))
 
 
 def test_row_tiles_are_the_models() -> None:
