@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # Without a C++ compiler the service steps eagerly: slower, and it says so at every start.
 PREPARE = echo "==> Compiling for this machine's processor" && $(BIN)/world-model prepare || true
+# Kernels for a GPU are compiled through NVIDIA's Python bindings; without them it is slower, too.
+CUDA := $(if $(shell command -v nvidia-smi),[cuda])
 export PYTHONUNBUFFERED = 1
 
 # Options of `world-model serve`, e.g. make serve ARGS="--port 9000"
@@ -76,7 +78,7 @@ $(BIN)/python:
 
 $(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "==> Installing the service (a few minutes the first time)"
-	@$(INSTALL) -e .
+	@$(INSTALL) -e '.$(CUDA)'
 	@$(PREPARE)
 	@touch $@
 
