@@ -7,8 +7,8 @@
 // depend neither on its company nor on its place.
 //
 // Work between two synchronisations is one loop over a block's threads. On a GPU that runs once in
-// each of them; elsewhere it runs over all, so that a CPU can compute what a GPU would, to the
-// index, and tests need none.
+// each of them; tests/driver.cpp has it run over all, so that a CPU computes what a GPU would, to
+// the index.
 
 #include "steps.h"
 
@@ -26,26 +26,6 @@ constexpr int kThreads = 256;
 #define BLOCK_Y int(blockIdx.y)
 extern __shared__ float4 shared_memory[];
 #define SHARED reinterpret_cast<float*>(shared_memory)
-#else
-#include <string.h>
-#define KERNEL(name, ...) void name(int BLOCK_X, int BLOCK_Y, float* SHARED, __VA_ARGS__)
-// In either order: whatever depends on it is a race.
-#define EACH_THREAD(t) \
-  for (int turn = 0, t; turn < kThreads && (t = thread_at(turn), true); ++turn)
-static bool is_backward = false;
-#define INSIDE
-#define APART
-#define FAR(at) (*(at))
-struct alignas(16) float4 {
-  float x, y, z, w;
-};
-inline int __float_as_int(float x) {
-  int bits;
-  memcpy(&bits, &x, 4);
-  return bits;
-}
-inline void atomicMax(int* at, int x) { *at = larger(*at, x); }
-inline int thread_at(int turn) { return is_backward ? kThreads - 1 - turn : turn; }
 #endif
 
 // What follows a row's states in the trace.
@@ -358,25 +338,3 @@ KERNEL(world_model_combine, const Model* model, const float* starts, const float
     }
   }
 }
-
-#ifndef __CUDACC__
-// Both kernels, block by block, on a CPU.
-extern "C" void world_model_emulate(const Model* model, const float* starts, const float* actions,
-                                    float* trace, float* states, float* rewards, float* dones,
-                                    float* uncertainty, int rows, int horizon, float* shared,
-                                    int backward) {
-  is_backward = backward;
-  for (int member = 0; member < model->members; ++member) {
-    for (int tile = 0; tile * kRows < rows; ++tile) {
-      world_model_rollout(tile, member, shared, model, starts, actions, trace, uncertainty, rows,
-                          horizon);
-    }
-  }
-  for (int step = 0; step < horizon; ++step) {
-    for (int block = 0; block * kThreads < rows; ++block) {
-      world_model_combine(block, step, nullptr, model, starts, trace, states, rewards, dones,
-                          uncertainty, rows, horizon);
-    }
-  }
-}
-#endif

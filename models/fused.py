@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,26 +32,6 @@ _CLOSE = 1e-3
 _CLOSE_SHARE = 0.99
 
 
-class Kernels(Protocol):
-    """Computes `fused.cu` somewhere."""
-
-    def __call__(
-        self, model: int, members: int, memory: Sequence[int], rows: int, horizon: int
-    ) -> None:
-        """Queue both kernels.
-
-        Args:
-            model: Address of the packed model.
-            members: E.
-            memory: Addresses of starts, actions, trace, states, rewards, dones, uncertainty.
-            rows: B.
-            horizon: H.
-        """
-
-    def wait(self) -> None:
-        """Return when all that was queued is computed and copied."""
-
-
 class FusedRollouts:
     """Rollouts on a GPU: one copy in, two kernels, one copy out, one wait.
 
@@ -60,7 +40,7 @@ class FusedRollouts:
     Args:
         ensemble: Its present weights are taken.
         device: Where the kernels compute.
-        kernels: From the shared memory in bytes that a block needs to what computes there.
+        kernels: Makes what computes there; its argument is the shared memory of a block in bytes.
 
     Raises:
         NotCompiledError: The kernels cannot be had there.
@@ -70,12 +50,12 @@ class FusedRollouts:
         self,
         ensemble: WorldModelEnsemble,
         device: torch.device,
-        kernels: Callable[[int], Kernels],
+        kernels: Callable[[int], CudaKernels] | None = None,
     ) -> None:
         members = list(ensemble.members)
         self._ensemble = ensemble
         self._device = device
-        self._kernels = kernels(shared_bytes(members[0]))
+        self._kernels = (kernels or CudaKernels)(shared_bytes(members[0]))
         self._members, self._state_dim = len(members), members[0].state_dim
         self._weights = torch.empty(len(pack(members, 0)[0]), dtype=torch.uint8, device=device)
         block, at = pack(members, self._weights.data_ptr())
@@ -226,7 +206,18 @@ class CudaKernels:
     def __call__(
         self, model: int, members: int, memory: Sequence[int], rows: int, horizon: int
     ) -> None:
-        """Queue both kernels; see `Kernels`."""
+        """Queue both kernels.
+
+        Args:
+            model: Address of the packed model.
+            members: E.
+            memory: Addresses of starts, actions, trace, states, rewards, dones, uncertainty.
+            rows: B.
+            horizon: H.
+
+        Raises:
+            RuntimeError: The device refuses.
+        """
         starts, actions, trace, *_, uncertainty = memory
         sizes = rows, horizon
         tiles, blocks = -(-rows // TILE_ROWS), -(-rows // THREADS)

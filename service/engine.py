@@ -18,7 +18,7 @@ import structlog
 import torch
 
 from models.checkpoint import Checkpoint
-from models.fused import CudaKernels, FusedRollouts
+from models.fused import FusedRollouts
 from models.native import NativeSteps, NotCompiledError
 from models.rollouts import Rollout
 from models.ways import Eager, Fused, Graphs, Native, Way
@@ -237,7 +237,7 @@ class Engine:
         checkpoint = self._checkpoint
         if self._library is not None:
             try:
-                rollouts = FusedRollouts(checkpoint.ensemble, self._device, CudaKernels)
+                rollouts = FusedRollouts(checkpoint.ensemble, self._device)
                 rollouts.check(*probe_rows(64, 4, checkpoint.spec, checkpoint.limits))
                 return Fused(rollouts)
             except NotCompiledError as exc:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from models import fused
 from models.native import COMPILERS, compile_library
-from tests.emulated import Emulated
+from tests.driver import Driver
 
 # Small products gain nothing from threads, and threads of several tests' servers fight for cores.
 torch.set_num_threads(1)
@@ -34,10 +31,17 @@ def library(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def kernels(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Emulated]:
-    """From the shared memory of a block to the GPU's kernels, computed by a CPU."""
-    made = tmp_path_factory.mktemp("fused") / "fused.so"
-    options = ["-O2", "-std=c++17", "-shared", "-fPIC", "-Wall", "-Werror"]
-    command = [compiler, *options, "-o", str(made), "-x", "c++", str(fused.SOURCE)]
-    subprocess.run(command, check=True)
-    return lambda shared: Emulated(made, shared)
+def loaded_driver(compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Driver:
+    """NVIDIA's driver, played by this CPU."""
+    pytest.importorskip("cuda.bindings.driver")
+    if torch.cuda.is_available():
+        pytest.skip("NVIDIA's own driver is loaded")
+    return Driver(compiler, tmp_path_factory.mktemp("driver"))
+
+
+@pytest.fixture
+def driver(loaded_driver: Driver, monkeypatch: pytest.MonkeyPatch) -> Driver:
+    """The same, with what PyTorch asks a GPU."""
+    loaded_driver.reset()
+    loaded_driver.stand_in(monkeypatch)
+    return loaded_driver

@@ -1,5 +1,7 @@
 """The GPU's kernels, computed by a CPU thread after thread, beside the model that they are made of.
 
+Tests whose fixture is `driver` go all the way of a GPU, to NVIDIA's bindings and beyond.
+
 What only a GPU can show, that they run there and how fast, is in tests marked `gpu`.
 """
 
@@ -13,14 +15,15 @@ import numpy as np
 import pytest
 import torch
 
+from models import fused
 from models.checkpoint import Architecture, load_checkpoint
 from models.ensemble import WorldModelEnsemble
-from models.fused import FusedRollouts, compiled, shared_bytes
+from models.fused import CudaKernels, FusedRollouts, compiled, shared_bytes
 from models.native import NotCompiledError
 from models.prediction import Array, Prediction
 from models.world_model import WorldModel
 from service.settings import PRETRAINED
-from tests.emulated import Emulated
+from tests.driver import Driver
 from tests.test_models.test_native import (
     HIGHWAY,
     MODELS,
@@ -33,12 +36,12 @@ from tests.test_models.test_native import (
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def made(kernels: Callable[[int], Emulated]) -> Callable[[WorldModelEnsemble], FusedRollouts]:
-    return lambda ensemble: FusedRollouts(ensemble, CPU, kernels)
-
-
 Make = Callable[[WorldModelEnsemble], FusedRollouts]
+
+
+@pytest.fixture
+def made(driver: Driver) -> Make:
+    return lambda ensemble: FusedRollouts(ensemble, CPU)
 
 
 def told(rollouts: FusedRollouts, states: Array, actions: Array) -> Prediction:
@@ -92,20 +95,14 @@ def test_a_row_has_the_same_bits_in_any_company_and_any_place(made: Make) -> Non
 
 @pytest.mark.parametrize("name", MODELS)
 def test_no_thread_waits_for_another_between_synchronisations(
-    kernels: Callable[[int], Emulated], name: str
+    made: Make, driver: Driver, name: str
 ) -> None:
     """Threads that run one after the other, in either order, tell a race."""
-    used: list[Emulated] = []
-
-    def noted(shared: int) -> Emulated:
-        used.append(kernels(shared))
-        return used[-1]
-
-    rollouts = FusedRollouts(ensemble_of(MODELS[name]), CPU, noted)
+    rollouts = made(ensemble_of(MODELS[name]))
     states, actions = highway_rows(37, 3)
 
     forward = told(rollouts, states, actions)
-    used[0].is_backward = True
+    driver.thread_order(is_backward=True)
     backward = told(rollouts, states, actions)
 
     for numbers in NUMBERS:
@@ -151,25 +148,53 @@ def test_rows_that_share_a_start_need_not_repeat_it(made: Make) -> None:
     assert np.array_equal(seen.states, truth.states)
 
 
-def test_kernels_that_say_something_else_are_not_used(kernels: Callable[[int], Emulated]) -> None:
-    class Wrong(Emulated):
-        def __init__(self, right: Emulated) -> None:
-            self._right = right
-
+def test_kernels_that_say_something_else_are_not_used(driver: Driver) -> None:
+    class Wrong(CudaKernels):
         def __call__(
             self, model: int, members: int, memory: Sequence[int], rows: int, horizon: int
         ) -> None:
-            self._right(model, members, memory, rows, horizon)
+            super().__call__(model, members, memory, rows, horizon)
             dones = (ctypes.c_float * (rows * horizon)).from_address(memory[5])
             dones[0 : len(dones) // 2] = [0.7] * (len(dones) // 2)
 
     ensemble, rows = ensemble_of(MODELS["kinematics"]), highway_rows(16, 2)
-    right = FusedRollouts(ensemble, CPU, kernels)
-    wrong = FusedRollouts(ensemble, CPU, lambda shared: Wrong(kernels(shared)))
 
-    right.check(*rows)
+    FusedRollouts(ensemble, CPU).check(*rows)
     with pytest.raises(NotCompiledError, match="dones differ"):
-        wrong.check(*rows)
+        FusedRollouts(ensemble, CPU, Wrong).check(*rows)
+
+
+def test_a_device_with_too_little_shared_memory_is_told(made: Make, driver: Driver) -> None:
+    ensemble = ensemble_of(MODELS["plain"])
+    needed = shared_bytes(next(iter(ensemble.members)))
+    driver.shared_bytes(needed)
+    made(ensemble)
+
+    driver.shared_bytes(needed - 1)
+    with pytest.raises(
+        NotCompiledError, match=r"does not take fused\.cu: CUDA_ERROR_INVALID_VALUE"
+    ):
+        made(ensemble)
+
+
+def test_machine_code_that_the_device_refuses_is_told(
+    made: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "compiled", lambda architecture: b"for something else")
+
+    with pytest.raises(NotCompiledError, match="CUDA_ERROR_INVALID_IMAGE"):
+        made(ensemble_of(MODELS["plain"]))
+
+
+def test_a_launch_that_the_device_refuses_fails(made: Make, driver: Driver) -> None:
+    rollouts = made(ensemble_of(MODELS["plain"]))
+    driver.launch_error(702)
+
+    with pytest.raises(RuntimeError, match="CUDA_ERROR_LAUNCH_TIMEOUT"):
+        told(rollouts, *highway_rows(3, 2))
+
+    driver.launch_error(0)
+    assert np.isfinite(told(rollouts, *highway_rows(3, 2)).states).all()
 
 
 @pytest.mark.parametrize("architecture", ["sm_86", "sm_90"], ids=["RTX A4000", "H100"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +19,7 @@ from models.rollouts import GraphedSteps
 from models.ways import Graphs
 from service.engine import Engine
 from service.vram import DeviceMemory
-from tests.emulated import Emulated
+from tests.driver import Driver
 from tests.test_service.test_engine import checkpoint, inputs, moody, row_bits
 
 
@@ -142,11 +142,7 @@ def test_without_fused_kernels_launches_are_taken_whole_by_recorded_graphs(
     assert engine.describe().device == "cpu (graphs)"
 
 
-def test_fused_kernels_are_used_if_they_can_be_had(
-    kernels: Callable[[int], Emulated], library: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("service.engine.CudaKernels", kernels)
-
+def test_fused_kernels_are_used_if_they_can_be_had(driver: Driver, library: Path) -> None:
     seen, engine = rolled_out_as_on_a_gpu(
         Engine(checkpoint(), device="cpu", threads=1, library=lambda: library)
     )
@@ -158,12 +154,12 @@ def test_fused_kernels_are_used_if_they_can_be_had(
 
 
 def test_without_nvidias_compiler_graphs_do_it_and_it_is_said(
-    graphs_on_cpu: None, library: Path, monkeypatch: pytest.MonkeyPatch
+    graphs_on_cpu: None, driver: Driver, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(shared: int) -> Emulated:
+    def refuse(architecture: str) -> bytes:
         raise NotCompiledError("no compiler")
 
-    monkeypatch.setattr("service.engine.CudaKernels", refuse)
+    monkeypatch.setattr("models.fused.compiled", refuse)
 
     with structlog.testing.capture_logs() as lines:
         rolled_out_as_on_a_gpu(
