@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 LATENCY_S = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
@@ -16,6 +14,8 @@ LATENCY_S = (
 COUNTS = tuple(float(2**n) for n in range(14))
 PROBABILITIES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.99, 1.0)
 UNCERTAINTIES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+_MOST_WAITING = 4096
 
 
 class Buckets:
@@ -44,29 +44,30 @@ class Buckets:
         self._seen = counts, total, waiting
         self.add = waiting.append
 
-    def add_all(self, values: NDArray[Any]) -> None:
-        """Add finite values [K]: thousands at once do not hold the event loop."""
-        self.sort()
-        counts, total, _ = self._seen
-        self._keep(*self._sorted(counts, total, values))
+    def add_all(self, values: Sequence[float]) -> None:
+        """Add finite values."""
+        waiting = self._seen[2]
+        waiting += values
+        if len(waiting) > _MOST_WAITING:
+            self.sort()
 
     def sort(self) -> None:
         """Put values that wait into their buckets."""
         counts, total, waiting = self._seen
         if waiting:
-            self._keep(*self._sorted(counts, total, np.array(waiting)))
+            self._keep(*self._sorted(counts, total, waiting))
 
     def read(self) -> tuple[list[int], float]:
         """Return how many values lie up to each bound, the last being infinity; and their sum."""
         counts, total, waiting = self._seen
         if waiting:
-            counts, total = self._sorted(counts, total, np.array(waiting.copy()))
+            counts, total = self._sorted(counts, total, waiting.copy())
         return list(accumulate(counts)), total
 
     def _sorted(
-        self, counts: list[int], total: float, values: NDArray[Any]
+        self, counts: list[int], total: float, waiting: list[float]
     ) -> tuple[list[int], float]:
-        places = np.searchsorted(self._bounds, values)
-        more = np.bincount(places, minlength=len(counts)).tolist()
-        added = float(values.sum(dtype=np.float64))
+        values = np.array(waiting)
+        more = np.bincount(np.searchsorted(self._bounds, values), minlength=len(counts)).tolist()
+        added = float(values.sum())
         return [x + y for x, y in zip(counts, more, strict=True)], total + added

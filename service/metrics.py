@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
-import numpy as np
 import psutil
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -24,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from models.safety import VERDICTS, Verdict
-from service.buckets import COUNTS, LATENCY_S, PROBABILITIES, UNCERTAINTIES, Buckets
+from service.buckets import COUNTS, LATENCY_S, PROBABILITIES, UNCERTAINTIES
 from service.interface import Array, ModelInfo
 from service.jobs import JobClass
 from service.observer import ENGINE_FAULTS, REJECTIONS
@@ -39,7 +38,6 @@ OTHER = "other"
 
 _SORTED_AFTER = 1024
 """Requests after which histograms sort what came."""
-_FEW = 16
 
 STATUSES = ("200", "401", "404", "405", "413", "422", "429", "499", "500", "503", "504")
 """499: the caller left before the answer."""
@@ -207,13 +205,13 @@ class Metrics:
         for verdict in verdicts:
             self._verdicts.add((verdict.verdict,))
         known = [v.crash_probability for v in verdicts if v.crash_probability is not None]
-        _add(self._crash_probability, known)
+        self._crash_probability.add_all(known)
         known = [v.uncertainty for v in verdicts if v.uncertainty is not None]
-        _add(self._uncertainty, known)
+        self._uncertainty.add_all(known)
 
     def disagreed(self, uncertainty: Array) -> None:
         """Note the finite uncertainty of each answered sequence, [K]."""
-        _add(self._uncertainty, uncertainty)
+        self._uncertainty.add_all(uncertainty.tolist())
 
     def disagreed_once(self, uncertainty: float) -> None:
         """Note the finite uncertainty of the only answered sequence."""
@@ -223,14 +221,6 @@ class Metrics:
         """Return all series as Prometheus text."""
         lines = [line for metric in self._hot for line in metric.lines()]
         return "\n".join([*lines, ""]).encode() + generate_latest(self._library)
-
-
-def _add(buckets: Buckets, values: Sequence[float] | Array) -> None:
-    if len(values) > _FEW:
-        buckets.add_all(np.asarray(values))
-        return
-    for value in values:
-        buckets.add(float(value))
 
 
 class _Parsed(Collector):

@@ -127,12 +127,21 @@ def test_one_value_and_many_fall_into_the_same_buckets() -> None:
     values = np.array([0.0, 1.0, 1.5, 2.0, 8192.0, 8193.0])
     for value in values:
         one.add(value)
-    many.add_all(values)
+    many.add_all(values.tolist())
 
     assert one.read() == many.read()
     assert many.read()[0][0] == 2
     one.sort()
     assert one.read() == many.read()
+
+
+def test_buckets_keep_no_more_values_than_they_can_sort_quickly() -> None:
+    buckets = Buckets(COUNTS)
+    for _ in range(100):
+        buckets.add_all([1.0] * 256)
+        assert len(buckets._seen[2]) <= 4096
+
+    assert buckets.read()[0][0] == 25_600
 
 
 def test_buckets_may_be_read_while_they_are_filled_and_sorted() -> None:
