@@ -19,8 +19,9 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from models.ensemble import WorldModelEnsemble
+from models.highway import highway_spec
 from models.outcomes import crash_probability
-from models.spec import Spec, highway_spec
+from models.spec import Spec
 from models.training.calibrate import fit_hazard, predict_windows
 from models.training.dataset import Windows, make_windows, split_episodes
 from models.training.member import MemberTrainer

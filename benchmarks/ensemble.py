@@ -23,7 +23,7 @@ from benchmarks.machine import describe_machine
 from models.checkpoint import load_checkpoint
 from models.ensemble import WorldModelEnsemble
 from models.rows import pad_rows
-from models.world_model import unroll
+from models.unroll import unroll
 
 ROWS = (1, 16, 64, 256)
 HORIZONS = (1, 16)

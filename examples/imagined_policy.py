@@ -25,7 +25,7 @@ from tqdm import tqdm
 from examples.driving import Action, MakePolicy, compare, recorded_states, write_document
 from examples.outlook import check_spec, crash_probability, expected_return, value
 from models.checkpoint import Checkpoint, load_checkpoint
-from models.spec import NEIGHBOUR_COUNT
+from models.highway import NEIGHBOUR_COUNT
 from models.training.simulator import Simulation
 from models.training.slots import EGO_COUNT, SLOT_COUNT
 from models.world_model import WorldModel

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.spec import highway_spec
+from models.highway import highway_spec
 from models.training.bicycle import FULL_BRAKE_MPS2, GRIP_MPS2, LENGTH_M
 from models.training.slots import EGO_COUNT, SLOT_COUNT
 

@@ -13,7 +13,6 @@ The version is a hash of what decides the answers: weights, config, spec and cal
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from models.ensemble import WorldModelEnsemble
+from models.files import CheckpointError, read_bytes, read_json, write_json
 from models.safety import SafetyLimits
 from models.spec import Spec
 from models.world_model import NORMALISERS, WorldModel
@@ -32,10 +32,6 @@ FORMAT = 1
 WEIGHTS, CONFIG, SPEC = "weights.safetensors", "config.json", "spec.json"
 CALIBRATION, TRAINING, METRICS = "calibration.json", "training.json", "metrics.json"
 VERSIONED = (WEIGHTS, CONFIG, SPEC, CALIBRATION)
-
-
-class CheckpointError(ValueError):
-    """A checkpoint folder cannot be read, or its parts do not fit each other."""
 
 
 @dataclass(frozen=True)
@@ -144,14 +140,14 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> str:
     weights = {name: x.contiguous() for name, x in checkpoint.ensemble.state_dict().items()}
     # Not save_file, which makes files that only their owner may read.
     (folder / WEIGHTS).write_bytes(save(weights))
-    _write_json(folder / SPEC, checkpoint.spec.to_json())
-    _write_json(folder / CALIBRATION, asdict(checkpoint.calibration))
-    _write_json(folder / TRAINING, checkpoint.training)
+    write_json(folder / SPEC, checkpoint.spec.to_json())
+    write_json(folder / CALIBRATION, asdict(checkpoint.calibration))
+    write_json(folder / TRAINING, checkpoint.training)
     (folder / METRICS).unlink(missing_ok=True)
     if checkpoint.metrics:
-        _write_json(folder / METRICS, checkpoint.metrics)
+        write_json(folder / METRICS, checkpoint.metrics)
     config = {"format": FORMAT, "name": checkpoint.name, "members": checkpoint.member_count}
-    _write_json(folder / CONFIG, {**config, "architecture": asdict(checkpoint.architecture)})
+    write_json(folder / CONFIG, {**config, "architecture": asdict(checkpoint.architecture)})
     return checkpoint_version(folder)
 
 
@@ -169,7 +165,7 @@ def load_checkpoint(folder: Path, *, device: str = "cpu", members: int | None = 
     """
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint folder {folder} does not exist")
-    config, spec = _read_json(folder / CONFIG), _read_spec(folder / SPEC)
+    config, spec = read_json(folder / CONFIG), _read_spec(folder / SPEC)
     if config.get("format") != FORMAT:
         raise CheckpointError(
             f"{folder / CONFIG} has format {config.get('format')!r}, this version reads {FORMAT}"
@@ -186,8 +182,8 @@ def load_checkpoint(folder: Path, *, device: str = "cpu", members: int | None = 
         calibration=_read_calibration(folder / CALIBRATION, spec),
         name=name,
         version=checkpoint_version(folder),
-        training=_read_json(folder / TRAINING),
-        metrics=_read_json(folder / METRICS) if (folder / METRICS).exists() else {},
+        training=read_json(folder / TRAINING),
+        metrics=read_json(folder / METRICS) if (folder / METRICS).exists() else {},
     )
 
 
@@ -199,7 +195,7 @@ def checkpoint_version(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     for name in VERSIONED:
-        digest.update(hashlib.sha256(_read_bytes(folder / name)).digest())
+        digest.update(hashlib.sha256(read_bytes(folder / name)).digest())
     return digest.hexdigest()[:16]
 
 
@@ -263,7 +259,7 @@ def _read_config(path: Path, config: dict[str, Any]) -> tuple[Architecture, int,
 
 
 def _read_spec(path: Path) -> Spec:
-    document = _read_json(path)
+    document = read_json(path)
     try:
         return Spec.from_json(document)
     except ValueError as exc:
@@ -271,7 +267,7 @@ def _read_spec(path: Path) -> Spec:
 
 
 def _read_calibration(path: Path, spec: Spec) -> Calibration:
-    document = _read_json(path)
+    document = read_json(path)
     try:
         ranges = {key: tuple(document[key]) for key in ("state_low", "state_high")}
         calibration = Calibration(**{**document, **ranges})
@@ -284,25 +280,3 @@ def _read_calibration(path: Path, spec: Spec) -> Calibration:
                 "state features"
             )
     return calibration
-
-
-def _write_json(path: Path, document: dict[str, Any]) -> None:
-    path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    content = _read_bytes(path)
-    try:
-        document = json.loads(content)
-    except ValueError as exc:
-        raise CheckpointError(f"{path} is not JSON: {exc}") from exc
-    if not isinstance(document, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object")
-    return document
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as exc:
-        raise CheckpointError(f"cannot read {path}: {exc.strerror}") from exc

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.checkpoint import Architecture, Checkpoint, CheckpointError, load_tensors
+from models.checkpoint import Architecture, Checkpoint, load_tensors
 from models.ensemble import WorldModelEnsemble
+from models.files import CheckpointError
 from models.spec import anonymous_spec
 
 _NEEDED = ("encoder.0.weight", "dynamics.0.weight", "decoder.weight")

@@ -6,15 +6,14 @@ a device agree to a few units in the last place, not in bits.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 
 from models.ensemble import WorldModelEnsemble
-from models.fused import FusedRollouts
-from models.native import NativeSteps
 from models.prediction import Array, Prediction
-from models.rollouts import GraphedSteps, NativeRollout, Rollout, SteppedRollout, WholeRollout
+from models.rollouts import GraphedSteps, Rollout, SteppedRollout, WholeRollout
 
 
 class Way(Protocol):
@@ -42,23 +41,28 @@ class Way(Protocol):
         """
 
 
-class Native:
-    """Machine code on a CPU.
+class Compiled:
+    """Code of our own: machine code on a CPU, kernels on a GPU.
 
     Args:
-        steps: Takes the steps.
+        start: From states [B, S], actions [B, H, A] and a prediction to be written to a rollout.
+        blank: Returns predictions in memory that it writes best.
     """
 
     label = ""
     is_padded = False
-    blank = staticmethod(Prediction.blank)
 
-    def __init__(self, steps: NativeSteps) -> None:
-        self._steps = steps
+    def __init__(
+        self,
+        start: Callable[[Array, Array, Prediction], Rollout],
+        blank: Callable[[int, int, int], Prediction] = Prediction.blank,
+    ) -> None:
+        self._start = start
+        self.blank = blank
 
     def begin(self, states: Array, actions: Array, shape: int, prediction: Prediction) -> Rollout:
         """Begin a rollout; see `Way`."""
-        return NativeRollout(self._steps, states, actions, prediction)
+        return self._start(states, actions, prediction)
 
 
 class Eager:
@@ -85,25 +89,6 @@ class Eager:
         by_step = torch.zeros(horizon, shape, actions.shape[2])
         by_step.numpy()[:, :rows] = actions.swapaxes(0, 1)
         return SteppedRollout(self._step, self._members, state, by_step, prediction)
-
-
-class Fused:
-    """Kernels of our own on a GPU.
-
-    Args:
-        rollouts: Takes them.
-    """
-
-    label = ""
-    is_padded = False
-
-    def __init__(self, rollouts: FusedRollouts) -> None:
-        self._rollouts = rollouts
-        self.blank = rollouts.blank
-
-    def begin(self, states: Array, actions: Array, shape: int, prediction: Prediction) -> Rollout:
-        """Begin a rollout; see `Way`."""
-        return WholeRollout(self._rollouts, states, actions, prediction)
 
 
 class Graphs:

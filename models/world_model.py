@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from models.geometry import GeometryMap
 from models.kinematics import KinematicStep
 from models.rows import LANES, ROW_TILE, PaddedActivation, lanewise, pad_rows
 from models.spec import Spec
+from models.unroll import unroll
 
 MIN_LATENT_DIM = 32
 MAX_LATENT_DIM = 128
@@ -27,8 +28,6 @@ NORMALISERS = (
     "done_shift",
 )
 """Names of the buffers that a `state_dict` of the specification's own class lacks."""
-
-Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 class WorldModel(nn.Module):
@@ -248,32 +247,6 @@ class WorldModel(nn.Module):
         initial_state, actions = pad_rows(initial_state), pad_rows(actions, dim=-3)
         states, rewards, dones = unroll(self, initial_state, actions)
         return states[..., :rows, :, :], rewards[..., :rows, :], dones[..., :rows, :]
-
-
-def unroll(step: Step, state: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Apply a step function H times, feeding each next state back.
-
-    Args:
-        step: (state [..., B, S], action [..., B, A]) -> next state, x [..., B, 1],
-            y [..., B, 1].
-        state: [..., B, S].
-        actions: [..., B, H, A].
-
-    Returns:
-        states [..., B, H+1, S], xs [..., B, H], ys [..., B, H].
-
-    Raises:
-        ValueError: H is 0.
-    """
-    if actions.shape[-2] < 1:
-        raise ValueError("horizon must be at least 1, got actions with 0 steps")
-    states, xs, ys = [state], [], []
-    for action in actions.unbind(-2):
-        state, x, y = step(state, action)
-        states.append(state)
-        xs.append(x)
-        ys.append(y)
-    return torch.stack(states, dim=-2), torch.cat(xs, dim=-1), torch.cat(ys, dim=-1)
 
 
 def _mlp(inputs: int, widths: Sequence[int], act: type[nn.Module]) -> nn.Sequential:

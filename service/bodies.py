@@ -6,8 +6,6 @@ walk the body, to name what is wrong; mostly something is.
 
 from __future__ import annotations
 
-import json
-import math
 from typing import Any, Literal, NamedTuple, NoReturn, get_args
 
 import numpy as np
@@ -23,6 +21,7 @@ from service.diagnosis import (
     detail,
     is_number_within,
     kind_of,
+    with_non_finite,
 )
 from service.errors import Detail, InvalidRequestError
 from service.interface import Array
@@ -210,7 +209,7 @@ def _document(body: bytes) -> dict[str, Any]:
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as exc:
-        document = _with_non_finite(body)
+        document = with_non_finite(body)
         if document is None:
             _refuse([detail("body", f"is not JSON: {exc}")])
     if not isinstance(document, dict):
@@ -230,23 +229,6 @@ def _check_names(
     ]
     if faults:
         _refuse(faults)
-
-
-def _with_non_finite(body: bytes) -> Any:
-    """Parse a body that holds NaN, Infinity or 1e400, so that they can be named; else None."""
-    seen: list[str] = []
-
-    def number(text: str) -> float:
-        value = float(text)
-        if not math.isfinite(value):
-            seen.append(text)
-        return value
-
-    try:
-        document = json.loads(body, parse_constant=number, parse_float=number)
-    except (ValueError, RecursionError):
-        return None
-    return document if seen else None
 
 
 def _names(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,23 @@ class ArrayField:
     axes: tuple[Axis, ...]
     features: tuple[Feature, ...]
     is_ranged: bool
+
+
+def with_non_finite(body: bytes) -> Any:
+    """Parse a body that holds NaN, Infinity or 1e400, so that they can be named; else None."""
+    seen: list[str] = []
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not math.isfinite(value):
+            seen.append(text)
+        return value
+
+    try:
+        document = json.loads(body, parse_constant=number, parse_float=number)
+    except (ValueError, RecursionError):
+        return None
+    return document if seen else None
 
 
 def broken_entries(field: ArrayField, value: Any) -> list[Detail]:

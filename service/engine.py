@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -20,8 +21,8 @@ import torch
 from models.checkpoint import Checkpoint
 from models.fused import FusedRollouts
 from models.native import NativeSteps, NotCompiledError
-from models.rollouts import Rollout
-from models.ways import Eager, Fused, Graphs, Native, Way
+from models.rollouts import NativeRollout, Rollout, WholeRollout
+from models.ways import Compiled, Eager, Graphs, Way
 from service.costs import Costs
 from service.errors import StartupError
 from service.interface import Array, ModelInfo, Prediction
@@ -227,7 +228,8 @@ class Engine:
         ensemble = self._checkpoint.ensemble
         if self._library is not None:
             try:
-                return Native(NativeSteps(self._library(), ensemble, threads))
+                steps = NativeSteps(self._library(), ensemble, threads)
+                return Compiled(partial(NativeRollout, steps))
             except NotCompiledError as exc:
                 log.warning("no machine code: steps are eager, many times slower", reason=str(exc))
         return Eager(ensemble)
@@ -239,7 +241,7 @@ class Engine:
             try:
                 rollouts = FusedRollouts(checkpoint.ensemble, self._device)
                 rollouts.check(*probe_rows(64, 4, checkpoint.spec, checkpoint.limits))
-                return Fused(rollouts)
+                return Compiled(partial(WholeRollout, rollouts), rollouts.blank)
             except NotCompiledError as exc:
                 log.warning("no fused kernels: steps are graphs, slower", reason=str(exc))
         return Graphs(checkpoint.ensemble)

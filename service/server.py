@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import structlog
 import uvicorn
 
-from models.checkpoint import CheckpointError, load_checkpoint
+from models.checkpoint import load_checkpoint
+from models.files import CheckpointError
 from models.levels import usable_library
 from service.app import WorldModelApp, create_app
 from service.engine import Engine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from models.spec import highway_spec
+from models.highway import highway_spec
 from models.training.dataset import Windows
 
 HORIZON = 4

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.spec import NEIGHBOUR_COUNT, VEHICLE_LENGTH_M, VEHICLE_WIDTH_M
+from models.highway import NEIGHBOUR_COUNT, VEHICLE_LENGTH_M, VEHICLE_WIDTH_M
 from models.training.bicycle import DT_S, bicycle_step
 from models.training.dataset import Windows
 from models.training.features import EGO_COUNT, SLOT_COUNT

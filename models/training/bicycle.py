@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from models.spec import STEP_S, highway_spec
+from models.highway import STEP_S, highway_spec
 
 FloatArray = NDArray[np.floating[Any]]
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.spec import NEIGHBOUR_COUNT
+from models.highway import NEIGHBOUR_COUNT
 from models.training.behaviours import BEHAVIOURS, draw_sequence, make_behaviour
 from models.training.bicycle import DT_S
 from models.training.bootstrap import draw_counts, percentile_interval, ratio_draws

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from models.spec import highway_spec
+from models.highway import highway_spec
 from models.training.behaviours import BEHAVIOURS, SHARES
 from models.training.bicycle import DT_S
 from models.training.roads import ENVIRONMENTS

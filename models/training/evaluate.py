@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from models.checkpoint import Checkpoint, checkpoint_version, load_checkpoint
-from models.spec import highway_spec
+from models.highway import highway_spec
 from models.training import judgements
 from models.training.dataset import Windows, make_windows, split_episodes
 from models.training.judgements import STRIDE, Curves, Trial

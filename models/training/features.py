@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.spec import NEIGHBOUR_COUNT
+from models.highway import NEIGHBOUR_COUNT
 from models.training.slots import (
     EGO_COUNT,
     SLOT_COUNT,

@@ -297,5 +297,4 @@ def corruptions(trial: Trial) -> dict[str, Any]:
 
 def reliabilities(trial: Trial, risks: dict[str, Risk]) -> dict[str, Any]:
     """Return the reliability curve of every method."""
-    ends = trial.windows.ends
-    return {name: reliability(risk.probability, ends) for name, risk in risks.items()}
+    return {name: reliability(x.probability, trial.windows.ends) for name, x in risks.items()}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from models.spec import VEHICLE_LENGTH_M, VEHICLE_WIDTH_M
+from models.highway import VEHICLE_LENGTH_M, VEHICLE_WIDTH_M
 
 
 def rectangle_gap(dx: ArrayLike, dy: ArrayLike, heading: ArrayLike) -> NDArray[np.floating[Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.spec import NEIGHBOUR_COUNT, SENSOR_RANGE_M
+from models.highway import NEIGHBOUR_COUNT, SENSOR_RANGE_M
 from models.training.bicycle import DT_S
 
 EGO_COUNT = 6

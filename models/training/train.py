@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.ensemble import WorldModelEnsemble
-from models.spec import Spec, highway_spec
+from models.highway import highway_spec
+from models.spec import Spec
 from models.training.augment import hide_far_neighbours
 from models.training.calibrate import calibrate, trained_ranges
 from models.training.dataset import Windows, make_windows, split_episodes

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from models.checkpoint import Architecture, Calibration, Checkpoint, save_checkpoint
 from models.ensemble import WorldModelEnsemble
-from models.spec import highway_spec
+from models.highway import highway_spec
 from models.training.closed_loop import FIRST_SEED
 from models.training.closed_loop_results import MODEL, NO_MONITOR, PHYSICS
 from service import closed_loop

@@ -35,8 +35,8 @@ from examples.outlook import (
 from models import outcomes
 from models.checkpoint import Architecture, Checkpoint, load_checkpoint, save_checkpoint
 from models.ensemble import WorldModelEnsemble
+from models.highway import highway_spec
 from models.kinematics import KinematicStep
-from models.spec import highway_spec
 from models.training.closed_loop import TRAINED_ROADS
 from models.training.simulator import Simulation, draw_episode, run_episode
 from service.client import Client

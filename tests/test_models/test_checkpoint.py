@@ -15,11 +15,11 @@ from models.checkpoint import (
     Architecture,
     Calibration,
     Checkpoint,
-    CheckpointError,
     load_checkpoint,
     save_checkpoint,
 )
 from models.ensemble import WorldModelEnsemble
+from models.files import CheckpointError
 from models.importing import import_weights
 from models.spec import anonymous_spec
 from models.world_model import WorldModel

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.ensemble import WorldModelEnsemble
-from models.spec import highway_spec
+from models.highway import highway_spec
 from models.world_model import WorldModel
 from tests.test_models.test_world_model import real_looking_states
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models.geometry import GAP_LIMIT_M, GeometryMap
-from models.spec import anonymous_spec, highway_spec
+from models.highway import highway_spec
+from models.spec import anonymous_spec
 
 SPEC = highway_spec()
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.highway import highway_spec
 from models.kinematics import KinematicStep
-from models.spec import Feature, highway_spec
+from models.spec import Feature
 from models.training.behaviours import SEQUENCE_KINDS, draw_sequence
 from models.training.simulator import Simulation
 from models.world_model import WorldModel

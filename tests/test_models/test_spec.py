@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from models.spec import Feature, Spec, anonymous_spec, highway_spec
+from models.highway import highway_spec
+from models.spec import Feature, Spec, anonymous_spec
 
 
 def test_the_bundled_spec_has_34_state_and_3_action_features() -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from models.spec import highway_spec
+from models.highway import highway_spec
 from models.training.augment import KEEP_DISTANCE_M, hide_far_neighbours
 from models.training.dataset import Windows
 from tests.toy import toy_spec, toy_windows

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from models.highway import highway_spec
 from models.kinematics import KinematicStep
-from models.spec import highway_spec
 from models.training import baselines
 from models.training.baselines import (
     BASELINES,

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.spec import highway_spec
+from models.highway import highway_spec
 from models.training.baselines import slots_of
 from models.training.corruptions import CORRUPTIONS, Corruption
 from models.training.simulator import Simulation

@@ -17,7 +17,7 @@ from models.checkpoint import (
     save_checkpoint,
 )
 from models.ensemble import WorldModelEnsemble
-from models.spec import highway_spec
+from models.highway import highway_spec
 from models.training import collect
 from models.training.baselines import BASELINES, FULL_PHYSICS
 from models.training.behaviours import SEQUENCE_KINDS

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.spec import highway_spec
+from models.highway import highway_spec
 from models.training.collect import collect
 from models.training.examples import choose_examples, export_examples
 from models.training.store import EpisodeStore, load_store

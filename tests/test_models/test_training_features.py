@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.spec import highway_spec
+from models.highway import highway_spec
 from models.training.behaviours import make_behaviour
 from models.training.features import tracked_states
 from models.training.roads import (

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.spec import highway_spec
+from models.highway import highway_spec
 from models.training.baselines import physics_rollout
 from models.training.bicycle import DT_S, bicycle_step
 from models.training.manoeuvres import (

@@ -8,7 +8,7 @@ import torch
 
 from models.checkpoint import Architecture, Checkpoint
 from models.ensemble import WorldModelEnsemble
-from models.spec import highway_spec
+from models.highway import highway_spec
 from models.training.baselines import BASELINES
 from models.training.calibrate import predict_windows
 from models.training.dataset import Windows, make_windows

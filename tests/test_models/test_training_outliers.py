@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.spec import anonymous_spec, highway_spec
+from models.highway import highway_spec
+from models.spec import anonymous_spec
 from models.training.outliers import OUTLIER_REWARD_SD, make_outliers, outlier_reward
 
 SPEC = highway_spec()

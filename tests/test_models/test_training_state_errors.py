@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.spec import highway_spec
+from models.highway import highway_spec
 from models.training.state_errors import (
     DIVERGED_SD,
     compare_final_errors,

@@ -6,7 +6,7 @@ import torch
 
 from models.checkpoint import Architecture
 from models.ensemble import WorldModelEnsemble
-from models.spec import highway_spec
+from models.highway import highway_spec
 from models.training.baselines import BASELINES, FULL_PHYSICS
 from models.training.behaviours import SEQUENCE_KINDS
 from models.training.calibrate import predict_windows

@@ -6,7 +6,7 @@ import torch
 
 from models.checkpoint import Architecture, Calibration, Checkpoint
 from models.ensemble import WorldModelEnsemble
-from models.spec import highway_spec
+from models.highway import highway_spec
 from models.training.calibrate import predict_windows, trained_ranges
 from models.training.corruptions import CORRUPTIONS
 from models.training.dataset import Windows, make_windows

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.highway import highway_spec
 from models.rows import ROW_TILE, pad_rows
-from models.spec import highway_spec
-from models.world_model import NORMALISERS, WorldModel, unroll
+from models.unroll import unroll
+from models.world_model import NORMALISERS, WorldModel
 
 
 @pytest.fixture(params=["plain", "geometry", "kinematics"])
