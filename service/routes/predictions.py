@@ -113,8 +113,8 @@ class Predictions:
         if parsed.is_single and result.launched.is_finite:
             # The most frequent request of all: no detour by views of its rows.
             row, launched = result.first, result.launched
-            uncertainty = float(launched.uncertainty[row])
-            self._metrics.disagreed_once(uncertainty)
+            uncertainty = launched.uncertainty[row]
+            self._metrics.disagreed_once(float(uncertainty))
             return {
                 "next_state": launched.states[row, 1],
                 "reward": launched.rewards[row, 0],

@@ -48,6 +48,18 @@ async def test_predict_answers_a_batch(client: httpx.AsyncClient) -> None:
     assert [len(answer[name]) for name in ("reward", "done", "uncertainty")] == [5, 5, 5]
 
 
+async def test_one_row_is_written_as_it_is_in_a_batch(client: httpx.AsyncClient) -> None:
+    states, actions = rows(2, 1, seed=3)
+    body = {"state": states.tolist(), "action": actions[:, 0].tolist()}
+    batch = (await client.post("/predict", json=body)).json()
+
+    for k in range(2):
+        body = {"state": states[k].tolist(), "action": actions[k, 0].tolist()}
+        one = (await client.post("/predict", json=body)).json()
+        for name in ("next_state", "reward", "done", "uncertainty"):
+            assert one[name] == batch[name][k], name
+
+
 async def test_rollout_answers_states_rewards_and_dones(client: httpx.AsyncClient) -> None:
     answer = (await client.post("/rollout", json={"state": STATE, "actions": ACTIONS})).json()
 
