@@ -149,9 +149,10 @@ class Scheduler:
         job.submitted_s = self._timer()
         job.timeout_s = timeout_s
         job.deadline_s = loop.time() + timeout_s
-        self._live[seq] = job
-        self.queues.add(job)
+        # What can fail comes first: a job that is queued has a caller that waits for its outcome.
         self._deadlines.watch(job, loop)
+        self.queues.add(job)
+        self._live[seq] = job
         self._wake.set()
         return job
 

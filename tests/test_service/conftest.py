@@ -1,14 +1,31 @@
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import httpx
 import pytest
 import structlog
+import uvloop
 
 from tests.test_service.fakes import FakeEngine, serving
+
+ON_BOTH_LOOPS = ("test_scheduler.py", "test_deadlines.py", "test_wire.py")
+"""Tests of what depends on timers or sockets: the service runs on uvloop where there is one."""
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Return the kinds of event loop that a test runs on."""
+    factories: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+        "asyncio": asyncio.new_event_loop
+    }
+    if item.path.name in ON_BOTH_LOOPS:
+        factories["uvloop"] = uvloop.new_event_loop
+    return factories
 
 
 @pytest.fixture(autouse=True)
