@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import fields
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 
 from service.bodies import BodyParser
+from service.connections import ConnectionLimits
 from service.desk import Desk
 from service.door import Door
 from service.errors import (
@@ -113,7 +115,7 @@ def create_app(
         lifespan=_lifespan(scheduler, readiness, settings.shutdown_timeout_s),
     )
     routes = Predictions(parser, scheduler, info, metrics).routes()
-    app.desk = Desk(routes, _policy(settings), metrics, tracing)
+    app.desk = Desk(routes, _policy(settings), metrics, _connection_limits(settings), tracing)
     app.readiness, app.scheduler = readiness, scheduler
     app.contract = contract_for(info.spec, settings.max_horizon, settings.max_rows)
     app.include_router(health_router(readiness, metrics))
@@ -151,6 +153,12 @@ def _policy(settings: Settings) -> Policy:
     )
 
 
+def _connection_limits(settings: Settings) -> ConnectionLimits:
+    return ConnectionLimits(
+        **{field.name: getattr(settings, field.name) for field in fields(ConnectionLimits)}
+    )
+
+
 def _lifespan(scheduler: Scheduler, readiness: Readiness, shutdown_timeout_s: float) -> Any:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -176,7 +184,7 @@ async def _translate(request: Request, exc: Exception) -> Any:
     if exc.status_code == 404:
         raise NotFoundError(f"there is no {path}") from exc
     if exc.status_code == 405:
-        allow = (exc.headers or {}).get("Allow", "")
+        allow = (exc.headers or {}).get("Allow", "").replace("GET", "GET, HEAD")
         raise MethodNotAllowedError(f"{path} answers {allow} only", allow=allow) from exc
     other = {401: UnauthorizedError, 403: ForbiddenError}
     raise other.get(exc.status_code, InvalidRequestError)(str(exc.detail)) from exc

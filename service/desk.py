@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import orjson
 import structlog
 
+from service.buffers import Intake, Unread
+from service.connections import ConnectionLimits
 from service.errors import EngineError, ServiceError
 from service.jobs import JobResult, Outcome
 from service.metrics import Metrics
 from service.policy import Headers, Policy, request_id_of
-from service.routes.call import HotRoute, Pending
+from service.routes.call import HotRoute, Parts, Pending
+from service.turns import Turns
 
 if TYPE_CHECKING:
     from service.tracing import Trace, Tracing
@@ -26,6 +29,9 @@ log = structlog.get_logger()
 CLIENT_GONE = 499
 """Counted in place of a status if the caller left before the reply."""
 
+REFUSALS = "refusals"
+"""Key in the state of a request's scope: errors by which the wire refuses a body on its way."""
+
 
 class Reply(NamedTuple):
     """What is sent to a caller.
@@ -34,11 +40,13 @@ class Reply(NamedTuple):
         status: HTTP status.
         head: Header lines, each with its end.
         body: JSON.
+        parts: The body if it is long, made while it is sent; its length is not known then.
     """
 
     status: int
     head: bytes
     body: bytes
+    parts: Parts | None = None
 
 
 class Head(NamedTuple):
@@ -73,6 +81,8 @@ class Desk:
 
     Attributes:
         heads: What bytes mean that came before; the wire keeps them, for all connections.
+        turns: Runs long work between short requests.
+        is_draining: Whether the service ends: connections are not kept any more.
     """
 
     def __init__(
@@ -80,12 +90,19 @@ class Desk:
         routes: Mapping[str, HotRoute],
         policy: Policy,
         metrics: Metrics,
+        limits: ConnectionLimits,
         tracing: Tracing | None = None,
     ) -> None:
         self.routes = routes
         self.policy = policy
         self.metrics = metrics
+        self.limits = limits
         self.tracing = tracing
+        self.turns = Turns()
+        self.intake = Intake(limits.max_buffered_bytes)
+        self.unread = Unread(limits.max_buffered_bytes, limits.answer_timeout_s)
+        self.is_draining = False
+        self.next_look_for_idle_s = 0.0
         self.heads: dict[bytes, Head] = {}
         self._common: tuple[Lines, bytes] = [], b""
 
@@ -174,6 +191,10 @@ class Errand:
         """End it in place of its start: the caller has left before its body was there."""
         self._respond(None)
 
+    def refuse(self, error: ServiceError) -> None:
+        """End it in place of its start: its body cannot be taken."""
+        self._respond(self._failure(error))
+
     def cancel(self) -> None:
         """Free the job's place; the reply is None then. After the reply, do nothing."""
         if self._pending is not None:
@@ -228,7 +249,14 @@ class _TracedErrand(Errand):
         return failure(error, self._request_id, self._path, self._trace)
 
 
-def failure(error: Exception, request_id: str, path: str, trace: Trace | None = None) -> Reply:
+def failure(
+    error: Exception,
+    request_id: str,
+    path: str,
+    trace: Trace | None = None,
+    *,
+    is_logged: bool = True,
+) -> Reply:
     """Log an error and return what its caller is told; a stranger learns nothing of our faults."""
     ids = {"request_id": request_id, **({} if trace is None else trace.ids)}
     if not isinstance(error, ServiceError):
@@ -236,24 +264,31 @@ def failure(error: Exception, request_id: str, path: str, trace: Trace | None = 
         error = EngineError("the service has failed on this request")
     if trace is not None:
         trace.failed(error)
-    level = log.error if error.status >= 500 else log.info
-    (log.warning if error.status == 429 else level)(
-        "request failed",
-        **ids,
-        code=error.code,
-        status=error.status,
-        path=path[:200],
-        message=error.message,
-    )
+    if is_logged:
+        level = log.error if error.status >= 500 else log.info
+        (log.warning if error.status == 429 else level)(
+            "request failed",
+            **ids,
+            code=error.code,
+            status=error.status,
+            path=path[:200],
+            message=error.message,
+        )
     body = orjson.dumps(error.body())
     extra = "".join(f"{name.lower()}: {value}\r\n" for name, value in error.headers.items())
     return Reply(error.status, _HEAD % (len(body), request_id.encode()) + extra.encode(), body)
 
 
-_HEAD = b"content-type: application/json\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
-_TIMED_HEAD = _HEAD + b"server-timing: queue;dur=%.3f, compute;dur=%.3f\r\n"
+_TYPE = b"content-type: application/json\r\n"
+_ID = b"x-request-id: %b\r\n"
+_HEAD = _TYPE + b"content-length: %d\r\n" + _ID
+_TIMES = b"server-timing: queue;dur=%.3f, compute;dur=%.3f\r\n"
+_TIMED_HEAD = _HEAD + _TIMES
+_TIMED_HEAD_OF_PARTS = _TYPE + _ID + _TIMES
 
 
-def _success(body: bytes, request_id: str, result: JobResult) -> Reply:
+def _success(answer: bytes | Parts, request_id: str, result: JobResult) -> Reply:
     times_ms = 1e3 * result.queue_s, 1e3 * result.compute_s
-    return Reply(200, _TIMED_HEAD % (len(body), request_id.encode(), *times_ms), body)
+    if isinstance(answer, Parts):
+        return Reply(200, _TIMED_HEAD_OF_PARTS % (request_id.encode(), *times_ms), b"", answer)
+    return Reply(200, _TIMED_HEAD % (len(answer), request_id.encode(), *times_ms), answer)

@@ -8,14 +8,14 @@ uvicorn, most requests of hot routes do not even come here: see `service.wire`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.desk import CLIENT_GONE, Desk, Errand, Reply, failure
-from service.errors import EngineError, MethodNotAllowedError
+from service.desk import CLIENT_GONE, REFUSALS, Desk, Errand, Reply, failure
+from service.errors import EngineError, MethodNotAllowedError, ServiceError
 from service.metrics import OTHER
 from service.policy import request_id_of
 
@@ -44,6 +44,7 @@ class Door:
             await self._app(scope, receive, send)
             return
         started = perf_counter()
+        scope = dict(scope)
         visit = _Visit(scope, send)
         visit.trace = self._begun(scope, visit)
         try:
@@ -67,7 +68,10 @@ class Door:
         path = scope["path"]
         self._policy.check(path, visit.headers)
         if path not in self._desk.routes:
-            await self._app(scope, self._limited(receive), visit.send)
+            if scope["method"] == "HEAD":  # as GET, but for the body (RFC 9110, 9.3.2)
+                scope["method"] = "GET"
+                visit.is_bodyless = True
+            await self._app(scope, self._limited(receive, scope), visit.send)
             return
         if scope["method"] != "POST":
             raise MethodNotAllowedError(f"{path} answers POST only", allow="POST")
@@ -78,31 +82,20 @@ class Door:
                 replied.set_result(reply)
 
         errand = self._desk.receive(path, visit.headers, respond, visit.trace)
-        body = await self._read(receive)
+        body = await _read(self._limited(receive, scope))
         if body is not None:
             await visit.reply(await _run(errand, body, replied, receive))
 
-    async def _read(self, receive: Receive) -> bytes | None:
-        """Return the whole body, however it is chunked; None if the caller leaves before."""
-        chunks: list[bytes] = []
-        length, is_more = 0, True
-        while is_more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            chunks.append(message.get("body", b""))
-            length += len(chunks[-1])
-            self._policy.check_length(length)
-            is_more = message.get("more_body", False)
-        return b"".join(chunks)
-
-    def _limited(self, receive: Receive) -> Receive:
-        """Return a `receive` that refuses bodies which grow too long."""
+    def _limited(self, receive: Receive, scope: Scope) -> Receive:
+        """Return a `receive` that refuses bodies which grow too long, or which the wire refuses."""
         length = 0
+        refusals: Sequence[ServiceError] = scope.get("state", {}).get(REFUSALS, ())
 
         async def limited() -> Message:
             nonlocal length
             message = await receive()
+            if refusals:
+                raise refusals[0]
             length += len(message.get("body", b""))
             self._policy.check_length(length)
             return message
@@ -115,6 +108,19 @@ class Door:
             if path in self._endpoints:
                 return str(path)
         return OTHER
+
+
+async def _read(receive: Receive) -> bytes | None:
+    """Return the whole body, however it is chunked; None if the caller leaves before."""
+    chunks: list[bytes] = []
+    is_more = True
+    while is_more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        chunks.append(message.get("body", b""))
+        is_more = message.get("more_body", False)
+    return b"".join(chunks)
 
 
 async def _run(
@@ -144,6 +150,7 @@ class _Visit:
         status: Of the answer.
         request_id: In the answer and in logs.
         trace: Of the request, if it has one.
+        is_bodyless: Whether the answer has headers only.
     """
 
     def __init__(self, scope: Scope, send: Send) -> None:
@@ -154,7 +161,9 @@ class _Visit:
         self.headers[b"x-request-id"] = self.request_id.encode()  # or the desk makes another one
         self.trace: Trace | None = None
         self._send = send
+        self._is_old_protocol = scope.get("http_version") == "1.0"
         self._is_started = False
+        self.is_bodyless = scope["method"] == "HEAD"
 
     async def send(self, message: Message) -> None:
         """Pass a message of the framework on, with the request's id."""
@@ -163,6 +172,8 @@ class _Visit:
             self.status = message["status"]
             id_header = (b"x-request-id", self.request_id.encode())
             message["headers"] = [*message["headers"], id_header, *self._trace_headers()]
+        elif self.is_bodyless:
+            message["body"] = b""
         await self._send(message)
 
     async def fail(self, error: Exception) -> None:
@@ -180,10 +191,25 @@ class _Visit:
         lines = reply.head.splitlines()
         headers = [(name, value) for name, _, value in (line.partition(b": ") for line in lines)]
         headers += self._trace_headers()
+        body, texts = reply.body, reply.parts.texts if reply.parts is not None else None
+        if texts is not None and self._is_old_protocol:  # it knows no body in chunks
+            body, texts = b"".join([text async for text in _unhurried(texts)]), None
+            headers.append((b"content-length", b"%d" % len(body)))
         await self._send(
             {"type": "http.response.start", "status": reply.status, "headers": headers}
         )
-        await self._send({"type": "http.response.body", "body": reply.body})
+        if texts is not None:
+            async for text in _unhurried(texts):
+                await self._send({"type": "http.response.body", "body": text, "more_body": True})
+        body = b"" if self.is_bodyless else body
+        await self._send({"type": "http.response.body", "body": body})
 
     def _trace_headers(self) -> list[tuple[bytes, bytes]]:
         return [] if self.trace is None else self.trace.headers
+
+
+async def _unhurried(texts: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the parts of an answer; between two of them others get their turn."""
+    for text in texts:
+        yield text
+        await asyncio.sleep(0)

@@ -4,13 +4,18 @@ WorldModelError
 ├── StartupError              the service cannot start; one sentence for the terminal
 ├── UnreachableError          client only: no answer came back
 └── ServiceError              has an HTTP status, a code and details
-    ├── InvalidRequestError       422  invalid_request
+    ├── BadRequestError           400  bad_request
     ├── UnauthorizedError         401  unauthorized
     ├── ForbiddenError            403  forbidden
     ├── NotFoundError             404  not_found
     ├── MethodNotAllowedError     405  method_not_allowed
+    ├── RequestTimeoutError       408  request_timeout
     ├── PayloadTooLargeError      413  payload_too_large
+    ├── UriTooLongError           414  uri_too_long
+    ├── UnsupportedMediaTypeError 415  unsupported_media_type
+    ├── InvalidRequestError       422  invalid_request
     ├── OverloadedError           429  overloaded, with retry_after_s
+    ├── HeadersTooLargeError      431  headers_too_large
     ├── EngineError               500  engine_error
     ├── UnavailableError          503  unavailable
     └── DeadlineExceededError     504  deadline_exceeded
@@ -68,11 +73,11 @@ class ServiceError(WorldModelError):
         }
 
 
-class InvalidRequestError(ServiceError):
-    """The body or a header breaks the contract."""
+class BadRequestError(ServiceError):
+    """What came is not HTTP, or can be read in two ways."""
 
-    status = 422
-    code = "invalid_request"
+    status = 400
+    code = "bad_request"
 
 
 class UnauthorizedError(ServiceError):
@@ -121,11 +126,39 @@ class MethodNotAllowedError(ServiceError):
         return {"Allow": self.allow} if self.allow else {}
 
 
+class RequestTimeoutError(ServiceError):
+    """The request did not come in time."""
+
+    status = 408
+    code = "request_timeout"
+
+
 class PayloadTooLargeError(ServiceError):
     """The body is longer than the service reads."""
 
     status = 413
     code = "payload_too_large"
+
+
+class UriTooLongError(ServiceError):
+    """The request's target is longer than the service reads."""
+
+    status = 414
+    code = "uri_too_long"
+
+
+class UnsupportedMediaTypeError(ServiceError):
+    """The body is in an encoding that the service does not read."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class InvalidRequestError(ServiceError):
+    """The body or a header breaks the contract."""
+
+    status = 422
+    code = "invalid_request"
 
 
 class OverloadedError(ServiceError):
@@ -150,6 +183,13 @@ class OverloadedError(ServiceError):
         return {"Retry-After": str(max(1, math.ceil(self.retry_after_s)))}
 
 
+class HeadersTooLargeError(ServiceError):
+    """The headers or trailers are longer than the service reads."""
+
+    status = 431
+    code = "headers_too_large"
+
+
 class EngineError(ServiceError):
     """The model failed on this request, or the service has a fault."""
 
@@ -172,13 +212,18 @@ class DeadlineExceededError(ServiceError):
 
 
 SERVICE_ERRORS: tuple[type[ServiceError], ...] = (
-    InvalidRequestError,
+    BadRequestError,
     UnauthorizedError,
     ForbiddenError,
     NotFoundError,
     MethodNotAllowedError,
+    RequestTimeoutError,
     PayloadTooLargeError,
+    UriTooLongError,
+    UnsupportedMediaTypeError,
+    InvalidRequestError,
     OverloadedError,
+    HeadersTooLargeError,
     EngineError,
     UnavailableError,
     DeadlineExceededError,

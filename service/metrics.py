@@ -39,7 +39,10 @@ OTHER = "other"
 _SORTED_AFTER = 1024
 """Requests after which histograms sort what came."""
 
-STATUSES = ("200", "401", "404", "405", "413", "422", "429", "499", "500", "503", "504")
+STATUSES = (
+    *("200", "400", "401", "404", "405", "408", "413", "414", "415", "422", "429", "431"),
+    *("499", "500", "503", "504"),
+)
 """499: the caller left before the answer."""
 
 

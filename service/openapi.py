@@ -18,12 +18,16 @@ from service.schemas import (
 
 _REF = "#/components/schemas/{model}"
 _FAILURES = {
+    "400": "Not HTTP, or it could be read in two ways.",
     "401": "No known key.",
+    "408": "The head or the body did not come in time.",
     "413": "The body is too long.",
+    "415": "The body is compressed or otherwise encoded.",
     "422": "The body breaks the contract; `details` say where.",
     "429": "The queue is full; `Retry-After` says when to come back.",
+    "431": "The headers or trailers are too long.",
     "500": "The model failed on this request.",
-    "503": "Starting, shutting down, or the engine is down.",
+    "503": "Starting, shutting down, the engine is down, or too many connections are open.",
     "504": "The deadline passed.",
 }
 

@@ -158,6 +158,8 @@ def _run(app: WorldModelApp, settings: Settings, listener: socket.socket, engine
         log_config=None,
         access_log=False,
         server_header=False,
+        backlog=settings.max_connections,
+        timeout_keep_alive=math.ceil(settings.idle_timeout_s),
         timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout_s) + _LAST_RESORT_S,
     )
     server = _Server(config, partial(_announce, settings, listener, engine))
@@ -192,11 +194,20 @@ async def _stop(
     received = await stops.get()
     log.info("stopping", signal=received.name, drain_delay_s=settings.drain_delay_s)
     app.readiness.start_draining()
+    _stop_keeping_connections(server, app)
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(stops.get(), settings.drain_delay_s)
     server.should_exit = True
     await asyncio.wait([serving], timeout=settings.shutdown_timeout_s)
     app.scheduler.give_up()
+
+
+def _stop_keeping_connections(server: uvicorn.Server, app: WorldModelApp) -> None:
+    """Have every answer from now on close its connection, so that none is closed before one."""
+    app.desk.is_draining = True
+    for connection in server.server_state.connections:
+        if isinstance(connection, Wire):
+            connection.stop_keeping()
 
 
 class _Server(uvicorn.Server):

@@ -201,6 +201,59 @@ class Settings(BaseSettings):
         description="Whether /docs and /openapi.json are served. Off, strangers learn less.",
     )
 
+    max_connections: int = Field(
+        default=1024,
+        ge=8,
+        le=100_000,
+        description="Most connections at once; one more closes the one that has been idle for "
+        "longest, or gets 503 if all are busy. Each costs some KiB and a file descriptor; more "
+        "let more clients, and more attackers, in.",
+    )
+    max_head_bytes: int = Field(
+        default=2**15,
+        ge=1024,
+        le=2**20,
+        description="Longest request line and headers, or trailers, in bytes; longer ones get 414 "
+        "or 431. Proxies and single sign-on add headers; more lets strangers take more memory.",
+    )
+    head_timeout_s: float = Field(
+        default=10.0,
+        gt=0,
+        le=600,
+        description="Seconds from the first byte of a request to the end of its headers; then 408. "
+        "Shorter gets rid of callers that send slowly on purpose, and of slow networks.",
+    )
+    body_timeout_s: float = Field(
+        default=30.0,
+        gt=0,
+        le=3600,
+        description="Seconds from the end of a request's headers to the end of its body; then 408. "
+        "max_body_bytes must pass the slowest network in that time.",
+    )
+    idle_timeout_s: float = Field(
+        default=75.0,
+        gt=0,
+        le=3600,
+        description="Seconds that a connection may be idle between requests before it is closed. "
+        "Longer than proxies and clients keep theirs (usually 5 to 60), so that none sends into a "
+        "connection that is being closed; longer holds more of them.",
+    )
+    answer_timeout_s: float = Field(
+        default=30.0,
+        gt=0,
+        le=3600,
+        description="Seconds in which a caller reads nothing of its answer before its connection "
+        "is cut. Shorter frees memory sooner; longer bears networks that stall.",
+    )
+    max_buffered_bytes: int = Field(
+        default=2**24,
+        ge=2**16,
+        le=2**34,
+        description="Most memory in bytes of all requests that are not complete together, and as "
+        "much of all answers that are not read. Beyond it requests wait in the network, and "
+        "answers that stand still for longest are cut off. More serves more big requests at once.",
+    )
+
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         for name in ("queue_rows_safety", "queue_rows_predict", "queue_rows_rollout"):

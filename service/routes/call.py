@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from service.jobs import Job, JobResult, Outcome
+
+
+class Parts(NamedTuple):
+    """A long answer, made while it is sent.
+
+    Attributes:
+        texts: Parts of its JSON text; each takes about a millisecond to make.
+        held_bytes: What is kept until the last part is made.
+    """
+
+    texts: Iterator[bytes]
+    held_bytes: int
 
 
 class Pending(NamedTuple):
@@ -19,7 +31,7 @@ class Pending(NamedTuple):
 
     job: Job
     cancel: Callable[[], None]
-    answer: Callable[[JobResult], bytes]
+    answer: Callable[[JobResult], bytes | Parts]
 
 
 HotRoute = Callable[[bytes, float, Callable[[Outcome], None]], Pending]

@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import re
 import socket
+import struct
 from collections.abc import AsyncIterator, Iterator
 
 import orjson
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.app import create_app
 from service.metrics import Registry
@@ -65,6 +65,25 @@ class Caller:
         with contextlib.suppress(ConnectionError):
             await self._writer.wait_closed()
 
+    def half_close(self) -> None:
+        """Send no more, as `nc -N` does at its input's end."""
+        self._writer.write_eof()
+
+    def reset(self) -> None:
+        """Leave so that the server can tell."""
+        linger = struct.pack("ii", 1, 0)
+        self._writer.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, linger
+        )
+        self._writer.transport.abort()
+
+
+class LongWay(Wire):
+    """A connection on which no request is plain: all go through uvicorn and the door."""
+
+    def _is_admitted(self) -> bool:
+        return False
+
 
 class _Server(uvicorn.Server):
     """Leaves signals to pytest."""
@@ -77,9 +96,7 @@ class _Server(uvicorn.Server):
 class Listening:
     """A server on a free port; allows the key "alpha" and bodies of `LIMIT` bytes."""
 
-    def __init__(
-        self, engine: FakeEngine, way: type[HttpToolsProtocol], tracing: Tracing | None
-    ) -> None:
+    def __init__(self, engine: FakeEngine, way: type[Wire], tracing: Tracing | None) -> None:
         self.registry = Registry()
         given = {"max_body_bytes": LIMIT, "api_keys": "alpha", "max_rows": 64}
         self.app = create_app(settings(**given), engine, self.registry, tracing)
@@ -135,13 +152,14 @@ class Listening:
             finally:
                 self.server.should_exit = True
                 for caller in self._callers:
-                    await caller.leave()
+                    with contextlib.suppress(OSError):
+                        await caller.leave()
                 await serving
 
 
 def listening(
     engine: FakeEngine,
-    way: type[HttpToolsProtocol] = Wire,
+    way: type[Wire] = Wire,
     tracing: Tracing | None = None,
 ) -> contextlib.AbstractAsyncContextManager[Listening]:
     return Listening(engine, way, tracing).run()

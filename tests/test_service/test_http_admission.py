@@ -51,7 +51,7 @@ async def test_unknown_paths_and_methods_have_the_one_error_body(
     assert (lost.status_code, error_of(lost)["code"]) == (404, "not_found")
     assert (hot.status_code, error_of(hot)["code"]) == (405, "method_not_allowed")
     assert (plain.status_code, error_of(plain)["code"]) == (405, "method_not_allowed")
-    assert (hot.headers["allow"], plain.headers["allow"]) == ("POST", "GET")
+    assert (hot.headers["allow"], plain.headers["allow"]) == ("POST", "GET, HEAD")
 
 
 async def test_an_invalid_body_names_the_field(client: httpx.AsyncClient) -> None:
@@ -240,7 +240,7 @@ async def test_openapi_declares_every_route_with_the_models_dims(
     used = set(re.findall("#/components/schemas/([A-Za-z_]+)", orjson.dumps(document).decode()))
     assert used <= set(schemas)
     failures = document["paths"]["/predict"]["post"]["responses"].keys() - {"200"}
-    assert failures == {str(e.status) for e in SERVICE_ERRORS} - {"403", "404", "405"}
+    assert failures == {str(e.status) for e in SERVICE_ERRORS} - {"403", "404", "405", "414"}
     page = await client.get("/docs")
     assert page.status_code == 200
     assert "//cdn" not in page.text

@@ -22,7 +22,6 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from models.checkpoint import save_checkpoint
 from service.client import AsyncClient, Client
@@ -42,7 +41,7 @@ from tests.test_service.fakes import (
     serving,
     until,
 )
-from tests.test_service.sockets import BODY, LIMIT, listening, request
+from tests.test_service.sockets import BODY, LIMIT, LongWay, listening, request
 from tests.test_service.test_engine import checkpoint
 from tests.test_service.test_server import in_thread, wait_ready
 
@@ -52,7 +51,7 @@ SAMPLED = f"traceparent: 00-{TRACE_ID}-{SPAN_ID}-01"
 UNSAMPLED = f"traceparent: 00-{TRACE_ID}-{SPAN_ID}-00"
 STAGES = ["parse", "queue", "launch", "respond"]
 
-both_ways = pytest.mark.parametrize("way", [Wire, HttpToolsProtocol], ids=["short", "long"])
+both_ways = pytest.mark.parametrize("way", [Wire, LongWay], ids=["short", "long"])
 
 
 class Collector:
@@ -118,7 +117,7 @@ def of_rows(count: int, horizon: int = 2) -> bytes:
 
 @both_ways
 async def test_a_request_is_a_span_with_its_stages_one_after_the_other(
-    engine: FakeEngine, collector: Collector, way: type[HttpToolsProtocol]
+    engine: FakeEngine, collector: Collector, way: type[Wire]
 ) -> None:
     async with listening(engine, way, collector.tracing) as served:
         caller = await served.caller()
@@ -151,7 +150,7 @@ async def test_a_request_is_a_span_with_its_stages_one_after_the_other(
 
 @both_ways
 async def test_a_launch_tells_its_batch_and_each_request_its_part(
-    engine: FakeEngine, collector: Collector, way: type[HttpToolsProtocol]
+    engine: FakeEngine, collector: Collector, way: type[Wire]
 ) -> None:
     async with listening(engine, way, collector.tracing) as served:
         engine.gate.clear()
@@ -178,7 +177,7 @@ async def test_a_launch_tells_its_batch_and_each_request_its_part(
 
 @both_ways
 async def test_a_callers_trace_goes_on(
-    engine: FakeEngine, collector: Collector, way: type[HttpToolsProtocol]
+    engine: FakeEngine, collector: Collector, way: type[Wire]
 ) -> None:
     async with listening(engine, way, collector.tracing) as served:
         caller = await served.caller()
@@ -197,7 +196,7 @@ async def test_a_callers_trace_goes_on(
 
 @both_ways
 async def test_a_trace_that_the_caller_does_not_sample_is_not_exported(
-    engine: FakeEngine, collector: Collector, way: type[HttpToolsProtocol]
+    engine: FakeEngine, collector: Collector, way: type[Wire]
 ) -> None:
     async with listening(engine, way, collector.tracing) as served:
         caller = await served.caller()
@@ -303,7 +302,7 @@ STATUSES = {
 @both_ways
 @pytest.mark.parametrize("case", FAILURES)
 async def test_failures_have_spans_and_logs_that_name_them(
-    engine: FakeEngine, collector: Collector, way: type[HttpToolsProtocol], case: str
+    engine: FakeEngine, collector: Collector, way: type[Wire], case: str
 ) -> None:
     raw, name, code, stages = FAILURES[case]
     with structlog.testing.capture_logs() as logs:
@@ -330,7 +329,7 @@ async def test_failures_have_spans_and_logs_that_name_them(
 
 @both_ways
 async def test_overload_and_a_deadline_have_spans(
-    collector: Collector, way: type[HttpToolsProtocol], engine: FakeEngine
+    collector: Collector, way: type[Wire], engine: FakeEngine
 ) -> None:
     async with listening(engine, way, collector.tracing) as served:
         engine.gate.clear()
@@ -362,7 +361,7 @@ async def test_overload_and_a_deadline_have_spans(
 
 @both_ways
 async def test_a_caller_that_leaves_has_a_span(
-    engine: FakeEngine, collector: Collector, way: type[HttpToolsProtocol]
+    engine: FakeEngine, collector: Collector, way: type[Wire]
 ) -> None:
     async with listening(engine, way, collector.tracing) as served:
         engine.gate.clear()
@@ -371,8 +370,8 @@ async def test_a_caller_that_leaves_has_a_span(
         await engine.entered()
         cut.send(request()[:-5])
         await until(lambda: served.busy == 2)
-        await leaver.leave()
-        await cut.leave()
+        leaver.reset()
+        cut.reset()
         await until(lambda: served.count("499") == 2)
         engine.gate.set()
 
@@ -423,7 +422,7 @@ async def test_an_answer_that_is_cut_off_is_an_error(
 
 @both_ways
 async def test_traced_requests_leave_no_garbage(
-    engine: FakeEngine, collector: Collector, way: type[HttpToolsProtocol]
+    engine: FakeEngine, collector: Collector, way: type[Wire]
 ) -> None:
     async with listening(engine, way, collector.tracing) as served:
         caller = await served.caller()

@@ -1,0 +1,74 @@
+"""Long work on the event loop, cut into short turns that others get in between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Generator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+Turn = Callable[[], bool]
+"""Does a millisecond's work; tells whether it wants another turn. It must not raise."""
+
+
+class Turns:
+    """Gives one turn each time round the event loop, to all that want one in order.
+
+    Whatever is ready on the loop, a safety check above all, waits for at most one turn.
+    Used on the event loop's thread only.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[Turn] = deque()
+
+    def add(self, turn: Turn) -> None:
+        """Give it turns from the next time round, until it wants no more."""
+        self._waiting.append(turn)
+        if len(self._waiting) == 1:
+            asyncio.get_running_loop().call_soon(self._next)
+
+    def run(
+        self,
+        work: Generator[None, None, T],
+        done: Callable[[T], None],
+        failed: Callable[[Exception], None],
+    ) -> Callable[[], None]:
+        """Run a generator, a turn from one `yield` to the next.
+
+        Args:
+            work: Returns the result.
+            done: Gets the result; must not raise.
+            failed: Gets what the work raised; must not raise.
+
+        Returns:
+            Ends the work: neither `done` nor `failed` is called any more.
+        """
+
+        def turn() -> bool:
+            try:
+                next(work)
+            except StopIteration as end:
+                done(end.value)
+                return False
+            except Exception as exc:  # noqa: BLE001 (whoever asked for the work answers for it)
+                failed(exc)
+                return False
+            return True
+
+        def cancel() -> None:
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+            work.close()
+
+        self.add(turn)
+        return cancel
+
+    def _next(self) -> None:
+        turn = self._waiting.popleft()
+        wants_more = turn()
+        if wants_more:
+            self._waiting.append(turn)
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._next)
