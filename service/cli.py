@@ -110,7 +110,7 @@ def prepare(levels: bool, **options: Any) -> None:
 @click.argument("folder", type=_FOLDER)
 @click.option("--transitions", default=1_400_000, show_default=True, help="Steps to record.")
 @click.option("--seed", default=1, show_default=True, help="Decides every episode.")
-@click.option("--workers", type=int, default=None, help="Processes.  [default: one a core]")
+@click.option("--workers", type=int, default=None, help="Processes.  [default: one a usable CPU]")
 def collect(folder: Path, transitions: int, seed: int, workers: int | None) -> None:
     """Record episodes of the simulator into FOLDER; goes on where an earlier call stopped."""
     from models.training.collect import collect as run_collect

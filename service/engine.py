@@ -7,7 +7,6 @@ answer has the same bits, whatever shares the launch.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -19,6 +18,7 @@ import structlog
 import torch
 
 from models.checkpoint import Checkpoint
+from models.cpus import usable_cpus
 from models.fused import FusedRollouts
 from models.native import NativeSteps, NotCompiledError
 from models.rollouts import NativeRollout, Rollout, WholeRollout
@@ -107,7 +107,7 @@ class Engine:
             StartupError: The device is missing, or the model does not run on it.
         """
         started = time.perf_counter()
-        threads = self._threads or min(2, max(1, (os.cpu_count() or 1) - 1))
+        threads = self._threads or min(2, max(1, usable_cpus() - 1))
         torch.set_num_threads(threads)
         # IEEE float32 everywhere: TF32 would keep 10 bits of mantissa, and answers would differ
         # from the CPU's in the third digit.

@@ -8,7 +8,6 @@ of shards, from the first on, that holds enough transitions.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import sys
 from collections.abc import Generator, Iterator
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from models.cpus import usable_cpus
 from models.highway import highway_spec
 from models.training.behaviours import BEHAVIOURS, SHARES
 from models.training.bicycle import DT_S
@@ -65,7 +65,7 @@ def collect(
         seed: Of everything.
         environments: Share of each environment; `ENVIRONMENT_SHARES` by default.
         surprising_share: Of the drivers, how many have a sudden manoeuvre in store.
-        workers: Processes; the number of CPUs by default. 1 runs in this process.
+        workers: Processes; one a usable CPU by default. 1 runs in this process.
         progress: Whether to show a bar.
 
     Raises:
@@ -83,7 +83,7 @@ def collect(
     with bar:
         _show(bar, counts)
         if _enough(counts, transitions) is None:
-            _record(folder, settings, counts, transitions, workers or os.cpu_count() or 1, bar)
+            _record(folder, settings, counts, transitions, workers or usable_cpus(), bar)
     _finish(folder, settings, counts, transitions)
 
 

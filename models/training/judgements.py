@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.cpus import usable_cpus
 from models.training.alarms import false_alarms, guarantee_scores, warning_scores
 from models.training.baselines import BASELINES, FULL_PHYSICS
 from models.training.behaviours import SEQUENCE_KINDS
@@ -224,7 +224,7 @@ def branches(trial: Trial, states: int, parts: dict[str, Any]) -> dict[str, Any]
     """
     if states == 0:
         return None
-    workers = os.cpu_count() or 1
+    workers = usable_cpus()
     windows = make_branches(states, trial.windows.horizon, _TRAINED_SHARES, workers=workers)
     risks = trial.lineup.risks(windows)
     parts["branches"] = _compare(trial, risks, windows)
