@@ -6,9 +6,21 @@ runs on others: it carries a library for each level, and the best that a machine
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
 
-from models.native import NotCompiledError, compile_library, compiled, named_library, processor
+from models.code_cache import fault_of
+from models.native import (
+    NotCompiledError,
+    checked_folder,
+    compile_library,
+    compiled,
+    named_library,
+    processor,
+)
+
+log = logging.getLogger(__name__)
 
 _V3 = "avx avx2 bmi1 bmi2 f16c fma abm movbe xsave"
 LEVELS = {
@@ -40,12 +52,18 @@ def usable_library(folder: Path) -> Path:
     Raises:
         NotCompiledError: Neither can be had; the message says why none was compiled.
     """
+    folder = checked_folder(folder)
     try:
         return compile_library(folder)
     except NotCompiledError:
         able = set(processor().split())
         for level, needed in LEVELS.items():
             path = named_library(folder, level)
-            if able.issuperset(needed.split()) and path.exists():
+            if not able.issuperset(needed.split()):
+                continue
+            fault = fault_of(path)
+            if fault is None:
                 return path
+            if os.path.lexists(path):
+                log.warning("machine code passed over: %s %s", path, fault)
         raise

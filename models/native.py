@@ -11,6 +11,8 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import itertools
+import logging
+import os
 import platform
 import shutil
 import subprocess
@@ -22,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from models.code_cache import fault_of, make_folder, seal, trusted_folder
 from models.ensemble import WorldModelEnsemble
 from models.packing import Bytes, pack
 from models.prediction import Array, Prediction
@@ -31,8 +34,13 @@ SOURCE = Path(__file__).with_name("native.cpp")
 INCLUDED = SOURCE.with_name("steps.h")
 COMPILERS = ("c++", "g++", "clang++")
 _OPTIONS = ("-O3", "-std=c++17", "-shared", "-fPIC")
+_FORMAT = "sealed"
+"""Of the file; another one has another name, so that old files are not taken for broken ones."""
+
 _LONGEST_S = 300
 _ALIGNMENT = 64
+
+log = logging.getLogger(__name__)
 
 
 class NotCompiledError(Exception):
@@ -47,7 +55,7 @@ def library_file(folder: Path) -> Path:
 def named_library(folder: Path, target: str) -> Path:
     """Return where the library for a target is kept, whatever the target is called."""
     texts = [path.read_text() for path in (SOURCE, INCLUDED)]
-    digest = hashlib.sha256("\n".join([*texts, *_OPTIONS, target]).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join([*texts, *_OPTIONS, _FORMAT, target]).encode()).hexdigest()
     return folder / f"steps-{digest[:16]}.so"
 
 
@@ -58,29 +66,37 @@ def compile_library(folder: Path) -> Path:
         folder: Where it is kept; made if missing.
 
     Raises:
-        NotCompiledError: There is no compiler, no place to write, or it failed.
+        NotCompiledError: There is no compiler, no place to write that is trusted, or it failed.
     """
     return compiled(library_file(folder), "native")
 
 
 def compiled(path: Path, march: str) -> Path:
-    """Return a library's file, which is compiled for what `-march` calls so if it is not there.
+    """Return a library's file, which is compiled for what `-march` calls so if need be.
+
+    Need is if it is not there, or must not be loaded: cut short, damaged, a link, somebody else's.
 
     Raises:
         NotCompiledError: As for `compile_library`.
     """
-    if path.exists():
+    folder = checked_folder(path.parent)
+    path = folder / path.name
+    fault = fault_of(path)
+    if fault is None:
         return path
-    folder = path.parent
+    is_there = os.path.lexists(path)
     compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
     if compiler is None:
-        raise NotCompiledError(f"there is no C++ compiler ({', '.join(COMPILERS)})")
+        broken = f"{path} {fault}, and " if is_there else ""
+        raise NotCompiledError(f"{broken}there is no C++ compiler ({', '.join(COMPILERS)})")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        make_folder(folder)
+        # Between the first look and making it, others may have made one in a folder like /tmp.
+        with tempfile.TemporaryDirectory(dir=checked_folder(folder)) as scratch:
             made = Path(scratch) / path.name
             command = [compiler, *_OPTIONS, f"-march={march}", "-o", str(made), str(SOURCE)]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=_LONGEST_S)
+            _run(command)
+            seal(made, path.name)
             made.replace(path)
     except subprocess.CalledProcessError as exc:
         raise NotCompiledError(f"{compiler} failed: {exc.stderr.strip()[:300]}") from exc
@@ -88,7 +104,32 @@ def compiled(path: Path, march: str) -> Path:
         raise NotCompiledError(f"{compiler} took more than {_LONGEST_S} s") from exc
     except OSError as exc:
         raise NotCompiledError(f"cannot write into {folder}: {exc.strerror}") from exc
+    if is_there:
+        log.warning("machine code compiled anew: %s %s", path, fault)
     return path
+
+
+def _run(command: Sequence[str]) -> None:
+    subprocess.run(
+        command,
+        check=True,
+        capture_output=True,
+        text=True,
+        errors="replace",  # compilers speak the language of the locale, in its encoding
+        timeout=_LONGEST_S,
+    )
+
+
+def checked_folder(folder: Path) -> Path:
+    """Return a folder for machine code without links on its path; it may be missing.
+
+    Raises:
+        NotCompiledError: Others may write there, or it cannot be looked at.
+    """
+    try:
+        return trusted_folder(folder)
+    except OSError as exc:
+        raise NotCompiledError(f"{exc.filename or folder} {exc.strerror}") from exc
 
 
 class NativeSteps:
@@ -104,6 +145,9 @@ class NativeSteps:
     """
 
     def __init__(self, library: Path, ensemble: WorldModelEnsemble, threads: int = 1) -> None:
+        fault = fault_of(library)
+        if fault is not None:
+            raise NotCompiledError(f"{library} cannot be loaded: it {fault}")
         try:
             self._call = ctypes.CDLL(str(library)).world_model_steps
         except (OSError, AttributeError) as exc:

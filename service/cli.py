@@ -93,13 +93,10 @@ def prepare(levels: bool, **options: Any) -> None:
     settings = _settings(options)
     from models.levels import compile_levels
     from models.native import NotCompiledError
-    from service.server import prepared_library
+    from service.server import cache_folder, prepared_library
 
     try:
-        if levels:
-            made = compile_levels(settings.cache_dir.expanduser())
-        else:
-            made = [prepared_library(settings)]
+        made = compile_levels(cache_folder(settings)) if levels else [prepared_library(settings)]
     except NotCompiledError as exc:
         raise click.ClickException(str(exc)) from exc
     for path in made:

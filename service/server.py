@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import math
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ import uvicorn
 from models.checkpoint import load_checkpoint
 from models.files import CheckpointError
 from models.levels import usable_library
+from models.native import NotCompiledError
 from service.app import WorldModelApp, create_app
 from service.engine import Engine
 from service.errors import StartupError
@@ -116,9 +118,24 @@ def prepared_library(settings: Settings) -> Path:
     """Return the file of the CPU's machine code, which is compiled if it is not there.
 
     Raises:
-        NotCompiledError: There is none, and no compiler or no place to write.
+        NotCompiledError: There is none, and no compiler or no place to write that is trusted.
     """
-    return usable_library(settings.cache_dir.expanduser())
+    return usable_library(cache_folder(settings))
+
+
+def cache_folder(settings: Settings) -> Path:
+    """Return the folder that machine code is kept in.
+
+    Raises:
+        NotCompiledError: It is below a home folder, and this user has none.
+    """
+    try:
+        return settings.cache_dir.expanduser()
+    except RuntimeError as exc:
+        raise NotCompiledError(
+            f"{settings.cache_dir} is below a home folder and none is known for user "
+            f"{os.geteuid()}: set HOME, or WORLD_MODEL_CACHE_DIR to another folder"
+        ) from exc
 
 
 def loaded_engine(settings: Settings) -> Engine:

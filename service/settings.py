@@ -67,7 +67,8 @@ class Settings(BaseSettings):
     cache_dir: Path = Field(
         default=Path("~/.cache/world-model-service"),
         description="Folder that machine code is kept in, well under a MB. Whoever may write there "
-        "decides what code the service runs.",
+        "decides what code the service runs: where others than root and the service's own user "
+        "may, it is not used, and PyTorch computes.",
     )
     api_keys: SecretStr | None = Field(
         default=None,

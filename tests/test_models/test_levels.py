@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import platform
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from models import levels, native
+from models.code_cache import seal
 from models.levels import LEVELS, compile_levels, usable_library
 from models.native import COMPILERS, NativeSteps, NotCompiledError, library_file, named_library
 from tests.test_models.test_native import MODELS, close, ensemble_of, highway_rows, told
@@ -34,11 +36,23 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
 
 
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def swapped(path: Path) -> None:
+    """Put another level's library in a library's place, as a copy by hand would."""
+    other = next(found for found in path.parent.iterdir() if found != path)
+    path.write_bytes(other.read_bytes())
+
+
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
-    """An image's folder, its libraries empty."""
+    """An image's folder, with libraries that are whole and hold nothing."""
     for level in LEVELS:
-        named_library(tmp_path, level).touch()
+        path = named_library(tmp_path, level)
+        path.touch()
+        seal(path, path.name)
     return tmp_path
 
 
@@ -65,6 +79,22 @@ def test_a_level_that_is_not_there_is_passed_over(
     named_library(image, "x86-64-v4").unlink()
 
     assert usable_library(image) == named_library(image, "x86-64-v3")
+
+
+@pytest.mark.usefixtures("no_compiler")
+@pytest.mark.parametrize("break_it", [lambda path: path.write_bytes(b""), cut_short, swapped])
+def test_a_level_that_is_broken_is_passed_over_and_named(
+    image: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    break_it: Callable[[Path], object],
+) -> None:
+    monkeypatch.setattr(levels, "processor", lambda: EPYC_9004)
+    best = named_library(image, "x86-64-v4")
+    break_it(best)
+
+    assert usable_library(image) == named_library(image, "x86-64-v3")
+    assert f"{best} is damaged or cut short" in caplog.text
 
 
 @pytest.mark.usefixtures("no_compiler")
