@@ -28,6 +28,8 @@ def _one_sentence() -> Iterator[None]:
         yield
     except KeyboardInterrupt as exc:
         raise click.ClickException("interrupted; the same command goes on from here") from exc
+    except ValidationError as exc:  # of the settings: `evaluate` starts the service, too
+        raise click.ClickException(explain_settings_error(exc)) from exc
     except (ValueError, OSError, WorldModelError) as exc:
         raise click.ClickException(str(exc)) from exc
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import ipaddress
 import math
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ from service.engine import Engine
 from service.errors import StartupError
 from service.logs import configure_logging
 from service.metrics import Registry
+from service.setting_checks import is_easily_guessed
 from service.settings import Settings
 from service.wire import Wire
 
@@ -55,6 +57,7 @@ def serve(settings: Settings) -> int:
         contextlib.closing(_listening_socket(settings.host, settings.port)) as listener,
         _tracing(settings) as tracing,
     ):
+        _warn_of_access(settings.keys(), listener)
         engine = loaded_engine(settings)
         engine.start()
         try:
@@ -82,11 +85,38 @@ def _listening_socket(host: str, port: int) -> socket.socket:
         # Lets a restart take the port while old connections linger; not one that is listened on.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except OSError as exc:
+    except (OSError, UnicodeError) as exc:  # UnicodeError: no name in the DNS can be so long
         if listener is not None:
             listener.close()
-        raise StartupError(f"cannot listen on {host}:{port}: {exc.strerror}.") from exc
+        reason = exc.strerror if isinstance(exc, OSError) else exc
+        raise StartupError(f"cannot listen on {_authority(host, port)}: {reason}.") from exc
     return listener
+
+
+def _authority(host: str, port: int) -> str:
+    """Return host and port as they stand in a URL: an IPv6 address in brackets (RFC 3986)."""
+    return f"[{host.replace('%', '%25')}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _warn_of_access(keys: Sequence[str], listener: socket.socket) -> None:
+    """Log who is let in, if that may be more than was meant."""
+    host = listener.getsockname()[0]
+    if not keys and not _is_loopback(host):
+        log.warning(
+            "open to all who reach the port",
+            host=host,
+            reason="no API keys are set and the address is not loopback: set "
+            "WORLD_MODEL_API_KEYS, unless something else lets only the right ones in",
+        )
+    count = sum(map(is_easily_guessed, keys))
+    if count:
+        log.warning("API keys are easily guessed", count=count, reason="they are short")
+
+
+def _is_loopback(host: str) -> bool:
+    address = ipaddress.ip_address(host)
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
 
 
 @contextlib.contextmanager
@@ -251,7 +281,7 @@ def _announce(settings: Settings, listener: socket.socket, engine: Engine) -> No
     host, port = listener.getsockname()[:2]
     log.info(
         "started",
-        url=f"http://{host}:{port}",
+        url=f"http://{_authority(host, port)}",
         model=info.name,
         version=info.version,
         device=info.device,

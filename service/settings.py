@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self, get_args
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 import models
+from service.setting_checks import (
+    check_folder,
+    check_host,
+    check_keys,
+    check_port,
+    check_variables,
+    keys_in,
+    nearest,
+)
 
 PREFIX = "WORLD_MODEL_"
 PRETRAINED = Path(models.__file__).parent / "pretrained"
+_LONGEST_SHOWN = 80
 
 
 class Settings(BaseSettings):
     """Frozen values of one run; a bad one stops the start."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        # Errors are printed by whoever does not expect them, and an input may be a secret.
+        hide_input_in_errors=True,
+    )
 
     host: str = Field(
         default="127.0.0.1",
-        min_length=1,
         description="Address to listen on. 127.0.0.1 is reachable from this machine only; 0.0.0.0 "
         "from everywhere, so set api_keys or a firewall with it.",
     )
@@ -44,6 +61,7 @@ class Settings(BaseSettings):
     members: int | None = Field(
         default=None,
         ge=1,
+        le=10_000,
         description="Serve only the first so many members of the ensemble; all by default. Fewer "
         "are faster in proportion, but disagree less reliably, and a single one cannot disagree: "
         "its safety checks are never `safe`.",
@@ -100,14 +118,14 @@ class Settings(BaseSettings):
     )
     default_timeout_s: float = Field(
         default=5.0,
-        gt=0,
+        ge=0.001,
         le=3600,
         description="Deadline in seconds of requests that bring no X-Request-Timeout-Seconds. "
         "Shorter sheds late work sooner; longer lets big rollouts finish.",
     )
     max_timeout_s: float = Field(
         default=60.0,
-        gt=0,
+        ge=0.001,
         le=3600,
         description="Longest deadline in seconds; a request that asks for more gets this one. It "
         "bounds how long abandoned work can wait.",
@@ -115,18 +133,21 @@ class Settings(BaseSettings):
     queue_rows_safety: int = Field(
         default=4096,
         ge=1,
+        le=10_000_000,
         description="Most rows of safety checks that may wait; beyond it 429. Longer queues refuse "
         "fewer and let those accepted wait longer.",
     )
     queue_rows_predict: int = Field(
         default=8192,
         ge=1,
+        le=10_000_000,
         description="Most rows of predictions that may wait; beyond it 429. Longer queues refuse "
         "fewer and let those accepted wait longer.",
     )
     queue_rows_rollout: int = Field(
         default=16384,
         ge=1,
+        le=10_000_000,
         description="Most rows of rollouts that may wait; beyond it 429. Longer queues refuse "
         "fewer and let those accepted wait longer.",
     )
@@ -148,7 +169,7 @@ class Settings(BaseSettings):
     )
     canary_interval_s: float = Field(
         default=5.0,
-        gt=0,
+        ge=0.01,
         le=3600,
         description="Seconds without a successful launch after which a small one is made to prove "
         "that the model still answers. Shorter notices faults sooner and wakes an idle machine "
@@ -156,7 +177,7 @@ class Settings(BaseSettings):
     )
     readiness_max_age_s: float = Field(
         default=15.0,
-        gt=0,
+        ge=0.01,
         le=3600,
         description="Longest time in seconds since the last successful launch for which /readyz "
         "says ready. Shorter notices a hung device sooner; it must exceed the canary's interval "
@@ -194,6 +215,7 @@ class Settings(BaseSettings):
     vram_budget_bytes: int = Field(
         default=4 * 2**30,
         ge=64 * 2**20,
+        le=2**50,
         description="Most GPU memory in bytes that the model may take; the allocator enforces it. "
         "Less leaves room for others on the device and splits big launches sooner.",
     )
@@ -255,6 +277,37 @@ class Settings(BaseSettings):
         "answers that stand still for longest are cut off. More serves more big requests at once.",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _passes_no_variable_over(cls, given: Any) -> Any:
+        check_variables(os.environ, PREFIX, cls.model_fields)
+        return given
+
+    @field_validator("host")
+    @classmethod
+    def _is_an_address(cls, host: str) -> str:
+        check_host(host)
+        return host
+
+    @field_validator("port", mode="before")
+    @classmethod
+    def _is_no_link(cls, port: Any) -> Any:
+        check_port(port)
+        return port
+
+    @field_validator("checkpoint", "cache_dir", mode="before")
+    @classmethod
+    def _names_a_folder(cls, path: Any) -> Any:
+        check_folder(path)
+        return path
+
+    @field_validator("api_keys")
+    @classmethod
+    def _holds_keys(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None:
+            check_keys(keys_in(secret.get_secret_value()))
+        return secret
+
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         for name in ("queue_rows_safety", "queue_rows_predict", "queue_rows_rollout"):
@@ -276,19 +329,33 @@ class Settings(BaseSettings):
         return self
 
     def keys(self) -> tuple[str, ...]:
-        """Return the configured API keys; empty if the service is open."""
-        given = "" if self.api_keys is None else self.api_keys.get_secret_value()
-        return tuple(key.strip() for key in given.split(",") if key.strip())
+        """Return the configured API keys, each once; empty if the service is open."""
+        return () if self.api_keys is None else keys_in(self.api_keys.get_secret_value())
+
+
+def _is_secret(name: str) -> bool:
+    """Return whether a setting's value must never be shown."""
+    annotation = Settings.model_fields[name].annotation
+    return SecretStr in (annotation, *get_args(annotation))
 
 
 def explain_settings_error(error: ValidationError) -> str:
-    """Return one sentence that names the faulty setting, its value and what is allowed."""
+    """Return one sentence that names the faulty setting, its value and what is allowed.
+
+    The value of a secret is left out.
+    """
     first = error.errors(include_url=False)[0]
+    reason = first.get("ctx", {}).get("error")
     if not first["loc"]:
-        return f"Bad settings: {first['ctx']['error']!s}."
+        return f"Bad settings: {reason!s}."
     name = str(first["loc"][0])
     if name not in Settings.model_fields:
-        return f"There is no setting {name!r}."
-    problem = first["msg"][0].lower() + first["msg"][1:]
-    shown = "" if name == "api_keys" else f" {first['input']!r}"
+        near = nearest(name, Settings.model_fields)
+        return f"There is no setting {name!r}; the nearest one is {near!r}."
+    problem = str(reason) if reason is not None else first["msg"][0].lower() + first["msg"][1:]
+    shown = "" if _is_secret(name) else f" {_shortened(repr(first['input']))}"
     return f"Bad value{shown} for the setting {PREFIX}{name.upper()}: {problem}."
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import pwd
@@ -163,7 +164,7 @@ def test_a_broken_library_is_not_loaded_where_there_is_no_compiler(
     path = library_file(folder)
     break_it(path)
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    monkeypatch.setattr(native.ctypes, "CDLL", lambda name: pytest.fail("it was loaded"))
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: pytest.fail("it was loaded"))
 
     with pytest.raises(NotCompiledError) as refused:
         usable_library(folder)

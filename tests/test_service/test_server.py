@@ -55,6 +55,68 @@ def test_an_unknown_host_is_told() -> None:
         serve(Settings(host="203.0.113.7", port=0))
 
 
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [("2001:db8::1", "[2001:db8::1]"), ("a..b", "a..b"), ("a" * 64, "a" * 64)],
+    ids=["IPv6", "empty label", "long label"],
+)
+def test_an_address_that_cannot_be_listened_on_is_shown_as_in_a_url(host: str, shown: str) -> None:
+    with pytest.raises(StartupError) as refused:
+        serve(Settings(host=host, port=9))
+
+    assert str(refused.value).startswith(f"cannot listen on {shown}:9: ")
+
+
+OPEN = "open to all who reach the port"
+SHORT = "API keys are easily guessed"
+
+
+@pytest.mark.parametrize(
+    ("host", "keys", "warnings"),
+    [
+        ("127.0.0.1", None, []),
+        ("localhost", None, []),
+        ("127.8.8.8", None, []),
+        ("0.0.0.0", None, [OPEN]),
+        ("0", None, [OPEN]),
+        ("0.0.0.0", "a-key-of-more-than-16", []),
+        ("0.0.0.0", "sesame,a-key-of-more-than-16", [SHORT]),
+        ("127.0.0.1", "sesame", [SHORT]),
+    ],
+)
+def test_a_start_that_lets_more_in_than_meant_warns(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    host: str,
+    keys: str | None,
+    warnings: list[str],
+) -> None:
+    given: dict[str, Any] = {"host": host, "api_keys": keys, "log_format": "json"}
+    with pytest.raises(StartupError, match="absent"):
+        serve(Settings(port=0, checkpoint=tmp_path / "absent", **given))
+
+    logged = capsys.readouterr().out
+    lines = [orjson.loads(line) for line in logged.splitlines()]
+    assert [line["event"] for line in lines] == warnings
+    assert all(line["level"] == "warning" and line["reason"] for line in lines)
+    assert "sesame" not in logged
+
+
+@pytest.mark.parametrize(
+    ("host", "warns"),
+    [("::1", False), ("::", True), ("::ffff:127.0.0.1", False), ("::ffff:0.0.0.0", True)],
+)
+def test_addresses_of_ipv6_are_judged_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], host: str, warns: bool
+) -> None:
+    with pytest.raises(StartupError) as refused:
+        serve(Settings(host=host, port=0, checkpoint=tmp_path / "absent"))
+
+    if "cannot listen" in str(refused.value):
+        pytest.skip("this machine has no IPv6")
+    assert (OPEN in capsys.readouterr().out) == warns
+
+
 def test_a_missing_checkpoint_is_told(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match=r"cannot load the checkpoint: .*absent does not exist"):
         serve(Settings(port=0, checkpoint=tmp_path / "absent"))
@@ -71,8 +133,8 @@ def in_thread(work: Any) -> threading.Thread:
     return thread
 
 
-def wait_ready(port: int) -> Client:
-    client = Client(f"http://127.0.0.1:{port}")
+def wait_ready(port: int, host: str = "127.0.0.1") -> Client:
+    client = Client(f"http://{host}:{port}")
     deadline = time.monotonic() + 20
     while not client.ready():
         assert time.monotonic() < deadline, "the service did not become ready"
@@ -120,6 +182,40 @@ def test_a_whole_life_ends_with_zero(
     events = [orjson.loads(line)["event"] for line in capsys.readouterr().out.splitlines()]
     ours = ("started", "stopping", "stopped")
     assert [event for event in events if event in ours] == list(ours)
+
+
+def test_the_started_line_has_a_url_that_can_be_opened(
+    folder: Path, port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An IPv6 address stands in brackets, or its last part would be taken for the port."""
+    try:
+        with socket.create_server(("::1", port), family=socket.AF_INET6):
+            pass
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+
+    def visitor() -> None:
+        wait_ready(port, host="[::1]").close()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = in_thread(visitor)
+    serve(
+        Settings(
+            host="::1",
+            port=port,
+            checkpoint=folder,
+            device="cpu",
+            compile=False,
+            threads=1,
+            log_format="json",
+            drain_delay_s=0.0,
+        )
+    )
+    thread.join()
+
+    lines = [orjson.loads(line) for line in capsys.readouterr().out.splitlines()]
+    started = next(line for line in lines if line["event"] == "started")
+    assert started["url"] == f"http://[::1]:{port}"
 
 
 def test_accepted_work_is_finished_or_answered_before_the_end(

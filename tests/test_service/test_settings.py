@@ -57,7 +57,7 @@ def test_every_setting_has_a_default_and_explains_itself() -> None:
             "Bad value 'tpu' for the setting WORLD_MODEL_DEVICE: input should be 'auto', 'cpu' "
             "or 'cuda'.",
         ),
-        ({"prot": 1}, "There is no setting 'prot'."),
+        ({"prot": 1}, "There is no setting 'prot'; the nearest one is 'port'."),
         (
             {"queue_rows_safety": 10},
             "Bad settings: queue_rows_safety (10) must be at least max_rows (4096), or the "
