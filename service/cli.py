@@ -15,6 +15,7 @@ import click
 from pydantic import ValidationError
 
 from service.errors import WorldModelError
+from service.setting_checks import nearest
 from service.settings import Settings, explain_settings_error
 
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -34,7 +35,39 @@ def _one_sentence() -> Iterator[None]:
         raise click.ClickException(str(exc)) from exc
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Commands(click.Group):
+    """Names what there is in place of what was given: a word without its option may be a key."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that is asked for."""
+        given = args[0]
+        if not given.startswith("-") and self.get_command(ctx, given) is None:
+            names = self.list_commands(ctx)
+            ctx.fail(f"There is no such command; the nearest one is {nearest(given, names)!r}.")
+        return super().resolve_command(ctx, args)
+
+
+class _Lone(click.Command):
+    """A command that takes options alone; surplus words are counted, for one may be a key."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the options."""
+        ctx.allow_extra_args = True
+        surplus = super().parse_args(ctx, args)
+        if surplus:
+            ctx.fail(
+                "Only options are taken, and a value with blanks needs quotes; words that belong "
+                f"to no option: {len(surplus)}."
+            )
+        return surplus
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(package_name="world-model-service")
 def main() -> None:
     """Serve, train and measure world models of a car."""
@@ -61,7 +94,7 @@ def _setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@main.command()
+@main.command(cls=_Lone)
 @_setting_options
 def serve(**options: str | None) -> None:
     """Serve a checkpoint over HTTP.
@@ -79,7 +112,7 @@ def serve(**options: str | None) -> None:
         raise click.ClickException(str(exc)) from exc
 
 
-@main.command()
+@main.command(cls=_Lone)
 @click.option("--cache-dir", type=_FOLDER, default=None, help="As for serve.")
 @click.option(
     "--levels",

@@ -7,7 +7,7 @@ import math
 import random
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from service.errors import InvalidRequestError, PayloadTooLargeError, UnauthorizedError
 
@@ -31,7 +31,7 @@ class Policy:
         max_timeout_s: Longest deadline; requests for more get this one.
     """
 
-    keys: tuple[str, ...]
+    keys: tuple[str, ...] = field(repr=False)
     open_paths: frozenset[str]
     max_body_bytes: int
     default_timeout_s: float

@@ -52,7 +52,7 @@ def serve(settings: Settings) -> int:
         StartupError: The port is taken, the checkpoint or the device cannot be used, or what
             tracing needs is missing.
     """
-    configure_logging(settings.log_format, settings.log_level)
+    configure_logging(settings.log_format, settings.log_level, settings.secrets())
     with (
         contextlib.closing(_listening_socket(settings.host, settings.port)) as listener,
         _tracing(settings) as tracing,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
+from urllib.parse import unquote
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -331,6 +332,16 @@ class Settings(BaseSettings):
     def keys(self) -> tuple[str, ...]:
         """Return the configured API keys, each once; empty if the service is open."""
         return () if self.api_keys is None else keys_in(self.api_keys.get_secret_value())
+
+    def secrets(self) -> tuple[str, ...]:
+        """Return all texts that must never be shown: keys, and headers for OpenTelemetry's."""
+        headers = [
+            value
+            for name, value in os.environ.items()
+            if name.startswith("OTEL_") and name.endswith("_HEADERS")
+        ]
+        values = [pair.partition("=")[2].strip() for text in headers for pair in text.split(",")]
+        return (*self.keys(), *headers, *values, *map(unquote, values))
 
 
 def _is_secret(name: str) -> bool:

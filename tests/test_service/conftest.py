@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import httpx
@@ -37,7 +39,9 @@ def _clean_surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.delenv(name)
     root, uvicorn = logging.getLogger(), logging.getLogger("uvicorn")
     before = (root.handlers[:], root.level, uvicorn.level)
+    hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
     yield
+    sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
     root.handlers[:] = before[0]
     root.setLevel(before[1])
     uvicorn.setLevel(before[2])
