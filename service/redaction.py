@@ -13,6 +13,7 @@ _SHORTEST = 4
 """Shorter secrets would strike out parts of ordinary words; the start warns of short keys."""
 
 _MOST_DEEP = 12
+_PLAIN = (int, bool, type(None))
 _CREDENTIALS = (
     # Also of keys that are not ours: of a typing error, or of yesterday.
     r"(?P<bearer>\bbearer(?:\s|%20|\\[trn])+)[^\s\"'\\,;)\]}>]+",
@@ -31,22 +32,41 @@ class Redaction:
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         written = {form for secret in secrets for form in _forms(secret)}
+        self._signs = (*(form.lower() for form in written), "bearer", "authorization", "://")
         literal = map(re.escape, sorted(written, key=len, reverse=True))
         self._pattern = re.compile("|".join([*literal, *_CREDENTIALS]), re.IGNORECASE)
 
     def text(self, text: str) -> str:
         """Return a text without secrets."""
-        return self._pattern.sub(_struck_out, text)
+        return self._pattern.sub(_struck_out, text) if self._is_suspect(text) else text
+
+    def _is_suspect(self, text: str) -> bool:
+        """Return whether a text has any sign of a secret: a quick search, as most have none."""
+        folded = text.lower()
+        for sign in self._signs:  # noqa: SIM110 (a generator takes twice as long)
+            if sign in folded:
+                return True
+        return False
 
     def line(self, _: object, __: str, line: str) -> str:
         """Return a finished line without secrets; a processor of structlog."""
         return self.text(line)
 
-    def event(self, _: object, __: str, event: MutableMapping[str, Any]) -> dict[str, Any]:
+    def event(self, _: object, __: str, event: MutableMapping[str, Any]) -> Mapping[str, Any]:
         """Return what is to be logged, of JSON's types alone; a processor of structlog.
 
         Searching the finished line could break JSON, where a secret is a number or a word of it.
+        Most events are flat and hold no secret: those are searched in one go, and stay.
         """
+        texts = [*event]
+        for value in event.values():
+            if type(value) is str:
+                texts.append(value)
+            elif type(value) not in _PLAIN:
+                break
+        else:
+            if not self._is_suspect("\n".join(texts)):
+                return event
         return self._members(event, 0)
 
     def _members(self, members: Mapping[Any, Any], depth: int) -> dict[str, Any]:

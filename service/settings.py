@@ -341,7 +341,9 @@ class Settings(BaseSettings):
             if name.startswith("OTEL_") and name.endswith("_HEADERS")
         ]
         values = [pair.partition("=")[2].strip() for text in headers for pair in text.split(",")]
-        return (*self.keys(), *headers, *values, *map(unquote, values))
+        # Shorter ones are names and flags, and struck out they would leave holes in other words.
+        long = [text for text in (*headers, *values, *map(unquote, values)) if len(text) >= 8]
+        return (*self.keys(), *long)
 
 
 def _is_secret(name: str) -> bool:
