@@ -278,17 +278,23 @@ def evaluate(
 
 
 @main.command("import")
-@click.argument("weights", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("weights", type=click.Path(path_type=Path))
 @click.option("--out", type=_FOLDER, required=True, help="Checkpoint folder to write.")
 @click.option(
     "--activation", type=click.Choice(["elu", "relu", "tanh"]), default="elu", show_default=True
 )
 @click.option("--dt-s", default=0.05, show_default=True, help="Length of a step in seconds.")
 def import_(weights: Path, out: Path, activation: str, dt_s: float) -> None:
-    """Make a checkpoint of WEIGHTS, a state_dict of the specification's own class."""
+    """Make a checkpoint of WEIGHTS, trained with the specification's own class.
+
+    WEIGHTS is a file of torch.save or safetensors: a state_dict, or a training checkpoint that
+    holds one. It says what was taken from it. No code in it is run.
+    """
     from models.checkpoint import save_checkpoint
     from models.importing import import_weights
 
     with _one_sentence():
-        version = save_checkpoint(import_weights(weights, activation=activation, dt_s=dt_s), out)
+        checkpoint = import_weights(weights, activation=activation, dt_s=dt_s)
+        version = save_checkpoint(checkpoint, out)
+        click.echo(f"{weights}: {checkpoint.training['taken']}")
         click.echo(f"Wrote {out}, version {version}")

@@ -109,7 +109,7 @@ def test_import_refuses_what_is_no_model_in_one_sentence(tmp_path: Path) -> None
     result = invoke("import", tmp_path / "w.pt", "--out", tmp_path / "out")
 
     assert result.exit_code == 1
-    assert result.output.startswith("Error: cannot read weights")
+    assert result.output.startswith(f"Error: {tmp_path / 'w.pt'} is no file of torch.save")
 
 
 def test_collect_passes_its_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
