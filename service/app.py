@@ -27,8 +27,9 @@ from service.errors import (
 from service.interface import EngineLike
 from service.jobs import Bounds, JobClass
 from service.metrics import Metrics, Registry
-from service.openapi import add_hot_routes
+from service.openapi import complete
 from service.policy import Policy
+from service.routes.docs import OPEN_PATHS as OPEN_DOCS_PATHS
 from service.routes.docs import add_docs
 from service.routes.health import PATHS as HEALTH_PATHS
 from service.routes.health import health_router
@@ -70,7 +71,7 @@ class WorldModelApp(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document, hot routes included."""
         if self.openapi_schema is None:
-            self.openapi_schema = add_hot_routes(super().openapi(), self.contract)
+            self.openapi_schema = complete(super().openapi(), self.contract, self.desk.policy)
         return self.openapi_schema
 
 
@@ -146,7 +147,7 @@ def _bounds(settings: Settings) -> Bounds:
 def _policy(settings: Settings) -> Policy:
     return Policy(
         keys=settings.keys(),
-        open_paths=frozenset(HEALTH_PATHS),
+        open_paths=frozenset((*HEALTH_PATHS, *OPEN_DOCS_PATHS)),
         max_body_bytes=settings.max_body_bytes,
         default_timeout_s=settings.default_timeout_s,
         max_timeout_s=settings.max_timeout_s,

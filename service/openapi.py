@@ -1,4 +1,4 @@
-"""OpenAPI of the hot routes, which the framework's router does not know."""
+"""The OpenAPI document: what the framework knows, and the hot routes, which it does not know."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from service.policy import Policy
 from service.schemas import (
     CandidatesAnswer,
     Contract,
@@ -30,15 +31,42 @@ _FAILURES = {
     "503": "Starting, shutting down, the engine is down, or too many connections are open.",
     "504": "The deadline passed.",
 }
+_KEY_SCHEME = "key"
+_SERVERS = [{"url": "."}]
+"""Relative: without it, clients call the root of the host, whatever prefix a proxy strips."""
 
 
-def add_hot_routes(schema: dict[str, Any], contract: Contract) -> dict[str, Any]:
-    """Add the hot routes to the document that the framework made; return it.
+def complete(schema: dict[str, Any], contract: Contract, policy: Policy) -> dict[str, Any]:
+    """Complete the document that the framework made; return it.
 
     Args:
         schema: OpenAPI document; changed in place.
         contract: Request bodies of the loaded model.
+        policy: Says what needs a key. Without keys the document names none: a client that is
+            generated from it must not ask for a key that there is not.
     """
+    _add_hot_routes(schema, contract)
+    _drop_null_defaults(schema["components"]["schemas"])
+    schema["servers"] = _SERVERS
+    if policy.keys:
+        scheme = {"type": "http", "scheme": "bearer", "description": "One of the service's keys."}
+        schema["components"]["securitySchemes"] = {_KEY_SCHEME: scheme}
+        for path, item in schema["paths"].items():
+            if path not in policy.open_paths:
+                for operation in item.values():
+                    operation["security"] = [{_KEY_SCHEME: []}]
+    return schema
+
+
+def _drop_null_defaults(schemas: Any) -> None:
+    """A field that may be left out has no default to send: null is refused."""
+    for schema in schemas.values():
+        for field in schema.get("properties", {}).values():
+            if field.get("default", ...) is None:
+                del field["default"]
+
+
+def _add_hot_routes(schema: dict[str, Any], contract: Contract) -> None:
     operations: list[tuple[str, str, type[BaseModel], list[type[BaseModel]]]] = [
         ("/predict", "Predict one step", contract.predict, [PredictAnswer]),
         ("/rollout", "Predict sequences", contract.rollout, [RolloutAnswer]),
@@ -59,7 +87,6 @@ def add_hot_routes(schema: dict[str, Any], contract: Contract) -> dict[str, Any]
     schema.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
     for path, summary, request, models in operations:
         schema["paths"][path] = {"post": _operation(summary, request, models)}
-    return schema
 
 
 def _operation(
@@ -86,7 +113,9 @@ def _operation(
         ],
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": _ref(request)}},
+            "content": {
+                "application/json": {"schema": _ref(request), "example": _example(request)}
+            },
         },
         "responses": {
             "200": {
@@ -97,6 +126,14 @@ def _operation(
             },
             **failures,
         },
+    }
+
+
+def _example(request: type[BaseModel]) -> dict[str, Any]:
+    """Return a body of the needed fields; tools that make up the others ask for odd things."""
+    fields = request.model_fields
+    return {
+        name: (field.examples or [None])[0] for name, field in fields.items() if field.is_required()
     }
 
 
