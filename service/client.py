@@ -6,101 +6,68 @@
 Requests made while a span of OpenTelemetry is active continue its trace.
 
 Failures are the classes of `service.errors`: the service's own by code, `UnreachableError` where
-no answer came.
+no answer came, `InvalidInputError` where nothing was sent because it could not be right.
+
+A call is tried a second time, on a new connection and within the same deadline, where it was not
+answered because
+
+- no connection could be made,
+- a kept connection ended before the head of an answer (the server had closed it while it was idle),
+- the service said `unavailable`: it is starting or shutting down, another instance may not be.
+
+That is harmless even if the first try was computed: predictions change nothing.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+import os
+from collections.abc import Coroutine, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import httpx
-import numpy as np
-import orjson
 from numpy.typing import ArrayLike
 
-from service.errors import (
-    SERVICE_ERRORS,
-    EngineError,
-    OverloadedError,
-    ServiceError,
-    UnreachableError,
+from service.client_exchange import READINESS, Exchange, place_of
+from service.client_inputs import Call, address, bearer, seconds
+from service.errors import ClosedClientError, ServiceError, UnavailableError, UnreachableError
+
+_LIMITS = httpx.Limits(
+    # More threads than this wait for each other: a process may often open 1,024 files only.
+    max_connections=200,
+    # As many: else a thread closes a surplus connection that another is about to use.
+    max_keepalive_connections=200,
+    # Servers and proxies of the common kind close idle connections after 5 s (uvicorn, Node) or
+    # later; a request must not meet that.
+    keepalive_expiry=3.0,
 )
-
-_BY_CODE = {error.code: error for error in SERVICE_ERRORS}
-
-
-class _Calls:
-    """What both clients share: requests in, answers or errors out."""
-
-    @staticmethod
-    def _options(api_key: str | None, timeout_s: float) -> dict[str, Any]:
-        headers = {"content-type": "application/json"}
-        if api_key is not None:
-            headers["authorization"] = f"Bearer {api_key}"
-        return {"headers": headers, "timeout": timeout_s}
-
-    @staticmethod
-    def _body(**fields: Any) -> bytes:
-        given = {name: value for name, value in fields.items() if value is not None}
-        return orjson.dumps(given, option=orjson.OPT_SERIALIZE_NUMPY)
-
-    @staticmethod
-    def _headers(timeout_s: float | None) -> dict[str, str]:
-        headers = {} if timeout_s is None else {"X-Request-Timeout-Seconds": str(timeout_s)}
-        # Where nobody has imported OpenTelemetry, no span is active; then it need not be there.
-        if "opentelemetry.trace" in sys.modules:
-            from service.tracing import outgoing
-
-            headers.update(outgoing())
-        return headers
-
-    @staticmethod
-    def _answer(response: httpx.Response) -> dict[str, Any]:
-        """Return the answer's fields.
-
-        Raises:
-            ServiceError: The service refused or failed.
-            UnreachableError: What answered is not the service.
-        """
-        try:
-            fields = orjson.loads(response.content)
-        except orjson.JSONDecodeError as exc:
-            raise UnreachableError(f"{response.url} answered {response.status_code}") from exc
-        if response.status_code == 200:
-            return dict(fields)
-        raise _error(response, fields)
+Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
+Transport = TypeVar("Transport", httpx.BaseTransport, httpx.AsyncBaseTransport)
+Answer = TypeVar("Answer")
 
 
-def _error(response: httpx.Response, fields: Any) -> Exception:
-    try:
-        code, message, details = (fields["error"][x] for x in ("code", "message", "details"))
-    except (KeyError, TypeError):
-        return UnreachableError(f"{response.url} answered {response.status_code}")
-    kind: type[ServiceError] = _BY_CODE.get(code, EngineError)
-    if kind is OverloadedError:
-        retry_after_s = float(response.headers.get("retry-after", "1"))
-        return OverloadedError(message, details, retry_after_s=retry_after_s)
-    return kind(message, details)
+class _Forks:
+    """Counts the forks between the first process and this one: what was there before is not ours.
 
-
-def _numbers(values: ArrayLike) -> Any:
-    """Return an array that JSON keeps bit for bit: float32 stays float32."""
-    array = np.ascontiguousarray(values)
-    return array if array.dtype == np.float32 else array.astype(np.float64)
-
-
-class Client(_Calls):
-    """Blocking client; one connection pool, usable from many threads.
-
-    Args:
-        base_url: Where the service listens.
-        api_key: One of the service's keys, if it has any.
-        timeout_s: Longest wait for an answer.
-        transport: Replaces the network, in tests.
+    Connections that a child inherits are its parent's: two processes that read one connection get
+    each other's answers.
     """
+
+    count = 0
+
+    @classmethod
+    def add(cls) -> None:
+        cls.count += 1
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_Forks.add)
+
+
+class _Calls(Generic[Http, Transport, Answer]):
+    """What both clients are: calls, and the connections that they need."""
+
+    _kind: type[Http]
 
     def __init__(
         self,
@@ -108,22 +75,44 @@ class Client(_Calls):
         *,
         api_key: str | None = None,
         timeout_s: float = 10.0,
-        transport: httpx.BaseTransport | None = None,
+        transport: Transport | None = None,
+        checks_ids: bool = True,
     ) -> None:
-        options = self._options(api_key, timeout_s)
-        self._http = httpx.Client(base_url=base_url, transport=transport, **options)
+        self._base_url = address(base_url)
+        self._timeout_s = seconds("timeout_s", timeout_s)
+        self._checks_ids = checks_ids
+        self._transport: Transport | None = transport
+        headers = {"content-type": "application/json"}
+        if api_key is not None:
+            headers["authorization"] = bearer(api_key)
+        self._options: dict[str, Any] = {"base_url": self._base_url, "headers": headers}
+        if transport is not None:
+            self._options["transport"] = transport
+        else:  # made once: reading the certificates takes longer than a call
+            self._options["verify"] = httpx.create_ssl_context()
+        # By number of forks, and whether its connections are for one request each. Inherited pools
+        # stay here untouched: they are the parent's to close, and its event loop's.
+        self._pools: dict[tuple[int, bool], Http] = {}
+        self._is_closed = False
 
     def predict(
         self, state: ArrayLike, action: ArrayLike, *, timeout_s: float | None = None
-    ) -> dict[str, Any]:
+    ) -> Answer:
         """Predict one step: state [S] or [N, S], action [A] or [N, A].
 
+        Args:
+            state: Finite numbers.
+            action: Finite numbers.
+            timeout_s: The service answers within this time or not at all; the call ends at most
+                half a second later.
+
         Raises:
+            InvalidInputError: An argument cannot be sent; nothing was.
             ServiceError: The service refused or failed.
             UnreachableError: No answer came.
         """
-        body = self._body(state=_numbers(state), action=_numbers(action))
-        return self._call("POST", "/predict", body, timeout_s)
+        arrays = {"state": (state, (1, 2)), "action": (action, (1, 2))}
+        return self._call(Call("/predict", arrays, timeout_s=timeout_s))
 
     def rollout(
         self,
@@ -132,15 +121,17 @@ class Client(_Calls):
         *,
         outputs: Sequence[str] | None = None,
         timeout_s: float | None = None,
-    ) -> dict[str, Any]:
+    ) -> Answer:
         """Predict sequences: state [S] or [K, S], actions [H, A] or [K, H, A].
 
         Raises:
+            InvalidInputError: An argument cannot be sent; nothing was.
             ServiceError: The service refused or failed.
             UnreachableError: No answer came.
         """
-        body = self._body(state=_numbers(state), actions=_numbers(actions), outputs=outputs)
-        return self._call("POST", "/rollout", body, timeout_s)
+        arrays = {"state": (state, (1, 2)), "actions": (actions, (2, 3))}
+        names = {"outputs": outputs}
+        return self._call(Call("/rollout", arrays, names=names, timeout_s=timeout_s))
 
     def safety_check(
         self,
@@ -150,38 +141,86 @@ class Client(_Calls):
         threshold: float | None = None,
         include: Sequence[str] | None = None,
         timeout_s: float | None = None,
-    ) -> dict[str, Any]:
+    ) -> Answer:
         """Judge sequences: state [S], actions [H, A] or [K, H, A].
 
         Raises:
+            InvalidInputError: An argument cannot be sent; nothing was.
             ServiceError: The service refused or failed.
             UnreachableError: No answer came.
         """
-        body = self._body(
-            state=_numbers(state), actions=_numbers(actions), threshold=threshold, include=include
+        arrays = {"state": (state, (1, 1)), "actions": (actions, (2, 3))}
+        return self._call(
+            Call("/safety-check", arrays, threshold, {"include": include}, timeout_s=timeout_s)
         )
-        return self._call("POST", "/safety-check", body, timeout_s)
 
-    def model(self) -> dict[str, Any]:
+    def model(self) -> Answer:
         """Return what is served.
 
         Raises:
             ServiceError: The service refused or failed.
             UnreachableError: No answer came.
         """
-        return self._call("GET", "/model")
+        return self._call(Call("/model"))
+
+    def _call(self, call: Call) -> Answer:
+        raise NotImplementedError
+
+    def _exchange(self, call: Call) -> Exchange:
+        return Exchange(call, self._base_url, self._timeout_s, self._checks_ids)
+
+    def _http(self, *, fresh: bool) -> Http:
+        """Return this process's connections; with `fresh`, those for one request each.
+
+        Raises:
+            ClosedClientError: The client was closed.
+        """
+        if self._is_closed:
+            raise ClosedClientError(
+                f"the client of {place_of(self._base_url)} is closed: make another"
+            )
+        key = (_Forks.count, fresh and self._transport is None)
+        if key not in self._pools:
+            # Atomic: threads that come here at once end up with the same pool.
+            self._pools.setdefault(key, self._kind(**self._options, limits=_LIMITS))
+        return self._pools[key]
+
+    def _closing(self) -> list[Http]:
+        """Return what is to be closed: not what a parent still uses."""
+        self._is_closed = True
+        own = [key for key in list(self._pools) if key[0] == _Forks.count]
+        return [self._pools.pop(key) for key in own]
+
+
+class Client(_Calls[httpx.Client, httpx.BaseTransport, dict[str, Any]]):
+    """Blocking client, for any number of threads, and for the children of a process that forks.
+
+    Args:
+        base_url: Where the service listens.
+        api_key: One of the service's keys, if it has any.
+        timeout_s: Longest wait for the answer of a call that brings no `timeout_s`.
+        transport: Replaces the network, in tests; the same one after a fork.
+        checks_ids: Whether an answer is refused whose X-Request-Id is another request's. Proxies
+            that put ids of their own there (Envoy by default) make all answers look like that.
+
+    Raises:
+        InvalidInputError: An argument cannot be right.
+    """
+
+    _kind = httpx.Client
 
     def ready(self) -> bool:
         """Tell whether the service takes requests; False if it cannot be reached."""
         try:
-            self._call("GET", "/readyz")
+            self._call(Call(READINESS))
         except (ServiceError, UnreachableError):
             return False
         return True
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        for http in self._closing():
+            http.close()
 
     def __enter__(self) -> Self:
         return self
@@ -194,88 +233,57 @@ class Client(_Calls):
     ) -> None:
         self.close()
 
-    def _call(
-        self, method: str, path: str, body: bytes | None = None, timeout_s: float | None = None
-    ) -> dict[str, Any]:
-        try:
-            response = self._http.request(
-                method, path, content=body, headers=self._headers(timeout_s)
-            )
-        except httpx.TransportError as exc:
-            raise UnreachableError(f"no answer from {self._http.base_url}: {exc}") from exc
-        return self._answer(response)
+    def _call(self, call: Call) -> dict[str, Any]:
+        exchange = self._exchange(call)
+
+        def trace(event: str, info: dict[str, Any]) -> None:
+            exchange.notice(event)
+
+        while True:
+            http = self._http(fresh=exchange.is_retry)
+            try:
+                response = http.send(exchange.request(http, trace), stream=True)
+                try:
+                    exchange.begin(response)
+                    for part in response.iter_bytes():
+                        exchange.take(part)
+                finally:
+                    response.close()  # and the connection, unless the body was read to its end
+                return exchange.answer()
+            except (httpx.RequestError, UnavailableError) as exc:
+                exchange.again(exc)
 
 
-class AsyncClient(_Calls):
-    """The same without blocking; for one event loop.
+class AsyncClient(
+    _Calls[httpx.AsyncClient, httpx.AsyncBaseTransport, Coroutine[Any, Any, dict[str, Any]]]
+):
+    """The same without blocking; for one event loop in each process.
 
     Args:
-        base_url: Where the service listens.
+        base_url: As for `Client`, like all others.
         api_key: One of the service's keys, if it has any.
-        timeout_s: Longest wait for an answer.
-        transport: Replaces the network, in tests.
+        timeout_s: Longest wait for the answer of a call that brings no `timeout_s`.
+        transport: Replaces the network, in tests; the same one after a fork.
+        checks_ids: Whether an answer is refused whose X-Request-Id is another request's.
+
+    Raises:
+        InvalidInputError: An argument cannot be right.
     """
 
-    def __init__(
-        self,
-        base_url: str = "http://127.0.0.1:8000",
-        *,
-        api_key: str | None = None,
-        timeout_s: float = 10.0,
-        transport: httpx.AsyncBaseTransport | None = None,
-    ) -> None:
-        options = self._options(api_key, timeout_s)
-        self._http = httpx.AsyncClient(base_url=base_url, transport=transport, **options)
-
-    async def predict(
-        self, state: ArrayLike, action: ArrayLike, *, timeout_s: float | None = None
-    ) -> dict[str, Any]:
-        """Predict one step; as `Client.predict`."""
-        body = self._body(state=_numbers(state), action=_numbers(action))
-        return await self._call("POST", "/predict", body, timeout_s)
-
-    async def rollout(
-        self,
-        state: ArrayLike,
-        actions: ArrayLike,
-        *,
-        outputs: Sequence[str] | None = None,
-        timeout_s: float | None = None,
-    ) -> dict[str, Any]:
-        """Predict sequences; as `Client.rollout`."""
-        body = self._body(state=_numbers(state), actions=_numbers(actions), outputs=outputs)
-        return await self._call("POST", "/rollout", body, timeout_s)
-
-    async def safety_check(
-        self,
-        state: ArrayLike,
-        actions: ArrayLike,
-        *,
-        threshold: float | None = None,
-        include: Sequence[str] | None = None,
-        timeout_s: float | None = None,
-    ) -> dict[str, Any]:
-        """Judge sequences; as `Client.safety_check`."""
-        body = self._body(
-            state=_numbers(state), actions=_numbers(actions), threshold=threshold, include=include
-        )
-        return await self._call("POST", "/safety-check", body, timeout_s)
-
-    async def model(self) -> dict[str, Any]:
-        """Return what is served; as `Client.model`."""
-        return await self._call("GET", "/model")
+    _kind = httpx.AsyncClient
 
     async def ready(self) -> bool:
         """Tell whether the service takes requests; False if it cannot be reached."""
         try:
-            await self._call("GET", "/readyz")
+            await self._call(Call(READINESS))
         except (ServiceError, UnreachableError):
             return False
         return True
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        for http in self._closing():
+            await http.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -288,13 +296,22 @@ class AsyncClient(_Calls):
     ) -> None:
         await self.close()
 
-    async def _call(
-        self, method: str, path: str, body: bytes | None = None, timeout_s: float | None = None
-    ) -> dict[str, Any]:
-        try:
-            response = await self._http.request(
-                method, path, content=body, headers=self._headers(timeout_s)
-            )
-        except httpx.TransportError as exc:
-            raise UnreachableError(f"no answer from {self._http.base_url}: {exc}") from exc
-        return self._answer(response)
+    async def _call(self, call: Call) -> dict[str, Any]:
+        exchange = self._exchange(call)
+
+        async def trace(event: str, info: dict[str, Any]) -> None:
+            exchange.notice(event)
+
+        while True:
+            http = self._http(fresh=exchange.is_retry)
+            try:
+                response = await http.send(exchange.request(http, trace), stream=True)
+                try:
+                    exchange.begin(response)
+                    async for part in response.aiter_bytes():
+                        exchange.take(part)
+                finally:
+                    await response.aclose()
+                return exchange.answer()
+            except (httpx.RequestError, UnavailableError) as exc:
+                exchange.again(exc)

@@ -2,7 +2,9 @@
 
 WorldModelError
 ├── StartupError              the service cannot start; one sentence for the terminal
-├── UnreachableError          client only: no answer came back
+├── UnreachableError          client only: no answer came back, or not the request's own
+├── InvalidInputError         client only: refused before it was sent; also a ValueError
+├── ClosedClientError         client only: used after it was closed; also a RuntimeError
 └── ServiceError              has an HTTP status, a code and details
     ├── BadRequestError           400  bad_request
     ├── UnauthorizedError         401  unauthorized
@@ -40,7 +42,15 @@ class StartupError(WorldModelError):
 
 
 class UnreachableError(WorldModelError):
-    """The client got no answer: connection refused, lost, or timed out."""
+    """The client got no answer: connection refused, lost, timed out, or another request's."""
+
+
+class InvalidInputError(WorldModelError, ValueError):
+    """The client cannot send what it was given; the message names the argument."""
+
+
+class ClosedClientError(WorldModelError, RuntimeError):
+    """The client was closed before this call."""
 
 
 class ServiceError(WorldModelError):

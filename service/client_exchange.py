@@ -1,0 +1,207 @@
+"""One call of the client, from its request to its answer, without sending anything itself."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+import httpx
+import orjson
+
+from service.client_inputs import Call, seconds
+from service.errors import (
+    SERVICE_ERRORS,
+    EngineError,
+    OverloadedError,
+    ServiceError,
+    UnavailableError,
+    UnreachableError,
+)
+
+READINESS = "/readyz"
+_BY_CODE = {error.code: error for error in SERVICE_ERRORS}
+
+_MARGIN_S = 0.5
+"""A call with a deadline waits so much longer: the service's own 504 has to travel."""
+_LONGEST_WAIT_S = 1e6
+"""Sockets take no longer timeouts."""
+
+
+class Exchange:
+    """One call: its tries, and what came back.
+
+    Args:
+        call: What to send.
+        base_url: Named in errors.
+        patience_s: Longest wait for an answer if the call has no deadline.
+        checks_ids: Whether an answer with another request's id is refused.
+
+    Attributes:
+        is_retry: Whether the call was sent before.
+    """
+
+    def __init__(
+        self, call: Call, base_url: httpx.URL, patience_s: float, checks_ids: bool
+    ) -> None:
+        self._started = monotonic()
+        self._call = call
+        self._place = place_of(base_url)
+        self._body = call.body()
+        self._wait_s = patience_s
+        self._deadline: float | None = None
+        if call.timeout_s is not None:
+            timeout_s = seconds("timeout_s", call.timeout_s)
+            self._wait_s, self._deadline = timeout_s + _MARGIN_S, self._started + timeout_s
+        self._ends = self._started + self._wait_s
+        self._id = os.urandom(16).hex()
+        self._checks_ids = checks_ids
+        self.is_retry = False
+
+    def request(
+        self, http: httpx.Client | httpx.AsyncClient, trace: Callable[..., object]
+    ) -> httpx.Request:
+        """Return the request of the next try.
+
+        Args:
+            http: Sends it.
+            trace: Passes events of the transport on to `notice`.
+        """
+        self._is_connected_anew = self._has_head = False
+        self._status, self._retry_after = 0, ""
+        self._parts: list[bytes] = []
+        headers = {"x-request-id": self._id}
+        if self.is_retry:  # so that no other retry is the second request of this connection
+            headers["connection"] = "close"
+        if self._deadline is not None:
+            left_s = self._deadline - (monotonic() if self.is_retry else self._started)
+            left_s = max(left_s, 1e-6)
+            headers["x-request-timeout-seconds"] = f"{left_s:.6f}".rstrip("0").rstrip(".")
+        # Where nobody has imported OpenTelemetry, no span is active; then it need not be there.
+        if "opentelemetry.trace" in sys.modules:
+            from service.tracing import outgoing
+
+            headers.update(outgoing())
+        return http.build_request(
+            "GET" if self._body is None else "POST",
+            self._call.path,
+            content=self._body,
+            headers=headers,
+            extensions={"timeout": _TimeLeft(self._ends), "trace": trace},
+        )
+
+    def notice(self, event: str) -> None:
+        """Take note of what the transport does (the events of httpcore)."""
+        if event == "connection.connect_tcp.started":
+            self._is_connected_anew = True
+
+    def begin(self, response: httpx.Response) -> None:
+        """Take the head of an answer.
+
+        Raises:
+            UnreachableError: It is another request's answer.
+        """
+        self._has_head = True
+        self._status = response.status_code
+        self._retry_after = response.headers.get("retry-after", "")
+        others = {x for x in response.headers.get_list("x-request-id") if x != self._id}
+        if self._checks_ids and others:
+            raise UnreachableError(
+                f"the answer from {self._place} is not this request's: it has the X-Request-Id "
+                f"{min(others)[:128]!r} in place of {self._id!r} (if a proxy sets that header, use "
+                "checks_ids=False)"
+            )
+
+    def take(self, part: bytes) -> None:
+        """Take a part of an answer's body.
+
+        Raises:
+            httpx.ReadTimeout: There is no time left for the rest.
+        """
+        self._parts.append(part)
+        if monotonic() > self._ends:
+            raise httpx.ReadTimeout("the answer came too slowly")
+
+    def answer(self) -> dict[str, Any]:
+        """Return the answer's fields.
+
+        Raises:
+            ServiceError: The service refused or failed.
+            UnreachableError: What answered is not the service.
+        """
+        try:
+            fields = orjson.loads(b"".join(self._parts))
+        except orjson.JSONDecodeError:
+            fields = None
+        if self._status == 200 and isinstance(fields, dict):
+            return fields
+        error = _error(fields, self._retry_after)
+        if error is None:
+            raise UnreachableError(f"{self._place}{self._call.path} answered {self._status}")
+        raise error
+
+    def again(self, error: httpx.RequestError | UnavailableError) -> None:
+        """Return if the call is to be sent again.
+
+        Raises:
+            UnavailableError: It is not, and the service said so.
+            UnreachableError: It is not, and no answer came.
+        """
+        ends = self._ends if self._deadline is None else self._deadline
+        if self._may_retry(error) and not self.is_retry and monotonic() < ends:
+            self.is_retry = True
+            return
+        if isinstance(error, UnavailableError):
+            raise error
+        reason = str(error) or type(error).__name__
+        if isinstance(error, httpx.TimeoutException):
+            reason = f"{reason}, after {self._wait_s:g} s"
+        raise UnreachableError(f"no answer from {self._place}: {reason}") from error
+
+    def _may_retry(self, error: httpx.RequestError | UnavailableError) -> bool:
+        if isinstance(error, UnavailableError):
+            return self._call.path != READINESS  # there, it is the answer
+        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+            return True
+        is_lost = isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError)
+        return is_lost and not self._is_connected_anew and not self._has_head
+
+
+def place_of(base_url: httpx.URL) -> str:
+    """Return an address for people: a password in it is not for logs."""
+    return str(base_url.copy_with(userinfo=b"")).rstrip("/")
+
+
+class _TimeLeft(dict[str, float]):
+    """Timeouts of a transport that all end at one time, whichever step is begun when."""
+
+    def __init__(self, ends: float) -> None:
+        super().__init__(dict.fromkeys(("connect", "read", "write", "pool"), 0.0))
+        self._ends = ends
+        self.update((name, self.get(name)) for name in self)
+
+    def get(self, name: str, default: Any = None) -> float:
+        """Return the seconds left; never 0, which means "do not wait" to sockets."""
+        return min(max(self._ends - monotonic(), 0.001), _LONGEST_WAIT_S)
+
+
+def _error(fields: Any, retry_after: str) -> ServiceError | None:
+    """Return the error that a body tells, or None if it is not the service's."""
+    inner = fields.get("error") if isinstance(fields, dict) else None
+    given = [inner.get(x) if isinstance(inner, dict) else None for x in ("code", "message")]
+    details = inner.get("details") if isinstance(inner, dict) else None
+    if not all(isinstance(x, str) for x in given) or not isinstance(details, list):
+        return None
+    code, message = given
+    kind: type[ServiceError] = _BY_CODE.get(str(code), EngineError)
+    if kind is not OverloadedError:
+        return kind(str(message), details)
+    try:
+        retry_after_s = float(retry_after)
+    except ValueError:  # a date, from a proxy
+        retry_after_s = math.nan
+    is_known = 0 <= retry_after_s < math.inf
+    return OverloadedError(str(message), details, retry_after_s=retry_after_s if is_known else 1.0)

@@ -1,0 +1,411 @@
+"""The client over real sockets: forks, threads, lost connections, other requests' answers, time."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import numpy as np
+import orjson
+import pytest
+
+import service.client_exchange
+from service.client import AsyncClient, Client
+from service.errors import (
+    DeadlineExceededError,
+    UnavailableError,
+    UnreachableError,
+    WorldModelError,
+)
+from tests.test_service.fakes import FakeEngine, expected, rows
+from tests.test_service.misbehaving import Visit, answer_to, answered, misbehaving
+from tests.test_service.sockets import listening
+
+FORKING = """
+import asyncio, os, sys
+from service.client import AsyncClient, Client
+
+def is_own(answer, number):
+    return answer["echo"]["state"] == [float(number)]
+
+def spread(work):
+    "Return how many of 8 children did not get all of their own answers."
+    children = []
+    for child in range(8):
+        if not (pid := os.fork()):
+            try:
+                os._exit(0 if work(1000 * (child + 1)) else 1)
+            finally:
+                os._exit(2)
+        children.append(pid)
+    return children
+
+def reap(children):
+    return sum(os.waitpid(pid, 0)[1] != 0 for pid in children)
+
+url = sys.argv[1]
+with Client(url) as client:
+    assert is_own(client.predict([1], [0]), 1)
+    def ask(first):
+        good = all(is_own(client.predict([first + i], [0]), first + i) for i in range(10))
+        client.close()
+        return good
+    children = spread(ask)
+    wrong = sum(not is_own(client.predict([i], [0]), i) for i in range(10))
+    assert (wrong, reap(children)) == (0, 0), "sync"
+    assert is_own(client.predict([2], [0]), 2)
+
+async def main():
+    async with AsyncClient(url) as client:
+        assert is_own(await client.predict([1], [0]), 1)
+        async def ask(first):
+            numbers = range(first, first + 10)
+            answers = await asyncio.gather(*(client.predict([n], [0]) for n in numbers))
+            await client.close()
+            return all(map(is_own, answers, numbers))
+        children = spread(lambda first: asyncio.run(ask(first)))
+        answers = [await client.predict([i], [0]) for i in range(10)]
+        assert all(map(is_own, answers, range(10)))
+        assert await asyncio.to_thread(reap, children) == 0, "async"
+        assert is_own(await client.predict([2], [0]), 2)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_children_of_a_fork_get_their_own_answers_and_leave_the_parents_connection() -> None:
+    with misbehaving(answer_to) as server:
+        command = [sys.executable, "-c", FORKING, server.url]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert len(server.visits) == 2 * (8 * 10 + 10 + 2)
+    first, last = server.visits[0], [v for v in server.visits if b"[2.0]" in v.body]
+    assert first.connection == last[0].connection  # the parent's, through all of it
+
+
+async def test_a_hundred_threads_share_one_client(engine: FakeEngine) -> None:
+    states, actions = rows(100)
+
+    def ask(i: int) -> list[Any]:
+        return [client.rollout(states[i], actions[i], outputs=["states"]) for _ in range(2)]
+
+    async with listening(engine) as server:
+        url = f"http://127.0.0.1:{server.port}"
+        with Client(url, api_key="alpha") as client, ThreadPoolExecutor(100) as threads:
+            loop = asyncio.get_running_loop()
+            asked = [loop.run_in_executor(threads, ask, i) for i in range(100)]
+            answers = await asyncio.gather(*asked)
+
+    for i, answer in enumerate(answers):
+        true = expected(states[i : i + 1], actions[i : i + 1]).states[0]
+        assert all(np.array(x["states"], np.float32).tobytes() == true.tobytes() for x in answer)
+
+
+def test_more_threads_than_connections_wait_for_each_other() -> None:
+    with misbehaving(answer_to) as server, Client(server.url, timeout_s=60) as client:
+        barrier = threading.Barrier(250)
+
+        def ask(i: int) -> bool:
+            barrier.wait()
+            answers = [client.predict([i], [k]) for k in range(2)]
+            return all(
+                answer["echo"] == {"state": [i], "action": [k]} for k, answer in enumerate(answers)
+            )
+
+        with ThreadPoolExecutor(250) as threads:
+            assert all(threads.map(ask, range(250)))
+
+    assert len({visit.connection for visit in server.visits}) <= 200
+    assert len(server.visits) == 500
+
+
+Ask = Callable[[str], Any]
+
+
+def ask_sync(url: str, calls: int = 2, **options: Any) -> list[Any]:
+    with Client(url, **options) as client:
+        return [client.predict([i], [0.0]) for i in range(calls)]
+
+
+def ask_async(url: str, calls: int = 2, **options: Any) -> list[Any]:
+    async def ask() -> list[Any]:
+        async with AsyncClient(url, **options) as client:
+            return [await client.predict([i], [0.0]) for i in range(calls)]
+
+    return asyncio.run(ask())
+
+
+BOTH = pytest.mark.parametrize("ask", [ask_sync, ask_async], ids=["sync", "async"])
+
+
+@BOTH
+def test_a_kept_connection_that_ends_as_the_request_arrives_costs_no_answer(ask: Any) -> None:
+    def behave(visit: Visit) -> bytes | None:
+        return None if visit.number else answer_to(visit)
+
+    with misbehaving(behave) as server:
+        answers = ask(server.url, 3)
+
+    assert [answer["echo"]["state"] for answer in answers] == [[0.0], [1.0], [2.0]]
+    # The second call meets the end of a connection; those of retries are for one request each.
+    assert [(v.connection, v.number) for v in server.visits] == [(0, 0), (0, 1), (1, 0), (2, 0)]
+    assert server.visits[1].request_id == server.visits[2].request_id
+
+
+@pytest.mark.parametrize(("idle_s", "connections"), [(2.5, [0, 0]), (3.5, [0, 1])])
+def test_idle_connections_are_left_before_a_server_closes_them(
+    monkeypatch: pytest.MonkeyPatch, idle_s: float, connections: list[int]
+) -> None:
+    clock = time.monotonic
+    with misbehaving(answer_to) as server, Client(server.url) as client:
+        client.predict([0.0], [0.0])
+        monkeypatch.setattr(time, "monotonic", lambda: clock() + idle_s)  # httpcore's
+        client.predict([1.0], [0.0])
+
+    assert [visit.connection for visit in server.visits] == connections
+
+
+@BOTH
+def test_a_new_connection_that_ends_as_the_request_arrives_is_not_tried_again(ask: Any) -> None:
+    with (
+        misbehaving(lambda visit: None) as server,
+        pytest.raises(UnreachableError, match=r"no answer from http://127\.0\.0\.1:\d+: Server"),
+    ):
+        ask(server.url)
+
+    assert len(server.visits) == 1
+
+
+@BOTH
+def test_an_answer_that_breaks_off_is_not_asked_for_again(ask: Any) -> None:
+    def behave(visit: Visit) -> bytes | None:
+        if visit.number == 0:
+            return answer_to(visit)
+        visit.write(answer_to(visit)[:-3])
+        return None
+
+    with misbehaving(behave) as server, pytest.raises(UnreachableError, match="no answer from"):
+        ask(server.url)
+
+    assert len(server.visits) == 2
+
+
+@BOTH
+def test_another_requests_answer_is_refused_and_its_connection_dropped(ask: Any) -> None:
+    def behave(visit: Visit) -> bytes:
+        return answered(b'{"verdict": "safe"}', "f" * 32)
+
+    with misbehaving(behave) as server, pytest.raises(UnreachableError, match="not this request's"):
+        ask(server.url)
+    assert len(server.visits) == 1
+
+    connections = []
+    with misbehaving(behave) as server, Client(server.url) as client:
+        for _ in range(2):
+            with pytest.raises(UnreachableError, match=r"X-Request-Id 'f{32}' in place of '"):
+                client.model()
+        assert not client.ready()
+        connections = [visit.connection for visit in server.visits]
+    assert connections == [0, 1, 2]
+
+
+@BOTH
+def test_answers_that_are_one_behind_are_refused(ask: Any) -> None:
+    """As after a fork, or behind a proxy that loses count: the first answer comes twice."""
+
+    def behave(visit: Visit) -> bytes:
+        return answer_to(visit) * 2 if visit.number == 0 else answer_to(visit)
+
+    with misbehaving(behave) as server, pytest.raises(UnreachableError, match="not this request's"):
+        ask(server.url)
+
+
+@BOTH
+def test_a_proxy_that_sets_ids_can_be_allowed_for(ask: Any) -> None:
+    with misbehaving(lambda visit: answered(b"{}", "proxy-7")) as server:
+        assert ask(server.url, checks_ids=False) == [{}, {}]
+
+
+@BOTH
+def test_an_answer_without_an_id_is_taken(ask: Any) -> None:
+    with misbehaving(lambda v: b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}") as server:
+        assert ask(server.url) == [{}, {}]
+
+
+def unavailable(visit: Visit) -> bytes:
+    body = orjson.dumps(UnavailableError("shutting down").body())
+    return answered(body, visit.request_id, "503 Service Unavailable")
+
+
+@BOTH
+def test_unavailable_is_asked_once_more_on_a_new_connection(ask: Any) -> None:
+    with misbehaving(lambda v: answer_to(v) if v.connection else unavailable(v)) as server:
+        assert ask(server.url, 1)[0]["echo"]["state"] == [0.0]
+    with misbehaving(unavailable) as server, pytest.raises(UnavailableError, match="shutting down"):
+        ask(server.url, 1)
+
+    assert [visit.connection for visit in server.visits] == [0, 1]
+
+
+def test_readiness_is_asked_for_once() -> None:
+    with misbehaving(unavailable) as server, Client(server.url) as client:
+        assert not client.ready()
+
+    assert len(server.visits) == 1
+
+
+@BOTH
+@pytest.mark.parametrize("pieces", ["none", "many"])
+def test_a_calls_deadline_ends_the_wait_however_the_answer_drips(ask: Any, pieces: str) -> None:
+    is_over = threading.Event()
+
+    def behave(visit: Visit) -> bytes | None:
+        visit.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" if pieces == "many" else b"")
+        while not is_over.wait(0.05):
+            visit.write(b" " if pieces == "many" else b"")
+        return None
+
+    with misbehaving(behave) as server:
+        started = time.monotonic()
+        with pytest.raises(UnreachableError, match=r"no answer from .* after 0\.2 s"):
+            ask(server.url, 1, timeout_s=0.2)
+        took_s = time.monotonic() - started
+        is_over.set()
+
+    assert 0.2 <= took_s < 2
+    assert len(server.visits) == 1
+
+
+class Clock:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr(service.client_exchange, "monotonic", lambda: self.now)
+
+
+def test_a_calls_deadline_is_the_transports_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    waits: list[float] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        for step in ("pool", "connect", "write", "read"):
+            waits.append(request.extensions["timeout"].get(step))
+            clock.now += 1
+        return httpx.Response(200, content=b"{}")
+
+    client = Client("http://car", transport=httpx.MockTransport(answer), timeout_s=10)
+    client.predict([1.0], [2.0], timeout_s=20)
+    client.predict([1.0], [2.0])
+
+    assert waits == [20.5, 19.5, 18.5, 17.5, 10, 9, 8, 7]
+
+
+@pytest.mark.parametrize(("took_s", "deadlines"), [(0.3, ["0.5", "0.2"]), (0.6, ["0.5"])])
+def test_both_tries_share_one_deadline(
+    monkeypatch: pytest.MonkeyPatch, took_s: float, deadlines: list[str]
+) -> None:
+    clock = Clock(monkeypatch)
+    seen: list[str] = []
+
+    def refuse(request: httpx.Request) -> httpx.Response:
+        seen.append(request.headers["x-request-timeout-seconds"])
+        clock.now += took_s
+        raise httpx.ConnectError("refused")
+
+    client = Client("http://car", transport=httpx.MockTransport(refuse))
+    with pytest.raises(UnreachableError, match="no answer from http://car: refused"):
+        client.predict([1.0], [2.0], timeout_s=0.5)
+
+    assert seen == deadlines
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [
+        (httpx.ConnectError(""), 2),
+        (httpx.ConnectTimeout(""), 2),
+        (httpx.ReadError(""), 2),
+        (httpx.RemoteProtocolError(""), 2),
+        (httpx.ReadTimeout(""), 1),
+        (httpx.PoolTimeout(""), 1),
+        (httpx.LocalProtocolError(""), 1),
+        (httpx.DecodingError(""), 1),
+        (httpx.UnsupportedProtocol(""), 1),
+    ],
+    ids=lambda given: type(given).__name__,
+)
+def test_what_is_tried_again_and_that_every_failure_is_named(
+    error: httpx.RequestError, tries: int
+) -> None:
+    seen: list[httpx.Request] = []
+
+    def fail(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        raise error
+
+    with pytest.raises(
+        UnreachableError, match=f"no answer from http://car: {type(error).__name__}"
+    ):
+        Client("http://car", transport=httpx.MockTransport(fail)).model()
+    assert len(seen) == tries
+
+
+ODD_ANSWERS = {
+    "no object": (200, b"[]"),
+    "null": (200, b"null"),
+    "no JSON": (200, b"ready"),
+    "error as text": (400, b'{"error": "bad"}'),
+    "error without code": (400, b'{"error": {"message": "m", "details": []}}'),
+    "code is a list": (400, b'{"error": {"code": [], "message": "m", "details": []}}'),
+    "details are a number": (400, b'{"error": {"code": "x", "message": "m", "details": 1}}'),
+    "moved": (301, b""),
+}
+
+
+@pytest.mark.parametrize("case", ODD_ANSWERS)
+def test_what_is_not_the_services_answer_is_unreachable(case: str) -> None:
+    status, content = ODD_ANSWERS[case]
+    transport = httpx.MockTransport(lambda request: httpx.Response(status, content=content))
+
+    with pytest.raises(UnreachableError, match=f"http://car/model answered {status}"):
+        Client("http://car", transport=transport).model()
+
+
+@pytest.mark.parametrize("given", ["Wed, 21 Oct 2026 07:28:00 GMT", "nan", "-1", "inf", ""])
+def test_a_retry_after_that_is_no_number_is_a_second(given: str) -> None:
+    body = b'{"error": {"code": "overloaded", "message": "full", "details": []}}'
+    transport = httpx.MockTransport(
+        lambda request: httpx.Response(429, content=body, headers={"retry-after": given})
+    )
+
+    with pytest.raises(WorldModelError, match="full") as caught:
+        Client("http://car", transport=transport).model()
+    assert getattr(caught.value, "retry_after_s", None) == 1.0
+
+
+async def test_the_services_own_deadline_reaches_the_caller(engine: FakeEngine) -> None:
+    engine.gate.clear()
+    async with listening(engine) as server:
+        url = f"http://127.0.0.1:{server.port}"
+        async with AsyncClient(url, api_key="alpha", timeout_s=0.01) as client:
+            with pytest.raises(DeadlineExceededError):
+                await client.predict([1.0, 2.0, 3.0], [0.5, 0.5], timeout_s=0.1)
+        engine.gate.set()
+
+
+def test_nothing_listens() -> None:
+    with misbehaving(answer_to) as server:
+        url = server.url
+    with Client(url) as client:
+        with pytest.raises(UnreachableError, match=r"no answer from http://127.*refused"):
+            client.model()
+        assert not client.ready()
