@@ -55,6 +55,9 @@ _MOST_LINGERING_BYTES = 2**20
 
 _LONGEST_DROPPED = 2**16
 
+_CHUNK_HEAD_BYTES = 8
+"""What may be around each byte of a body in chunks: a chunk of one byte has five around it."""
+
 _MAY_GO_AFTER_S = 1.0
 _LOOK_FOR_IDLE_EVERY_S = 0.1
 
@@ -103,6 +106,7 @@ class Wire(HttpToolsProtocol):
         self._missing = 0  # bytes of a body under a known head
         self._left: int | None = None  # bytes of a body that the parser expects; None: chunks
         self._extra = 0  # bytes of chunks that are no body
+        self._body_bytes = 0  # those that are
         self._fault: ServiceError | None = None  # found by a callback of the parser
         self._refusals: list[ServiceError] = []  # of the request on the long way
         self._raw_head = b""
@@ -281,7 +285,7 @@ class Wire(HttpToolsProtocol):
         given = dict(self.headers)
         is_in_chunks = b"transfer-encoding" in given
         self._left = None if is_in_chunks else int(given.get(b"content-length", b"0"))
-        self._extra = 0
+        self._extra = self._body_bytes = 0
         self._arm(self._limits.body_timeout_s, self._on_body_timeout)
 
     def _parse_body(self) -> None:
@@ -301,7 +305,8 @@ class Wire(HttpToolsProtocol):
             self._throw_away(length)
         elif self._expects is _Input.BODY:
             self._desk.intake.add(self, length)
-            if self._left is None and self._extra > self._limits.max_head_bytes:
+            most = self._limits.max_head_bytes + _CHUNK_HEAD_BYTES * self._body_bytes
+            if self._left is None and self._extra > most:
                 self._refuse(HeadersTooLargeError(
                     f"chunk headers and trailers are longer than the "
                     f"{self._limits.max_head_bytes} bytes that are read"
@@ -358,6 +363,7 @@ class Wire(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Keep a part of a body."""
         self._extra -= len(body)
+        self._body_bytes += len(body)
         exchange = self._exchange
         if self._fault is not None:
             return
@@ -365,9 +371,8 @@ class Wire(HttpToolsProtocol):
             super().on_body(body)
             return
         exchange.chunks.append(body)
-        exchange.length += len(body)
         try:
-            self._desk.policy.check_length(exchange.length)
+            self._desk.policy.check_length(self._body_bytes)
         except ServiceError as exc:
             self._fault = exc
 
@@ -698,7 +703,6 @@ class _Exchange:
 
     Attributes:
         chunks: Parts of the body that have come.
-        length: Of them together, as far as the parser gave them.
         is_complete: Whether all of it has.
         keep_alive: Whether the connection stays open; uvicorn ends that at shutdown.
         response_complete: Whether it was replied to; uvicorn looks at it.
@@ -710,7 +714,7 @@ class _Exchange:
 
     __slots__ = (
         "chunks", "disconnected", "errand", "held_bytes", "is_complete", "is_waiting",
-        "keep_alive", "length", "message_event", "parts", "path", "response_complete", "started",
+        "keep_alive", "message_event", "parts", "path", "response_complete", "started",
     )  # fmt: skip
 
     def __init__(self, path: str, errand: Errand, keep_alive: bool, event: asyncio.Event) -> None:
@@ -718,7 +722,6 @@ class _Exchange:
         self.path = path
         self.errand = errand
         self.chunks: list[bytes] = []
-        self.length = 0
         self.is_complete = False
         self.keep_alive = keep_alive
         self.response_complete = False

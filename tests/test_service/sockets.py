@@ -8,6 +8,7 @@ import re
 import socket
 import struct
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import orjson
 import uvicorn
@@ -49,12 +50,21 @@ class Caller:
         self._writer.write(b"".join(requests))
 
     async def answer(self) -> tuple[int, dict[str, str], bytes]:
-        """Return status, headers and body of the next answer that has a length."""
+        """Return status, headers and body of the next answer, whose end can be told."""
         head = (await self._reader.readuntil(b"\r\n\r\n")).decode()
         status, *lines = head.strip().split("\r\n")
         headers = dict(line.split(": ", 1) for line in lines)
+        if headers.get("transfer-encoding") == "chunked":
+            return int(status.split()[1]), headers, await self._chunks()
         body = await self._reader.readexactly(int(headers.get("content-length", "0")))
         return int(status.split()[1]), headers, body
+
+    async def _chunks(self) -> bytes:
+        body = b""
+        while size := int(await self._reader.readuntil(b"\r\n"), 16):
+            body += (await self._reader.readexactly(size + 2))[:-2]
+        assert await self._reader.readexactly(2) == b"\r\n"
+        return body
 
     async def rest(self) -> bytes:
         """Return all that comes until the server closes the connection."""
@@ -96,9 +106,12 @@ class _Server(uvicorn.Server):
 class Listening:
     """A server on a free port; allows the key "alpha" and bodies of `LIMIT` bytes."""
 
-    def __init__(self, engine: FakeEngine, way: type[Wire], tracing: Tracing | None) -> None:
+    def __init__(
+        self, engine: FakeEngine, way: type[Wire], tracing: Tracing | None, given: dict[str, Any]
+    ) -> None:
+        idle_timeout_s: int = given.get("idle_timeout_s", 75)
         self.registry = Registry()
-        given = {"max_body_bytes": LIMIT, "api_keys": "alpha", "max_rows": 64}
+        given = {"max_body_bytes": LIMIT, "api_keys": "alpha", "max_rows": 64, **given}
         self.app = create_app(settings(**given), engine, self.registry, tracing)
         self.server = _Server(
             uvicorn.Config(
@@ -108,6 +121,7 @@ class Listening:
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                timeout_keep_alive=idle_timeout_s,
             )
         )
         self._callers: list[Caller] = []
@@ -161,5 +175,7 @@ def listening(
     engine: FakeEngine,
     way: type[Wire] = Wire,
     tracing: Tracing | None = None,
+    **given: Any,
 ) -> contextlib.AbstractAsyncContextManager[Listening]:
-    return Listening(engine, way, tracing).run()
+    """Serve; `given` are settings."""
+    return Listening(engine, way, tracing, given).run()

@@ -1,0 +1,419 @@
+"""Callers that send too much, too slowly, or do not read: each is bounded, and harms nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+
+import orjson
+import pytest
+
+from service.buffers import Intake, Unread
+from service.errors import EngineError
+from service.wire import Wire
+from tests.test_service.fakes import STATE, FakeEngine, bits, expected, rows, until
+from tests.test_service.sockets import Caller, Listening, LongWay, listening, request
+
+BOTH_WAYS = pytest.mark.parametrize("way", [Wire, LongWay], ids=["short", "long"])
+PROBE = request(b"", method="GET", path="/healthz")
+HEAD_LIMIT = 1024
+
+
+async def status_of(caller: Caller) -> int:
+    """Return the status of the one answer after which the server closes the connection."""
+    answer = await caller.rest()
+    (status,) = re.findall(rb"HTTP/1\.1 (\d{3}) ", answer)
+    assert b"connection: close" in answer
+    return int(status)
+
+
+async def is_served(served: Listening) -> bool:
+    """Tell whether another caller is answered."""
+    caller = await served.caller()
+    caller.send(request())
+    return (await caller.answer())[0] == 200
+
+
+ENDLESS: dict[str, tuple[bytes, bytes, int]] = {
+    "target": (b"GET /", b"x" * 100, 414),
+    "method": (b"", b"G" * 100, 414),
+    "header": (b"GET / HTTP/1.1\r\nX: ", b"x" * 100, 431),
+    "headers": (b"GET / HTTP/1.1\r\n", b"X: x\r\n" * 20, 431),
+    "headers of a prediction": (request(b"")[:-2], b"X: x\r\n" * 20, 431),
+    "trailers": (
+        request(b"0\r\n", "Transfer-Encoding: chunked", length=-1), b"X: x\r\n" * 20, 431
+    ),
+    "trailers of a probe": (
+        request(b"0\r\n", "Transfer-Encoding: chunked", method="GET", path="/healthz", length=-1),
+        b"X: x\r\n" * 20,
+        200,
+    ),
+    "chunk extension": (
+        request(b"1;", "Transfer-Encoding: chunked", length=-1), b"x" * 100, 431
+    ),
+    "chunk size": (request(b"", "Transfer-Encoding: chunked", length=-1), b"0" * 100, 431),
+    "body": (request(b"", "Transfer-Encoding: chunked", length=-1), b"a\r\n0123456789\r\n", 413),
+    "empty lines": (b"", b"\r\n" * 50, 408),
+}  # fmt: skip
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("name", ENDLESS)
+async def test_nothing_may_be_endless(engine: FakeEngine, way: type[Wire], name: str) -> None:
+    begin, piece, expected_status = ENDLESS[name]
+    async with listening(engine, way, max_head_bytes=HEAD_LIMIT, head_timeout_s=1.0) as served:
+        caller = await served.caller()
+        caller.send(begin)
+        reading = asyncio.create_task(caller.answer())
+        sent = len(begin)
+        while not reading.done() and sent < 2**22:
+            caller.send(piece)
+            sent += len(piece)
+            await asyncio.sleep(0)
+            assert sum(len(wire._input) for wire in served.connections) <= HEAD_LIMIT + 2**18
+        status, _, body = await reading
+        assert await is_served(served)
+
+    codes = {
+        200: None,  # a probe is answered whatever follows, and the connection closed then
+        408: "request_timeout",
+        413: "payload_too_large",
+        414: "uri_too_long",
+        431: "headers_too_large",
+    }
+    assert status == expected_status
+    assert orjson.loads(body).get("error", {}).get("code") == codes[status]
+
+
+SLOW = {
+    "nothing of a head": (b"", None),
+    "part of a head": (request()[:40], 408),
+    "part of a body": (request()[:-5], 408),
+    "part of a chunk": (
+        request(b"5\r\n12", "Transfer-Encoding: chunked", length=-1), 408
+    ),
+    "part of a probe's body": (
+        request(b"12", method="GET", path="/healthz", length=5), None
+    ),
+}  # fmt: skip
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("is_trickling", [False, True], ids=["silent", "trickling"])
+@pytest.mark.parametrize("name", SLOW)
+async def test_what_never_ends_is_ended(
+    engine: FakeEngine, way: type[Wire], name: str, is_trickling: bool
+) -> None:
+    begin, status = SLOW[name]
+    limits: dict[str, Any] = {"head_timeout_s": 0.2, "body_timeout_s": 0.2, "idle_timeout_s": 1}
+    async with listening(engine, way, **limits) as served:
+        caller = await served.caller()
+        caller.send(begin)
+        reading = asyncio.create_task(caller.rest())
+        while is_trickling and begin and not reading.done():
+            caller.send(b"1")
+            await asyncio.sleep(0.05)
+            if status is None or name == "part of a chunk":
+                break
+        async with asyncio.timeout(10):
+            answer = await reading
+        await until(lambda: not served.connections)
+
+    statuses = [int(s) for s in re.findall(rb"HTTP/1\.1 (\d{3}) ", answer)]
+    if name == "part of a head" and is_trickling:
+        assert statuses in ([400], [408])  # what trickles in need not be a head
+    elif status is not None:
+        assert statuses == [status]
+    else:
+        assert statuses in ([], [200])
+
+
+async def test_known_heads_have_the_same_time(engine: FakeEngine) -> None:
+    async with listening(engine, body_timeout_s=0.2) as served:
+        caller = await served.caller()
+        caller.send(request())
+        await caller.answer()
+        caller.send(request()[:-5])
+
+        assert await status_of(caller) == 408
+        assert served.count("408") == 1
+
+
+@BOTH_WAYS
+async def test_a_caller_that_sends_ahead_is_left_waiting(
+    engine: FakeEngine, way: type[Wire]
+) -> None:
+    """What a caller sends before its first request is answered is not worked on."""
+    async with listening(engine, way) as served:
+        caller = await served.caller()
+        engine.gate.clear()
+        caller.send(request())
+        await engine.entered()
+        caller.send(PROBE * 4000)  # 0.4 MB
+        (wire,) = served.connections
+        await until(lambda: wire.flow.read_paused)
+        for _ in range(50):
+            await asyncio.sleep(0.001)
+            assert len(wire._input) <= 2**18
+        assert not wire.pipeline
+        engine.gate.set()
+        statuses = [(await caller.answer())[0] for _ in range(4001)]
+
+    assert statuses == [200] * 4001
+
+
+@BOTH_WAYS
+async def test_a_caller_that_does_not_read_is_not_worked_for(
+    engine: FakeEngine, way: type[Wire]
+) -> None:
+    async with listening(engine, way) as served:
+        caller = await served.caller()
+        caller._reader._transport.pause_reading()  # type: ignore[attr-defined]
+        sending = request(b"", method="GET", path="/metrics") * 2000
+        caller.send(sending)  # answers of 30 kB each
+        (wire,) = served.connections
+        await until(lambda: wire.flow.write_paused)
+        written = wire.server_state.total_requests
+        for _ in range(50):
+            await asyncio.sleep(0.002)
+        assert wire.server_state.total_requests <= written + 1
+        assert wire.unread_bytes < 2**18
+        assert await is_served(served)
+        caller.reset()
+
+
+async def test_an_answer_that_nobody_reads_is_cut_off(engine: FakeEngine) -> None:
+    states, actions = rows(64, 32)
+    body = orjson.dumps({"state": states.tolist(), "actions": actions.tolist()})
+    async with listening(engine, answer_timeout_s=0.3, max_body_bytes=2**20) as served:
+        caller = await served.caller()
+        caller._reader._transport.pause_reading()  # type: ignore[attr-defined]
+        for _ in range(200):
+            caller.send(request(body))
+        async with asyncio.timeout(20):
+            await until(lambda: not served.connections)
+        assert await is_served(served)
+
+
+@BOTH_WAYS
+async def test_a_long_answer_is_the_same_as_a_short_one(
+    engine: FakeEngine, way: type[Wire], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states, actions = rows(37, 8)
+    fields = {"actions": actions.tolist()}
+    asked = {
+        "/rollout": {"state": states.tolist(), **fields},
+        "/safety-check": {"state": STATE, **fields, "include": ["trajectory"]},
+        "/predict": {"state": states.tolist(), "action": actions[:, 0].tolist()},
+    }
+    outputs = ["states", "rewards", "dones", "returns", "crash_probability", "uncertainty"]
+    asked["/rollout"]["outputs"] = [*outputs, "final_state", "states"]
+    answers: list[dict[str, Any]] = []
+    for numbers in (2**14, 50):
+        monkeypatch.setattr("service.routes.predictions._NUMBERS_AT_ONCE", numbers)
+        async with listening(engine, way, max_body_bytes=2**20) as served:
+            caller = await served.caller()
+            for path, body in asked.items():
+                caller.send(request(orjson.dumps(body), path=path))
+                status, headers, text = await caller.answer()
+                assert status == 200
+                is_long = headers.get("transfer-encoding") == "chunked"
+                assert is_long is (numbers == 50)
+                answers.append({"path": path, "text": text})
+            assert served.count("200") == 1
+
+    assert answers[:3] == answers[3:]
+    truth = expected(states, actions)
+    assert bits(orjson.loads(answers[0]["text"])["states"]) == truth.states.tobytes()
+
+
+async def test_an_old_caller_gets_a_long_answer_in_one_piece(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.routes.predictions._NUMBERS_AT_ONCE", 50)
+    states, actions = rows(37, 8)
+    body = orjson.dumps({"state": states.tolist(), "actions": actions.tolist()})
+    async with listening(engine, max_body_bytes=2**20) as served:
+        caller = await served.caller()
+        caller.send(request(body, version="1.0"))
+        answer = await caller.rest()
+
+    head, _, text = answer.partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head
+    assert b"content-length: %d" % len(text) in head
+    assert bits(orjson.loads(text)["states"]) == expected(states, actions).states.tobytes()
+
+
+async def test_a_fault_within_a_long_answer_cuts_it_off(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any) -> Any:
+        raise EngineError("a bug")
+
+    monkeypatch.setattr("service.routes.predictions._NUMBERS_AT_ONCE", 50)
+    monkeypatch.setattr("service.routes.predictions._entries", broken)
+    body = orjson.dumps({"state": STATE, "actions": [[[0.5, 0.5]] * 4] * 60})
+    async with listening(engine, max_body_bytes=2**20) as served:
+        caller = await served.caller()
+        caller.send(request(body, path="/safety-check"))
+        answer = await caller.rest()
+        assert await is_served(served)
+
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert not answer.endswith(b"0\r\n\r\n")
+
+
+async def test_a_caller_that_leaves_a_long_answer_frees_it(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.routes.predictions._NUMBERS_AT_ONCE", 50)
+    states, actions = rows(64, 32)
+    body = orjson.dumps({"state": states.tolist(), "actions": actions.tolist()})
+    async with listening(engine, max_body_bytes=2**20) as served:
+        caller = await served.caller()
+        caller.send(request(body))
+        await until(lambda: any(w._exchange and w._exchange.parts for w in served.connections))
+        caller.reset()
+        await until(lambda: not served.connections)
+        assert served.count("499") == 1
+        assert await is_served(served)
+
+
+# Connections.
+
+
+async def test_too_many_connections_are_refused_and_idle_ones_replaced(engine: FakeEngine) -> None:
+    async with listening(engine, max_connections=8) as served:
+        others = [await served.caller() for _ in range(8)]
+        await until(lambda: len(served.connections) == 8)
+        late = await served.caller()
+        refused = await late.rest()
+        assert refused.startswith(b"HTTP/1.1 503 ")
+        assert orjson.loads(refused.partition(b"\r\n\r\n")[2])["error"]["code"] == "unavailable"
+        assert served.count("503", "other") == 1
+        for wire in served.connections:
+            assert wire._idle_since is not None
+            wire._idle_since -= 60.0
+        served.app.desk.next_look_for_idle_s = 0.0
+        assert await is_served(served)
+        others[0].send(PROBE)  # it or another one was closed
+        alive = [caller for caller in others[1:] if not caller._reader.at_eof()]
+        assert len(alive) >= 6
+
+
+async def test_busy_connections_are_never_replaced(engine: FakeEngine) -> None:
+    async with listening(engine, max_connections=8) as served:
+        engine.gate.clear()
+        busy = [await served.caller() for _ in range(8)]
+        for caller in busy:
+            caller.send(request())
+        await until(lambda: served.busy == 8)
+        late = await served.caller()
+        assert (await late.rest()).startswith(b"HTTP/1.1 503 ")
+        engine.gate.set()
+
+        assert [(await caller.answer())[0] for caller in busy] == [200] * 8
+
+
+# Memory of all connections together.
+
+
+class Upload:
+    """A connection with a request that is not complete, as `Intake` sees it."""
+
+    def __init__(self) -> None:
+        self.is_held = False
+        self.is_cut = False
+
+    def hold_input(self) -> None:
+        self.is_held = True
+
+    def take_input(self) -> None:
+        self.is_held = False
+
+    def cut_input(self) -> None:
+        self.is_cut = True
+
+
+async def test_incomplete_requests_wait_for_room_but_for_the_first() -> None:
+    intake = Intake(1000)
+    first, second, third = Upload(), Upload(), Upload()
+    intake.add(first, 600)
+    intake.add(second, 600)
+    intake.add(first, 600)
+
+    assert [u.is_held for u in (first, second)] == [False, True]
+    intake.add(third, 1)
+    assert third.is_held
+    intake.remove(first)
+    assert [u.is_held for u in (second, third)] == [False, True]
+    intake.remove(second)
+    assert not third.is_held
+    assert not any(u.is_cut for u in (first, second, third))
+
+
+async def test_far_too_much_at_once_is_refused() -> None:
+    intake = Intake(1000)
+    uploads = [Upload() for _ in range(5)]
+    for upload in uploads:
+        intake.add(upload, 600)
+
+    assert [u.is_cut for u in uploads] == [False, False, False, True, True]
+
+
+async def test_a_request_that_stands_still_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.buffers._IDLE_INPUT_S", 0.05)
+    monkeypatch.setattr("service.buffers._LOOK_EVERY_S", 0.01)
+    intake = Intake(1000)
+    idle, waiting = Upload(), Upload()
+    idle.cut_input = lambda: (setattr(idle, "is_cut", True), intake.remove(idle))  # type: ignore[method-assign, assignment, func-returns-value]
+    intake.add(idle, 900)
+    intake.add(waiting, 900)
+    assert waiting.is_held
+    await until(lambda: idle.is_cut)
+
+    assert not waiting.is_held
+    assert not waiting.is_cut
+
+
+class Answer:
+    """A connection with an answer that is not read, as `Unread` sees it."""
+
+    def __init__(self, unread_bytes: int) -> None:
+        self.unread_bytes = unread_bytes
+        self.is_cut = False
+
+    def cut_output(self) -> None:
+        self.is_cut = True
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.buffers._STALLED_AFTER_S", 0.02)
+    monkeypatch.setattr("service.buffers._LOOK_EVERY_S", 0.01)
+
+
+@pytest.mark.usefixtures("quick")
+async def test_answers_that_stand_still_for_longest_are_cut_first() -> None:
+    unread = Unread(1000, timeout_s=60)
+    answers = [Answer(400) for _ in range(4)]
+    for answer in answers:
+        unread.add(answer)
+    await until(lambda: answers[1].is_cut)
+
+    assert [a.is_cut for a in answers] == [True, True, False, False]
+
+
+@pytest.mark.usefixtures("quick")
+async def test_one_big_answer_alone_is_kept_until_its_time_is_over() -> None:
+    unread = Unread(1000, timeout_s=0.2)
+    big, read = Answer(10**9), Answer(10**9)
+    unread.add(read)
+    unread.remove(read)
+    unread.add(big)
+    await asyncio.sleep(0.1)
+    assert not big.is_cut
+    await until(lambda: big.is_cut)
+
+    assert not read.is_cut
