@@ -13,32 +13,51 @@ The version is a hash of what decides the answers: weights, config, spec and cal
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Interval, Len
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from models.conformal import Guarantee
 from models.ensemble import WorldModelEnsemble
-from models.files import CheckpointError, read_bytes, read_json, write_json
+from models.files import CheckpointError, checked, read_bytes, read_json, shown, write_json
 from models.safety import SafetyLimits
-from models.spec import Spec
+from models.spec import Name, Number, Spec
 from models.world_model import NORMALISERS, WorldModel
 
 FORMAT = 1
 WEIGHTS, CONFIG, SPEC = "weights.safetensors", "config.json", "spec.json"
 CALIBRATION, TRAINING, METRICS = "calibration.json", "training.json", "metrics.json"
 VERSIONED = (WEIGHTS, CONFIG, SPEC, CALIBRATION)
+_TINY, _HUGE = 1e-12, 1e12
+_SENSIBLE = {
+    "state_scale": (_TINY, _HUGE),
+    "delta_scale": (0.0, _HUGE),
+    "reward_scale": (_TINY, _HUGE),
+    "done_scale": (0.01, 100.0),
+    "done_shift": (-50.0, 50.0),
+}
+"""What normalisers may hold. Beyond, the last two would make every hazard 0, or turn the order of
+hazards around, whatever the network says."""
+ALLOW_UNGUARANTEED = "allow_unguaranteed"
+"""Note of a calibration that limits were asked for which few data cannot vouch for."""
+
+
+Widths = Annotated[tuple[Annotated[int, Interval(ge=1, le=65_536)], ...], Len(1, 64)]
+Members = Annotated[int, Interval(ge=1, le=1000)]
 
 
 @dataclass(frozen=True)
 class Architecture:
     """Arguments that make the members, all alike."""
 
-    hidden_dims: tuple[int, ...] = (256, 256, 64)
+    hidden_dims: Widths = (256, 256, 64)
     activation: str = "elu"
     residual: bool = True
     kinematics: bool = False
@@ -58,6 +77,11 @@ class Architecture:
         )
 
 
+def _read_guarantee(notes: dict[str, Any]) -> Guarantee | None:
+    note = notes.get("conformal")
+    return None if note is None else checked(Guarantee, note, "notes.conformal")
+
+
 @dataclass(frozen=True)
 class Calibration:
     """What validation data fixed.
@@ -71,12 +95,55 @@ class Calibration:
         notes: How the numbers were obtained.
     """
 
-    crash_threshold: float | None = None
-    uncertainty_limit: float | None = None
-    state_low: tuple[float, ...] = ()
-    state_high: tuple[float, ...] = ()
-    horizon: int = 0
+    crash_threshold: Annotated[float, Interval(gt=0, lt=1)] | None = None
+    uncertainty_limit: Annotated[float, Interval(gt=0, le=1e12)] | None = None
+    state_low: tuple[Number, ...] = ()
+    state_high: tuple[Number, ...] = ()
+    horizon: Annotated[int, Interval(ge=0, le=100_000)] = 0
     notes: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _read_guarantee(self.notes)
+        low, high = self.state_low, self.state_high
+        if len(low) != len(high):
+            raise ValueError(f"state_low has {len(low)} values, state_high {len(high)}")
+        if self.crash_threshold is not None and not low:
+            raise ValueError(
+                f"crash_threshold is {self.crash_threshold}, but must be null where state_low is "
+                "empty: no state is known to be one that the model predicts well"
+            )
+        for i, (least, most) in enumerate(zip(low, high, strict=True)):
+            if not least <= most:
+                raise ValueError(
+                    f"state_low[{i}] is {least}, but must not be above state_high[{i}], {most}"
+                )
+
+    @property
+    def guarantee(self) -> Guarantee | None:
+        """What is promised about the crash threshold; None if nothing was noted."""
+        return _read_guarantee(self.notes)
+
+    @property
+    def served_threshold(self) -> float | None:
+        """The crash threshold, unless it promises nothing and nobody asked for such a one by name.
+
+        Checkpoints of earlier versions may hold one that was set on too few episodes.
+        """
+        guarantee = self.guarantee
+        is_loose = guarantee is not None and guarantee.threshold is None
+        if is_loose and self.notes.get(ALLOW_UNGUARANTEED) is not True:
+            return None
+        return self.crash_threshold
+
+
+@dataclass(frozen=True)
+class Config:
+    """What config.json holds."""
+
+    format: Annotated[int, Interval(ge=FORMAT, le=FORMAT)]
+    name: Name
+    members: Members
+    architecture: Architecture
 
 
 @dataclass(frozen=True)
@@ -119,7 +186,7 @@ class Checkpoint:
             for slot in (geometry.slots if geometry is not None else ())
         ]
         return SafetyLimits(
-            crash_threshold=calibration.crash_threshold,
+            crash_threshold=calibration.served_threshold,
             # One member cannot disagree: its uncertainty is unknown, not zero.
             uncertainty_limit=calibration.uncertainty_limit if self.member_count > 1 else None,
             state_low=np.array(low, np.float32) if low else np.full(dim, -np.inf, np.float32),
@@ -133,21 +200,33 @@ class Checkpoint:
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> str:
-    """Write a checkpoint folder, overwriting one that is there; return its version."""
+    """Write a checkpoint folder, overwriting one that is there; return its version.
+
+    Raises:
+        CheckpointError: A part makes no sense: it could not be loaded again. Nothing is written.
+    """
+    config = Config(FORMAT, checkpoint.name, checkpoint.member_count, checkpoint.architecture)
+    documents = {
+        CONFIG: asdict(config),
+        SPEC: checkpoint.spec.to_json(),
+        CALIBRATION: asdict(checkpoint.calibration),
+    }
+    for kind, name in ((Config, CONFIG), (Spec, SPEC)):
+        checked(kind, documents[name], name)
+    _checked_calibration(documents[CALIBRATION], CALIBRATION, checkpoint.spec)
     folder.mkdir(parents=True, exist_ok=True)
     # Gone first and written last: a folder whose writing was cut short is refused, not half old.
     (folder / CONFIG).unlink(missing_ok=True)
     weights = {name: x.contiguous() for name, x in checkpoint.ensemble.state_dict().items()}
     # Not save_file, which makes files that only their owner may read.
     (folder / WEIGHTS).write_bytes(save(weights))
-    write_json(folder / SPEC, checkpoint.spec.to_json())
-    write_json(folder / CALIBRATION, asdict(checkpoint.calibration))
+    write_json(folder / SPEC, documents[SPEC])
+    write_json(folder / CALIBRATION, documents[CALIBRATION])
     write_json(folder / TRAINING, checkpoint.training)
     (folder / METRICS).unlink(missing_ok=True)
     if checkpoint.metrics:
         write_json(folder / METRICS, checkpoint.metrics)
-    config = {"format": FORMAT, "name": checkpoint.name, "members": checkpoint.member_count}
-    write_json(folder / CONFIG, {**config, "architecture": asdict(checkpoint.architecture)})
+    write_json(folder / CONFIG, documents[CONFIG])
     return checkpoint_version(folder)
 
 
@@ -165,22 +244,25 @@ def load_checkpoint(folder: Path, *, device: str = "cpu", members: int | None = 
     """
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint folder {folder} does not exist")
-    config, spec = read_json(folder / CONFIG), _read_spec(folder / SPEC)
-    if config.get("format") != FORMAT:
+    document = read_json(folder / CONFIG)
+    if document.get("format") != FORMAT:  # before the rest, which other formats may have otherwise
         raise CheckpointError(
-            f"{folder / CONFIG} has format {config.get('format')!r}, this version reads {FORMAT}"
+            f"{folder / CONFIG} has format {shown(document.get('format'))}, this version reads "
+            f"{FORMAT}"
         )
-    architecture, saved_members, name = _read_config(folder / CONFIG, config)
-    if members is not None and not 1 <= members <= saved_members:
-        raise CheckpointError(f"cannot serve {members} members, {folder} holds {saved_members}")
-    ensemble = _build(folder, architecture, spec, saved_members)
+    config = checked(Config, document, folder / CONFIG)
+    spec = checked(Spec, read_json(folder / SPEC), folder / SPEC)
+    calibration = _checked_calibration(read_json(folder / CALIBRATION), folder / CALIBRATION, spec)
+    if members is not None and not 1 <= members <= config.members:
+        raise CheckpointError(f"cannot serve {members} members, {folder} holds {config.members}")
+    ensemble = _build(folder, config, spec)
     ensemble = WorldModelEnsemble.from_members(list(ensemble.members)[:members])
     return Checkpoint(
         ensemble=ensemble.to(device).eval().requires_grad_(False),
         spec=spec,
-        architecture=architecture,
-        calibration=_read_calibration(folder / CALIBRATION, spec),
-        name=name,
+        architecture=config.architecture,
+        calibration=calibration,
+        name=config.name,
         version=checkpoint_version(folder),
         training=read_json(folder / TRAINING),
         metrics=read_json(folder / METRICS) if (folder / METRICS).exists() else {},
@@ -220,27 +302,38 @@ def load_tensors(
     if extra := sorted(tensors.keys() - expected.keys()):
         raise CheckpointError(f"{source} holds {extra[0]}, which the model does not have")
     for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape:
+        _compare_shape(source, name, tensor, expected[name].shape)
+        if tensor.dtype != expected[name].dtype:
             raise CheckpointError(
-                f"{source} holds {name} of shape {list(tensor.shape)}, the model needs "
-                f"{list(expected[name].shape)}"
+                f"{source} holds {name} as {tensor.dtype}, the model needs {expected[name].dtype}"
             )
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{source} holds values in {name} that are not finite")
+        low, high = _SENSIBLE.get(name.rpartition(".")[2], (-torch.inf, torch.inf))
+        if len(wrong := tensor[(tensor < low) | (tensor > high)]):
+            raise CheckpointError(
+                f"{source}: {name} holds {wrong[0]:g}, but must be from {low:g} to {high:g}"
+            )
     model.load_state_dict(tensors, strict=not optional)
 
 
-def _build(
-    folder: Path, architecture: Architecture, spec: Spec, members: int
-) -> WorldModelEnsemble:
+def _compare_shape(source: Path, name: str, tensor: torch.Tensor, needed: Sequence[int]) -> None:
+    if list(tensor.shape) != list(needed):
+        raise CheckpointError(
+            f"{source} holds {name} of shape {list(tensor.shape)}, the model needs {list(needed)}"
+        )
+
+
+def _build(folder: Path, config: Config, spec: Spec) -> WorldModelEnsemble:
     weights = folder / WEIGHTS
     try:
         tensors = load_file(weights)
     except (OSError, SafetensorError) as exc:
         raise CheckpointError(f"cannot read {weights}: {exc}") from exc
+    _compare_sizes(folder, config, spec, tensors)
     try:
         ensemble = WorldModelEnsemble.from_members(
-            [architecture.build(spec) for _ in range(members)]
+            [config.architecture.build(spec) for _ in range(config.members)]
         )
     except ValueError as exc:
         raise CheckpointError(f"{folder / CONFIG} does not fit {folder / SPEC}: {exc}") from exc
@@ -248,35 +341,28 @@ def _build(
     return ensemble
 
 
-def _read_config(path: Path, config: dict[str, Any]) -> tuple[Architecture, int, str]:
-    try:
-        parts = dict(config["architecture"])
-        parts["hidden_dims"] = tuple(parts["hidden_dims"])
-        architecture = Architecture(**parts)
-        return architecture, int(config["members"]), str(config["name"])
-    except (KeyError, TypeError, ValueError) as exc:
-        raise CheckpointError(f"{path} is malformed: {exc!r}") from exc
+def _compare_sizes(
+    folder: Path, config: Config, spec: Spec, tensors: dict[str, torch.Tensor]
+) -> None:
+    """Refuse a model of another size than its weights before it is built: it may be huge."""
+    held = len({name.split(".")[1] for name in tensors if name.startswith("models.")})
+    if held != config.members:
+        raise CheckpointError(
+            f"{folder / CONFIG}: members is {config.members}, but {folder / WEIGHTS} holds {held}"
+        )
+    inputs = spec.state_dim
+    for i, width in enumerate(config.architecture.hidden_dims):
+        name = f"models.0.encoder.{2 * i}.weight"
+        if name not in tensors:
+            raise CheckpointError(f"{folder / WEIGHTS} lacks the tensor {name}")
+        _compare_shape(folder / WEIGHTS, name, tensors[name], (width, inputs))
+        inputs = width
 
 
-def _read_spec(path: Path) -> Spec:
-    document = read_json(path)
-    try:
-        return Spec.from_json(document)
-    except ValueError as exc:
-        raise CheckpointError(f"{path}: {exc}") from exc
-
-
-def _read_calibration(path: Path, spec: Spec) -> Calibration:
-    document = read_json(path)
-    try:
-        ranges = {key: tuple(document[key]) for key in ("state_low", "state_high")}
-        calibration = Calibration(**{**document, **ranges})
-    except (KeyError, TypeError) as exc:
-        raise CheckpointError(f"{path} is malformed: {exc!r}") from exc
-    for key, values in ranges.items():
-        if values and len(values) != spec.state_dim:
-            raise CheckpointError(
-                f"{path} has {len(values)} values of {key}, the spec has {spec.state_dim} "
-                "state features"
-            )
+def _checked_calibration(document: dict[str, Any], path: Path | str, spec: Spec) -> Calibration:
+    calibration = checked(Calibration, document, path)
+    if (count := len(calibration.state_low)) not in (0, spec.state_dim):
+        raise CheckpointError(
+            f"{path} has {count} values of state_low, the spec has {spec.state_dim} state features"
+        )
     return calibration

@@ -1,10 +1,23 @@
-"""Files of a checkpoint, and what is said if they cannot be read."""
+"""Files of a checkpoint, and what is said if they cannot be read or make no sense."""
 
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
+
+_LONGEST_SHOWN = 60
 
 
 class CheckpointError(ValueError):
@@ -20,16 +33,119 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return a JSON object.
 
     Raises:
-        CheckpointError: The file cannot be read, or holds something else.
+        CheckpointError: The file cannot be read, holds something else, a field twice, or a number
+            that is not finite.
     """
     content = read_bytes(path)
     try:
-        document = json.loads(content)
+        document = json.loads(content, object_pairs_hook=_without_repetition)
+    except RecursionError as exc:
+        raise CheckpointError(f"{path} is not JSON of a checkpoint: nested too deeply") from exc
     except ValueError as exc:
         raise CheckpointError(f"{path} is not JSON: {exc}") from exc
     if not isinstance(document, dict):
         raise CheckpointError(f"{path} does not hold a JSON object")
+    for place, value in _leaves(document):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise CheckpointError(f"{path}: {place} is {value}, but numbers must be finite")
+        if isinstance(value, str) and not _is_text(value):
+            raise CheckpointError(f"{path}: {place} is {shown(value)}, which is no text")
     return document
+
+
+def checked(kind: type[T], document: dict[str, Any], source: str | Path) -> T:
+    """Build a dataclass of a JSON object, every field of which must be there and make sense.
+
+    Types are taken strictly: `true` and `"1"` are no numbers. What else a field may hold is
+    declared where the dataclass is, by `annotated_types` and `__post_init__`.
+
+    Args:
+        kind: The dataclass.
+        document: What `dataclasses.asdict` would return, or JSON made of it.
+        source: Named in errors.
+
+    Raises:
+        CheckpointError: It is not such an object; one sentence names the field, its value, and
+            what is allowed.
+    """
+    try:
+        built = TypeAdapter(kind).validate_json(json.dumps(document), strict=True)
+    except ValidationError as exc:
+        raise CheckpointError(f"{source}{_fault(exc)}") from exc
+    _compare_fields(document, asdict(built), source, "")
+    return built
+
+
+def shown(value: Any) -> str:
+    """Return a value as it is named in an error, cut if it is long."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        (repeated, count), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"the field {repeated!r} is there {count} times")
+    return document
+
+
+def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every name, number and text of a document, with where it is."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield f"a name in {place or 'it'}", name
+            yield from _leaves(item, _joined(place, name))
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            yield from _leaves(item, _joined(place, i))
+    else:
+        yield place, value
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _fault(error: ValidationError) -> str:
+    """Return the first fault as the rest of a sentence."""
+    first = error.errors(include_url=False)[0]
+    place = ""
+    for part in first["loc"]:
+        place = _joined(place, part)
+    if first["type"] == "missing":
+        return f" lacks {place}"
+    if first["type"] == "value_error":
+        return f": {place}{': ' if place else ''}{first['ctx']['error']}"
+    allowed = first["msg"].removeprefix("Input ")
+    return f": {place or 'it'} is {shown(first['input'])}, but {allowed[0].lower()}{allowed[1:]}"
+
+
+def _compare_fields(given: Any, full: Any, source: str | Path, place: str) -> None:
+    """Refuse a document that lacks fields with defaults, or has fields that nobody reads."""
+    if isinstance(full, dict):
+        for name in given:
+            if name not in full:
+                raise CheckpointError(
+                    f"{source}: {_joined(place, name)} is unknown (known: {', '.join(full)})"
+                )
+        for name in full:
+            if name not in given:
+                raise CheckpointError(f"{source} lacks {_joined(place, name)}")
+            _compare_fields(given[name], full[name], source, _joined(place, name))
+    elif isinstance(full, (list, tuple)):
+        for i, item in enumerate(full):
+            _compare_fields(given[i], item, source, _joined(place, i))
+
+
+def _joined(place: str, part: str | int) -> str:
+    if isinstance(part, int):
+        return f"{place}[{part}]"
+    return f"{place}.{part}" if place else part
 
 
 def read_bytes(path: Path) -> bytes:

@@ -5,8 +5,21 @@ A `Spec` travels inside every checkpoint. Nothing else in the project holds dims
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Interval, Len, MaxLen
+
+# What a spec's fields may hold; `models.files.checked` sees to it.
+Name = Annotated[str, Len(1, 200)]
+Text = Annotated[str, MaxLen(1000)]
+Number = Annotated[float, Interval(ge=-1e12, le=1e12)]
+"""Far from where float32 ends: a bound that becomes infinite would bound nothing."""
+Size = Annotated[float, Interval(gt=0, le=1e6)]
+_MOST_FEATURES = 4096
 
 
 @dataclass(frozen=True)
@@ -21,11 +34,17 @@ class Feature:
         meaning: One line for a person.
     """
 
-    name: str
-    unit: str
-    low: float
-    high: float
-    meaning: str
+    name: Name
+    unit: Text
+    low: Number
+    high: Number
+    meaning: Text
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ValueError(
+                f"feature {self.name!r}: low is {self.low}, but must be below high, {self.high}"
+            )
 
 
 @dataclass(frozen=True)
@@ -42,13 +61,13 @@ class Slot:
         yaw_rate: Of its heading in the world, rad/s.
     """
 
-    presence: str
-    dx: str
-    dy: str
-    heading: str
-    speed: str
-    acceleration: str
-    yaw_rate: str
+    presence: Name
+    dx: Name
+    dy: Name
+    heading: Name
+    speed: Name
+    acceleration: Name
+    yaw_rate: Name
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -67,10 +86,16 @@ class Geometry:
         edges: Features that hold a distance to a road edge, negative when beyond it.
     """
 
-    length_m: float
-    width_m: float
-    slots: tuple[Slot, ...]
-    edges: tuple[str, ...]
+    length_m: Size
+    width_m: Size
+    slots: Annotated[tuple[Slot, ...], MaxLen(256)]
+    edges: Annotated[tuple[Name, ...], MaxLen(256)]
+
+    @property
+    def state_features(self) -> tuple[str, ...]:
+        """All state features that are named."""
+        slots = (name for slot in self.slots for name in (slot.presence, *slot.features))
+        return (*slots, *self.edges)
 
 
 @dataclass(frozen=True)
@@ -95,21 +120,21 @@ class Kinematics:
         max_speed_mps: The car accelerates no further.
     """
 
-    speed: str
-    lane_offset: str
-    sin_heading_error: str
-    left_edge: str
-    right_edge: str
-    curvature: str
-    steer: str
-    throttle: str
-    brake: str
-    length_m: float
-    full_throttle_mps2: float
-    full_brake_mps2: float
-    grip_mps2: float
-    max_steering_rad: float
-    max_speed_mps: float
+    speed: Name
+    lane_offset: Name
+    sin_heading_error: Name
+    left_edge: Name
+    right_edge: Name
+    curvature: Name
+    steer: Name
+    throttle: Name
+    brake: Name
+    length_m: Size
+    full_throttle_mps2: Size
+    full_brake_mps2: Size
+    grip_mps2: Size
+    max_steering_rad: Annotated[float, Interval(gt=0, lt=math.pi / 2)]
+    max_speed_mps: Size
 
     @property
     def state_features(self) -> tuple[str, ...]:
@@ -142,10 +167,10 @@ class Spec:
         kinematics: Present if the ego's motion follows from its action analytically.
     """
 
-    name: str
-    dt_s: float
-    state: tuple[Feature, ...]
-    action: tuple[Feature, ...]
+    name: Name
+    dt_s: Annotated[float, Interval(ge=1e-6, le=3600)]
+    state: Annotated[tuple[Feature, ...], MaxLen(_MOST_FEATURES)]
+    action: Annotated[tuple[Feature, ...], MaxLen(_MOST_FEATURES)]
     geometry: Geometry | None = None
     kinematics: Kinematics | None = None
 
@@ -154,20 +179,16 @@ class Spec:
             names = [feature.name for feature in features]
             if not names:
                 raise ValueError(f"spec {self.name!r}: {what} has no features")
-            if len(set(names)) != len(names):
-                raise ValueError(f"spec {self.name!r}: {what} feature names repeat: {names}")
-        if self.dt_s <= 0:
-            raise ValueError(f"spec {self.name!r}: dt_s must be positive, got {self.dt_s}")
-        if self.geometry is not None:
-            for slot in self.geometry.slots:
-                for name in (slot.presence, *slot.features):
+            _refuse_repeated(f"spec {self.name!r}: {what}", names)
+        for part in (self.geometry, self.kinematics):
+            if part is not None:
+                _refuse_repeated(f"spec {self.name!r}: {type(part).__name__}", part.state_features)
+                for name in part.state_features:
                     self.state_index(name)
-            for name in self.geometry.edges:
-                self.state_index(name)
         if self.kinematics is not None:
-            for name in self.kinematics.state_features:
-                self.state_index(name)
-            for name in self.kinematics.action_features:
+            actions = self.kinematics.action_features
+            _refuse_repeated(f"spec {self.name!r}: Kinematics", actions)
+            for name in actions:
                 self.action_index(name)
 
     @property
@@ -206,32 +227,10 @@ class Spec:
         """Return plain lists and dicts, ready for JSON."""
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, document: dict[str, Any]) -> Spec:
-        """Build a spec from what `to_json` returned.
 
-        Raises:
-            ValueError: A field is missing, unknown or inconsistent.
-        """
-        try:
-            geometry, kinematics = document["geometry"], document["kinematics"]
-            return cls(
-                name=document["name"],
-                dt_s=float(document["dt_s"]),
-                state=tuple(Feature(**feature) for feature in document["state"]),
-                action=tuple(Feature(**feature) for feature in document["action"]),
-                geometry=None
-                if geometry is None
-                else Geometry(
-                    length_m=geometry["length_m"],
-                    width_m=geometry["width_m"],
-                    slots=tuple(Slot(**slot) for slot in geometry["slots"]),
-                    edges=tuple(geometry["edges"]),
-                ),
-                kinematics=None if kinematics is None else Kinematics(**kinematics),
-            )
-        except (KeyError, TypeError) as exc:
-            raise ValueError(f"spec is malformed: {exc!r}") from exc
+def _refuse_repeated(what: str, names: Sequence[str]) -> None:
+    if repeated := sorted(name for name, count in Counter(names).items() if count > 1):
+        raise ValueError(f"{what} names the feature {repeated[0]!r} more than once")
 
 
 def anonymous_spec(state_dim: int, action_dim: int, dt_s: float = 0.05) -> Spec:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.checkpoint import Calibration
+from models.conformal import conformal_threshold
 from models.ensemble import EnsembleRollout, WorldModelEnsemble
 from models.outcomes import crash_probability
 from models.training.dataset import Windows
@@ -136,24 +137,6 @@ def episode_scores(
     scores = np.zeros(len(episodes))
     np.maximum.at(scores, index, probability[in_time])
     return scores
-
-
-def conformal_threshold(scores: NDArray[np.float64], miss_rate: float) -> float | None:
-    """Return the highest threshold that misses a new episode with at most a given probability.
-
-    Split conformal prediction (Vovk, Gammerman, Shafer 2005; Angelopoulos and Bates 2021, "A
-    gentle introduction to conformal prediction"): among n exchangeable scores and a new one, the
-    new one is below the k-th smallest of the n with probability at most k / (n + 1).
-
-    Args:
-        scores: [n], of episodes that end; see `episode_scores`.
-        miss_rate: Allowed probability, alpha.
-
-    Returns:
-        The floor(alpha (n + 1))-th smallest score; None if n is too small for any guarantee.
-    """
-    k = int(miss_rate * (len(scores) + 1))
-    return float(np.sort(scores)[k - 1]) if k >= 1 else None
 
 
 def fit_hazard(ensemble: WorldModelEnsemble, windows: Windows) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.ensemble import WorldModelEnsemble
+from models.files import checked
 from models.highway import highway_spec
 from models.spec import Spec
 from models.training.augment import hide_far_neighbours
@@ -97,10 +98,11 @@ def fit(
         KeyboardInterrupt: Interrupted; state was saved.
     """
     started = time.perf_counter()
+    checked(Spec, spec.to_json(), "the spec")
     _claim(run_folder, {"options": asdict(options), "origin": origin})
     for name in ("train", "validation"):
         windows[name].save(run_folder / "windows" / name)
-    tasks = [(i, spec.to_json(), options, run_folder) for i in range(options.members)]
+    tasks = [(i, spec, options, run_folder) for i in range(options.members)]
     workers = 1 if choose_device(options.device).type == "cuda" else options.workers
     if workers == 1:
         for task in tasks:
@@ -180,9 +182,7 @@ def recalibrate(
     return save_checkpoint(new, out)
 
 
-def _train_member(
-    index: int, spec: dict[str, Any], options: TrainOptions, run_folder: Path
-) -> None:
+def _train_member(index: int, spec: Spec, options: TrainOptions, run_folder: Path) -> None:
     """Train one member into its folder; nothing to do if that was done before."""
     folder = _member_folder(run_folder, index)
     if (folder / _REPORT).exists():
@@ -193,7 +193,7 @@ def _train_member(
     train_windows = Windows.open(run_folder / "windows" / "train")
     trainer = MemberTrainer(
         index,
-        Spec.from_json(spec),
+        spec,
         options,
         train_windows,
         Windows.open(run_folder / "windows" / "validation"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +21,9 @@ from models.checkpoint import (
 )
 from models.ensemble import WorldModelEnsemble
 from models.files import CheckpointError
+from models.highway import highway_spec
 from models.importing import import_weights
-from models.spec import anonymous_spec
+from models.spec import Spec, anonymous_spec
 from models.world_model import WorldModel
 
 SMALL = Architecture(hidden_dims=(16, 32))
@@ -119,7 +121,27 @@ def edit_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callabl
     return edit
 
 
+def edit_inside(name: str, place: list[str | int], value: Any) -> Callable[[Path], None]:
+    """Set a field somewhere inside a JSON file."""
+
+    def edit(folder: Path) -> None:
+        document = inner = json.loads((folder / name).read_text())
+        for part in place[:-1]:
+            inner = inner[part]
+        inner[place[-1]] = value
+        (folder / name).write_text(json.dumps(document))
+
+    return edit
+
+
 BIAS = "models.0.decoder.bias"
+SCALE, SHIFT = "models.1.done_scale", "models.1.done_shift"
+FIRST = "models.0.encoder.0.weight"
+SURPRISE: dict[str, Any] = {"hidden_dims": [16, 32], "depth": 3}
+
+
+def set_all(name: str, value: float) -> Callable[[Path], None]:
+    return edit_weights(lambda w: w[name].fill_(value))
 
 
 @pytest.mark.parametrize(
@@ -128,19 +150,47 @@ BIAS = "models.0.decoder.bias"
         (lambda folder: (folder / "spec.json").unlink(), r"cannot read .*spec\.json"),
         (write("config.json", b"{"), r"config\.json is not JSON"),
         (write("config.json", b"[]"), r"config\.json does not hold a JSON object"),
+        (write("spec.json", b"[" * 99_999), r"spec\.json is not JSON .*nested too deeply"),
+        (write("spec.json", b'{"a": 1, "a": 2}'), r"spec\.json .*'a' is there 2 times"),
+        (write("spec.json", b"\xff"), r"spec\.json is not JSON"),
         (edit_json("config.json", format=99), r"format 99, this version reads 1"),
-        (edit_json("config.json", architecture={"depth": 3}), r"config\.json is malformed"),
-        (edit_json("config.json", architecture={"hidden_dims": [16, 16]}), r"got 16"),
-        (edit_json("config.json", members=3), r"lacks the tensor models\.2\."),
-        (edit_json("config.json", members=1), r"holds models\.1\..* does not have"),
-        (edit_json("spec.json", dt_s=-1), r"spec\.json: .*dt_s must be positive"),
-        (edit_json("spec.json", state=3), r"spec\.json: .*malformed"),
-        (edit_json("spec.json", **anonymous_spec(6, 2).to_json()), r"decoder.bias of shape \[5\]"),
-        (edit_json("calibration.json", state_low=[0.0]), r"1 values of state_low, .* 5 state"),
-        (edit_json("calibration.json", surprise=1), r"calibration\.json is malformed"),
+        (
+            edit_json("config.json", architecture=SURPRISE),
+            r"architecture\.depth is unknown",
+        ),
+        (
+            edit_json("config.json", architecture={}),
+            r"lacks architecture\.hidden_dims",
+        ),
+        (edit_inside("config.json", ["architecture", "hidden_dims"], [16, 16]), r"weight of shape"),
+        (edit_json("config.json", members=3), r"members is 3, but .*safetensors holds 2"),
+        (edit_json("config.json", members=1), r"members is 1, but .*safetensors holds 2"),
+        (edit_json("spec.json", dt_s=-1), r"spec\.json: dt_s is -1, but should be greater than"),
+        (edit_json("spec.json", state=3), r"spec\.json: state is 3, but should be a valid array"),
+        (
+            edit_json("spec.json", **anonymous_spec(6, 2).to_json()),
+            "the spec has 6 state features",
+        ),
+        (edit_json("calibration.json", state_low=[0.0]), r"state_low has 1 values, state_high 5"),
+        (
+            edit_json("calibration.json", state_low=[0.0], state_high=[0.0]),
+            r"calibration\.json has 1 values of state_low, .* 5 state features",
+        ),
+        (edit_json("calibration.json", surprise=1), r"calibration\.json: surprise is unknown"),
         (write("weights.safetensors", b"not weights"), r"cannot read .*weights\.safetensors"),
-        (edit_weights(lambda w: w.update({BIAS: torch.full((5,), torch.nan)})), "not finite"),
+        (set_all(BIAS, torch.nan), "not finite"),
         (edit_weights(lambda w: w.pop(BIAS)), f"lacks the tensor {BIAS}"),
+        (edit_weights(lambda w: w.pop(FIRST)), f"lacks the tensor {FIRST}"),
+        (
+            edit_weights(lambda w: w.update({BIAS: w[BIAS].double()})),
+            r"float64, .* torch\.float32",
+        ),
+        (set_all(SCALE, 0.0), r"done_scale holds 0, but must be from 0.01 to 100"),
+        (set_all(SCALE, -1.0), r"done_scale holds -1, but"),
+        (set_all(SHIFT, -1e6), r"done_shift holds -1e\+06, but must be from -50 to 50"),
+        (set_all("models.0.state_scale", 0.0), "state_scale holds 0, but"),
+        (set_all("models.0.delta_scale", -0.5), "delta_scale holds -0.5, but"),
+        (set_all("models.0.reward_scale", -0.5), "reward_scale holds -0.5, but"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -152,6 +202,210 @@ def test_a_damaged_checkpoint_is_refused_in_one_sentence(
     with pytest.raises(CheckpointError, match=message) as refusal:
         load_checkpoint(folder)
     assert "\n" not in str(refusal.value)
+
+
+NAN, INF = float("nan"), float("inf")
+NO_NUMBERS = [True, "0.018", [0.1], {}, NAN, INF, -INF, 10**400]
+CONFORMAL = {"alpha": 0.01, "lead_s": 0.2, "episodes": 99, "threshold": 0.5}
+FIELDS: list[tuple[str, list[str | int], list[Any]]] = [
+    ("calibration.json", ["crash_threshold"], [75, 0, 1, -0.1]),
+    ("calibration.json", ["uncertainty_limit"], [0, -1, 1e300]),
+    ("calibration.json", ["state_low", 1], [2.0, 1e39, -1e39, None]),
+    ("calibration.json", ["state_high", 4], [-2.0, 1e39, -1e39, None]),
+    ("calibration.json", ["horizon"], [-1, 16.0, 0.5, 1e5, None]),
+    ("calibration.json", ["notes", "conformal", "alpha"], [0, 1, -1, None]),
+    ("calibration.json", ["notes", "conformal", "lead_s"], [-1, None]),
+    ("calibration.json", ["notes", "conformal", "episodes"], [-1, 2.5, None]),
+    ("calibration.json", ["notes", "conformal", "threshold"], [-0.1, 1.1]),
+    ("spec.json", ["dt_s"], [0, -1, 1e-300, 1e6, None]),
+    ("spec.json", ["state", 2, "low"], [1e6, 2e6, -1e39, None]),
+    ("spec.json", ["action", 1, "high"], [-1e6, -2e6, 1e39, None]),
+    ("spec.json", ["geometry", "length_m"], [0, -5, 1e9, None]),
+    ("spec.json", ["geometry", "width_m"], [0, -5, 1e9, None]),
+    ("spec.json", ["kinematics", "grip_mps2"], [0, -8, None]),
+    ("spec.json", ["kinematics", "max_steering_rad"], [0, 1.6, None]),
+    ("config.json", ["format"], [2, 0, None]),
+    ("config.json", ["members"], [0, -1, 2.0, 10**9, None]),
+    ("config.json", ["architecture", "hidden_dims", 0], [0, -16, 16.0, 10**9, None]),
+]
+
+
+@pytest.fixture(scope="module")
+def driving_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose spec has every part."""
+    torch.manual_seed(0)
+    spec, architecture = driving_spec(), replace(SMALL, kinematics=True)
+    dim = spec.state_dim
+    notes = {"conformal": CONFORMAL, "windows": 10}
+    checkpoint = Checkpoint(
+        ensemble=WorldModelEnsemble.from_members([architecture.build(spec) for _ in range(2)]),
+        spec=spec,
+        architecture=architecture,
+        calibration=Calibration(0.2, 0.9, (-1.0,) * dim, (1.0,) * dim, 16, notes),
+    )
+    folder = tmp_path_factory.mktemp("driving")
+    save_checkpoint(checkpoint, folder)
+    return folder
+
+
+def driving_spec() -> Spec:
+    """The bundled model's spec with ranges as wide as those of `small_checkpoint`."""
+    spec = highway_spec()
+    state = tuple(replace(feature, low=-1e6, high=1e6) for feature in spec.state)
+    return replace(spec, state=state, action=tuple(replace(f, low=-1e6) for f in spec.action))
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value"),
+    [
+        pytest.param(name, place, value, id=f"{name} {'.'.join(map(str, place))} {value!r:.20}")
+        for name, place, out_of_range in FIELDS
+        for value in (*NO_NUMBERS, *out_of_range)
+    ],
+)
+def test_a_number_that_makes_no_sense_is_refused_by_file_field_and_value(
+    driving_folder: Path, tmp_path: Path, name: str, place: list[str | int], value: Any
+) -> None:
+    folder = shutil.copytree(driving_folder, tmp_path / "copy")
+    edit_inside(name, place, value)(folder)
+
+    with pytest.raises(CheckpointError) as refusal:
+        load_checkpoint(folder)
+
+    said = str(refusal.value)
+    named = [part for part in place if isinstance(part, str)][-1]
+    assert name in said
+    assert named in said
+    assert repr(value)[:20] in said
+    assert len(said) < 400
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("name", ["calibration.json", "spec.json", "config.json", "training.json"])
+@pytest.mark.parametrize("text", ["NaN", "-Infinity", "1e999"])
+def test_a_number_that_is_not_finite_is_refused_wherever_it_is(
+    folder: Path, name: str, text: str
+) -> None:
+    whole = (folder / name).read_text().rstrip().removesuffix("}")
+    (folder / name).write_text(f'{whole}, "deep": {{"er": [0, {text}]}}}}')
+
+    with pytest.raises(CheckpointError, match=rf"{name}.*: deep\.er\[1\] is .*must be finite"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value"),
+    [
+        ("spec.json", ["name"], 3),
+        ("spec.json", ["state", 0, "name"], ""),
+        ("spec.json", ["state", 0, "name"], "x" * 1000),
+        ("spec.json", ["state", 0, "unit"], None),
+        ("spec.json", ["state", 0, "meaning"], ["x"]),
+        ("spec.json", ["state", 0, "name"], "\ud800"),
+        ("spec.json", ["state", 0, "name"], "lane_offset"),
+        ("spec.json", ["geometry", "edges", 0], "altitude"),
+        ("spec.json", ["geometry", "slots", 0, "dx"], "neighbour_2_dx"),
+        ("spec.json", ["kinematics", "speed"], "lane_offset"),
+        ("spec.json", ["kinematics", "brake"], "throttle"),
+        ("spec.json", ["kinematics", "brake"], "clutch"),
+        ("spec.json", ["kinematics"], None),
+        ("config.json", ["name"], None),
+        ("config.json", ["name"], True),
+        ("config.json", ["architecture", "activation"], "sigmoid"),
+        ("config.json", ["architecture", "activation"], 1),
+        ("config.json", ["architecture", "kinematics"], 1),
+        ("config.json", ["architecture", "residual"], "yes"),
+        ("config.json", ["architecture", "hidden_dims"], []),
+        ("config.json", ["architecture", "hidden_dims"], [16] * 99),
+        ("calibration.json", ["notes"], None),
+        ("calibration.json", ["notes", "conformal"], [1]),
+        ("calibration.json", ["state_low"], []),
+        ("calibration.json", ["state_low", 0], 1.5),
+    ],
+    ids=str,
+)
+def test_a_field_of_another_kind_is_refused(
+    driving_folder: Path, tmp_path: Path, name: str, place: list[str | int], value: Any
+) -> None:
+    folder = shutil.copytree(driving_folder, tmp_path / "copy")
+    edit_inside(name, place, value)(folder)
+
+    with pytest.raises(CheckpointError, match=name) as refusal:
+        load_checkpoint(folder)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["calibration.json", "spec.json", "config.json"])
+def test_a_missing_field_is_refused(driving_folder: Path, tmp_path: Path, name: str) -> None:
+    for place in ([], ["architecture"], ["geometry"], ["kinematics"], ["state", 0]):
+        document = json.loads((driving_folder / name).read_text())
+        inner = document
+        try:
+            for part in place:
+                inner = inner[part]
+        except KeyError:
+            continue
+        for field in list(inner):
+            folder = shutil.copytree(driving_folder, tmp_path / "copy", dirs_exist_ok=True)
+            kept = inner.pop(field)
+            (folder / name).write_text(json.dumps(document))
+            with pytest.raises(CheckpointError, match=rf"{name}.* {field}|{name}.*\.{field}"):
+                load_checkpoint(folder)
+            inner[field] = kept
+
+
+def test_a_model_of_another_size_than_its_weights_is_refused_before_it_is_built(
+    folder: Path,
+) -> None:
+    """Built first, it would take 17 GB."""
+    edit_inside("config.json", ["architecture", "hidden_dims"], [65_536, 65_536])(folder)
+
+    with pytest.raises(CheckpointError, match=r"shape \[16, 5\], the model needs \[65536, 5\]"):
+        load_checkpoint(folder)
+
+
+def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
+    checkpoint = small_checkpoint()
+    wrong = replace(checkpoint.calibration, crash_threshold=75.0)
+
+    with pytest.raises(CheckpointError, match=r"is 75\.0, but should be less than 1"):
+        save_checkpoint(replace(checkpoint, calibration=wrong), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_threshold_without_known_ranges_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"crash_threshold is 0\.5, but must be null where"):
+        Calibration(crash_threshold=0.5)
+
+
+@pytest.mark.parametrize(
+    ("notes", "served"),
+    [
+        ({}, 0.2),
+        ({"conformal": CONFORMAL}, 0.2),
+        ({"conformal": {**CONFORMAL, "threshold": None}}, None),
+        ({"conformal": {**CONFORMAL, "threshold": None}, "allow_unguaranteed": True}, 0.2),
+        ({"conformal": {**CONFORMAL, "threshold": None}, "allow_unguaranteed": 1}, None),
+    ],
+    ids=["set by hand", "guaranteed", "by an earlier version", "asked for", "not quite asked for"],
+)
+def test_a_threshold_that_promises_nothing_is_served_only_if_asked_for(
+    notes: dict[str, Any], served: float | None
+) -> None:
+    checkpoint = small_checkpoint()
+    calibration = replace(checkpoint.calibration, notes=notes)
+
+    assert replace(checkpoint, calibration=calibration).limits.crash_threshold == served
+
+
+def test_the_bundled_checkpoint_is_what_it_was() -> None:
+    bundled = load_checkpoint(Path(models.checkpoint.__file__).parent / "pretrained")
+
+    assert bundled.version == "4d2a5d6972ec46fc"
+    guarantee = bundled.calibration.guarantee
+    assert guarantee is not None
+    assert (guarantee.alpha, guarantee.episodes, guarantee.episodes_needed) == (0.01, 625, 99)
+    assert guarantee.holds_for(bundled.limits.crash_threshold)
 
 
 def test_a_folder_whose_writing_was_cut_short_is_refused(

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from models.files import CheckpointError, checked
 from models.highway import highway_spec
-from models.spec import Feature, Spec, anonymous_spec
+from models.spec import Feature, Geometry, Spec, anonymous_spec
 
 
 def test_the_bundled_spec_has_34_state_and_3_action_features() -> None:
@@ -20,7 +22,7 @@ def test_the_bundled_spec_has_34_state_and_3_action_features() -> None:
 
 @pytest.mark.parametrize("spec", [highway_spec(), anonymous_spec(5, 2)], ids=lambda s: s.name)
 def test_a_spec_survives_json(spec: Spec) -> None:
-    assert Spec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    assert checked(Spec, json.loads(json.dumps(spec.to_json())), "it") == spec
 
 
 def test_state_index_finds_features_by_name() -> None:
@@ -31,6 +33,9 @@ def test_state_index_finds_features_by_name() -> None:
         spec.state_index("altitude")
 
 
+ROAD = Geometry(length_m=5.0, width_m=2.0, slots=(), edges=())
+
+
 def one(name: str) -> Feature:
     return Feature(name, "1", 0, 1, "x")
 
@@ -39,11 +44,11 @@ def one(name: str) -> Feature:
     ("arguments", "message"),
     [
         ({"state": ()}, "state has no features"),
-        ({"action": (one("a"), one("a"))}, "action feature names repeat"),
-        ({"dt_s": 0.0}, "dt_s must be positive"),
+        ({"action": (one("a"), one("a"))}, "action names the feature 'a' more than once"),
+        ({"geometry": replace(ROAD, edges=("s", "s"))}, "Geometry names the feature 's' more"),
         ({"geometry": highway_spec().geometry}, "no state feature"),
     ],
-    ids=["empty", "repeated", "dt", "geometry"],
+    ids=["empty", "repeated", "repeated edge", "geometry"],
 )
 def test_an_inconsistent_spec_is_refused(arguments: dict[str, Any], message: str) -> None:
     valid: dict[str, Any] = {"name": "x", "dt_s": 0.1, "state": (one("s"),), "action": (one("a"),)}
@@ -52,9 +57,24 @@ def test_an_inconsistent_spec_is_refused(arguments: dict[str, Any], message: str
         Spec(**{**valid, **arguments})
 
 
-@pytest.mark.parametrize("change", [{"state": [{"name": "x"}]}, {"geometry": {}}])
-def test_a_malformed_document_is_refused(change: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (2.0, 1.0), (float("nan"), 1.0)])
+def test_a_range_without_extent_is_refused(low: float, high: float) -> None:
+    with pytest.raises(ValueError, match=r"feature 'x': low is .*, but must be below high"):
+        Feature("x", "1", low, high, "x")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"state": [{"name": "x"}]}, r"it lacks state\[0\]\.unit"),
+        ({"geometry": {}}, r"it lacks geometry\.length_m"),
+        ({"dt_s": 0.0}, r"it: dt_s is 0\.0, but should be greater than"),
+        ({"dt_s": True}, r"it: dt_s is True, but should be a valid number"),
+        ({"wheels": 4}, r"it: wheels is unknown \(known: name, dt_s, "),
+    ],
+)
+def test_a_malformed_document_is_refused(change: dict[str, Any], message: str) -> None:
     document = {**highway_spec().to_json(), **change}
 
-    with pytest.raises(ValueError, match="malformed"):
-        Spec.from_json(document)
+    with pytest.raises(CheckpointError, match=message):
+        checked(Spec, document, "it")

@@ -54,9 +54,12 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     save_store(folder / "store", episodes)
     promise = {"alpha": 0.01, "lead_s": 0.1, "episodes": 99, "threshold": 0.4}
+    dim = highway_spec().state_dim
     limits = Calibration(
         crash_threshold=0.5,
         uncertainty_limit=1e6,
+        state_low=(-1e6,) * dim,
+        state_high=(1e6,) * dim,
         horizon=HORIZON,
         notes={"conformal": promise},
     )

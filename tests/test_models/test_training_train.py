@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from models.checkpoint import load_checkpoint
+from models.conformal import conformal_threshold
 from models.outcomes import crash_probability
-from models.training.calibrate import conformal_threshold, episode_scores, predict_windows
+from models.training.calibrate import episode_scores, predict_windows
 from models.training.dataset import Windows
 from models.training.member import MemberTrainer, choose_device
 from models.training.options import Stage, TrainOptions

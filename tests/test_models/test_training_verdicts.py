@@ -37,12 +37,14 @@ def checkpoint_with(calibration: Calibration) -> Checkpoint:
 
 @pytest.mark.parametrize(
     ("threshold", "unsafe", "missed"),
-    [pytest.param(0.0, 1.0, 0.0, id="always"), pytest.param(1.1, 0.0, 1.0, id="never")],
+    [pytest.param(1e-9, 1.0, 0.0, id="always"), pytest.param(1 - 1e-9, 0.0, 1.0, id="never")],
 )
 def test_verdict_scores_count_alarms_by_behaviour_and_cause(
     store: EpisodeStore, windows: Windows, threshold: float, unsafe: float, missed: float
 ) -> None:
-    checkpoint = checkpoint_with(Calibration(threshold, 1e9, horizon=HORIZON))
+    wide = (1e6,) * highway_spec().state_dim
+    low = tuple(-x for x in wide)
+    checkpoint = checkpoint_with(Calibration(threshold, 1e9, low, wide, HORIZON))
     prediction = predict_windows(checkpoint.ensemble, windows)
     scores = verdict_scores(checkpoint, prediction, store, windows, 2, 5)
     assert set(scores["behaviours"]) == {"careful", "aggressive", "white"}

@@ -1,0 +1,66 @@
+"""What calibration episodes can promise about the crash threshold. NumPy only."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+from annotated_types import Interval
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """A promise: an episode that ends gets no alarm in time with at most a given probability.
+
+    Attributes:
+        alpha: That probability, the miss rate.
+        lead_s: In time means so long before the end, or earlier.
+        episodes: Calibration episodes that end, and whose end could be seen coming in time.
+        threshold: Highest crash threshold that keeps the promise; None if the episodes are too
+            few for any.
+    """
+
+    alpha: Annotated[float, Interval(gt=0, lt=1)]
+    lead_s: Annotated[float, Interval(ge=0, le=1e6)]
+    episodes: Annotated[int, Interval(ge=0, le=10**12)]
+    threshold: Annotated[float, Interval(ge=0, le=1)] | None
+
+    @property
+    def episodes_needed(self) -> int:
+        """Fewest episodes with which a promise can be made."""
+        count = math.ceil(1 / self.alpha) - 1
+        # Division rounds: 49 times the float next to 1 / 49 is less than 1.
+        return count if _rank(count, self.alpha) else count + 1
+
+    def holds_for(self, crash_threshold: float | None) -> bool:
+        """Say whether a crash threshold, None if there is none, keeps the promise."""
+        return (
+            crash_threshold is not None
+            and self.threshold is not None
+            and crash_threshold <= self.threshold
+        )
+
+
+def conformal_threshold(scores: NDArray[np.float64], miss_rate: float) -> float | None:
+    """Return the highest threshold that misses a new episode with at most a given probability.
+
+    Split conformal prediction (Vovk, Gammerman, Shafer 2005; Angelopoulos and Bates 2021, "A
+    gentle introduction to conformal prediction"): among n exchangeable scores and a new one, the
+    new one is below the k-th smallest of the n with probability at most k / (n + 1).
+
+    Args:
+        scores: [n], highest crash probability that each episode that ends was given in time.
+        miss_rate: Allowed probability, alpha.
+
+    Returns:
+        The floor(alpha (n + 1))-th smallest score; None if n is too small for any guarantee.
+    """
+    k = _rank(len(scores), miss_rate)
+    return float(np.sort(scores)[k - 1]) if k >= 1 else None
+
+
+def _rank(count: int, miss_rate: float) -> int:
+    return int(miss_rate * (count + 1))
