@@ -73,6 +73,14 @@ def main() -> None:
     """Serve, train and measure world models of a car."""
 
 
+_allow_unguaranteed = click.option(
+    "--allow-unguaranteed-limits",
+    is_flag=True,
+    help="Serve a crash threshold and an uncertainty limit even if calibration episodes or windows "
+    "are too few to vouch for them. Without it, safety checks then answer unknown.",
+)
+
+
 def _settings(options: dict[str, Any]) -> Settings:
     try:
         return Settings(**{name: x for name, x in options.items() if x is not None})
@@ -169,6 +177,7 @@ def collect(folder: Path, transitions: int, seed: int, workers: int | None) -> N
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
 )
+@_allow_unguaranteed
 def train(
     data: Path,
     out: Path,
@@ -178,6 +187,7 @@ def train(
     kinematics: bool,
     workers: int,
     device: str,
+    allow_unguaranteed_limits: bool,
 ) -> None:
     """Train an ensemble on episodes in DATA; goes on where an earlier call stopped."""
     from models.training.options import TrainOptions
@@ -185,7 +195,12 @@ def train(
 
     with _one_sentence():
         options = TrainOptions(
-            members=members, seed=seed, kinematics=kinematics, workers=workers, device=device
+            members=members,
+            seed=seed,
+            kinematics=kinematics,
+            workers=workers,
+            device=device,
+            allow_unguaranteed=allow_unguaranteed_limits,
         )
         version = run_train(data, out, run, options)
         click.echo(f"Wrote {out}, version {version}")
@@ -210,15 +225,27 @@ def train(
     show_default=True,
     help="Largest probability that an episode that ends gets no alarm in time.",
 )
+@_allow_unguaranteed
 def calibrate(
-    checkpoint: Path, data: Path, out: Path, seed: int, false_alarm_rate: float, miss_rate: float
+    checkpoint: Path,
+    data: Path,
+    out: Path,
+    seed: int,
+    false_alarm_rate: float,
+    miss_rate: float,
+    allow_unguaranteed_limits: bool,
 ) -> None:
     """Fit CHECKPOINT's probabilities and thresholds to episodes in DATA; its weights stay."""
     from models.training.options import TrainOptions
     from models.training.train import recalibrate
 
     with _one_sentence():
-        options = TrainOptions(seed=seed, false_alarm_rate=false_alarm_rate, miss_rate=miss_rate)
+        options = TrainOptions(
+            seed=seed,
+            false_alarm_rate=false_alarm_rate,
+            miss_rate=miss_rate,
+            allow_unguaranteed=allow_unguaranteed_limits,
+        )
         version = recalibrate(checkpoint, data, out, options)
         click.echo(f"Wrote {out}, version {version}")
 

@@ -157,6 +157,7 @@ class Engine:
             spec=checkpoint.spec,
             limits=checkpoint.limits,
             metrics=checkpoint.metrics,
+            guarantee=checkpoint.calibration.guarantee,
         )
 
     def begin(self, states: Array, actions: Array, part_rows: int) -> Progress:

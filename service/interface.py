@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from models.conformal import Guarantee
 from models.prediction import Array, Prediction
 from models.safety import SafetyLimits
 from models.spec import Spec
@@ -29,6 +30,7 @@ class ModelInfo:
         spec: Meaning of the features.
         limits: What safety verdicts are judged by.
         metrics: How the checkpoint did on held-out episodes.
+        guarantee: What is promised about the crash threshold; None if nothing was noted.
     """
 
     name: str
@@ -38,6 +40,7 @@ class ModelInfo:
     spec: Spec
     limits: SafetyLimits
     metrics: Mapping[str, Any]
+    guarantee: Guarantee | None = None
 
 
 class Running(Protocol):

@@ -61,6 +61,8 @@ class TrainOptions:
         miss_rate: Largest probability that an episode that ends gets no alarm in time.
         lead_steps: In time means so many steps before the end, or earlier.
         uncertainty_quantile: Share of calibration windows below the uncertainty limit.
+        allow_unguaranteed: Whether a crash threshold and an uncertainty limit are wanted even if
+            calibration episodes or windows are too few to vouch for them.
         workers: Members trained at once, one thread each; one at a time on a GPU.
         device: "auto", "cpu" or "cuda".
     """
@@ -81,13 +83,17 @@ class TrainOptions:
     miss_rate: float = 0.01
     lead_steps: int = 4
     uncertainty_quantile: float = 0.999
+    allow_unguaranteed: bool = False
     workers: int = 2
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("members", "stride", "validate_every", "workers"):
-            if getattr(self, name) < 1:
+        for name in ("members", "stride", "validate_every", "workers", "lead_steps"):
+            if not getattr(self, name) >= 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("false_alarm_rate", "miss_rate", "uncertainty_quantile"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
         if not self.stages:
             raise ValueError("stages must not be empty")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -18,7 +19,14 @@ from models.files import checked
 from models.highway import highway_spec
 from models.spec import Spec
 from models.training.augment import hide_far_neighbours
-from models.training.calibrate import calibrate, trained_ranges
+from models.training.calibrate import (
+    calibrate,
+    counted,
+    episode_scores,
+    promise,
+    summary,
+    trained_ranges,
+)
 from models.training.dataset import Windows, make_windows, split_episodes
 from models.training.member import MemberTrainer, choose_device
 from models.training.options import TrainOptions
@@ -53,6 +61,8 @@ def train(store_folder: Path, out: Path, run_folder: Path, options: TrainOptions
     store = load_store(store_folder)
     parts = split_episodes(store, options.seed)
     strides = {"train": options.stride, "validation": 2, "calibration": 2}
+    for name in strides:
+        _refuse_too_few(store_folder, parts[name], name)
     windows = {
         name: make_windows(store, parts[name], options.horizon, stride)
         for name, stride in strides.items()
@@ -80,6 +90,9 @@ def fit(
 ) -> str:
     """Train an ensemble on windows of any spec and write its checkpoint.
 
+    Prints how many calibration episodes there are and how many are needed for a crash threshold
+    that keeps a promise: at the end, and if they are too few before anything is trained, too.
+
     Args:
         windows: `train` for the members' weights, `validation` to watch training and to calibrate
             probabilities, `calibration` for thresholds and limits.
@@ -93,30 +106,21 @@ def fit(
         The checkpoint's version.
 
     Raises:
-        TrainingError: The run folder belongs to another run.
+        TrainingError: The run folder belongs to another run, or windows make no sense.
+        CheckpointError: The spec makes no sense.
+        ValueError: The members have diverged.
         MemberFailedError: A member's process failed.
         KeyboardInterrupt: Interrupted; state was saved.
     """
     started = time.perf_counter()
     checked(Spec, spec.to_json(), "the spec")
-    _claim(run_folder, {"options": asdict(options), "origin": origin})
+    for name in ("train", "validation", "calibration"):
+        _check_windows(name, windows[name], spec, options)
+    _warn_of_few(windows["calibration"], options, spec.dt_s)
+    _claim(run_folder, {"options": _claimed(options), "origin": origin})
     for name in ("train", "validation"):
         windows[name].save(run_folder / "windows" / name)
-    tasks = [(i, spec, options, run_folder) for i in range(options.members)]
-    workers = 1 if choose_device(options.device).type == "cuda" else options.workers
-    if workers == 1:
-        for task in tasks:
-            _train_member(*task)
-    else:
-        run_in_processes(_train_member, tasks, workers)
-    architecture = options.architecture(spec)
-    members = [architecture.build(spec) for _ in tasks]
-    reports = []
-    for i, member in enumerate(members):
-        folder = _member_folder(run_folder, i)
-        member.load_state_dict(load_file(folder / _WEIGHTS))
-        reports.append(json.loads((folder / _REPORT).read_text()))
-    ensemble = WorldModelEnsemble.from_members(members).eval().requires_grad_(False)
+    ensemble, reports = _train_members(spec, options, run_folder)
     calibration = calibrate(
         ensemble,
         trained_ranges(windows["train"]),
@@ -125,13 +129,13 @@ def fit(
         options,
         spec.dt_s,
     )
-    return save_checkpoint(
+    version = save_checkpoint(
         Checkpoint(
             ensemble=ensemble,
             spec=spec,
-            architecture=architecture,
+            architecture=options.architecture(spec),
             calibration=calibration,
-            name=f"{spec.name}-{len(members)}",
+            name=f"{spec.name}-{options.members}",
             training={
                 "options": asdict(options),
                 **origin,
@@ -143,6 +147,8 @@ def fit(
         ),
         out,
     )
+    print(summary(calibration))
+    return version
 
 
 def recalibrate(
@@ -151,7 +157,7 @@ def recalibrate(
     """Fit a checkpoint's probabilities, thresholds and limits to other recordings.
 
     A third of the episodes, at random, fixes the probabilities, the others the thresholds. The
-    weights and the known ranges stay.
+    weights and the known ranges stay. Prints how many episodes there were and how many are needed.
 
     Args:
         checkpoint_folder: The model.
@@ -171,6 +177,8 @@ def recalibrate(
     horizon = old.calibration.horizon or options.horizon
     order = np.random.default_rng(options.seed).permutation(len(store.frame_count))
     parts = np.split(order, [len(order) // 3])
+    for part in parts:
+        _refuse_too_few(store_folder, part, "validation and calibration")
     validation, thresholds = (make_windows(store, np.sort(part), horizon, 2) for part in parts)
     for windows in (validation, thresholds):
         if not windows.ends.any():
@@ -179,7 +187,69 @@ def recalibrate(
     calibration = calibrate(old.ensemble, ranges, validation, thresholds, options, old.spec.dt_s)
     training = {**old.training, "recalibrated": {"fingerprint": store.fingerprint}}
     new = replace(old, calibration=calibration, training=training, metrics={})
-    return save_checkpoint(new, out)
+    version = save_checkpoint(new, out)
+    print(summary(calibration))
+    return version
+
+
+def _train_members(
+    spec: Spec, options: TrainOptions, run_folder: Path
+) -> tuple[WorldModelEnsemble, list[dict[str, Any]]]:
+    """Train all members, as many at once as asked for; return them with their reports."""
+    tasks = [(i, spec, options, run_folder) for i in range(options.members)]
+    workers = 1 if choose_device(options.device).type == "cuda" else options.workers
+    if workers == 1:
+        for task in tasks:
+            _train_member(*task)
+    else:
+        run_in_processes(_train_member, tasks, workers)
+    members = [options.architecture(spec).build(spec) for _ in tasks]
+    reports = []
+    for i, member in enumerate(members):
+        folder = _member_folder(run_folder, i)
+        member.load_state_dict(load_file(folder / _WEIGHTS))
+        reports.append(json.loads((folder / _REPORT).read_text()))
+    return WorldModelEnsemble.from_members(members).eval().requires_grad_(False), reports
+
+
+def _refuse_too_few(store_folder: Path, episodes: NDArray[np.int64], part: str) -> None:
+    if not len(episodes):
+        raise TrainingError(f"{store_folder} holds too few episodes to set some apart for {part}")
+
+
+def _check_windows(name: str, windows: Windows, spec: Spec, options: TrainOptions) -> None:
+    """Refuse windows that would end a training after hours, or make limits that mean nothing."""
+    if not windows.is_known.any():
+        raise TrainingError(f"the windows for {name} hold none whose outcome is known")
+    dims = windows.states.shape[-1], windows.actions.shape[-1]
+    if dims != (spec.state_dim, spec.action_dim):
+        raise TrainingError(
+            f"the windows for {name} have dims {dims[0]}/{dims[1]}, the spec has "
+            f"{spec.state_dim}/{spec.action_dim}"
+        )
+    if windows.horizon < options.horizon:
+        raise TrainingError(
+            f"the windows for {name} have {windows.horizon} steps, the stages need "
+            f"{options.horizon}"
+        )
+    for field in ("states", "actions", "rewards"):
+        # A sum costs no copy of the array; doubles hold that of any floats.
+        if not np.isfinite(getattr(windows, field).sum(dtype=np.float64)):
+            raise TrainingError(f"the windows for {name} hold {field} that are not finite")
+
+
+def _warn_of_few(windows: Windows, options: TrainOptions, dt_s: float) -> None:
+    """Say before the hours of a training that no crash threshold will come of it."""
+    scores = episode_scores(np.zeros(len(windows)), windows, options.lead_steps)
+    expected = promise(scores, options, dt_s)
+    if expected.threshold is None:
+        follows = "will promise nothing" if options.allow_unguaranteed else "will not be there"
+        print(f"{counted(expected)}: the crash threshold {follows}")
+
+
+def _claimed(options: TrainOptions) -> dict[str, Any]:
+    """Return the options that make a run another one: this one does not touch its members."""
+    return {name: x for name, x in asdict(options).items() if name != "allow_unguaranteed"}
 
 
 def _train_member(index: int, spec: Spec, options: TrainOptions, run_folder: Path) -> None:

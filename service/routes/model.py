@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from models.conformal import Guarantee
 from models.spec import Feature
 from service.interface import ModelInfo
 
@@ -51,8 +52,21 @@ def _described(info: ModelInfo, max_horizon: int, max_rows: int) -> dict[str, An
             "crash_probability": limits.crash_threshold,
             "uncertainty": limits.uncertainty_limit,
             "evaluated_horizon": limits.horizon,
+            "guarantee": _promised(info.guarantee, limits.crash_threshold),
         },
         "metrics": dict(info.metrics),
+    }
+
+
+def _promised(guarantee: Guarantee | None, threshold: float | None) -> dict[str, Any] | None:
+    if guarantee is None:
+        return None
+    return {
+        "miss_rate": guarantee.alpha,
+        "lead_s": guarantee.lead_s,
+        "episodes": guarantee.episodes,
+        "episodes_needed": guarantee.episodes_needed,
+        "holds": guarantee.holds_for(threshold),
     }
 
 

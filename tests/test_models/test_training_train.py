@@ -9,14 +9,23 @@ import numpy as np
 import pytest
 import torch
 
-from models.checkpoint import load_checkpoint
-from models.conformal import conformal_threshold
+from models.checkpoint import (
+    Architecture,
+    Calibration,
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from models.ensemble import WorldModelEnsemble
+from models.files import CheckpointError
+from models.highway import highway_spec
 from models.outcomes import crash_probability
 from models.training.calibrate import episode_scores, predict_windows
 from models.training.dataset import Windows
 from models.training.member import MemberTrainer, choose_device
 from models.training.options import Stage, TrainOptions
-from models.training.train import TrainingError, fit
+from models.training.train import TrainingError, fit, recalibrate
+from tests.driving import mixed_episodes, save_store
 from tests.toy import toy_spec, toy_windows
 
 QUICK = TrainOptions(
@@ -100,7 +109,7 @@ def test_the_crash_threshold_is_the_lower_of_rate_and_guarantee(checkpoint: Path
     conformal = notes["conformal"]
 
     assert threshold is not None
-    assert threshold == min(notes["false_alarm_threshold"], conformal["threshold"])
+    assert threshold == min(notes["false_alarm_threshold"], conformal["threshold"], 0.5)
     assert conformal["lead_s"] == pytest.approx(0.4)
     scores = episode_scores(probability, held_out, 4)
     assert conformal["episodes"] == len(scores)
@@ -108,23 +117,6 @@ def test_the_crash_threshold_is_the_lower_of_rate_and_guarantee(checkpoint: Path
     harmless = probability[~held_out.ends]
     assert notes["realised_false_alarm_rate"] == pytest.approx((harmless >= threshold).mean())
     assert (harmless >= notes["false_alarm_threshold"]).mean() <= 0.012
-
-
-def test_a_conformal_threshold_keeps_its_promise_on_new_episodes() -> None:
-    """Over many draws the share of new scores below the threshold is at most alpha."""
-    rng = np.random.default_rng(0)
-    missed = []
-    for _ in range(300):
-        threshold = conformal_threshold(rng.beta(5, 1, 300), 0.05)
-        assert threshold is not None
-        missed.append(rng.beta(5, 1, 2000) < threshold)
-    assert np.mean(missed) == pytest.approx(0.05, abs=0.004)
-    assert np.mean(missed) <= 0.052
-
-
-def test_too_few_episodes_carry_no_guarantee() -> None:
-    assert conformal_threshold(np.linspace(0, 1, 98), 0.01) is None
-    assert conformal_threshold(np.linspace(0.2, 1, 99), 0.01) == pytest.approx(0.2)
 
 
 def test_an_episodes_score_counts_only_windows_that_warn_in_time() -> None:
@@ -193,11 +185,150 @@ def test_a_run_folder_of_another_run_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"members": 0}, "members must be at least 1"), ({"stages": ()}, "stages must not be empty")],
+    [
+        ({"members": 0}, "members must be at least 1"),
+        ({"lead_steps": 0}, "lead_steps must be at least 1, got 0"),
+        ({"miss_rate": float("nan")}, "miss_rate must be between 0 and 1, got nan"),
+        ({"miss_rate": 1.0}, r"miss_rate must be between 0 and 1, got 1\.0"),
+        ({"false_alarm_rate": 0.0}, "false_alarm_rate must be between 0 and 1"),
+        ({"uncertainty_quantile": 99.9}, "uncertainty_quantile must be between 0 and 1"),
+        ({"stages": ()}, "stages must not be empty"),
+    ],
 )
 def test_options_that_make_no_sense_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainOptions(**change)
+
+
+HASTY = replace(QUICK, members=1, stages=(Stage(6, 1, 8),), validate_every=1)
+
+
+def few_parts(calibration: int = 60) -> dict[str, Windows]:
+    return {
+        "train": toy_windows(60, 6, seed=1),
+        "validation": toy_windows(60, 6, seed=2),
+        "calibration": toy_windows(calibration, 6, seed=4),
+    }
+
+
+def test_few_episodes_are_told_before_and_after_training_and_give_no_threshold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(few_parts(), toy_spec(), tmp_path / "out", tmp_path / "run", HASTY, {})
+
+    before, after = capsys.readouterr().out.splitlines()
+    for line in (before, after):
+        assert "calibration episodes end in time" in line
+        assert "99 are needed to promise a miss rate of 0.01" in line
+    assert "the crash threshold will not be there" in before
+    assert "safety checks answer unknown" in after
+    assert load_checkpoint(tmp_path / "out").limits.crash_threshold is None
+
+
+def test_limits_that_promise_nothing_can_be_asked_for_after_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run goes on: its members do not depend on it."""
+    for options in (HASTY, replace(HASTY, allow_unguaranteed=True)):
+        fit(few_parts(), toy_spec(), tmp_path / "out", tmp_path / "run", options, {})
+
+    loaded = load_checkpoint(tmp_path / "out")
+    assert loaded.limits.crash_threshold is not None
+    assert loaded.limits.uncertainty_limit is not None or loaded.member_count == 1
+    assert loaded.calibration.notes["allow_unguaranteed"] is True
+    assert "which was asked for, promises nothing" in capsys.readouterr().out
+
+
+def broken(part: str, **changes: Any) -> dict[str, Windows]:
+    parts = few_parts()
+    return {**parts, part: replace(parts[part], **changes)}
+
+
+WINDOWS = few_parts()["train"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (few_parts(calibration=0), "windows for calibration hold none whose outcome is known"),
+        (
+            broken("validation", states=np.full((60, 7, 4), np.nan, np.float32)),
+            "windows for validation hold states that are not finite",
+        ),
+        (
+            broken("train", rewards=np.full((60, 6), np.inf, np.float32)),
+            "windows for train hold rewards that are not finite",
+        ),
+        (
+            broken("train", states=np.zeros((60, 7, 5), np.float32)),
+            "windows for train have dims 5/2, the spec has 4/2",
+        ),
+        (
+            {**few_parts(), "calibration": toy_windows(60, 3, seed=1)},
+            "windows for calibration have 3 steps, the stages need 6",
+        ),
+    ],
+    ids=["none", "states", "rewards", "dims", "horizon"],
+)
+def test_windows_that_make_no_sense_are_refused_before_anything_is_trained(
+    tmp_path: Path, parts: dict[str, Windows], message: str
+) -> None:
+    with pytest.raises(TrainingError, match=message):
+        fit(parts, toy_spec(), tmp_path / "out", tmp_path / "run", HASTY, {})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_spec_that_makes_no_sense_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    spec = replace(toy_spec(), dt_s=float("nan"))
+
+    with pytest.raises(CheckpointError, match="the spec: dt_s is nan, but"):
+        fit(few_parts(), spec, tmp_path / "out", tmp_path / "run", HASTY, {})
+
+
+@pytest.fixture(scope="module")
+def driven(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A checkpoint that knows 6 steps, and episodes of which some end."""
+    folder = tmp_path_factory.mktemp("driven")
+    save_store(folder / "store", mixed_episodes(24))
+    spec, architecture = highway_spec(), Architecture((16, 32))
+    dim = spec.state_dim
+    checkpoint = Checkpoint(
+        WorldModelEnsemble.from_members([architecture.build(spec) for _ in range(2)]),
+        spec,
+        architecture,
+        Calibration(0.2, 0.9, (-1e6,) * dim, (1e6,) * dim, horizon=6),
+    )
+    save_checkpoint(checkpoint, folder / "old")
+    return folder / "old", folder / "store"
+
+
+def test_recalibration_on_few_episodes_takes_the_threshold_and_says_so(
+    driven: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recalibrate(*driven, tmp_path / "out", TrainOptions())
+
+    new = load_checkpoint(tmp_path / "out")
+    assert new.limits.crash_threshold is None
+    assert new.calibration.horizon == 6  # not the options' 16, which nobody evaluated
+    assert "99 are needed to promise a miss rate of 0.01" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        ([0], "too few episodes to set some apart"),
+        ([1, 4, 7, 10, 13, 16], "too few episodes that end"),
+    ],
+    ids=["one", "careful"],
+)
+def test_recalibration_needs_episodes_that_end(
+    driven: tuple[Path, Path], tmp_path: Path, kept: list[int], message: str
+) -> None:
+    episodes = mixed_episodes(24)
+    save_store(tmp_path / "store", [episodes[i] for i in kept])
+
+    with pytest.raises(TrainingError, match=message):
+        recalibrate(driven[0], tmp_path / "store", tmp_path / "out", TrainOptions())
 
 
 def test_the_last_stage_can_train_the_heads_alone(tmp_path: Path) -> None:

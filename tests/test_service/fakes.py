@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import httpx
 import numpy as np
 
+from models.conformal import Guarantee
 from models.safety import SafetyLimits
 from models.spec import Feature, Spec
 from service.app import WorldModelApp, create_app
@@ -61,6 +62,7 @@ def fake_info() -> ModelInfo:
             dt_s=spec.dt_s,
         ),
         metrics={"auroc": 0.99},
+        guarantee=Guarantee(alpha=0.01, lead_s=0.2, episodes=120, threshold=0.6),
     )
 
 

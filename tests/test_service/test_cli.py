@@ -145,6 +145,28 @@ def test_train_passes_its_options_and_prints_the_version(
     assert seen[0].members == 3
 
 
+@pytest.mark.parametrize("is_asked_for", [False, True])
+@pytest.mark.parametrize("command", ["train", "calibrate"])
+def test_limits_that_promise_nothing_are_asked_for_by_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str, is_asked_for: bool
+) -> None:
+    seen: list[TrainOptions] = []
+
+    def fake(*arguments: Any) -> str:
+        seen.append(arguments[-1])
+        return "abc123"
+
+    monkeypatch.setattr(models.training.train, "train", fake)
+    monkeypatch.setattr(models.training.train, "recalibrate", fake)
+    places = {"train": ["--run", str(tmp_path / "r")], "calibrate": [str(tmp_path)]}[command]
+    flags = ["--allow-unguaranteed-limits"] if is_asked_for else []
+
+    result = invoke(command, tmp_path, *places, "--out", tmp_path / "o", *flags)
+
+    assert result.exit_code == 0, result.output
+    assert seen[0].allow_unguaranteed is is_asked_for
+
+
 def test_evaluate_writes_report_metrics_examples_and_model_card(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -211,6 +211,13 @@ async def test_model_tells_all_of_the_contract(client: httpx.AsyncClient) -> Non
         "crash_probability": 0.5,
         "uncertainty": 1.0,
         "evaluated_horizon": 16,
+        "guarantee": {
+            "miss_rate": 0.01,
+            "lead_s": 0.2,
+            "episodes": 120,
+            "episodes_needed": 99,
+            "holds": True,
+        },
     }
     assert model["metrics"] == {"auroc": 0.99}
     assert [f["name"] for f in model["features"]["action"]] == ["push", "lift"]
