@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 import uvicorn
@@ -25,6 +25,7 @@ from models.native import NotCompiledError
 from service.app import WorldModelApp, create_app
 from service.engine import Engine
 from service.errors import StartupError
+from service.interface import ModelInfo
 from service.logs import configure_logging
 from service.metrics import Registry
 from service.setting_checks import is_easily_guessed
@@ -289,3 +290,29 @@ def _announce(settings: Settings, listener: socket.socket, engine: Engine) -> No
         load_s=round(engine.load_s, 3),
         checkpoint=str(settings.checkpoint),
     )
+    _log_limits(info)
+
+
+def _log_limits(info: ModelInfo) -> None:
+    """Say what the crash threshold promises, and warn if safety checks cannot answer `safe`."""
+    limits, guarantee = info.limits, info.guarantee
+    facts: dict[str, Any] = {"crash_threshold": limits.crash_threshold}
+    if guarantee is not None:
+        facts |= {
+            "miss_rate": guarantee.alpha,
+            "episodes": guarantee.episodes,
+            "episodes_needed": guarantee.episodes_needed,
+        }
+    if limits.crash_threshold is None:
+        log.warning("not calibrated: every safety check answers unknown", **facts)
+    elif guarantee is None or not guarantee.holds_for(limits.crash_threshold):
+        log.warning("the crash threshold promises nothing", **facts)
+    else:
+        log.info("the crash threshold keeps its promise", **facts)
+    if limits.uncertainty_limit is None or limits.horizon == 0:
+        log.warning(
+            "no verdict will be safe: disagreement or horizon was never calibrated",
+            uncertainty_limit=limits.uncertainty_limit,
+            evaluated_horizon=limits.horizon,
+            members=info.members,
+        )

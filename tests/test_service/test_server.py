@@ -8,22 +8,26 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import orjson
 import pytest
+import structlog
 import torch
 
 from models.checkpoint import save_checkpoint
+from models.conformal import Guarantee
 from service.client import Client
 from service.engine import Engine
 from service.errors import StartupError
 from service.interface import Array
 from service.progress import Progress
-from service.server import serve
+from service.server import _log_limits, serve
 from service.settings import Settings
+from tests.test_service.fakes import fake_info
 from tests.test_service.test_engine import checkpoint
 
 
@@ -127,6 +131,55 @@ def test_too_many_members_are_told(folder: Path) -> None:
         serve(Settings(port=0, checkpoint=folder, members=9))
 
 
+PROMISE = Guarantee(alpha=0.01, lead_s=0.2, episodes=120, threshold=0.6)
+COUNTED = {"miss_rate": 0.01, "episodes": 120, "episodes_needed": 99}
+
+
+@pytest.mark.parametrize(
+    ("limits", "guarantee", "expected"),
+    [
+        ({}, PROMISE, ("info", "the crash threshold keeps its promise")),
+        ({}, None, ("warning", "the crash threshold promises nothing")),
+        (
+            {},
+            replace(PROMISE, threshold=None),
+            ("warning", "the crash threshold promises nothing"),
+        ),
+        (
+            {"crash_threshold": None},
+            PROMISE,
+            ("warning", "not calibrated: every safety check answers unknown"),
+        ),
+    ],
+    ids=["guaranteed", "set by hand", "asked for", "uncalibrated"],
+)
+def test_a_start_says_what_the_threshold_promises(
+    limits: dict[str, Any], guarantee: Guarantee | None, expected: tuple[str, str]
+) -> None:
+    info = replace(fake_info(), guarantee=guarantee)
+    info = replace(info, limits=replace(info.limits, **limits))
+
+    with structlog.testing.capture_logs() as lines:
+        _log_limits(info)
+
+    (line,) = lines
+    assert (line["log_level"], line["event"]) == expected
+    assert line["crash_threshold"] == info.limits.crash_threshold
+    if guarantee is not None:
+        assert {name: line[name] for name in COUNTED} == COUNTED
+
+
+@pytest.mark.parametrize("change", [{"uncertainty_limit": None}, {"horizon": 0}], ids=str)
+def test_a_start_warns_if_no_verdict_will_be_safe(change: dict[str, Any]) -> None:
+    info = fake_info()
+
+    with structlog.testing.capture_logs() as lines:
+        _log_limits(replace(info, limits=replace(info.limits, **change)))
+
+    assert lines[-1]["log_level"] == "warning"
+    assert lines[-1]["event"].startswith("no verdict will be safe")
+
+
 def in_thread(work: Any) -> threading.Thread:
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
@@ -180,7 +233,7 @@ def test_a_whole_life_ends_with_zero(
     assert code == 0
     assert (seen["ready"], seen["second"]) == (False, seen["first"])
     events = [orjson.loads(line)["event"] for line in capsys.readouterr().out.splitlines()]
-    ours = ("started", "stopping", "stopped")
+    ours = ("started", "the crash threshold promises nothing", "stopping", "stopped")
     assert [event for event in events if event in ours] == list(ours)
 
 
