@@ -8,10 +8,19 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating]
 
 
+def log_step_survival(dones: Floats) -> NDArray[np.float64]:
+    """Return log P(alive after step k | alive before it) [...] for hazards [...].
+
+    It is at most 0 for all numbers in [0, 1], and for no others: positive below, NaN above.
+    """
+    # A hazard of 1 is log 0 = -inf, and exp brings back 0.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.log1p(-np.asarray(dones, np.float64))
+
+
 def log_survival(dones: Floats) -> NDArray[np.float64]:
     """Return log P(alive after step k) [..., H] for hazards [..., H] in [0, 1]."""
-    with np.errstate(divide="ignore"):  # a hazard of 1 is log 0 = -inf, and exp brings back 0
-        return np.cumsum(np.log1p(-np.asarray(dones, np.float64)), axis=-1)
+    return np.cumsum(log_step_survival(dones), axis=-1)
 
 
 def survival(dones: Floats) -> NDArray[np.float64]:

@@ -1,10 +1,13 @@
 """Predicted trajectory to safety verdict, with reasons. Pure functions, NumPy only.
 
 The rules fail safe. A verdict is `safe` only if everything about it was computed, is finite, and
-lies inside what the model is known to predict well. In order:
+lies inside what the model is known to predict well. Comparisons are written so that one with NaN
+never makes a verdict `safe`, whether it stands in the prediction, the limits or the threshold. In
+order:
 
 1. `unknown` if the input lies outside the states the model was trained on or cannot be, the
-   prediction is not finite, or the model was never calibrated: its numbers mean nothing then.
+   prediction is not finite or holds hazards that are no probabilities, or the model was never
+   calibrated: its numbers mean nothing then.
 2. `unsafe` if the crash probability reaches the threshold.
 3. `unknown` if the members disagree too much, their disagreement cannot be known, or the
    horizon is longer than the evaluated one: "no crash" cannot be trusted then.
@@ -17,11 +20,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.outcomes import crash_probability_by_step
+from models.outcomes import log_step_survival
 from models.plausible import is_plainly_possible
 
 Floats = NDArray[np.floating]
@@ -71,6 +75,15 @@ class SafetyLimits:
     dt_s: float
     slots: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 3), np.int64))
     apart_m: float = 0.0
+
+    def __post_init__(self) -> None:
+        dim = len(self.feature_names)
+        for name in ("state_low", "state_high"):
+            # Another size would be broadcast: one bound for all features.
+            if np.shape(getattr(self, name)) != (dim,):
+                raise ValueError(f"{name} has shape {np.shape(getattr(self, name))}, not ({dim},)")
+        if self.slots.shape[1:] != (3,) or not np.isin(self.slots, range(dim)).all():
+            raise ValueError(f"slots must be columns below {dim}, [slots, 3], got {self.slots}")
 
 
 @dataclass(frozen=True)
@@ -122,24 +135,35 @@ def assess(
         dones: [K, H], hazards.
         uncertainty: [K].
         limits: The checkpoint's.
-        threshold: Used instead of the checkpoint's.
+        threshold: Used instead of the checkpoint's. As that one, it counts only within [0, 1].
 
     Returns:
-        K verdicts. Lowering the threshold never turns one that is not safe into a safe one.
+        K verdicts. Lowering a threshold within [0, 1] never turns one that is not safe into a safe
+        one.
+
+    Raises:
+        ValueError: Shapes do not fit each other or the limits, or H is 0.
     """
+    _check_shapes(states, dones, uncertainty, limits)
     threshold = limits.crash_threshold if threshold is None else threshold
-    finite = np.isfinite(states).all((1, 2)) & np.isfinite(dones).all(1) & np.isfinite(uncertainty)
-    by_step = crash_probability_by_step(np.where(finite[:, None], dones, 0.0))
+    if threshold is not None and not 0 <= threshold <= 1:
+        threshold = None
+    log_alive = log_step_survival(dones)
+    is_valid = np.logical_and(np.isfinite(states).all((1, 2)), (log_alive <= 0).all(1))
+    by_step = (-np.expm1(np.cumsum(log_alive, axis=1))).tolist()
+    spreads = uncertainty.tolist()
     start = states[:, 0]
-    is_same = bool((start == start[:1]).all())  # as when one state serves all sequences
+    # As when one state serves all sequences.
+    is_same = len(start) == 1 or bool((start == start[:1]).all())
     inputs = (
         _input_reasons(start[:1], limits) * len(start) if is_same else _input_reasons(start, limits)
     )
     return [
-        _judge(by_step[k] if finite[k] else None, float(uncertainty[k]), inputs[k], limits,
-               threshold, dones.shape[1])
+        _judge(by_step[k], spreads[k], inputs[k], limits, threshold)
+        if is_valid[k] and 0 <= spreads[k] < inf
+        else _unjudged(inputs[k], limits, threshold, dones.shape[1])
         for k in range(len(dones))
-    ]  # fmt: skip
+    ]
 
 
 def safest(verdicts: Sequence[Verdict]) -> int:
@@ -155,43 +179,66 @@ def safest(verdicts: Sequence[Verdict]) -> int:
 
     def risk(index: int) -> tuple[int, float, float]:
         verdict = verdicts[index]
-        known = verdict.crash_probability is not None and verdict.uncertainty is not None
-        return (
-            order.index(verdict.verdict),
-            verdict.crash_probability if known and verdict.crash_probability is not None else 2.0,
-            verdict.uncertainty if known and verdict.uncertainty is not None else np.inf,
-        )
+        numbers = (verdict.crash_probability, verdict.uncertainty)
+        # Whose numbers are unknown, or NaN, has the highest risk of its kind.
+        probability, uncertainty = (inf if x is None or not x >= 0 else x for x in numbers)
+        return order.index(verdict.verdict), probability, uncertainty
 
     return min(range(len(verdicts)), key=risk)
 
 
+def _check_shapes(states: Floats, dones: Floats, uncertainty: Floats, limits: SafetyLimits) -> None:
+    """Refuse what NumPy would broadcast, and so judge by numbers of something else."""
+    count, horizon = dones.shape
+    needed = (count, horizon + 1, len(limits.feature_names))
+    if states.shape != needed or uncertainty.shape != (count,) or not horizon:
+        raise ValueError(
+            f"states {states.shape}, dones {dones.shape} and uncertainty {uncertainty.shape} do "
+            f"not fit each other and {len(limits.feature_names)} features"
+        )
+
+
+def _unjudged(
+    input_reasons: list[Reason], limits: SafetyLimits, threshold: float | None, horizon: int
+) -> Verdict:
+    """Return the verdict on a prediction whose numbers are none."""
+    reason = Reason(
+        "not_finite", "the prediction holds values that are not finite, or are no probabilities"
+    )
+    return Verdict(
+        verdict=UNKNOWN,
+        crash_probability=None,
+        crash_probability_by_step=[None] * horizon,
+        time_to_crash_s=None,
+        uncertainty=None,
+        threshold=threshold,
+        reasons=(*input_reasons, reason),
+        horizon_s=_seconds(horizon, limits),
+    )
+
+
 def _judge(
-    by_step: Floats | None,
+    by_step: list[float],
     uncertainty: float,
     input_reasons: list[Reason],
     limits: SafetyLimits,
     threshold: float | None,
-    horizon: int,
 ) -> Verdict:
-    horizon_s = _seconds(horizon, limits)
-    if by_step is None:
-        reason = Reason("not_finite", "the prediction holds values that are not finite")
-        return Verdict(
-            UNKNOWN, None, [None] * horizon, None, None, threshold, (*input_reasons, reason),
-            horizon_s,
-        )  # fmt: skip
+    horizon, probability = len(by_step), by_step[-1]
     blocking = list(input_reasons)
     if threshold is None:
         blocking.append(
             Reason("not_calibrated", "the checkpoint has no calibrated crash threshold")
         )
     crash, time_to_crash_s = [], None
-    if threshold is not None and by_step[-1] >= threshold:
-        time_to_crash_s = _seconds(int(np.argmax(by_step >= threshold)) + 1, limits)
+    if threshold is not None and not probability < threshold:
+        # No probability is NaN here, so the last one reaches the threshold if none before does.
+        steps = next(k for k, p in enumerate(by_step, start=1) if p >= threshold)
+        time_to_crash_s = _seconds(steps, limits)
         crash.append(
             Reason(
                 "crash_probability",
-                f"crash probability {by_step[-1]:.4f} reaches the threshold {threshold:.4f}, "
+                f"crash probability {probability:.4f} reaches the threshold {threshold:.4f}, "
                 f"first after {time_to_crash_s:.2f} s",
             )
         )
@@ -199,13 +246,13 @@ def _judge(
     verdict = UNKNOWN if blocking else UNSAFE if crash else UNKNOWN if doubts else SAFE
     return Verdict(
         verdict=verdict,
-        crash_probability=float(by_step[-1]),
-        crash_probability_by_step=by_step.tolist(),
+        crash_probability=probability,
+        crash_probability_by_step=[*by_step],
         time_to_crash_s=time_to_crash_s,
         uncertainty=uncertainty,
         threshold=threshold,
         reasons=(*blocking, *crash, *doubts),
-        horizon_s=horizon_s,
+        horizon_s=_seconds(horizon, limits),
     )
 
 
@@ -216,22 +263,22 @@ def _seconds(steps: int, limits: SafetyLimits) -> float:
 
 def _doubts(uncertainty: float, limits: SafetyLimits, horizon: int) -> list[Reason]:
     doubts = []
-    if limits.uncertainty_limit is None:
+    limit = limits.uncertainty_limit
+    if limit is None or not 0 <= limit < inf:
         doubts.append(
             Reason(
                 "uncertainty_unavailable",
                 "disagreement needs a calibrated ensemble of at least two members",
             )
         )
-    elif uncertainty > limits.uncertainty_limit:
+    elif not uncertainty <= limit:
         doubts.append(
             Reason(
                 "uncertain",
-                f"the members disagree by {uncertainty:.4f}, more than the limit "
-                f"{limits.uncertainty_limit:.4f}",
+                f"the members disagree by {uncertainty:.4f}, more than the limit {limit:.4f}",
             )
         )
-    if horizon > limits.horizon:
+    if not horizon <= limits.horizon < inf:
         doubts.append(
             Reason(
                 "horizon_not_evaluated",
@@ -274,9 +321,10 @@ def _impossible_reasons(start: Floats, limits: SafetyLimits) -> list[list[Reason
     presence, dx, dy = (start[:, columns] for columns in limits.slots.T)
     numbers = range(1, len(limits.slots) + 1)
     half = (presence != 0) & (presence != 1)
-    gap = np.hypot(dx[:, :, None] - dx[:, None], dy[:, :, None] - dy[:, None])
+    with np.errstate(over="ignore", invalid="ignore"):  # infinitely far is apart, NaN is not
+        gap = np.hypot(dx[:, :, None] - dx[:, None], dy[:, :, None] - dy[:, None])
     there = presence > 0
-    together = np.triu((gap < limits.apart_m) & there[:, :, None] & there[:, None], k=1)
+    together = np.triu(~(gap >= limits.apart_m) & there[:, :, None] & there[:, None], k=1)
     reasons: list[list[Reason]] = []
     for k in range(len(start)):
         named = [

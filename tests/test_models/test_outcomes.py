@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.outcomes import crash_probability, crash_probability_by_step, expected_returns, survival
+from models.outcomes import (
+    crash_probability,
+    crash_probability_by_step,
+    expected_returns,
+    log_step_survival,
+    survival,
+)
 
 hazards = st.lists(st.floats(0, 1, width=32), min_size=1, max_size=20)
 
@@ -38,3 +44,46 @@ def test_returns_stop_counting_with_survival() -> None:
 
     # Step 1 counts fully, step 2 if alive (0.5), step 3 never.
     assert expected_returns(rewards, dones).tolist() == [1.5]
+
+
+@given(hazards, st.data())
+def test_returns_count_a_step_by_the_chance_to_be_alive_before_it(
+    dones: list[float], data: st.DataObject
+) -> None:
+    rewards = data.draw(
+        st.lists(st.floats(-10, 10, width=32), min_size=len(dones), max_size=len(dones))
+    )
+    expected, alive = 0.0, 1.0
+    for reward, done in zip(rewards, dones, strict=True):
+        expected += alive * reward
+        alive *= 1 - done
+
+    assert expected_returns(np.array(rewards), np.array(dones)) == pytest.approx(expected, abs=1e-9)
+
+
+def test_sequences_of_a_batch_are_counted_apart() -> None:
+    dones = np.array([[0.5, 0.0], [0.25, 1.0]], np.float32)
+    rewards = np.array([[1.0, 2.0], [4.0, 8.0]], np.float32)
+
+    assert survival(dones) == pytest.approx(np.array([[0.5, 0.5], [0.75, 0.0]]))
+    assert crash_probability_by_step(dones) == pytest.approx(np.array([[0.5, 0.5], [0.25, 1.0]]))
+    assert crash_probability(dones) == pytest.approx([0.5, 1.0])
+    assert expected_returns(rewards, dones) == pytest.approx([2.0, 10.0])
+
+
+def test_one_step_returns_its_reward() -> None:
+    assert expected_returns(np.array([[3.0]]), np.array([[0.75]])).tolist() == [3.0]
+
+
+@pytest.mark.parametrize("hazard", [-1e-9, 1 + 1e-9, 1.5, -np.inf, np.inf, np.nan])
+def test_what_is_no_hazard_has_no_log_survival_of_at_most_nothing(hazard: float) -> None:
+    assert not log_step_survival(np.array([hazard]))[0] <= 0
+
+
+@given(st.floats(0, 1))
+def test_a_hazard_has_a_log_survival_of_at_most_nothing(hazard: float) -> None:
+    assert log_step_survival(np.array([hazard]))[0] <= 0
+
+
+def test_tiny_hazards_of_32_bits_keep_their_digits() -> None:
+    assert log_step_survival(np.array([1e-9], np.float32)) == pytest.approx([-1e-9], rel=1e-6)

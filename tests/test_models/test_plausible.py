@@ -33,13 +33,49 @@ LIMITS = SafetyLimits(
         ([1.0, 0.0, 0.0], [0.5, 9.0, 9.0], False),
         ([1.0, 0.0, 0.0], [float("nan"), 9.0, 9.0], False),
         ([1.0, 0.0, 0.0], [1.0, 1.9, 1.9], False),
+        ([1.0, 9.0, 0.0], [1.0, 6.0, 0.0], True),
+        ([1.0, 0.0, 9.0], [1.0, 0.0, 6.0], True),
+        ([1.0, 9.0, 9.0], [1.0, 9.0, 9.0], False),
+        ([1.0, 0.0, 0.0], [1.0, 2.001, 0.0], False),
+        ([1.0, 0.0, 0.0], [1.0, 0.0, 2.001], False),
+        ([1.0, 0.0, 0.0], [1.0, 2.003, 0.0], True),
+        ([1.0, 0.0, 0.0], [1.0, 0.0, 2.003], True),
+        ([0.0, 0.0, 0.0], [0.0, 0.0, 0.0], True),
+        ([0.0, 0.0, 0.0], [-1.0, 9.0, 9.0], False),
+        ([1.0, 0.0, 0.0], [1.0, float("nan"), 0.0], False),
     ],
-    ids=["ahead", "beside", "absent", "same place", "half there", "not a number", "needs a look"],
+    ids=[
+        "ahead",
+        "beside",
+        "absent",
+        "same place",
+        "half there",
+        "not a number",
+        "needs a look",
+        "behind",
+        "left",
+        "same place afar",
+        "a hair ahead",
+        "a hair beside",
+        "just ahead",
+        "just beside",
+        "nobody",
+        "less than nobody",
+        "nowhere",
+    ],
 )
 def test_neighbours_are_there_or_not_and_apart(
     one: list[float], other: list[float], is_possible: bool
 ) -> None:
     assert is_plainly_possible([*one, *other, *EMPTY], SLOTS, 2.0) is is_possible
+
+
+@pytest.mark.parametrize("apart_m", [float("nan"), float("inf")])
+def test_a_width_that_is_no_number_lets_no_two_neighbours_pass(apart_m: float) -> None:
+    two = [1.0, 0.0, 0.0, 1.0, 99.0, 99.0, *EMPTY]
+
+    assert not is_plainly_possible(two, SLOTS, apart_m)
+    assert is_plainly_possible([1.0, 0.0, 0.0, *EMPTY, *EMPTY], SLOTS, apart_m)
 
 
 NEAR = st.sampled_from([0.0, 1.0, 2.0, -2.0, 1.9999999, 2.0000002, 2.002])
