@@ -32,6 +32,27 @@ from typing import ClassVar
 Detail = dict[str, str]
 """What is wrong with one field: `field`, `problem` and, where it helps, `allowed`."""
 
+MAX_DETAILS = 16
+"""Most details of one error, whatever was sent."""
+_MESSAGE_BYTES = 512
+FIELD_BYTES = 96
+_TEXT_BYTES = 160
+"""A body of 16 details stays below 16 KiB, even if each character of them is escaped in JSON."""
+
+
+def printable(text: str, most_bytes: int) -> str:
+    """Return a text in which strange characters are escaped, cut to a length in UTF-8.
+
+    Texts quote what callers send: control characters, halves of surrogate pairs, megabytes.
+    """
+    text = text[: most_bytes + 1]
+    if not text.isprintable():
+        text = "".join(x if x.isprintable() else x.encode("unicode_escape").decode() for x in text)
+    encoded = text.encode()
+    if len(encoded) <= most_bytes:
+        return text
+    return encoded[: most_bytes - 3].decode(errors="ignore") + "..."
+
 
 class WorldModelError(Exception):
     """Base of all errors of the service and its client."""
@@ -59,17 +80,17 @@ class ServiceError(WorldModelError):
     Attributes:
         status: HTTP status.
         code: Stable name of the error in bodies and logs.
-        message: One sentence for a person.
-        details: One entry a faulty field; empty where no field is at fault.
+        message: One sentence for a person, fit for logs and JSON whatever it quotes.
+        details: One entry a faulty field, at most `MAX_DETAILS`; empty where no field is at fault.
     """
 
     status: ClassVar[int]
     code: ClassVar[str]
 
     def __init__(self, message: str, details: Sequence[Detail] = ()) -> None:
-        super().__init__(message)
-        self.message = message
-        self.details = list(details)
+        self.message = printable(message, _MESSAGE_BYTES)
+        super().__init__(self.message)
+        self.details = list(details[:MAX_DETAILS])
 
     @property
     def headers(self) -> dict[str, str]:
@@ -77,10 +98,15 @@ class ServiceError(WorldModelError):
         return {}
 
     def body(self) -> dict[str, object]:
-        """Return the one error body of the contract."""
-        return {
-            "error": {"code": self.code, "message": self.message, "details": list(self.details)}
-        }
+        """Return the one error body of the contract: less than 16 KiB that JSON can hold."""
+        details = [
+            {
+                name: printable(text, FIELD_BYTES if name == "field" else _TEXT_BYTES)
+                for name, text in entry.items()
+            }
+            for entry in self.details
+        ]
+        return {"error": {"code": self.code, "message": self.message, "details": details}}
 
 
 class BadRequestError(ServiceError):
