@@ -1,40 +1,31 @@
-"""Request bodies from bytes to arrays, in one go; `service.schemas` declares the same contract.
+"""Request bodies from bytes to arrays; `service.schemas` declares the same contract.
 
-The fast way takes whole arrays out of a plain body. Only if it stumbles does `service.diagnosis`
-walk the body, to name what is wrong; mostly something is.
+The fast way takes whole arrays out of a short, plain body. Only if it stumbles does `service.walk`
+read the body field by field, which it can do of big bodies in slices of time.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, NoReturn, get_args
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
-import orjson
 import simdjson
 
 from models.spec import Spec
-from service.arrays import Layout, Reader, UnfitError, brackets
-from service.diagnosis import (
-    ArrayField,
-    Axis,
-    broken_entries,
-    detail,
-    is_number_within,
-    kind_of,
-    with_non_finite,
-)
-from service.errors import Detail, InvalidRequestError
+from service.arrays import SIMDJSON_ERRORS, Layout, Reader, UnfitError, brackets, with_points
+from service.diagnosis import ArrayField, Axis, detail, is_number_within, refuse
 from service.interface import Array
+from service.walk import MOST_NAMES, Walk
 
 Output = Literal[
     "states", "rewards", "dones", "returns", "crash_probability", "uncertainty", "final_state"
 ]
 Include = Literal["trajectory"]
+Kind = Literal["predict", "rollout", "safety_check"]
 
-_SIMDJSON_ERRORS = (ValueError, RuntimeError, KeyError)
-"""What simdjson raises if it does not like a body, or a field is missing."""
-
-_USUAL_BYTES = 2**18
+AT_ONCE_BYTES = 2**15
+"""Longer bodies are better read in slices: reading so many bytes takes half a millisecond."""
 _LAYOUTS_KEPT = 32
 
 OUTPUTS: tuple[str, ...] = get_args(Output)
@@ -80,6 +71,20 @@ class _Given(NamedTuple):
     options: dict[str, Any]
 
 
+class _Endpoint(NamedTuple):
+    """What the body of an endpoint holds.
+
+    Attributes:
+        actions: Reader of its actions.
+        names: Optional fields, and the names that each may list; none: it is a single value.
+        finish: Makes a request of the fields.
+    """
+
+    actions: Reader
+    names: Mapping[str, tuple[str, ...]]
+    finish: Callable[[_Given], Parsed]
+
+
 class BodyParser:
     """Parses bodies for one model.
 
@@ -87,9 +92,13 @@ class BodyParser:
         spec: The model's features.
         max_horizon: Most steps of a sequence.
         max_rows: Most sequences of a request.
+        piece_bytes: Bytes that are read in a slice of time.
     """
 
-    def __init__(self, spec: Spec, max_horizon: int, max_rows: int) -> None:
+    def __init__(
+        self, spec: Spec, max_horizon: int, max_rows: int, piece_bytes: int = AT_ONCE_BYTES
+    ) -> None:
+        self._piece_bytes = piece_bytes
         self._parser = simdjson.Parser()
         self._layouts: dict[bytes, tuple[Layout, Layout]] = {}
         rows = Axis("rows", 1, max_rows)
@@ -98,12 +107,15 @@ class BodyParser:
         state = Axis("state features", spec.state_dim, spec.state_dim)
         action = Axis("action features", spec.action_dim, spec.action_dim)
         self._state = Reader(ArrayField("state", (rows, state), spec.state, is_ranged=False))
-        self._action = Reader(
+        one = Reader(
             ArrayField("action", (rows, action), spec.action, is_ranged=True), is_one_step=True
         )
-        self._actions = Reader(
+        many = Reader(
             ArrayField("actions", (sequences, steps, action), spec.action, is_ranged=True)
         )
+        self._predict = _Endpoint(one, {}, _as_prediction)
+        self._rollout = _Endpoint(many, {"outputs": OUTPUTS}, _as_rollout)
+        self._check = _Endpoint(many, {"threshold": (), "include": INCLUDES}, _as_check)
 
     def predict(self, body: bytes) -> Parsed:
         """Read the body of `/predict`.
@@ -111,8 +123,7 @@ class BodyParser:
         Raises:
             InvalidRequestError: It breaks the contract; the details say where.
         """
-        given = self._read(body, self._action)
-        return Parsed(*_paired(given, "action"))
+        return self._parse(body, self._predict)
 
     def rollout(self, body: bytes) -> Parsed:
         """Read the body of `/rollout`.
@@ -120,9 +131,7 @@ class BodyParser:
         Raises:
             InvalidRequestError: It breaks the contract; the details say where.
         """
-        given = self._read(body, self._actions, "outputs")
-        outputs = _names(given.options, "outputs", OUTPUTS, DEFAULT_OUTPUTS)
-        return Parsed(*_paired(given, "actions"), outputs=outputs)
+        return self._parse(body, self._rollout)
 
     def safety_check(self, body: bytes) -> Parsed:
         """Read the body of `/safety-check`.
@@ -130,55 +139,82 @@ class BodyParser:
         Raises:
             InvalidRequestError: It breaks the contract; the details say where.
         """
-        given = self._read(body, self._actions, "threshold", "include")
-        options = given.options
-        if not given.is_one_state:
-            _refuse([detail("state", "is a list of states", "one state: a list of numbers")])
-        if not is_number_within(options.get("threshold", 0.0), 0.0, 1.0):
-            _refuse([detail("threshold", "is not a probability", "a number from 0 to 1")])
-        return Parsed(
-            *_paired(given, "actions"),
-            threshold=options.get("threshold"),
-            has_trajectory="trajectory" in _names(options, "include", INCLUDES, ()),
-        )
+        return self._parse(body, self._check)
 
-    def _read(self, body: bytes, actions: Reader, *optional: str) -> _Given:
-        """Read a body.
+    def in_slices(self, kind: Kind, body: bytes) -> Generator[None, None, Parsed]:
+        """Read a body so that somebody else may be served between any two slices.
+
+        The result is that of the other methods, except that bodies of more than `AT_ONCE_BYTES`
+        are refused if as many bytes pass outside of the two arrays, or within one state or action.
+
+        Args:
+            kind: Of which endpoint.
+            body: The body.
+
+        Yields:
+            Nothing, after less than about a millisecond each.
 
         Raises:
-            InvalidRequestError: It breaks the contract.
+            InvalidRequestError: It breaks the contract; the details say where.
         """
-        try:
-            return self._read_plain(body, actions, optional)
-        except (UnfitError, *_SIMDJSON_ERRORS):
-            pass
-        document = _document(body)
-        _check_names(document, ("state", actions.name), optional)
-        faults: list[Detail] = []
-        for reader in (self._state, actions):
-            faults += broken_entries(reader.field, document[reader.name])
-        if faults:
-            _refuse(faults)
-        state, is_one_state = self._state.read_slowly(document.pop("state"))
-        given, is_one_sequence = actions.read_slowly(document.pop(actions.name))
-        return _Given(state, given, is_one_state, is_one_sequence, document)
+        endpoint = {
+            "predict": self._predict,
+            "rollout": self._rollout,
+            "safety_check": self._check,
+        }[kind]
+        return endpoint.finish((yield from self._walk(body, endpoint)))
 
-    def _read_plain(self, body: bytes, actions: Reader, optional: tuple[str, ...]) -> _Given:
-        """Read a body in which nothing is wrong, nor anything unusual."""
-        # A parser keeps as much memory as its biggest body took.
-        parser = self._parser if len(body) <= _USUAL_BYTES else simdjson.Parser()
-        document = parser.parse(body)
+    def _parse(self, body: bytes, endpoint: _Endpoint) -> Parsed:
+        if len(body) > AT_ONCE_BYTES:
+            return endpoint.finish(_result(self._walk(body, endpoint)))
+        given = self._read_if_plain(body, endpoint)
+        if given is None and (pointed := with_points(body)) is not body:
+            given = self._read_if_plain(pointed, endpoint)
+        if given is None:
+            given = _result(self._walk(body, endpoint))
+            # Next time it is plain, however strangely its names are written.
+            state = Layout(given.states.shape, given.is_one_state)
+            actions = Layout(given.actions.shape, given.is_one_sequence)
+            self._keep(brackets(body), (state, actions))
+        return endpoint.finish(given)
+
+    def _walk(self, body: bytes, endpoint: _Endpoint) -> Generator[None, None, _Given]:
+        actions, names, _ = endpoint
+        walk = Walk(body, (self._state, actions), names, self._parser, self._piece_bytes)
+        fields = yield from walk.fields()
+        state, is_one_state = fields.pop("state")
+        given, is_one_sequence = fields.pop(actions.name)
+        return _Given(state, given, is_one_state, is_one_sequence, fields)
+
+    def _read_if_plain(self, body: bytes, endpoint: _Endpoint) -> _Given | None:
+        """Read a body; return None if something is wrong with it, or just unusual."""
+        try:
+            return self._read_plain(body, endpoint)
+        except (UnfitError, *SIMDJSON_ERRORS):
+            return None
+
+    def _read_plain(self, body: bytes, endpoint: _Endpoint) -> _Given:
+        """Read a plain body.
+
+        Raises:
+            UnfitError: Something is wrong with it, or just unusual.
+            ValueError: Likewise, like the others of `SIMDJSON_ERRORS`.
+        """
+        document = self._parser.parse(body)
         if not isinstance(document, simdjson.Object):
             raise UnfitError
+        actions, names, _ = endpoint
         options = {}
         if len(document) > 2:
-            options = {name: _option(document[name]) for name in optional if name in document}
+            options = {name: _option(document[name]) for name in names if name in document}
         # A field that came twice is neither missing nor unknown.
         if len(document) != 2 + len(options):
             raise UnfitError
         state, given, bracketed = document["state"], document[actions.name], brackets(body)
         layouts = self._layouts.get(bracketed)
         if layouts is None:
+            if not bracketed.startswith(b"{"):  # simdjson would skip a byte order mark
+                raise UnfitError
             layouts = self._state.layout(state, bracketed), actions.layout(given, bracketed)
             self._keep(bracketed, layouts)
         of_state, of_actions = layouts
@@ -192,61 +228,75 @@ class BodyParser:
 
     def _keep(self, bracketed: bytes, layouts: tuple[Layout, Layout]) -> None:
         """Know a body's layout when it comes again: callers mostly send the same."""
-        if len(bracketed) > _USUAL_BYTES:
-            return
         if len(self._layouts) >= _LAYOUTS_KEPT:
             self._layouts.clear()
         self._layouts[bracketed] = layouts
 
 
+def _result(slices: Generator[None, None, _Given]) -> _Given:
+    """Run slices to the end and return what they return."""
+    while True:
+        try:
+            next(slices)
+        except StopIteration as stop:
+            given: _Given = stop.value
+            return given
+
+
 def _option(value: Any) -> Any:
-    """Return an option's value; lists of names and numbers are plain."""
-    return value.as_list() if isinstance(value, simdjson.Array) else value
+    """Return an option's value, or its names.
+
+    Raises:
+        UnfitError: It is longer or deeper than any that is valid.
+    """
+    if isinstance(value, simdjson.Array):
+        names = list(value) if len(value) <= MOST_NAMES else [None]
+        if not all(isinstance(name, str) for name in names):
+            raise UnfitError
+        return names
+    if isinstance(value, simdjson.Object):
+        raise UnfitError
+    return value
 
 
-def _document(body: bytes) -> dict[str, Any]:
-    """Return the object in a body."""
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError as exc:
-        document = with_non_finite(body)
-        if document is None:
-            _refuse([detail("body", f"is not JSON: {exc}")])
-    if not isinstance(document, dict):
-        _refuse([detail("body", f"must be a JSON object, is {kind_of(document)}")])
-    return document
+def _as_prediction(given: _Given) -> Parsed:
+    return Parsed(*_paired(given, "action"))
 
 
-def _check_names(
-    document: dict[str, Any], required: tuple[str, ...], optional: tuple[str, ...]
-) -> None:
-    known = (*required, *optional)
-    faults = [detail(name, "is missing") for name in required if name not in document]
-    faults += [
-        detail(name, "is not a known field", ", ".join(known))
-        for name in document
-        if name not in known
-    ]
-    if faults:
-        _refuse(faults)
+def _as_rollout(given: _Given) -> Parsed:
+    outputs = _names(given.options, "outputs", OUTPUTS, DEFAULT_OUTPUTS)
+    return Parsed(*_paired(given, "actions"), outputs=outputs)
+
+
+def _as_check(given: _Given) -> Parsed:
+    options = given.options
+    if not given.is_one_state:
+        refuse([detail("state", "is a list of states", "one state: a list of numbers")])
+    if not is_number_within(options.get("threshold", 0.0), 0.0, 1.0):
+        refuse([detail("threshold", "is not a probability", "a number from 0 to 1")])
+    return Parsed(
+        *_paired(given, "actions"),
+        threshold=options.get("threshold"),
+        has_trajectory="trajectory" in _names(options, "include", INCLUDES, ()),
+    )
 
 
 def _names(
-    document: dict[str, Any], field: str, allowed: tuple[str, ...], default: tuple[str, ...]
+    options: dict[str, Any], field: str, allowed: tuple[str, ...], default: tuple[str, ...]
 ) -> tuple[str, ...]:
     """Return a field that lists names, or its default if it is not there."""
-    if field not in document:
+    if field not in options:
         return default
-    value, choice = document[field], ", ".join(allowed)
+    value, choice = options[field], ", ".join(allowed)
     if not isinstance(value, list) or not value:
-        _refuse([detail(field, "must be a list of at least one name", choice)])
+        refuse([detail(field, "must be a list of at least one name", choice)])
     faults = [
         detail(f"{field}[{index}]", "is not a known name", choice)
         for index, name in enumerate(value)
         if name not in allowed
     ]
     if faults:
-        _refuse(faults[:16])
+        refuse(faults)
     return tuple(value)
 
 
@@ -270,15 +320,5 @@ def _paired(given: _Given, name: str) -> tuple[Array, Array, bool]:
         else:
             problem = f"has {len(actions)} rows, state has {len(states)}"
             allowed = "as many rows as state, or one side without rows"
-            _refuse([detail(name, problem, allowed)])
+            refuse([detail(name, problem, allowed)])
     return states, actions, is_one_state and is_one_sequence
-
-
-def _refuse(details: list[Detail]) -> NoReturn:
-    first = details[0]
-    message = f"{first['field']} {first['problem']}"
-    if "allowed" in first:
-        message += f" (allowed: {first['allowed']})"
-    if len(details) > 1:
-        message += f", and {len(details) - 1} more problems"
-    raise InvalidRequestError(message, details)

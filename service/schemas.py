@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 from models.spec import Feature, Spec
 from service.bodies import DEFAULT_OUTPUTS, Include, Output
 from service.diagnosis import FLOAT32_MAX
+from service.walk import MOST_NAMES
 
 
 class Body(BaseModel):
@@ -139,7 +140,7 @@ class ErrorContent(BaseModel):
 
     code: str = Field(examples=["invalid_request"])
     message: str
-    details: list[ErrorDetail]
+    details: list[ErrorDetail] = Field(description="At most 16.")
 
 
 class ErrorAnswer(BaseModel):
@@ -182,7 +183,7 @@ def contract_for(spec: Spec, max_horizon: int, max_rows: int) -> Contract:
         description=f"[H][{spec.action_dim}] or [K][H][{spec.action_dim}] numbers.",
         examples=[[one_action] * 2],
     )
-    names = Field(min_length=1)
+    names = Field(min_length=1, max_length=MOST_NAMES)
     probability: Any = Annotated[float, Field(ge=0, le=1)]
     return Contract(
         predict=create_model(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from time import perf_counter
+
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.bodies import BodyParser, Kind
 from service.errors import SERVICE_ERRORS, InvalidRequestError
-from tests.test_service.fakes import FakeEngine, error_of, serving
+from tests.test_service.fakes import FakeEngine, error_of, fake_spec, serving
 
 KIB = 2**10
 ANY_TEXT = st.text(st.characters(exclude_categories=[]), max_size=2000)
@@ -65,3 +68,77 @@ async def test_names_that_cannot_be_sent_back_are_answered(body: bytes) -> None:
 
     assert response.status_code == 422
     assert error_of(response)["code"] == "invalid_request"
+
+
+SIZE = 4 * 2**20
+FLOODS = {
+    "objects": b'{"state":[' + b"{}," * (SIZE // 3),
+    "lists": b'{"actions":[' + b"[]," * (SIZE // 3),
+    "deep lists": b'{"actions":' + b"[" * SIZE,
+    "lists alone": b"[" * SIZE,
+    "nulls": b'{"state":[' + b"null," * (SIZE // 5) + b"0]}",
+    "numbers in one vector": b'{"state":[' + b"0," * (SIZE // 2) + b"0]}",
+    "digits": b'{"state":[' + b"1" * SIZE + b"]}",
+    "digits of an option": b'{"threshold":' + b"1" * SIZE + b"}",
+    "blanks": b" " * SIZE,
+    "blanks in an array": b'{"state":[' + b" " * SIZE + b"]}",
+    "blanks behind": b'{"state":[1,2,3],"actions":[[0,0]]}' + b" " * SIZE + b"x",
+    "a long name": b'{"' + b"a" * SIZE + b'":1}',
+    "a long string": b'{"state":"' + b"a" * SIZE + b'"}',
+    "an open string": b'{"' + b"\\n" * (SIZE // 2),
+    "quotes": b'"' * SIZE,
+    "names": b'{"outputs":[' + b'"a",' * (SIZE // 4) + b'"a"]}',
+    "good names": b'{"outputs":[' + b'"states",' * (SIZE // 9) + b'"states"]}',
+    "lists of names": b'{"include":[' + b'["a"],' * (SIZE // 6) + b'"a"]}',
+    "fields": b"{" + b",".join(b'"%d":1' % i for i in range(SIZE // 11)) + b"}",
+    "objects in a field": b'{"x":' + b'{"y":' * (SIZE // 5),
+    "one field many times": b'{"state":[1,2,3]' + b',"state":[1,2,3]' * (SIZE // 16) + b"}",
+    "rows without end": b'{"state":[1,2,3],"actions":[' + b"[[0,0]]," * (SIZE // 8) + b"[[0,0]]]}",
+    "a fault at the end": b'{"state":[' + b"[1,2,3]," * 250_000 + b"[1,2,NaN]]}",
+    "commas": b'{"state":[[1,2,3]' + b"," * SIZE + b"]}",
+    "closing": b'{"state":[[1,2,3]' + b"]" * SIZE + b"}",
+    "zeros": b"\0" * SIZE,
+}
+PATIENT = BodyParser(fake_spec(), max_horizon=64, max_rows=300_000)
+
+
+REPEATS = 3
+"""What a slice takes without others on the machine is the least of so many times."""
+
+
+def refused_in_slices(kind: Kind, body: bytes) -> tuple[InvalidRequestError, list[float]]:
+    """Return the error, and the seconds that each slice took."""
+    slices = PATIENT.in_slices(kind, body)
+    times_s: list[float] = []
+    while True:
+        started = perf_counter()
+        try:
+            next(slices)
+        except InvalidRequestError as error:
+            return error, [*times_s, perf_counter() - started]
+        times_s.append(perf_counter() - started)
+
+
+@pytest.mark.parametrize("kind", ["rollout", "safety_check"])
+@pytest.mark.parametrize("flood", FLOODS)
+def test_a_flood_is_refused_in_short_slices(flood: str, kind: Kind) -> None:
+    runs = [refused_in_slices(kind, FLOODS[flood]) for _ in range(REPEATS)]
+    error = runs[0][0]
+    times_s = [min(same) for same in zip(*(times for _, times in runs), strict=True)]
+
+    assert len(orjson.dumps(error.body())) < 16 * KIB
+    assert "cannot be read" not in error.message
+    assert max(times_s) < 0.03  # less than a millisecond, where nobody else computes
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_a_flood_that_is_short_is_refused_at_once(flood: str) -> None:
+    body = FLOODS[flood][: 2**14] + FLOODS[flood][-(2**14) :]
+    times_s = []
+    for _ in range(REPEATS):
+        started = perf_counter()
+        with pytest.raises(InvalidRequestError):
+            PATIENT.rollout(body)
+        times_s.append(perf_counter() - started)
+
+    assert min(times_s) < 0.03

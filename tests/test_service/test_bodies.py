@@ -105,9 +105,22 @@ def actions_with(value: Any) -> list[Any]:
         (None, "must be a number, is null", None),
         ([1], "must be a number, is a list", None),
         ({}, "must be a number, is an object", None),
-        (1e39, "is not a finite number of 32 bits", "up to 3.40282e+38"),
+        (1e39, "is 1e+39, not a finite number of 32 bits", "up to 3.4028235677973362e+38"),
+        (1.0000001, "lift is 1.0000001", "0 to 1"),
+        (123456789012345680, "lift is 1.2345678901234568e+17", "0 to 1"),
     ],
-    ids=["above", "below", "string", "boolean", "null", "list", "object", "overflow"],
+    ids=[
+        "above",
+        "below",
+        "string",
+        "boolean",
+        "null",
+        "list",
+        "object",
+        "overflow",
+        "close to its bound",
+        "long",
+    ],
 )
 def test_a_bad_number_is_named_with_its_path(value: Any, problem: str, allowed: str | None) -> None:
     error = refused("rollout", {"state": STATE, "actions": actions_with(value)})
@@ -130,18 +143,20 @@ def test_a_non_finite_literal_is_named_with_its_path(literal: bytes) -> None:
         (STATE, [], "actions", "has 0 steps"),
         (STATE, [[]], "actions[0]", "has 0 action features"),
         (STATE, [[[]]], "actions[0][0]", "has 0 action features"),
-        (STATE, [ACTION] * 5, "actions", "has 5 steps"),
-        (STATE, [[ACTION]] * 4, "actions", "has 4 sequences"),
-        (STATE, [[ACTION] * 5], "actions[0]", "has 5 steps"),
-        (STATE, [[ACTION], [ACTION] * 2], "actions[1]", "has 2 steps, actions[0] has 1"),
+        (STATE, [ACTION] * 5, "actions", "has more than 4 steps"),
+        (STATE, [[ACTION]] * 4, "actions", "has more than 3 sequences"),
+        (STATE, [[ACTION] * 5], "actions[0]", "has more than 4 steps"),
+        (STATE, [[ACTION], [ACTION] * 2], "actions[1]", "has more than 1 steps, actions[0] has 1"),
+        (STATE, [[ACTION] * 2, [ACTION]], "actions[1]", "has 1 steps, actions[0] has 2"),
         (STATE, [ACTION, 1], "actions[1]", "must be a list of action features, is a number"),
         (STATE, 1, "actions", "must be a list of steps, is a number"),
         (STATE, "1", "actions", "must be a list of steps, is a string"),
-        (STATE, [[[[1.0]]]], "actions[0][0]", "has 1 action features"),
+        (STATE, [[[[1.0]]]], "actions[0][0][0]", "must be a number, is a list"),
         (STATE, [ACTION, [0.5]], "actions[1]", "has 1 action features"),
         ([1, 2], [ACTION], "state", "has 2 state features"),
         ([], [ACTION], "state", "has 0 state features"),
-        ([STATE] * 4, [ACTION], "state", "has 4 rows"),
+        ([*STATE, 4], [ACTION], "state", "has more than 3 state features"),
+        ([STATE] * 4, [ACTION], "state", "has more than 3 rows"),
         ([STATE, [1]], [ACTION], "state[1]", "has 1 state features"),
         ([STATE] * 2, [[ACTION]] * 3, "actions", "has 3 rows, state has 2"),
     ],
@@ -165,13 +180,14 @@ def test_limits_are_named() -> None:
     [
         ("predict", b"", "body"),
         ("predict", b"{", "body"),
-        ("predict", b'{"state": "\xff"}', "body"),
+        ("predict", b'{"state": "\xff"}', "state"),
+        ("predict", b'{"\xff": 1}', "body"),
         ("predict", b"[" * 100_000, "body"),
         ("predict", b"[NaN]", "body"),
         ("predict", [], "body"),
         ("predict", None, "body"),
         ("predict", {"state": STATE}, "action"),
-        ("predict", {"state": STATE, "action": ACTION, "x" * 500: 1}, "x" * 64),
+        ("predict", {"state": STATE, "action": ACTION, "x" * 500: 1}, "x" * 500),
         ("rollout", {"state": STATE, "actions": [ACTION], "outputs": []}, "outputs"),
         ("rollout", {"state": STATE, "actions": [ACTION], "outputs": "states"}, "outputs"),
         ("rollout", {"state": STATE, "actions": [ACTION], "outputs": ["q"]}, "outputs[0]"),
@@ -190,8 +206,11 @@ def test_broken_bodies_name_the_field(way: str, body: Any, field: str) -> None:
 def test_many_faults_are_listed_up_to_a_bound() -> None:
     error = refused("rollout", {"state": ["x"] * 3, "actions": [[[9, 9]] * 4] * 3})
 
-    assert len(error.details) == 3 + 16
-    assert error.message.endswith("and 18 more problems")
+    assert [x["field"] for x in error.details[:4]] == [f"state[{i}]" for i in range(3)] + [
+        "actions[0][0][0]"
+    ]
+    assert len(error.details) == 16
+    assert error.message.endswith("and 15 more problems")
 
 
 def test_booleans_elsewhere_do_not_matter() -> None:
