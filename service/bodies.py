@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import simdjson
 
+from models.slots import EmptySlots
 from models.spec import Spec
 from service.arrays import SIMDJSON_ERRORS, Layout, Reader, UnfitError, brackets, with_points
 from service.diagnosis import ArrayField, Axis, detail, is_number_within, refuse
@@ -106,7 +107,10 @@ class BodyParser:
         steps = Axis("steps", 1, max_horizon)
         state = Axis("state features", spec.state_dim, spec.state_dim)
         action = Axis("action features", spec.action_dim, spec.action_dim)
-        self._state = Reader(ArrayField("state", (rows, state), spec.state, is_ranged=False))
+        self._state = Reader(
+            ArrayField("state", (rows, state), spec.state, is_ranged=False),
+            finish=EmptySlots(spec).cleared if spec.geometry else None,
+        )
         one = Reader(
             ArrayField("action", (rows, action), spec.action, is_ranged=True), is_one_step=True
         )

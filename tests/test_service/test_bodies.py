@@ -10,7 +10,8 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from service.bodies import BodyParser, Parsed
+from models.highway import highway_spec
+from service.bodies import BodyParser, Kind, Parsed
 from service.errors import InvalidRequestError
 from service.schemas import contract_for
 from tests.test_service.fakes import fake_spec
@@ -314,3 +315,42 @@ def test_both_ways_refuse_what_no_single_field_shows(state: Any, actions: Any) -
     refused("rollout", body)
     with pytest.raises(ValidationError):
         CONTRACT.rollout.model_validate_json(body)
+
+
+HIGHWAY = BodyParser(highway_spec(), max_horizon=4, max_rows=300)
+
+
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [
+        ("predict", 1),
+        ("predict", 3),
+        ("predict", 300),
+        ("rollout", 1),
+        ("rollout", 300),
+        ("safety_check", 1),
+    ],
+)
+@pytest.mark.parametrize("is_sliced", [False, True], ids=["at once", "in slices"])
+def test_numbers_left_in_empty_slots_are_zeroed(kind: Kind, count: int, is_sliced: bool) -> None:
+    rng = np.random.default_rng(0)
+    sent = rng.uniform(0.5, 1.5, (count, 34)).astype(np.float32)
+    sent[-1, [6, 20]] = 0.0, -0.0  # presences of the first and the third neighbour
+    expected = sent.copy()
+    expected[-1, [*range(6, 13), *range(20, 27)]] = 0.0
+    states = sent.tolist() if count > 1 else sent[0].tolist()
+    action = {"action": [0, 0, 0]} if kind == "predict" else {"actions": [[0, 0, 0]]}
+    body = orjson.dumps({"state": states, **action})
+
+    parsed = in_slices(kind, body) if is_sliced else getattr(HIGHWAY, kind)(body)
+
+    assert parsed.states.tobytes() == expected.tobytes()
+
+
+def in_slices(kind: Kind, body: bytes) -> Parsed:
+    slices = HIGHWAY.in_slices(kind, body)
+    while True:
+        try:
+            next(slices)
+        except StopIteration as stop:
+            return cast(Parsed, stop.value)
