@@ -66,6 +66,22 @@ def test_the_engine_says_what_the_ensemble_says(engine: Engine, checkpoint: Chec
     np.testing.assert_allclose(seen.uncertainty, truth.uncertainty, rtol=1e-2, atol=1e-4)
 
 
+@pytest.mark.parametrize("path", ["/predict", "/rollout", "/safety-check"])
+def test_what_is_left_in_an_empty_slot_changes_no_answer(client: httpx.Client, path: str) -> None:
+    document = episode(EPISODES[0])
+    empty = list(document["states"][0])
+    empty[27:] = [0.0] * 7  # the fourth neighbour
+    left = [*empty[:28], 5.0, 0.5, 0.1, 20.0, -3.0, 0.2]
+    name, action = ("action", 0) if path == "/predict" else ("actions", slice(HORIZON))
+    body = {"state": empty, name: document["actions"][action]}
+    if path == "/safety-check":
+        body["include"] = ["trajectory"]
+    answers = [client.post(path, json={**body, "state": x}) for x in (empty, left)]
+
+    assert [x.status_code for x in answers] == [200, 200]
+    assert answers[0].content == answers[1].content
+
+
 @cache
 def episode(path: Path) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(path.read_text())
