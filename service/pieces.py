@@ -172,7 +172,7 @@ class Pieces:
 
         Raises:
             UnfitError: It breaks the contract, or is written in an unusual way.
-            ValueError: Likewise, like the others of `SIMDJSON_ERRORS`.
+            ValueError: Likewise, like the others of `SIMDJSON_ERRORS`; or a vector is empty.
         """
         before = self._place
         after, is_last = self._behind(brackets(piece))
@@ -182,11 +182,8 @@ class Pieces:
         document = self._parser.parse(b"%b%b%b" % (opening, plain, closing))
         count = after.vectors - before.vectors
         if count:  # else it only closes lists
-            numbers = self._reader.numbers(document)
-            if len(numbers) != count * self._width:
-                raise UnfitError
             rows = self._rows[before.vectors : after.vectors]
-            rows[:] = numbers.reshape(rows.shape)
+            rows[:] = self._reader.numbers(document).reshape(rows.shape)
             if self._reader.finish is not None:
                 rows[:] = self._reader.finish(rows)
         self._place = after

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from time import perf_counter
 
 import orjson
@@ -142,3 +143,16 @@ def test_a_flood_that_is_short_is_refused_at_once(flood: str) -> None:
         times_s.append(perf_counter() - started)
 
     assert min(times_s) < 0.03
+
+
+def test_a_first_row_that_is_longer_than_the_others_takes_no_memory() -> None:
+    parser = BodyParser(fake_spec(), max_horizon=10_000, max_rows=1_000_000)
+    row = b"[" + b",".join([b"[0,0]"] * 2500) + b"]"
+    body = b'{"state":[1,2,3],"actions":[' + row + b",0" * 8000 + b"]}"
+    tracemalloc.start()
+    with pytest.raises(InvalidRequestError, match=r"actions\[1\] must be a list of steps"):
+        parser.rollout(body)
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert most_bytes < 4 * 2**20
