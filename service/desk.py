@@ -7,14 +7,17 @@ brings the others, and sends its errors by the same replies.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
 import orjson
 import structlog
 
+from service.bodies import AT_ONCE_BYTES, Parsed
 from service.buffers import Intake, Unread
 from service.connections import ConnectionLimits
-from service.errors import EngineError, ServiceError
+from service.errors import DeadlineExceededError, EngineError, ServiceError
 from service.jobs import JobResult, Outcome
 from service.metrics import Metrics
 from service.policy import Headers, Policy, request_id_of
@@ -130,12 +133,13 @@ class Desk:
         """
         timeout_s = self.policy.timeout_s(headers)
         request_id = request_id_of(headers)
+        route, turns = self.routes[path], self.turns
         if self.tracing is None:
-            return Errand(path, self.routes[path], request_id, timeout_s, respond)
+            return Errand(path, route, request_id, timeout_s, respond, turns)
         if trace is None:
             trace = self.tracing.begin("POST", path, path, headers, request_id)
             respond = _ending(trace, respond)
-        return _TracedErrand(path, self.routes[path], request_id, timeout_s, respond, trace)
+        return _TracedErrand(path, route, request_id, timeout_s, respond, turns, trace)
 
 
 def as_lines(headers: Lines) -> bytes:
@@ -166,26 +170,63 @@ class Errand:
         request_id: Of the request.
         timeout_s: Time until its deadline.
         respond: Gets the reply.
+        turns: Reads long bodies.
     """
 
-    __slots__ = ("_path", "_pending", "_request_id", "_respond", "_route", "_timeout_s")
+    __slots__ = (
+        "_cancel_reading", "_path", "_pending", "_request_id", "_respond", "_route", "_timeout_s",
+        "_turns",
+    )  # fmt: skip
 
     def __init__(
-        self, path: str, route: HotRoute, request_id: str, timeout_s: float, respond: Respond
+        self,
+        path: str,
+        route: HotRoute,
+        request_id: str,
+        timeout_s: float,
+        respond: Respond,
+        turns: Turns,
     ) -> None:
         self._path = path
         self._route = route
         self._request_id = request_id
         self._timeout_s = timeout_s
         self._respond = respond
+        self._turns = turns
         self._pending: Pending | None = None
+        self._cancel_reading: Callable[[], None] | None = None
 
     def start(self, body: bytes) -> None:
-        """Queue the job, now that the whole body is there."""
+        """Read the body, which is all there, and queue the job; a long body takes its time."""
+        started = perf_counter()
         try:
-            self._pending = self._route(body, self._timeout_s, self._finish)
+            if len(body) <= AT_ONCE_BYTES:
+                parsed = self._route.read(body)
+                took_s = perf_counter() - started
+                self._pending = self._route.submit(parsed, took_s, self._timeout_s, self._finish)
+            else:
+                slices = self._route.read_in_slices(body)
+                done = partial(self._submit_late, started)
+                self._cancel_reading = self._turns.run(slices, done, self._refuse_late)
         except Exception as exc:  # noqa: BLE001 (the app's last resort, see `failure`)
             self._respond(self._failure(exc))
+
+    def _submit_late(self, started: float, parsed: Parsed) -> None:
+        self._cancel_reading = None
+        took_s = perf_counter() - started
+        try:
+            if took_s >= self._timeout_s:
+                raise DeadlineExceededError(
+                    f"no answer within {self._timeout_s:g} s, while its body was read"
+                )
+            timeout_s = self._timeout_s - took_s
+            self._pending = self._route.submit(parsed, took_s, timeout_s, self._finish)
+        except Exception as exc:  # noqa: BLE001 (the app's last resort, see `failure`)
+            self._respond(self._failure(exc))
+
+    def _refuse_late(self, error: Exception) -> None:
+        self._cancel_reading = None
+        self._respond(self._failure(error))
 
     def abandon(self) -> None:
         """End it in place of its start: the caller has left before its body was there."""
@@ -197,7 +238,11 @@ class Errand:
 
     def cancel(self) -> None:
         """Free the job's place; the reply is None then. After the reply, do nothing."""
-        if self._pending is not None:
+        if self._cancel_reading is not None:
+            self._cancel_reading()
+            self._cancel_reading = None
+            self._respond(None)
+        elif self._pending is not None:
             self._pending.cancel()
 
     def _finish(self, outcome: Outcome) -> None:
@@ -231,9 +276,10 @@ class _TracedErrand(Errand):
         request_id: str,
         timeout_s: float,
         respond: Respond,
+        turns: Turns,
         trace: Trace,
     ) -> None:
-        super().__init__(path, route, request_id, timeout_s, respond)
+        super().__init__(path, route, request_id, timeout_s, respond, turns)
         self._trace = trace
 
     def start(self, body: bytes) -> None:

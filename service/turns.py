@@ -22,12 +22,12 @@ class Turns:
 
     def __init__(self) -> None:
         self._waiting: deque[Turn] = deque()
+        self._is_scheduled = False
 
     def add(self, turn: Turn) -> None:
         """Give it turns from the next time round, until it wants no more."""
         self._waiting.append(turn)
-        if len(self._waiting) == 1:
-            asyncio.get_running_loop().call_soon(self._next)
+        self._schedule()
 
     def run(
         self,
@@ -65,10 +65,15 @@ class Turns:
         self.add(turn)
         return cancel
 
-    def _next(self) -> None:
-        turn = self._waiting.popleft()
-        wants_more = turn()
-        if wants_more:
-            self._waiting.append(turn)
-        if self._waiting:
+    def _schedule(self) -> None:
+        if self._waiting and not self._is_scheduled:
+            self._is_scheduled = True
             asyncio.get_running_loop().call_soon(self._next)
+
+    def _next(self) -> None:
+        self._is_scheduled = False
+        if self._waiting:
+            turn = self._waiting.popleft()
+            if turn():
+                self._waiting.append(turn)
+        self._schedule()

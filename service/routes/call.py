@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import NamedTuple
 
+from service.bodies import Parsed
 from service.jobs import Job, JobResult, Outcome
 
 
@@ -34,5 +35,16 @@ class Pending(NamedTuple):
     answer: Callable[[JobResult], bytes | Parts]
 
 
-HotRoute = Callable[[bytes, float, Callable[[Outcome], None]], Pending]
-"""Takes a body, the time until its deadline, and who gets the outcome; may raise ServiceError."""
+class HotRoute(NamedTuple):
+    """What serves a hot path.
+
+    Attributes:
+        read: Reads a short body; may raise ServiceError.
+        read_in_slices: Reads a long one, a millisecond from one `yield` to the next.
+        submit: Queues the job of what was read, by the time that took, the time until the
+            request's deadline, and who gets the outcome; may raise ServiceError.
+    """
+
+    read: Callable[[bytes], Parsed]
+    read_in_slices: Callable[[bytes], Generator[None, None, Parsed]]
+    submit: Callable[[Parsed, float, float, Callable[[Outcome], None]], Pending]

@@ -69,39 +69,28 @@ class Predictions:
 
     def routes(self) -> dict[str, HotRoute]:
         """Return the routes by path; all answer POST only."""
+        parser = self._parser
+        predict = partial(self._submit, JobClass.PREDICT, self._predicted)
+        rollout = partial(self._submit, JobClass.ROLLOUT, self._rolled_out)
+        check = partial(self._submit, JobClass.SAFETY, self._judged)
+        in_slices = parser.in_slices
         return {
-            "/predict": self.predict,
-            "/rollout": self.rollout,
-            "/safety-check": self.safety_check,
+            "/predict": HotRoute(parser.predict, partial(in_slices, "predict"), predict),
+            "/rollout": HotRoute(parser.rollout, partial(in_slices, "rollout"), rollout),
+            "/safety-check": HotRoute(
+                parser.safety_check, partial(in_slices, "safety_check"), check
+            ),
         }
 
-    def predict(self, body: bytes, timeout_s: float, respond: _Respond) -> Pending:
-        """Predict one step."""
-        parse = self._parser.predict
-        return self._ask(parse, body, timeout_s, JobClass.PREDICT, self._predicted, respond)
-
-    def rollout(self, body: bytes, timeout_s: float, respond: _Respond) -> Pending:
-        """Predict sequences, and answer the outputs asked for."""
-        parse = self._parser.rollout
-        return self._ask(parse, body, timeout_s, JobClass.ROLLOUT, self._rolled_out, respond)
-
-    def safety_check(self, body: bytes, timeout_s: float, respond: _Respond) -> Pending:
-        """Judge sequences."""
-        parse = self._parser.safety_check
-        return self._ask(parse, body, timeout_s, JobClass.SAFETY, self._judged, respond)
-
-    def _ask(
+    def _submit(
         self,
-        parse: Callable[[bytes], Parsed],
-        body: bytes,
-        timeout_s: float,
         job_class: JobClass,
         compose: _Compose,
+        parsed: Parsed,
+        parse_s: float,
+        timeout_s: float,
         respond: _Respond,
     ) -> Pending:
-        started = perf_counter()
-        parsed = parse(body)
-        parse_s = perf_counter() - started
         job = self._scheduler.enqueue(
             parsed.states,
             parsed.actions,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Generator
 from typing import Any
 
 import orjson
 import pytest
 
+from service.bodies import AT_ONCE_BYTES, BodyParser
 from service.buffers import Intake, Unread
 from service.errors import EngineError
 from service.wire import Wire
@@ -278,6 +280,96 @@ async def test_a_caller_that_leaves_a_long_answer_frees_it(
         await until(lambda: not served.connections)
         assert served.count("499") == 1
         assert await is_served(served)
+
+
+# Long bodies.
+
+
+def long_body(count: int = 64, horizon: int = 32) -> bytes:
+    """Return a valid body that is read in several slices."""
+    states, actions = rows(count, horizon)
+    body = orjson.dumps({"state": states.tolist(), "actions": actions.tolist()})
+    assert len(body) > 2 * AT_ONCE_BYTES
+    return body
+
+
+class Slices:
+    """Holds long bodies between two of their slices."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.are_held = True
+        self.begun = 0
+        in_slices = BodyParser.in_slices
+
+        def held(parser: BodyParser, kind: Any, body: bytes) -> Generator[None, None, Any]:
+            self.begun += 1
+            while self.are_held:
+                yield
+            return (yield from in_slices(parser, kind, body))
+
+        monkeypatch.setattr(BodyParser, "in_slices", held)
+
+
+@pytest.fixture
+def slices(monkeypatch: pytest.MonkeyPatch) -> Slices:
+    return Slices(monkeypatch)
+
+
+@BOTH_WAYS
+async def test_others_are_answered_while_a_long_body_is_read(
+    engine: FakeEngine, way: type[Wire], slices: Slices
+) -> None:
+    async with listening(engine, way, max_body_bytes=2**20) as served:
+        caller = await served.caller()
+        caller.send(request(long_body()))
+        await until(lambda: slices.begun == 1)
+        assert await is_served(served)
+        slices.are_held = False
+        status, _, text = await caller.answer()
+
+    assert status == 200
+    assert bits(orjson.loads(text)["states"]) == expected(*rows(64, 32)).states.tobytes()
+
+
+@BOTH_WAYS
+async def test_a_caller_may_leave_while_its_long_body_is_read(
+    engine: FakeEngine, way: type[Wire], slices: Slices
+) -> None:
+    async with listening(engine, way, max_body_bytes=2**20) as served:
+        caller = await served.caller()
+        caller.send(request(long_body()))
+        await until(lambda: slices.begun == 1)
+        caller.reset()
+        await until(lambda: served.count("499") == 1)
+        assert await is_served(served)
+
+    assert len(engine.launches) == 1
+
+
+async def test_reading_a_long_body_counts_towards_its_deadline(
+    engine: FakeEngine, slices: Slices
+) -> None:
+    async with listening(engine, max_body_bytes=2**20) as served:
+        caller = await served.caller()
+        caller.send(request(long_body(), "X-Request-Timeout-Seconds: 0.05"))
+        await until(lambda: slices.begun == 1)
+        await asyncio.sleep(0.06)
+        slices.are_held = False
+        status, _, text = await caller.answer()
+
+    assert (status, orjson.loads(text)["error"]["code"]) == (504, "deadline_exceeded")
+    assert engine.launches == []
+
+
+async def test_a_fault_in_a_long_body_is_named(engine: FakeEngine) -> None:
+    body = long_body().replace(b"]]]", b",2]]]")
+    async with listening(engine, max_body_bytes=2**20) as served:
+        caller = await served.caller()
+        for _ in range(2):
+            caller.send(request(body))
+            status, _, text = await caller.answer()
+            assert status == 422
+            assert "actions[63]" in orjson.loads(text)["error"]["message"]
 
 
 # Connections.
