@@ -8,6 +8,7 @@ import gc
 import ipaddress
 import math
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +42,8 @@ log = structlog.get_logger()
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LAST_RESORT_S = 2
+_OTHER_FILES = 128
+"""What is open besides connections, generously."""
 
 
 def serve(settings: Settings) -> int:
@@ -59,6 +62,7 @@ def serve(settings: Settings) -> int:
         _tracing(settings) as tracing,
     ):
         _warn_of_access(settings.keys(), listener)
+        _allow_files(settings.max_connections)
         engine = loaded_engine(settings)
         engine.start()
         try:
@@ -118,6 +122,25 @@ def _is_loopback(host: str) -> bool:
     address = ipaddress.ip_address(host)
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return (mapped or address).is_loopback
+
+
+def _allow_files(connections: int) -> None:
+    """Let the process open as many files as it may have connections, as far as the system lets it.
+
+    Args:
+        connections: At once.
+    """
+    needed = connections + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        if allowed < needed:
+            log.warning(
+                "fewer connections than asked for",
+                max_connections=connections,
+                reason=f"the system allows {hard} open files; raise its limit (ulimit -n)",
+            )
 
 
 @contextlib.contextmanager

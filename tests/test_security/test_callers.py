@@ -13,6 +13,7 @@ import pytest
 from service.bodies import AT_ONCE_BYTES, BodyParser
 from service.buffers import Intake, Unread
 from service.errors import EngineError
+from service.server import _stop_keeping_connections
 from service.wire import Wire
 from tests.test_service.fakes import STATE, FakeEngine, bits, expected, rows, until
 from tests.test_service.sockets import Caller, Listening, LongWay, listening, request
@@ -280,6 +281,28 @@ async def test_a_caller_that_leaves_a_long_answer_frees_it(
         await until(lambda: not served.connections)
         assert served.count("499") == 1
         assert await is_served(served)
+
+
+@BOTH_WAYS
+async def test_a_service_that_ends_closes_connections_by_its_answers(
+    engine: FakeEngine, way: type[Wire]
+) -> None:
+    """A kept connection is closed by an answer, never before a request that may be on its way."""
+    async with listening(engine, way) as served:
+        busy, kept = await served.caller(), await served.caller()
+        kept.send(request())
+        await kept.answer()
+        engine.gate.clear()
+        busy.send(request())
+        await engine.entered()
+        engine.gate.set()
+        _stop_keeping_connections(served.server, served.app)
+        new = await served.caller()
+        for caller, raw in ((busy, b""), (kept, request()), (new, request())):
+            caller.send(raw)
+            status, headers, _ = await caller.answer()
+            assert (status, headers["connection"]) == (200, "close")
+            assert await caller.rest() == b""
 
 
 # Long bodies.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import threading
@@ -25,7 +26,7 @@ from service.engine import Engine
 from service.errors import StartupError
 from service.interface import Array
 from service.progress import Progress
-from service.server import _log_limits, serve
+from service.server import _allow_files, _log_limits, serve
 from service.settings import Settings
 from tests.test_service.fakes import fake_info
 from tests.test_service.test_engine import checkpoint
@@ -180,6 +181,36 @@ def test_a_start_warns_if_no_verdict_will_be_safe(change: dict[str, Any]) -> Non
     assert lines[-1]["event"].startswith("no verdict will be safe")
 
 
+@pytest.mark.parametrize(
+    ("limits", "connections", "allowed", "is_told"),
+    [
+        ((1024, 4096), 100, None, False),
+        ((1024, 4096), 2000, 2128, False),
+        ((1024, 2000), 2000, 2000, True),
+        ((1024, resource.RLIM_INFINITY), 5000, 5128, False),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), 5000, None, False),
+    ],
+    ids=["enough", "raised", "raised as far as may be", "unlimited above", "unlimited"],
+)
+def test_as_many_files_may_be_open_as_connections(
+    monkeypatch: pytest.MonkeyPatch,
+    limits: tuple[int, int],
+    connections: int,
+    allowed: int | None,
+    is_told: bool,
+) -> None:
+    made: list[tuple[int, tuple[int, int]]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, pair: made.append((kind, pair)))
+
+    with structlog.testing.capture_logs() as logs:
+        _allow_files(connections)
+
+    expected = [] if allowed is None else [(resource.RLIMIT_NOFILE, (allowed, limits[1]))]
+    assert made == expected
+    assert bool(logs) is is_told
+
+
 def in_thread(work: Any) -> threading.Thread:
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
@@ -204,6 +235,7 @@ def test_a_whole_life_ends_with_zero(
 ) -> None:
     """SIGTERM: not ready at once, still served during the drain delay, then an exit code of 0."""
     seen: dict[str, Any] = {}
+    url = f"http://127.0.0.1:{port}"
 
     def visitor() -> None:
         with wait_ready(port) as client:
@@ -213,6 +245,8 @@ def test_a_whole_life_ends_with_zero(
             while client.ready() and time.monotonic() < deadline:
                 time.sleep(0.01)
             seen["ready"] = client.ready()
+            answers = [httpx.post(f"{url}/rollout", json=BODY), httpx.get(f"{url}/model")]
+            seen["connection"] = {answer.headers.get("connection") for answer in answers}
             seen["second"] = client.rollout(STATE, ACTIONS)
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -232,6 +266,7 @@ def test_a_whole_life_ends_with_zero(
 
     assert code == 0
     assert (seen["ready"], seen["second"]) == (False, seen["first"])
+    assert seen["connection"] == {"close"}
     events = [orjson.loads(line)["event"] for line in capsys.readouterr().out.splitlines()]
     ours = ("started", "the crash threshold promises nothing", "stopping", "stopped")
     assert [event for event in events if event in ours] == list(ours)
