@@ -146,7 +146,7 @@ class Queues:
         waiting = [job_class for job_class, lane in self._lanes.items() if lane.is_waiting]
         if not waiting:
             return None
-        owed = [c for c in waiting[1:] if self._lanes[c].passes >= self.max_passes]
+        owed = [c for c in waiting if self._lanes[c].passes >= self.max_passes]
         is_safety_first = waiting[0] is JobClass.SAFETY and self._last is not JobClass.SAFETY
         if not owed or is_safety_first:
             return waiting[0]

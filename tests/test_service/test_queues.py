@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pytest
 
 from service.jobs import Bounds, Job, JobClass, Launch
 from service.queues import Queues
@@ -84,6 +85,68 @@ def test_a_big_job_is_one_launch_of_equal_parts_and_others_get_in_between() -> N
     assert line.next_jobs() == [2]
 
 
+def test_a_job_that_just_fits_shares_a_launch() -> None:
+    line = Line(launch_work=40)
+    for rows in (4, 4, 2, 1):
+        line.add(ROLLOUT, rows, horizon=4)
+
+    assert [line.next_jobs() for _ in range(2)] == [[1, 2, 3], [4]]
+
+
+def test_the_horizon_of_whoever_waits_longest_goes_first() -> None:
+    line = Line()
+    for horizon in (8, 4, 8, 2):
+        line.add(ROLLOUT, horizon=horizon)
+
+    assert [line.next_jobs() for _ in range(3)] == [[1, 3], [2], [4]]
+
+
+def test_room_is_counted_in_rows_of_the_class() -> None:
+    line = Line()
+    line.add(SAFETY, rows=4096)
+    line.add(ROLLOUT, rows=4090)
+
+    room = [(c, n) for c in JobClass for n in (1, 6, 7, 4096) if line.queues.has_room(c, n)]
+
+    assert room == [(PREDICT, n) for n in (1, 6, 7, 4096)] + [(ROLLOUT, 1), (ROLLOUT, 6)]
+
+
+def test_the_work_of_a_launch_shrinks_with_its_steps() -> None:
+    launch = Launch(ROLLOUT, [], rows=6, horizon=4, part_rows=4)
+    seen = []
+    for taken in range(9):
+        launch.taken = taken
+        seen.append((launch.steps_left, launch.work))
+
+    # Two parts of 4 and 2 rows: no more than is left of the whole, nor than what parts of 4 take.
+    assert seen == [(8, 24), (7, 24), (6, 24), (5, 20), (4, 16), (3, 12), (2, 8), (1, 4), (1, 4)]
+
+
+def test_a_launch_is_overtaken_by_what_is_more_urgent_only() -> None:
+    line = Line()
+    line.add(PREDICT)
+    launch = line.queues.next_launch()
+    assert launch is not None
+    line.add(ROLLOUT)
+    line.add(PREDICT, horizon=1)
+    before = line.queues.is_overtaken(launch)
+    check = line.add(SAFETY)
+    during = line.queues.is_overtaken(launch)
+    line.end(check)
+
+    assert (before, during, line.queues.is_overtaken(launch)) == (False, True, False)
+
+
+def test_a_launch_that_was_begun_overtakes_as_one_that_waits() -> None:
+    line = Line()
+    line.add(SAFETY)
+    assert line.queues.next_launch() is not None
+    line.add(ROLLOUT)
+    rollout = Launch(ROLLOUT, [], rows=1, horizon=1, part_rows=1)
+
+    assert line.queues.is_overtaken(rollout)
+
+
 def test_a_row_longer_than_the_budget_is_a_part_of_its_own() -> None:
     line = Line(launch_work=8)
     line.add(ROLLOUT, rows=2, horizon=20)
@@ -109,15 +172,38 @@ def test_depth_rows_and_work_follow_what_waits() -> None:
     assert seen() == [0, 0, 0]
 
 
-def test_a_lower_class_gets_a_launch_after_so_many_passes() -> None:
+def test_a_lower_class_gets_a_launch_after_so_many_passes_each_time() -> None:
     line = Line(launch_work=4, max_passes=3)
-    line.add(ROLLOUT)
-    for _ in range(6):
+    for _ in range(2):
+        line.add(ROLLOUT)
+    for _ in range(7):
         line.add(SAFETY)
 
-    order = [line.next().job_class for _ in range(7)]
+    order = [line.next().job_class for _ in range(9)]
 
-    assert order == [SAFETY] * 3 + [ROLLOUT] + [SAFETY] * 3
+    assert order == [SAFETY] * 3 + [ROLLOUT] + [SAFETY] * 3 + [ROLLOUT] + [SAFETY]
+
+
+def test_of_two_owed_classes_the_one_passed_over_more_often_goes_first() -> None:
+    line = Line(launch_work=4, max_passes=1)
+    for _ in range(4):
+        for job_class in JobClass:
+            line.add(job_class)
+
+    order = [line.next().job_class for _ in range(8)]
+
+    assert order == [SAFETY, PREDICT, SAFETY, ROLLOUT] * 2
+
+
+def test_what_is_owed_to_predict_is_not_given_to_rollouts() -> None:
+    """Safety checks leave a gap just when both others have been passed over often enough."""
+    line = Line(launch_work=4, max_passes=3)
+    line.add(PREDICT)
+    line.add(ROLLOUT)
+    for _ in range(3):
+        line.add(SAFETY)
+
+    assert [line.next().job_class for _ in range(5)] == [SAFETY] * 3 + [PREDICT, ROLLOUT]
 
 
 def test_owed_classes_do_not_hold_a_safety_check_twice() -> None:
@@ -200,3 +286,33 @@ def test_an_open_launch_that_nobody_waits_for_is_dropped() -> None:
     line.end(left)
 
     assert line.queues.next_launch() is None
+
+
+def test_a_launch_goes_on_while_anybody_waits_for_it() -> None:
+    line = Line()
+    left, stays = line.add(ROLLOUT), line.add(ROLLOUT)
+    begun = line.queues.next_launch()
+    line.end(left)
+
+    assert line.queues.next_launch() is begun
+    line.end(stays)
+    assert line.queues.next_launch() is None
+
+
+def test_jobs_that_came_back_alone_are_not_joined_by_others() -> None:
+    line = Line()
+    line.add(ROLLOUT)
+    failed = line.next()
+    line.queues.put_back(failed.jobs)
+    line.add(ROLLOUT)
+
+    assert [line.next_jobs() for _ in range(2)] == [[1], [2]]
+
+
+@pytest.mark.parametrize("job_class", JobClass)
+def test_alone_a_class_gets_every_slice(job_class: JobClass) -> None:
+    line = Line(launch_work=4, max_passes=1)
+    for _ in range(5):
+        line.add(job_class)
+
+    assert [line.next_jobs() for _ in range(5)] == [[1], [2], [3], [4], [5]]
