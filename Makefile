@@ -19,14 +19,18 @@ RUN ?= runs/train
 OUT ?= runs/checkpoint
 TRANSITIONS ?= 1500000
 SEED ?= 1
+# Time for mutation testing, and which groups of modules; all of them by default.
+MINUTES ?= 20
+GROUPS ?=
 
-.PHONY: help serve test lint train bench format clean
+.PHONY: help serve test lint train bench mutants format clean
 
 help:
 	@echo "make serve   install what is missing, serve the bundled model on 127.0.0.1:8000"
 	@echo "make test    install what is missing, run all checks"
 	@echo "make train   collect data, train and evaluate a model into $(OUT)"
 	@echo "make bench   measure beside other servers into docs/benchmarks.md (hours; BENCH=--short)"
+	@echo "make mutants change the code in small steps and list what no test notices; docs/testing.md"
 	@echo "make format  format the code"
 	@echo "make clean   remove what make has made, except data and runs"
 
@@ -62,6 +66,10 @@ bench: $(VENV)/.all
 	@echo "==> The service beside other servers; see docs/benchmarks.md"
 	@$(BIN)/python -m benchmarks.serving $(BENCH)
 
+mutants: $(VENV)/.all
+	@echo "==> Mutation testing for at most $(MINUTES) minutes; another run goes on from there"
+	@$(BIN)/python -m tools.mutants --minutes $(MINUTES) $(GROUPS)
+
 format: $(VENV)/.all
 	@echo "==> Formatting"
 	@$(BIN)/ruff check --fix .
@@ -69,7 +77,7 @@ format: $(VENV)/.all
 
 clean:
 	@echo "==> Removing the environment and caches"
-	@rm -rf $(VENV) .bench dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage
+	@rm -rf $(VENV) .bench .mutants dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

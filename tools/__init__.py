@@ -1,0 +1,1 @@
+"""Tools of this repository: in, its files; out, reports. Nothing that is shipped imports them."""
