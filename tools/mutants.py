@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent.parent
 WORK = ROOT / ".mutants"
 TOGETHER = 2
 """Mutants that run at once."""
-_STOP_S = 20.0
+_STOP_S = 10.0
 _PYTEST = [
     *("-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:cov", "-p", "fresh_modules"),
     "--hypothesis-profile=ci",
@@ -149,20 +149,32 @@ def run_mutmut(group: Group, seconds: float) -> None:
     log = group.folder / "mutants" / "log"
     with log.open("w") as file:
         process = subprocess.Popen(
-            command, cwd=group.folder, env=environment, stdout=file, stderr=subprocess.STDOUT
+            command,
+            cwd=group.folder,
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             code = process.wait(seconds)
-        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        except subprocess.TimeoutExpired:
             code = 0
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(_STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
+        finally:
+            _stop(process)
     if code:
         last = log.read_text().replace("\r", "\n")[-4000:]
         raise click.ClickException(f"mutmut ended with {code}; the end of {log}:\n{last}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Let mutmut write down what it knows, and leave no mutant behind that hangs."""
+    process.send_signal(signal.SIGINT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_STOP_S)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def report(group: Group, equivalents: list[Equivalent], show: bool) -> float:
