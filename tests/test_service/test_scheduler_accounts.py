@@ -244,3 +244,25 @@ def test_closing_leaves_no_task_no_timer_and_no_trouble(
         loop.close()
     assert [t for t in loop.timers if not t.cancelled() and t.when() > loop.time()] == []
     assert loop.troubles == []
+
+
+class PatientWorker(VirtualWorker):
+    """Notes how long the scheduler waits for it."""
+
+    waited_s: float | None = None
+
+    async def close(self, timeout_s: float) -> None:
+        self.waited_s = timeout_s
+
+
+def test_closing_waits_for_the_engine_no_longer_than_it_is_asked_to() -> None:
+    loop, engine = VirtualLoop(), FakeEngine()
+    worker = PatientWorker(engine, work_per_s=1000)
+    bench = Bench(engine, worker=worker, timer=loop.time)
+
+    try:
+        loop.run_until_complete(bench.scheduler.close(timeout_s=0.25))
+    finally:
+        loop.close()
+
+    assert worker.waited_s == 0.25
