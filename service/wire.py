@@ -402,6 +402,7 @@ class Wire(HttpToolsProtocol):
         elif not self._is_answered():
             self._refusals.append(error)  # the door answers it
             cycle.keep_alive = False
+            cycle.transport = _GentleTransport(self.transport, self._close)  # type: ignore[assignment]
             cycle.message_event.set()
         elif is_late:
             self._close()
@@ -696,6 +697,15 @@ class Wire(HttpToolsProtocol):
 
     def _unset_keepalive_if_required(self) -> None:
         self._idle_since = None
+
+
+class _GentleTransport:
+    """A transport to uvicorn's cycles, which close it as `Wire._close` does."""
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        self.write = transport.write
+        self.is_closing = transport.is_closing
+        self.close = close
 
 
 class _Exchange:
