@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +36,7 @@ class EmptySlots:
         for column in sorted(self._presences.tolist()):
             form += f"{4 * (column - end)}xf"
             end = column + 1
-        self._presences_of_one = struct.Struct(form).unpack_from
+        self._presences_of_one: Callable[[Any], tuple[float, ...]] = struct.Struct(form).unpack_from
 
     def cleared(self, states: States) -> States:
         """Return states with zeros in all features of slots whose presence is 0 (or -0).
@@ -48,7 +50,7 @@ class EmptySlots:
             The same array if there is nothing to clear, else a copy.
         """
         if len(states) == 1:
-            if 0.0 not in self._presences_of_one(states.data):
+            if 0.0 not in self._presences_of_one(states):
                 return states
         elif states.take(self._presences, axis=1).all():
             return states

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import simdjson
+from simdjson import Array as JsonArray
 
 from service.diagnosis import FLOAT32_MAX, ArrayField
 from service.interface import Array
@@ -145,25 +145,15 @@ class Reader:
             numbers = np.frombuffer(value.as_buffer(of_type="d"))
         except TypeError as exc:  # booleans, null, strings, objects
             raise UnfitError from exc
-        self.check(numbers)
-        return numbers
-
-    def check(self, numbers: np.ndarray) -> None:
-        """Check numbers of whole vectors.
-
-        Raises:
-            UnfitError: A number is not allowed.
-        """
         if self.field.is_ranged:
             self._check_ranges(numbers)
-        elif len(numbers) <= _FEW:
-            # Few numbers are compared with the limit all at once: nearly always they are far below.
-            if math.hypot(*numbers.tolist()) > FLOAT32_MAX:
-                self._check_sizes(numbers)
-        else:
+        elif len(numbers) > _FEW or math.hypot(*numbers.tolist()) > FLOAT32_MAX:
+            # Few numbers are nearly always far below the limit even all at once.
             self._check_sizes(numbers)
+        return numbers
 
-    def _check_sizes(self, numbers: np.ndarray) -> None:
+    @staticmethod
+    def _check_sizes(numbers: np.ndarray) -> None:
         if not -FLOAT32_MAX <= numbers.min() <= numbers.max() <= FLOAT32_MAX:
             raise UnfitError
 
@@ -200,7 +190,7 @@ class Reader:
 def _first_lengths(value: Any) -> Shape:
     """Return the length of the outermost list, of its first entry, and so on to the fourth."""
     shape: Shape = ()
-    while isinstance(value, simdjson.Array) and len(shape) < 4:
+    while isinstance(value, JsonArray) and len(shape) < 4:
         count = len(value)
         shape += (count,)
         value = value[0] if count else None

@@ -6,11 +6,14 @@ read the body field by field, which it can do of big bodies in slices of time.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
-import simdjson
+from simdjson import Array as JsonArray
+from simdjson import Object as JsonObject
+from simdjson import Parser
 
 from models.slots import EmptySlots
 from models.spec import Spec
@@ -100,7 +103,7 @@ class BodyParser:
         self, spec: Spec, max_horizon: int, max_rows: int, piece_bytes: int = AT_ONCE_BYTES
     ) -> None:
         self._piece_bytes = piece_bytes
-        self._parser = simdjson.Parser()
+        self._parser = Parser()
         self._layouts: dict[bytes, tuple[Layout, Layout]] = {}
         rows = Axis("rows", 1, max_rows)
         sequences = Axis("sequences", 1, max_rows)
@@ -169,18 +172,28 @@ class BodyParser:
         return endpoint.finish((yield from self._walk(body, endpoint)))
 
     def _parse(self, body: bytes, endpoint: _Endpoint) -> Parsed:
-        if len(body) > AT_ONCE_BYTES:
-            return endpoint.finish(_result(self._walk(body, endpoint)))
-        given = self._read_if_plain(body, endpoint)
-        if given is None and (pointed := with_points(body)) is not body:
-            given = self._read_if_plain(pointed, endpoint)
+        try:
+            given = self._read_plain(body, endpoint)
+        except (UnfitError, *SIMDJSON_ERRORS):
+            given = None
         if given is None:
-            given = _result(self._walk(body, endpoint))
+            given = self._read_otherwise(body, endpoint)
+        return endpoint.finish(given)
+
+    def _read_otherwise(self, body: bytes, endpoint: _Endpoint) -> _Given:
+        """Read a body that is not plain."""
+        is_short = len(body) <= AT_ONCE_BYTES
+        pointed = with_points(body) if is_short else body
+        if pointed is not body:
+            with contextlib.suppress(UnfitError, *SIMDJSON_ERRORS):
+                return self._read_plain(pointed, endpoint)
+        given = _result(self._walk(body, endpoint))
+        if is_short:
             # Next time it is plain, however strangely its names are written.
             state = Layout(given.states.shape, given.is_one_state)
             actions = Layout(given.actions.shape, given.is_one_sequence)
             self._keep(brackets(body), (state, actions))
-        return endpoint.finish(given)
+        return given
 
     def _walk(self, body: bytes, endpoint: _Endpoint) -> Generator[None, None, _Given]:
         actions, names, _ = endpoint
@@ -190,29 +203,25 @@ class BodyParser:
         given, is_one_sequence = fields.pop(actions.name)
         return _Given(state, given, is_one_state, is_one_sequence, fields)
 
-    def _read_if_plain(self, body: bytes, endpoint: _Endpoint) -> _Given | None:
-        """Read a body; return None if something is wrong with it, or just unusual."""
-        try:
-            return self._read_plain(body, endpoint)
-        except (UnfitError, *SIMDJSON_ERRORS):
-            return None
-
     def _read_plain(self, body: bytes, endpoint: _Endpoint) -> _Given:
         """Read a plain body.
 
         Raises:
-            UnfitError: Something is wrong with it, or just unusual.
+            UnfitError: It is long, or something is wrong with it, or just unusual.
             ValueError: Likewise, like the others of `SIMDJSON_ERRORS`.
         """
+        if len(body) > AT_ONCE_BYTES:
+            raise UnfitError
         document = self._parser.parse(body)
-        if not isinstance(document, simdjson.Object):
+        if not isinstance(document, JsonObject):
             raise UnfitError
         actions, names, _ = endpoint
         options = {}
-        if len(document) > 2:
+        count = len(document)
+        if count > 2:
             options = {name: _option(document[name]) for name in names if name in document}
         # A field that came twice is neither missing nor unknown.
-        if len(document) != 2 + len(options):
+        if count != 2 + len(options):
             raise UnfitError
         state, given, bracketed = document["state"], document[actions.name], brackets(body)
         layouts = self._layouts.get(bracketed)
@@ -253,12 +262,12 @@ def _option(value: Any) -> Any:
     Raises:
         UnfitError: It is longer or deeper than any that is valid.
     """
-    if isinstance(value, simdjson.Array):
+    if isinstance(value, JsonArray):
         names = list(value) if len(value) <= MOST_NAMES else [None]
         if not all(isinstance(name, str) for name in names):
             raise UnfitError
         return names
-    if isinstance(value, simdjson.Object):
+    if isinstance(value, JsonObject):
         raise UnfitError
     return value
 

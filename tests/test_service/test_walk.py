@@ -264,9 +264,8 @@ def test_bodies_read_by_turns_do_not_disturb_each_other() -> None:
             except InvalidRequestError as error:
                 results[i] = error
             # Between slices short bodies are read by the same parser, without any detour.
-            assert (
-                LONG._read_if_plain(b'{"state":[1,2,3],"action":[0,0]}', LONG._predict) is not None
-            )
+            plain = b'{"state":[1,2,3],"action":[0,0]}'
+            assert LONG._read_plain(plain, LONG._predict).is_one_state
 
     for i, body in enumerate((good, bad, unusual, good)):
         assert_same(at_once(LONG, "rollout", body), results[i])
