@@ -31,6 +31,7 @@ Kind = Literal["predict", "rollout", "safety_check"]
 AT_ONCE_BYTES = 2**15
 """Longer bodies are better read in slices: reading so many bytes takes half a millisecond."""
 _LAYOUTS_KEPT = 32
+_UNFIT = (UnfitError, *SIMDJSON_ERRORS)
 
 OUTPUTS: tuple[str, ...] = get_args(Output)
 DEFAULT_OUTPUTS = ("states", "rewards", "dones")
@@ -174,7 +175,7 @@ class BodyParser:
     def _parse(self, body: bytes, endpoint: _Endpoint) -> Parsed:
         try:
             given = self._read_plain(body, endpoint)
-        except (UnfitError, *SIMDJSON_ERRORS):
+        except _UNFIT:
             given = None
         if given is None:
             given = self._read_otherwise(body, endpoint)
@@ -185,7 +186,7 @@ class BodyParser:
         is_short = len(body) <= AT_ONCE_BYTES
         pointed = with_points(body) if is_short else body
         if pointed is not body:
-            with contextlib.suppress(UnfitError, *SIMDJSON_ERRORS):
+            with contextlib.suppress(*_UNFIT):
                 return self._read_plain(pointed, endpoint)
         given = _result(self._walk(body, endpoint))
         if is_short:

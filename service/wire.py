@@ -159,16 +159,21 @@ class Wire(HttpToolsProtocol):
             end = data.find(_BLANK_LINE) + len(_BLANK_LINE)
             head = self._heads.get(data[:end])
             if head is not None and self._is_free():
-                self._take_known(head, data[end:])
+                rest = data[end:]
+                if len(rest) == head.length:  # as most come
+                    self._idle_since = None
+                    self._begin(head, keep_alive=True).complete(rest)
+                else:
+                    self._take_known(head, rest)
                 return
         self._input += data
         self._parse()
 
     def _take_known(self, head: Head, rest: bytes) -> None:
         """Begin a request whose head came before; the rest is its body, or a part of it."""
-        self._unset_keepalive_if_required()
+        self._idle_since = None
         exchange = self._begin(head, keep_alive=True)
-        if len(rest) == head.length:  # as most come
+        if len(rest) == head.length:
             exchange.complete(rest)
             return
         self._missing = head.length
@@ -216,7 +221,21 @@ class Wire(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         is_free = self._is_free()
-        is_ahead = bool(self._input) and not is_free
+        if self._is_ahead or self._input:
+            self._hold(is_ahead=bool(self._input) and not is_free)
+        if not is_free or self._expects is not _Input.REQUEST:
+            return
+        if self._is_half_closed:
+            self.transport.close()
+            return
+        if self.flow.read_paused:
+            self.flow.resume_reading()
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self._set_idle_timer(self.timeout_keep_alive)
+
+    def _hold(self, *, is_ahead: bool) -> None:
+        """Leave input in the kernel while what has come waits for an answer."""
         if is_ahead and not self._is_ahead:
             self._desk.intake.add(self, len(self._input))
             self.hold_input()
@@ -224,18 +243,6 @@ class Wire(HttpToolsProtocol):
             self._desk.intake.remove(self)
             self.take_input()
         self._is_ahead = is_ahead
-        if is_free and self._expects is _Input.REQUEST:
-            self._be_idle()
-
-    def _be_idle(self) -> None:
-        """Wait for the next request, if one may come."""
-        if self._is_half_closed:
-            self.transport.close()
-            return
-        self.flow.resume_reading()
-        self._idle_since = self.loop.time()
-        if self.timeout_keep_alive_task is None:
-            self._set_idle_timer(self.timeout_keep_alive)
 
     def _parse_head(self) -> bool:
         """Parse the head that the input begins with; False if it is not whole."""
@@ -543,7 +550,8 @@ class Wire(HttpToolsProtocol):
 
     def _is_free(self) -> bool:
         """Whether a request may be replied to as soon as its result is there."""
-        return self._is_answered() and not self.flow.write_paused
+        is_answered = self.cycle is None or self.cycle.response_complete
+        return is_answered and not self.flow.write_paused
 
     def _is_admitted(self) -> bool:
         """Let in a plain request; False for all others.
@@ -587,13 +595,15 @@ class Wire(HttpToolsProtocol):
         assert exchange is not None
         if reply is None or self.transport.is_closing():
             self._end_exchange(CLIENT_GONE if reply is None else reply.status)
-        elif reply.parts is None:
+            return
+        keep_alive = exchange.keep_alive and not self._desk.is_draining
+        if reply.parts is None:
             # Before it is written: to write may be to learn that the caller does not read.
             exchange.response_complete = True
-            self._write(reply, exchange.keep_alive and not self._desk.is_draining)
+            self._write(reply, keep_alive)
             self._end_exchange(reply.status)
         else:
-            self._write(reply, exchange.keep_alive and not self._desk.is_draining)
+            self._write(reply, keep_alive)
             exchange.parts, exchange.held_bytes = reply.parts
             self._desk.turns.add(self._write_part)
 
@@ -672,13 +682,17 @@ class Wire(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Go on with what the connection has sent already, or be idle."""
         self.server_state.total_requests += 1
-        if self._expects is _Input.BODY and self._left != 0 and not self._is_parsing:
+        if self._is_parsing:  # the loop that answered it goes on
+            return
+        if self._expects is _Input.BODY and self._left != 0:
             # Refused by its head. A short body is read and dropped, and the connection kept.
             if self._left is None or self._left > _LONGEST_DROPPED:
                 self._stop_reading()
                 self._close()
-        else:
+        elif self._input:
             self._parse()
+        else:
+            self._settle()
 
     def timeout_keep_alive_handler(self) -> None:
         """Close the connection if it has been idle for long enough."""
