@@ -150,7 +150,8 @@ def assess(
         threshold = None
     log_alive = log_step_survival(dones)
     is_valid = np.logical_and(np.isfinite(states).all((1, 2)), (log_alive <= 0).all(1))
-    by_step = (-np.expm1(np.cumsum(log_alive, axis=1))).tolist()
+    # Cut at 0, above which nothing is valid: inf and -inf have no sum.
+    by_step = (-np.expm1(np.cumsum(np.minimum(log_alive, 0), axis=1))).tolist()
     spreads = uncertainty.tolist()
     start = states[:, 0]
     # As when one state serves all sequences.
@@ -319,7 +320,6 @@ def _range_reasons(start: Floats, limits: SafetyLimits) -> list[list[Reason]]:
 def _impossible_reasons(start: Floats, limits: SafetyLimits) -> list[list[Reason]]:
     """Say, for each start state [K, S], what cannot be: half a neighbour, two in one place."""
     presence, dx, dy = (start[:, columns] for columns in limits.slots.T)
-    numbers = range(1, len(limits.slots) + 1)
     half = (presence != 0) & (presence != 1)
     with np.errstate(over="ignore", invalid="ignore"):  # infinitely far is apart, NaN is not
         gap = np.hypot(dx[:, :, None] - dx[:, None], dy[:, :, None] - dy[:, None])
@@ -332,7 +332,7 @@ def _impossible_reasons(start: Floats, limits: SafetyLimits) -> list[list[Reason
             for column in limits.slots[half[k], 0]
         ]
         named += [
-            f"neighbours {numbers[i]} and {numbers[j]} are in the same place"
+            f"neighbours {i + 1} and {j + 1} are in the same place"
             for i, j in zip(*np.nonzero(together[k]), strict=True)
         ]
         reasons.append(

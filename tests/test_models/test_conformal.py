@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.conformal import Guarantee, conformal_threshold
@@ -29,6 +29,7 @@ def promise(alpha: float, episodes: int, threshold: float | None = None) -> Guar
     return Guarantee(alpha=alpha, lead_s=0.2, episodes=episodes, threshold=threshold)
 
 
+@settings(deadline=None)
 @given(st.floats(0.001, 0.999) | st.integers(2, 500).map(lambda n: 1 / n))
 def test_the_needed_episodes_are_the_fewest_that_carry_a_guarantee(alpha: float) -> None:
     needed = promise(alpha, 0).episodes_needed

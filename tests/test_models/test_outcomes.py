@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.outcomes import (
@@ -16,13 +16,15 @@ from models.outcomes import (
 hazards = st.lists(st.floats(0, 1, width=32), min_size=1, max_size=20)
 
 
+@settings(deadline=None)
 @given(hazards)
 def test_crash_probability_is_one_minus_the_product_of_survivals(dones: list[float]) -> None:
     expected = 1 - np.prod([1 - d for d in dones])
 
-    assert crash_probability(np.array(dones)) == pytest.approx(expected, abs=1e-12)
+    assert float(crash_probability(np.array(dones))) == pytest.approx(expected, abs=1e-12)
 
 
+@settings(deadline=None)
 @given(hazards)
 def test_crash_probability_by_step_never_falls_and_complements_survival(dones: list[float]) -> None:
     by_step = crash_probability_by_step(np.array(dones))
@@ -46,6 +48,7 @@ def test_returns_stop_counting_with_survival() -> None:
     assert expected_returns(rewards, dones).tolist() == [1.5]
 
 
+@settings(deadline=None)
 @given(hazards, st.data())
 def test_returns_count_a_step_by_the_chance_to_be_alive_before_it(
     dones: list[float], data: st.DataObject
@@ -58,13 +61,15 @@ def test_returns_count_a_step_by_the_chance_to_be_alive_before_it(
         expected += alive * reward
         alive *= 1 - done
 
-    assert expected_returns(np.array(rewards), np.array(dones)) == pytest.approx(expected, abs=1e-9)
+    returns = float(expected_returns(np.array(rewards), np.array(dones)))
+    assert returns == pytest.approx(expected, abs=1e-9)
 
 
 def test_sequences_of_a_batch_are_counted_apart() -> None:
     dones = np.array([[0.5, 0.0], [0.25, 1.0]], np.float32)
     rewards = np.array([[1.0, 2.0], [4.0, 8.0]], np.float32)
 
+    assert crash_probability(dones).shape == expected_returns(rewards, dones).shape == (2,)
     assert survival(dones) == pytest.approx(np.array([[0.5, 0.5], [0.75, 0.0]]))
     assert crash_probability_by_step(dones) == pytest.approx(np.array([[0.5, 0.5], [0.25, 1.0]]))
     assert crash_probability(dones) == pytest.approx([0.5, 1.0])
@@ -80,6 +85,7 @@ def test_what_is_no_hazard_has_no_log_survival_of_at_most_nothing(hazard: float)
     assert not log_step_survival(np.array([hazard]))[0] <= 0
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1))
 def test_a_hazard_has_a_log_survival_of_at_most_nothing(hazard: float) -> None:
     assert log_step_survival(np.array([hazard]))[0] <= 0
