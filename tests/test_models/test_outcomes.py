@@ -91,5 +91,9 @@ def test_a_hazard_has_a_log_survival_of_at_most_nothing(hazard: float) -> None:
     assert log_step_survival(np.array([hazard]))[0] <= 0
 
 
-def test_tiny_hazards_of_32_bits_keep_their_digits() -> None:
-    assert log_step_survival(np.array([1e-9], np.float32)) == pytest.approx([-1e-9], rel=1e-6)
+def test_hazards_of_32_bits_are_summed_in_64() -> None:
+    dones = np.full(1000, 1e-4, np.float32)
+
+    assert log_step_survival(dones).dtype == np.float64
+    exact = -np.expm1(1000 * np.log1p(-float(dones[0])))
+    assert float(crash_probability(dones)) == pytest.approx(exact, rel=1e-12)

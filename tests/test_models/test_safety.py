@@ -254,6 +254,19 @@ def test_a_state_that_cannot_be_is_unknown(
         assert verdict.reasons == (Reason("input_impossible", message),)
 
 
+@pytest.mark.parametrize("place", [3e38, INF, NAN])
+def test_a_neighbour_that_is_nowhere_makes_no_noise(place: float) -> None:
+    """NumPy warns of sums of such numbers, and warnings are errors in tests."""
+    states = np.zeros((2, 2, 6), np.float32)
+    states[0] = [1, place, 0, 1, -place, 0]
+
+    verdict, sibling = assess(states, np.zeros((2, 1)), np.zeros(2), SLOTS)
+
+    assert verdict.verdict == UNKNOWN
+    assert "input_out_of_range" in rules(verdict)
+    assert sibling.verdict == SAFE
+
+
 def test_at_most_four_things_that_cannot_be_are_named() -> None:
     columns = np.arange(12).reshape(4, 3)
     limits = replace(
