@@ -167,6 +167,25 @@ async def test_a_caller_that_sends_ahead_is_left_waiting(
 
 
 @BOTH_WAYS
+async def test_others_get_their_turn_between_requests_sent_at_once(
+    engine: FakeEngine, way: type[Wire]
+) -> None:
+    """Refused requests are answered without a wait, and yet one each time round the loop."""
+    async with listening(engine, way) as served:
+        caller, other = await served.caller(), await served.caller()
+        caller.send(request(b"{") * 500)
+        await caller.answer()
+        other.send(request())
+        assert (await other.answer())[0] == 200
+        refused = served.count("422")
+        for _ in range(499):
+            assert (await caller.answer())[0] == 422
+
+    assert refused is not None
+    assert refused < 450
+
+
+@BOTH_WAYS
 async def test_a_caller_that_does_not_read_is_not_worked_for(
     engine: FakeEngine, way: type[Wire]
 ) -> None:
