@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import ipaddress
 import math
@@ -42,6 +43,11 @@ log = structlog.get_logger()
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LAST_RESORT_S = 2
+_M_MMAP_THRESHOLD = -3
+_BIG_BYTES = 2**20
+_BACKLOG = 64
+"""New connections that are taken in one go, while nobody is answered; more wait in the network."""
+
 _OTHER_FILES = 128
 """What is open besides connections, generously."""
 
@@ -68,6 +74,7 @@ def serve(settings: Settings) -> int:
         try:
             app = create_app(settings, engine, Registry(), tracing)
             _quiet_collector()
+            _return_big_memory()
             _run(app, settings, listener, engine)
         finally:
             engine.close()
@@ -221,6 +228,15 @@ def _quiet_collector() -> None:
     gc.set_threshold(50_000, 50, 50)
 
 
+def _return_big_memory() -> None:
+    """Have big arrays given back to the system when they are freed, where the C library is glibc.
+
+    Once it has freed one, it takes the next ones from memory that it keeps for good.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _BIG_BYTES)
+
+
 def _run(app: WorldModelApp, settings: Settings, listener: socket.socket, engine: Engine) -> None:
     config = uvicorn.Config(
         app,
@@ -229,7 +245,7 @@ def _run(app: WorldModelApp, settings: Settings, listener: socket.socket, engine
         log_config=None,
         access_log=False,
         server_header=False,
-        backlog=settings.max_connections,
+        backlog=_BACKLOG,
         timeout_keep_alive=math.ceil(settings.idle_timeout_s),
         timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout_s) + _LAST_RESORT_S,
     )
