@@ -11,6 +11,9 @@ means what it meant.
 What comes is kept until it is a whole head, and parsed only when the request before it has been
 answered and its answer read. So a caller that sends ahead, or does not read, is left waiting by
 TCP: one connection holds one request, whatever is sent on it.
+
+This file is long because a connection is one state machine: what is expected next, who is answered,
+and when it ends touch each other in every method.
 """
 
 from __future__ import annotations
