@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import ipaddress
 import math
@@ -43,8 +42,6 @@ log = structlog.get_logger()
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LAST_RESORT_S = 2
-_M_MMAP_THRESHOLD = -3
-_BIG_BYTES = 2**20
 _BACKLOG = 64
 """New connections that are taken in one go, while nobody is answered; more wait in the network."""
 
@@ -74,7 +71,6 @@ def serve(settings: Settings) -> int:
         try:
             app = create_app(settings, engine, Registry(), tracing)
             _quiet_collector()
-            _return_big_memory()
             _run(app, settings, listener, engine)
         finally:
             engine.close()
@@ -226,15 +222,6 @@ def _quiet_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 50, 50)
-
-
-def _return_big_memory() -> None:
-    """Have big arrays given back to the system when they are freed, where the C library is glibc.
-
-    Once it has freed one, it takes the next ones from memory that it keeps for good.
-    """
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _BIG_BYTES)
 
 
 def _run(app: WorldModelApp, settings: Settings, listener: socket.socket, engine: Engine) -> None:
