@@ -637,6 +637,7 @@ class Wire(HttpToolsProtocol):
         exchange, self._exchange = self._exchange, None
         assert exchange is not None
         exchange.response_complete = True
+        exchange.chunks = []  # a closed connection stays until garbage is collected
         self._desk.metrics.answered(exchange.path, status, perf_counter() - exchange.started)
         self.on_response_complete()
 
