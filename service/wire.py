@@ -52,6 +52,9 @@ _HEADS_KEPT = 2**10
 _GRACE_S = 1.0
 """A caller that has closed its side gets its answer if it begins in this time."""
 
+_LAST_REQUEST_S = 0.25
+"""An idle connection takes a request for so long after the port is closed."""
+
 _LINGER_S = 1.0
 _MOST_LINGERING_BYTES = 2**18
 """After a refusal input is thrown away for a while: closing at once would destroy the reply."""
@@ -563,11 +566,13 @@ class Wire(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def shutdown(self) -> None:
-        """Close an idle connection, or one that is busy after its reply."""
-        if self._is_answered():
+        """Close a busy connection after its reply, an idle one soon: a request may be under way."""
+        self.stop_keeping()
+        self.loop.call_later(_LAST_REQUEST_S, self._close_if_idle)
+
+    def _close_if_idle(self) -> None:
+        if self._idle_since is not None:
             self.transport.close()
-        else:
-            self.cycle.keep_alive = False
 
     # The short way.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections.abc import Generator
 from typing import Any
 
@@ -323,6 +324,40 @@ async def test_a_service_that_ends_closes_connections_by_its_answers(
             status, headers, _ = await caller.answer()
             assert (status, headers["connection"]) == (200, "close")
             assert await caller.rest() == b""
+
+
+@BOTH_WAYS
+async def test_a_service_that_ends_loses_no_connection(
+    engine: FakeEngine, way: type[Wire], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests are answered that wait in an idle connection, or in one that nobody accepted."""
+    monkeypatch.setattr("service.server.Wire", way)
+    async with listening(engine, way) as served:
+        kept = await served.caller()
+        kept.send(request())
+        await kept.answer()
+        _stop_keeping_connections(served.server, served.app)
+        new = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(8)]
+        for connection in new:
+            connection.sendall(request())
+        kept.send(request())
+        await served.server.shutdown(served.sockets)
+        for connection in new:
+            with connection, connection.makefile("rb") as answer:
+                assert answer.readline() == b"HTTP/1.1 200 OK\r\n"
+                assert b"connection: close\r\n" in answer.read()
+        status, headers, _ = await kept.answer()
+        assert (status, headers["connection"]) == (200, "close")
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", served.port))
+
+
+async def test_a_service_that_ends_closes_idle_connections(engine: FakeEngine) -> None:
+    async with listening(engine) as served:
+        idle = await served.caller()
+        await until(lambda: len(served.connections) == 1)
+        await served.server.shutdown(served.sockets)
+        assert await idle.rest() == b""
 
 
 @pytest.mark.parametrize(("count", "job_class"), [(32, "safety"), (33, "rollout")])

@@ -7,7 +7,7 @@ import contextlib
 import re
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
@@ -15,6 +15,7 @@ import uvicorn
 
 from service.app import create_app
 from service.metrics import Registry
+from service.server import Server
 from service.tracing import Tracing
 from service.wire import Wire
 from tests.test_service.fakes import ACTIONS, STATE, FakeEngine, settings, until
@@ -95,14 +96,6 @@ class LongWay(Wire):
         return False
 
 
-class _Server(uvicorn.Server):
-    """Leaves signals to pytest."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 class Listening:
     """A server on a free port; allows the key "alpha" and bodies of `LIMIT` bytes."""
 
@@ -113,7 +106,7 @@ class Listening:
         self.registry = Registry()
         given = {"max_body_bytes": LIMIT, "api_keys": "alpha", "max_rows": 64, **given}
         self.app = create_app(settings(**given), engine, self.registry, tracing)
-        self.server = _Server(
+        self.server = Server(
             uvicorn.Config(
                 self.app,
                 http=way,
@@ -122,9 +115,11 @@ class Listening:
                 access_log=False,
                 server_header=False,
                 timeout_keep_alive=idle_timeout_s,
-            )
+            ),
+            lambda: None,
         )
         self._callers: list[Caller] = []
+        self.sockets: list[socket.socket] = []
         self.port = 0
 
     @property
@@ -159,7 +154,8 @@ class Listening:
     async def run(self) -> AsyncIterator[Listening]:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self.port = listener.getsockname()[1]
-            serving = asyncio.create_task(self.server.serve(sockets=[listener]))
+            self.sockets = [listener]
+            serving = asyncio.create_task(self.server.serve(sockets=self.sockets))
             await until(lambda: self.server.started)
             try:
                 yield self
