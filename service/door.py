@@ -8,7 +8,7 @@ uvicorn, most requests of hot routes do not even come here: see `service.wire`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -89,13 +89,14 @@ class Door:
     def _limited(self, receive: Receive, scope: Scope) -> Receive:
         """Return a `receive` that refuses bodies which grow too long, or which the wire refuses."""
         length = 0
-        refusals: Sequence[ServiceError] = scope.get("state", {}).get(REFUSALS, ())
+        refusals: list[ServiceError] = scope.get("state", {}).get(REFUSALS, [])
 
         async def limited() -> Message:
             nonlocal length
             message = await receive()
             if refusals:
-                raise refusals[0]
+                # Not kept: its traceback refers to this function, and that to the connection.
+                raise refusals.pop()
             length += len(message.get("body", b""))
             self._policy.check_length(length)
             return message

@@ -61,8 +61,11 @@ _MOST_LINGERING_BYTES = 2**18
 
 _LONGEST_DROPPED = 2**16
 
-_LONGEST_FED = 2**15
-"""Of chunks, at once: what is too much is noticed in between."""
+_LONGEST_FED = 2**13
+"""Of chunks, at once: in tiny ones so much takes a third of a millisecond."""
+
+_TURN_S = 0.0005
+"""Time for which input is parsed before others get a turn."""
 
 _CHUNK_HEAD_BYTES = 8
 """What may be around each byte of a body in chunks: a chunk of one byte has five around it."""
@@ -114,8 +117,9 @@ class Wire(HttpToolsProtocol):
         self._scanned = 0  # bytes of the input that hold no end of a head
         self._missing = 0  # bytes of a body under a known head
         self._left: int | None = None  # bytes of a body that the parser expects; None: chunks
-        self._extra = 0  # bytes of chunks that are no body
-        self._body_bytes = 0  # those that are
+        self._body = bytearray()  # what the parser has read of it and nobody has taken
+        self._body_bytes = 0  # read by the parser
+        self._fed_bytes = 0  # given to the parser, what is around chunks too
         self._fault: ServiceError | None = None  # found by a callback of the parser
         self._refusals: list[ServiceError] = []  # of the request on the long way
         self._raw_head = b""
@@ -124,7 +128,9 @@ class Wire(HttpToolsProtocol):
         self._is_parsing = False
         self._parsed = 0  # requests whose head was parsed
         self._has_turn = False  # whether parsing goes on in a turn
-        self._is_ahead = False  # input waits for the answer to the request before it
+        self._is_ahead = False  # input waits for a turn, or for the answer before it
+        self._counted = 0  # bytes of the input that the intake counts
+        self._has_room = True  # says the intake
         self._is_half_closed = False
         self._is_refused = False
         self._lingering = 0  # bytes thrown away since the refusal
@@ -207,23 +213,30 @@ class Wire(HttpToolsProtocol):
         exchange.complete(b"".join(exchange.chunks))
         self._parse()
 
-    def _parse(self) -> None:
-        """Parse what has come, up to the request whose answer has to be waited for."""
-        if self._is_parsing:  # a request was answered at once
+    def _parse(self, until: float = 0.0) -> None:
+        """Parse what has come, up to the request whose answer has to be waited for.
+
+        Args:
+            until: When others get a turn, by `perf_counter`; a head and a part of its body are
+                parsed in any case.
+        """
+        if self._is_parsing or self._has_turn:  # a request was answered at once
             return
         self._is_parsing = True
         parsed = self._parsed
-        while self._input and self._step():
-            if self._parsed != parsed and self._expects is not _Input.BODY:  # one is enough
-                break
+        is_over = False
+        while self._input and not is_over and self._step():
+            is_in_body = self._expects is _Input.BODY
+            # One request is enough.
+            is_over = perf_counter() >= until if is_in_body else self._parsed != parsed
         self._is_parsing = False
-        if self._input and self._is_free() and self._parsed != parsed:
+        if is_over and self._input and (self._expects is _Input.BODY or self._is_free()):
             self._parse_later()
         else:
             self._settle()
 
     def _parse_later(self) -> None:
-        """Go on in a turn: who sends many requests at once does not hold up others."""
+        """Go on in a turn: who sends much at once does not hold up others."""
         if not self._has_turn:
             self._has_turn = True
             self._hold(is_ahead=True)
@@ -231,7 +244,7 @@ class Wire(HttpToolsProtocol):
 
     def _parse_in_turn(self) -> bool:
         self._has_turn = False
-        self._parse()
+        self._parse(perf_counter() + _TURN_S)
         return False
 
     def _step(self) -> bool:
@@ -263,14 +276,28 @@ class Wire(HttpToolsProtocol):
             self._set_idle_timer(self.timeout_keep_alive)
 
     def _hold(self, *, is_ahead: bool) -> None:
-        """Leave input in the kernel while what has come waits for an answer."""
-        if is_ahead and not self._is_ahead:
-            self._desk.intake.add(self, len(self._input))
-            self.hold_input()
-        elif self._is_ahead and not is_ahead:
-            self._desk.intake.remove(self)
-            self.take_input()
-        self._is_ahead = is_ahead
+        """Leave input in the kernel while what has come waits."""
+        was_ahead, self._is_ahead = self._is_ahead, is_ahead
+        if is_ahead and len(self._input) > self._counted:
+            count = len(self._input) - self._counted
+            self._counted += count
+            self._desk.intake.add(self, count)
+        elif was_ahead and not is_ahead and self._expects is not _Input.BODY:
+            self._forget_input()
+        if is_ahead != was_ahead:
+            self._read_or_not()
+
+    def _forget_input(self) -> None:
+        self._counted = 0
+        self._desk.intake.remove(self)
+
+    def _read_or_not(self) -> None:
+        is_held = self._is_ahead or not self._has_room
+        self.flow.is_held = is_held
+        if is_held:
+            self.flow.pause_reading()
+        elif not self.transport.is_closing():
+            self.flow.resume_reading()
 
     def _parse_head(self) -> bool:
         """Parse the head that the input begins with; False if it is not whole."""
@@ -321,7 +348,8 @@ class Wire(HttpToolsProtocol):
         given = dict(self.headers)
         is_in_chunks = b"transfer-encoding" in given
         self._left = None if is_in_chunks else int(given.get(b"content-length", b"0"))
-        self._extra = self._body_bytes = 0
+        self._body.clear()
+        self._body_bytes = self._fed_bytes = 0
         self._arm(self._limits.body_timeout_s, self._on_body_timeout)
 
     def _parse_body(self) -> None:
@@ -335,33 +363,53 @@ class Wire(HttpToolsProtocol):
             self._left -= length
         piece = bytes(data[:length])
         del data[:length]
-        self._extra += length
+        self._fed_bytes += length
         self._feed(piece)
-        if self._expects is _Input.BODY and self._is_answered():
+        if self._expects is not _Input.BODY:
+            return
+        if self._is_answered():
             self._throw_away(length)
-        elif self._expects is _Input.BODY:
-            self._desk.intake.add(self, length)
-            most = self._limits.max_head_bytes + _CHUNK_HEAD_BYTES * self._body_bytes
-            if self._left is None and self._extra > most:
-                self._refuse(HeadersTooLargeError(
-                    f"chunk headers and trailers are longer than the "
-                    f"{self._limits.max_head_bytes} bytes that are read"
-                ))  # fmt: skip
+            return
+        known = min(length, self._counted)
+        self._counted -= known
+        self._desk.intake.add(self, length - known)
+        extra = self._fed_bytes - self._body_bytes
+        most = self._limits.max_head_bytes + _CHUNK_HEAD_BYTES * self._body_bytes
+        if self._left is None and extra > most:
+            self._refuse(HeadersTooLargeError(
+                f"chunk headers and trailers are longer than the "
+                f"{self._limits.max_head_bytes} bytes that are read"
+            ))  # fmt: skip
 
     def _feed(self, data: bytes) -> None:
         try:
             self.parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
-            fault = self._fault or BadRequestError(f"this is not HTTP/1.1: {exc}")
-            self._refuse(fault)
+            self._refuse(self._fault or BadRequestError(f"this is not HTTP/1.1: {exc}"))
             return
+        if self._expects is _Input.BODY:
+            self._take_body()
         if self._fault is not None:
             self._refuse(self._fault)
+
+    def _take_body(self) -> None:
+        """Look at what the parser has read of a body; the long way gets it at once."""
+        if self._exchange is None:
+            if self._body:
+                self._body_bytes += len(self._body)
+                super().on_body(bytes(self._body))
+                self._body.clear()
+            return
+        self._body_bytes = len(self._body)
+        try:
+            self._desk.policy.check_length(self._body_bytes)
+        except ServiceError as exc:
+            self._fault = exc
 
     def _end_body(self) -> None:
         self._expects = _Input.REQUEST
         self._disarm()
-        self._desk.intake.remove(self)
+        self._forget_input()
 
     # Callbacks of the parser. They must not raise: the parser would be lost.
 
@@ -380,9 +428,12 @@ class Wire(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Take the short way, or the long one."""
         self._is_head_complete = True
-        self._fault = fault_of(self.parser.get_http_version(), self.headers)
+        version = self.parser.get_http_version()
+        self._fault = fault_of(version, self.headers)
         if self._fault is not None:
             return
+        if version == "1.0":  # means nothing there (RFC 9110, 10.1.1)
+            self.expect_100_continue = False
         self._is_taken = True
         self.url = _path_of(self.url)
         if self._is_admitted():
@@ -397,23 +448,13 @@ class Wire(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
-        """Keep a part of a body."""
-        self._extra -= len(body)
-        self._body_bytes += len(body)
-        exchange = self._exchange
-        if self._fault is not None:
-            return
-        if exchange is None:
-            super().on_body(body)
-            return
-        exchange.chunks.append(body)
-        try:
-            self._desk.policy.check_length(self._body_bytes)
-        except ServiceError as exc:
-            self._fault = exc
+        """Keep a part of a body, which may be one byte: a chunk."""
+        self._body += body
 
     def on_message_complete(self) -> None:
         """Bring a complete request to the desk."""
+        if self._fault is None:
+            self._take_body()
         if self._fault is not None:
             return
         self._end_body()
@@ -421,7 +462,9 @@ class Wire(HttpToolsProtocol):
         if exchange is None:
             super().on_message_complete()
         else:
-            exchange.complete(b"".join(exchange.chunks))
+            body = bytes(self._body)
+            self._body.clear()
+            exchange.complete(body)
 
     # What is refused.
 
@@ -455,10 +498,12 @@ class Wire(HttpToolsProtocol):
         self._fault = None
         self._missing = 0
         self._is_ahead = False
+        self._has_room = True
+        self._body.clear()
         self._disarm()
         self._unset_keepalive_if_required()
-        self._desk.intake.remove(self)
-        self.take_input()
+        self._forget_input()
+        self._read_or_not()
 
     def _throw_away(self, count: int = 0) -> None:
         """Drop what comes after a refusal; at last stop the caller that sends on and on."""
@@ -483,7 +528,7 @@ class Wire(HttpToolsProtocol):
 
     def _refuse_long_head(self, data: bytearray) -> None:
         limit = self._limits.max_head_bytes
-        if b"\n" in data:
+        if 0 <= data.find(b"\n") < limit:
             self._refuse(HeadersTooLargeError(f"the head is longer than the {limit} bytes read"))
         else:
             self._refuse(UriTooLongError(f"the target is longer than the {limit} bytes read"))
@@ -498,14 +543,13 @@ class Wire(HttpToolsProtocol):
 
     def hold_input(self) -> None:
         """Leave input in the kernel (see `service.buffers`)."""
-        self.flow.pause_reading()
-        self.flow.is_held = True
+        self._has_room = False
+        self._read_or_not()
 
     def take_input(self) -> None:
         """Read again."""
-        self.flow.is_held = False
-        if not self.transport.is_closing():
-            self.flow.resume_reading()
+        self._has_room = True
+        self._read_or_not()
 
     def cut_input(self) -> None:
         """Refuse a request that keeps others from being read."""
@@ -545,11 +589,15 @@ class Wire(HttpToolsProtocol):
         super().connection_lost(exc)
         self._disarm()
         self._input.clear()
+        self._body.clear()
         self._expects = _Input.NOTHING
-        self._desk.intake.remove(self)
+        self._forget_input()
         self._desk.unread.remove(self)
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
+        # Nothing of a connection that is gone is left to the garbage collector, which comes
+        # seldom: what it refers to does not refer to it any more.
+        self.cycle = None  # type: ignore[assignment]
         exchange = self._exchange
         if exchange is None:
             return

@@ -75,6 +75,7 @@ class Worker:
     def _serve(self) -> None:
         while (report := self._calls.get()) is not None:
             report()
+            del report  # or the launch's arrays, and all its callers, stay until the next call
 
 
 def timed(call: Callable[[], T]) -> Ran[T]:

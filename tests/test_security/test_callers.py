@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import socket
+import weakref
 from collections.abc import Generator
 from typing import Any
 
@@ -18,7 +20,7 @@ from service.jobs import JobClass
 from service.server import _stop_keeping_connections
 from service.wire import Wire
 from tests.test_service.fakes import STATE, FakeEngine, bits, expected, rows, until
-from tests.test_service.sockets import Caller, Listening, LongWay, listening, request
+from tests.test_service.sockets import BODY, Caller, Listening, LongWay, listening, request
 
 BOTH_WAYS = pytest.mark.parametrize("way", [Wire, LongWay], ids=["short", "long"])
 PROBE = request(b"", method="GET", path="/healthz")
@@ -59,6 +61,10 @@ ENDLESS: dict[str, tuple[bytes, bytes, int]] = {
     ),
     "chunk size": (request(b"", "Transfer-Encoding: chunked", length=-1), b"0" * 100, 431),
     "body": (request(b"", "Transfer-Encoding: chunked", length=-1), b"a\r\n0123456789\r\n", 413),
+    "target in a whole head": (b"GET /" + b"x" * HEAD_LIMIT + b" HTTP/1.1\r\n\r\n", b"x", 414),
+    "header in a whole head": (
+        b"GET / HTTP/1.1\r\nX: " + b"x" * HEAD_LIMIT + b"\r\n\r\n", b"x", 431
+    ),
     "empty lines": (b"", b"\r\n" * 50, 408),
 }  # fmt: skip
 
@@ -358,6 +364,101 @@ async def test_a_service_that_ends_closes_idle_connections(engine: FakeEngine) -
         await until(lambda: len(served.connections) == 1)
         await served.server.shutdown(served.sockets)
         assert await idle.rest() == b""
+
+
+CHUNKED = request(b"", "Transfer-Encoding: chunked", length=-1)
+
+
+def in_chunks(body: bytes, size: int) -> bytes:
+    """Return a body in chunks of so many bytes."""
+    pieces = [body[k : k + size] for k in range(0, len(body), size)]
+    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("filler", [b" ", b"\n"], ids=["spaces", "empty lines"])
+async def test_others_get_their_turn_while_tiny_chunks_are_parsed(
+    engine: FakeEngine, way: type[Wire], filler: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.wire._LONGEST_FED", 256)
+    monkeypatch.setattr("service.wire._TURN_S", 0.0)
+    body = filler * 20_000 + long_body()
+    async with listening(engine, way, max_body_bytes=2**18) as served:
+        callers = [await served.caller() for _ in range(4)]
+        other = await served.caller()
+        for caller in callers:
+            caller.send(CHUNKED + in_chunks(body, 1))
+        await until(lambda: any(wire._has_turn for wire in served.connections))
+        for _ in range(5):
+            other.send(request())
+            assert (await other.answer())[0] == 200
+        assert any(wire._has_turn for wire in served.connections)
+        answers = [await caller.answer() for caller in callers]
+
+    assert [status for status, _, _ in answers] == [200] * 4
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("size", [1, 3, 100, 10_000])
+async def test_a_body_means_the_same_in_any_chunks(
+    engine: FakeEngine, way: type[Wire], size: int
+) -> None:
+    body = BODY.replace(b",", b",\n\n", 3)
+    async with listening(engine, way) as served:
+        raw = CHUNKED + in_chunks(body, size)
+        for cut in (len(raw), len(CHUNKED) + 1, len(raw) - 1):
+            caller = await served.caller()
+            for part in (raw[:cut], raw[cut:], request()):
+                caller.send(part)
+                await asyncio.sleep(0)
+            assert [(await caller.answer())[2] for _ in range(2)] == [
+                (await (await asked(served, request(body))).answer())[2]
+            ] * 2
+
+
+async def asked(served: Listening, raw: bytes) -> Caller:
+    caller = await served.caller()
+    caller.send(raw)
+    return caller
+
+
+GONE = {
+    "answered": request(),
+    "refused": request(key="beta"),
+    "not HTTP": b"nonsense\r\n\r\n",
+    "in the middle of a head": request()[:20],
+    "in the middle of a body": request()[:-10],
+    "in the middle of chunks": CHUNKED + b"5\r\n123",
+    "nothing sent": b"",
+    "waiting for its answer": request(),
+}
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("name", GONE)
+async def test_nothing_is_left_of_a_connection_that_is_gone(
+    engine: FakeEngine, way: type[Wire], name: str
+) -> None:
+    """Not even until garbage is collected: that comes seldom, and bodies are big."""
+    async with listening(engine, way) as served:
+        caller = await served.caller()
+        await until(lambda: len(served.connections) == 1)
+        gone = weakref.ref(served.connections[0])
+        gc.collect()
+        gc.disable()
+        try:
+            if name == "waiting for its answer":
+                engine.gate.clear()
+            caller.send(GONE[name])
+            if name == "answered":
+                await caller.answer()
+            for _ in range(5):
+                await asyncio.sleep(0)
+            await caller.leave()
+            engine.gate.set()
+            await until(lambda: gone() is None)
+        finally:
+            gc.enable()
 
 
 @pytest.mark.parametrize(("count", "job_class"), [(32, "safety"), (33, "rollout")])

@@ -173,6 +173,9 @@ CASES: dict[str, Case] = {
         [100, 200, 200],
     ),
     # RFC 9110, 10.1.1: expectations.
+    "asks first in an old version": Case(
+        request(BODY, "Expect: 100-continue", version="1.0"), [200]
+    ),
     "asks first": Case(request(BODY, "Expect: 100-continue", CLOSE), [100, 200]),
     "asks first without a key": Case(
         request(BODY, "Expect: 100-continue", CLOSE, key="beta"), [401]
