@@ -11,7 +11,6 @@ from service.tokens import BrokenError, Tokens
 from tests.test_service.fakes import fake_spec
 from tests.test_service.test_walk import CUTTING, at_once, sliced
 
-
 ONE = '"state":[1,2,3],"actions":[[0,0]]'
 
 
