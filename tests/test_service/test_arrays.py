@@ -115,6 +115,20 @@ def test_equal_numbers_and_many_names_take_the_short_way(monkeypatch: pytest.Mon
     assert parser.rollout(names).outputs == ("states",) * 16
 
 
+@pytest.mark.parametrize(
+    "other", [b"3", b"3e-00000000000000000000", b"-3", b"3.0000000000000000000000"]
+)
+def test_long_whole_numbers_take_the_short_way(
+    monkeypatch: pytest.MonkeyPatch, other: bytes
+) -> None:
+    monkeypatch.setattr("service.walk.Walk.fields", None)
+    body = b'{"state":[1%b, -1%b,%b],"action":[0,0]}' % (b"0" * 30, b"0" * 25, other)
+
+    assert PARSER.predict(body).states.tolist() == [
+        [np.float32(1e30), np.float32(-1e25), float(other)]
+    ]
+
+
 def test_a_body_that_took_the_long_way_takes_the_short_one_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
