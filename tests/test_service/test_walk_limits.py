@@ -6,6 +6,7 @@ import orjson
 import pytest
 
 from service.bodies import BodyParser, Parsed
+from service.diagnosis import detail, refuse
 from service.errors import InvalidRequestError
 from service.tokens import BrokenError, Tokens
 from tests.test_service.fakes import fake_spec
@@ -65,3 +66,34 @@ def test_sequences_longer_than_a_piece_are_read(size: int, steps: int) -> None:
 def test_the_error_of_a_token_says_what_is_wrong() -> None:
     with pytest.raises(BrokenError, match=r'^is not JSON: unexpected "x" at byte 1$'):
         Tokens(b" x").read()
+
+
+@pytest.mark.parametrize("rows", [1, 100, 2000])
+@pytest.mark.parametrize("size", [1, 1024, 2**15])
+def test_arrays_are_read_in_pieces_of_their_size(size: int, rows: int) -> None:
+    """Written as densely as can be: as many rows as fit into so many bytes."""
+    parser = BodyParser(fake_spec(), 4, 4096, piece_bytes=size)
+    states = [[i % 10, 2, 3] for i in range(rows)]
+    body = orjson.dumps({"state": states, "action": [0, 0]})
+    result, slices = sliced(parser, "predict", body)
+    pieces = rows if size == 1 else len(body) / (size - len("[1,2,3],"))
+
+    assert isinstance(result, Parsed)
+    assert result.states.tolist() == states
+    assert len(body) / max(size, len("[1,2,3],")) - 4 <= slices <= pieces + 4
+
+
+@pytest.mark.parametrize(
+    ("count", "more"),
+    [
+        (1, ""),
+        (2, ", and 1 more problem"),
+        (3, ", and 2 more problems"),
+        (99, ", and 15 more problems"),
+    ],
+)
+def test_a_message_counts_the_other_problems(count: int, more: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        refuse([detail("speed", "is odd", "0 to 1")] * count)
+
+    assert caught.value.message == f"speed is odd (allowed: 0 to 1){more}"
