@@ -35,9 +35,10 @@ _SETTLE_S = 3.0
 Send = Callable[[float, int], None]
 
 
-def request(path: str, body: bytes, *headers: str, method: str = "POST") -> bytes:
-    """Return a request's bytes."""
-    lines = [f"{method} {path} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", *headers]
+def request(path: str, body: bytes, method: str = "POST") -> bytes:
+    """Return the bytes of a request that may take its time."""
+    lines = [f"{method} {path} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}"]
+    lines.append("X-Request-Timeout-Seconds: 60")
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
@@ -217,6 +218,8 @@ FLOODS: dict[str, Send] = {
     "slow bodies": slow(_PART + b" " * 50_000, 500),
     "connections": opened,
     "largest bodies": asked(request("/rollout", plan(4096, 64, outputs=["returns"]))),
+    "wide answers": asked(request("/rollout", plan(4096, 1))),
+    "wide checks": asked(request("/safety-check", plan(4096, 1))),
     "long answers": asked(request("/rollout", plan(1024, 64))),
     "largest answers": asked(request("/rollout", plan(4096, 64))),
     "largest checks": asked(request("/safety-check", plan(4096, 64))),

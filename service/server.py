@@ -42,6 +42,9 @@ log = structlog.get_logger()
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LAST_RESORT_S = 2
+_BACKLOG = 64
+"""New connections that are taken in one go, while nobody is answered; more wait in the network."""
+
 _OTHER_FILES = 128
 """What is open besides connections, generously."""
 
@@ -229,7 +232,7 @@ def _run(app: WorldModelApp, settings: Settings, listener: socket.socket, engine
         log_config=None,
         access_log=False,
         server_header=False,
-        backlog=settings.max_connections,
+        backlog=_BACKLOG,
         timeout_keep_alive=math.ceil(settings.idle_timeout_s),
         timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout_s) + _LAST_RESORT_S,
     )

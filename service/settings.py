@@ -99,8 +99,8 @@ class Settings(BaseSettings):
         default=8 * 2**20,
         ge=1024,
         le=2**30,
-        description="Longest body read, in bytes; longer ones get 413. Parsing 1 MiB of JSON holds "
-        "the event loop for some milliseconds, during which nobody else is answered.",
+        description="Longest body read, in bytes; longer ones get 413. Big ones are read a "
+        "millisecond at a time, so others hardly wait; more takes more memory and time.",
     )
     max_horizon: int = Field(
         default=64,

@@ -11,6 +11,9 @@ means what it meant.
 What comes is kept until it is a whole head, and parsed only when the request before it has been
 answered and its answer read. So a caller that sends ahead, or does not read, is left waiting by
 TCP: one connection holds one request, whatever is sent on it.
+
+This file is long because a connection is one state machine: what is expected next, who is answered,
+and when it ends touch each other in every method.
 """
 
 from __future__ import annotations
@@ -50,10 +53,13 @@ _GRACE_S = 1.0
 """A caller that has closed its side gets its answer if it begins in this time."""
 
 _LINGER_S = 1.0
-_MOST_LINGERING_BYTES = 2**20
+_MOST_LINGERING_BYTES = 2**18
 """After a refusal input is thrown away for a while: closing at once would destroy the reply."""
 
 _LONGEST_DROPPED = 2**16
+
+_LONGEST_FED = 2**15
+"""Of chunks, at once: what is too much is noticed in between."""
 
 _CHUNK_HEAD_BYTES = 8
 """What may be around each byte of a body in chunks: a chunk of one byte has five around it."""
@@ -113,6 +119,8 @@ class Wire(HttpToolsProtocol):
         self._is_head_complete = False
         self._is_taken = False  # whether somebody answers the request whose body comes
         self._is_parsing = False
+        self._parsed = 0  # requests whose head was parsed
+        self._has_turn = False  # whether parsing goes on in a turn
         self._is_ahead = False  # input waits for the answer to the request before it
         self._is_half_closed = False
         self._is_refused = False
@@ -201,10 +209,27 @@ class Wire(HttpToolsProtocol):
         if self._is_parsing:  # a request was answered at once
             return
         self._is_parsing = True
+        parsed = self._parsed
         while self._input and self._step():
-            pass
+            if self._parsed != parsed and self._expects is not _Input.BODY:  # one is enough
+                break
         self._is_parsing = False
-        self._settle()
+        if self._input and self._is_free() and self._parsed != parsed:
+            self._parse_later()
+        else:
+            self._settle()
+
+    def _parse_later(self) -> None:
+        """Go on in a turn: who sends many requests at once does not hold up others."""
+        if not self._has_turn:
+            self._has_turn = True
+            self._hold(is_ahead=True)
+            self._desk.turns.add(self._parse_in_turn)
+
+    def _parse_in_turn(self) -> bool:
+        self._has_turn = False
+        self._parse()
+        return False
 
     def _step(self) -> bool:
         """Parse a head, or a part of a body; False if that cannot be done now."""
@@ -265,6 +290,7 @@ class Wire(HttpToolsProtocol):
         del data[:length]
         self._scanned = 0
         self._disarm()
+        self._parsed += 1
         known = self._heads.get(head)
         if known is not None:
             self._expects = _Input.REQUEST
@@ -299,8 +325,8 @@ class Wire(HttpToolsProtocol):
         """Let the parser read a part of a body; never what may come after it."""
         data = self._input
         if self._left is None:
-            end = HEAD_END.search(data)
-            length = end.end() if end is not None else len(data)
+            end = HEAD_END.search(data, 0, _LONGEST_FED)
+            length = end.end() if end is not None else min(len(data), _LONGEST_FED)
         else:
             length = min(self._left, len(data))
             self._left -= length
@@ -611,6 +637,7 @@ class Wire(HttpToolsProtocol):
         exchange, self._exchange = self._exchange, None
         assert exchange is not None
         exchange.response_complete = True
+        exchange.chunks = []  # a closed connection stays until garbage is collected
         self._desk.metrics.answered(exchange.path, status, perf_counter() - exchange.started)
         self.on_response_complete()
 
@@ -689,8 +716,8 @@ class Wire(HttpToolsProtocol):
             if self._left is None or self._left > _LONGEST_DROPPED:
                 self._stop_reading()
                 self._close()
-        elif self._input:
-            self._parse()
+        elif self._input and not self.transport.is_closing():
+            self._parse_later()
         else:
             self._settle()
 
@@ -758,6 +785,7 @@ class _Exchange:
     def complete(self, body: bytes) -> None:
         """Bring the body to the desk; it has come."""
         self.is_complete = True
+        self.chunks = []
         self.errand.start(body)
 
 

@@ -29,6 +29,9 @@ _Outputs = Mapping[str, Callable[[Prediction], Any]]
 _NUMBERS_AT_ONCE = 2**14
 """Numbers that are written without a pause: a millisecond's work."""
 
+_URGENT_WORK = 2**10
+"""Rows x steps up to which a safety check is urgent: bigger ones would hold those behind them."""
+
 _VERDICT_NUMBERS, _VERDICT_STEP_NUMBERS = 300, 3
 """What judging a sequence, and each of its steps, costs in such numbers."""
 
@@ -91,6 +94,9 @@ class Predictions:
         timeout_s: float,
         respond: _Respond,
     ) -> Pending:
+        rows, horizon, _ = parsed.actions.shape
+        if job_class is JobClass.SAFETY and rows * horizon > _URGENT_WORK:
+            job_class = JobClass.ROLLOUT
         job = self._scheduler.enqueue(
             parsed.states,
             parsed.actions,

@@ -43,9 +43,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
             reward_mean=0.0,
             reward_scale=1.0,
         )
-        member.set_calibration(done_scale=1e-6, done_shift=-20.0)
+        member.set_calibration(done_scale=0.01, done_shift=-20.0)
     ensemble = WorldModelEnsemble.from_members(members).eval().requires_grad_(False)
-    calibration = Calibration(crash_threshold=0.5, uncertainty_limit=100.0, horizon=16)
+    calibration = Calibration(
+        crash_threshold=0.5,
+        uncertainty_limit=100.0,
+        state_low=tuple(feature.low for feature in spec.state),
+        state_high=tuple(feature.high for feature in spec.state),
+        horizon=16,
+    )
     folder = tmp_path_factory.mktemp("model") / "checkpoint"
     save_checkpoint(Checkpoint(ensemble, spec, architecture, calibration, name="fresh"), folder)
     return folder

@@ -28,7 +28,7 @@ def run(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
 
@@ -38,7 +38,12 @@ def toy_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of other dims, S = 4 and A = 2, from training to calibration."""
     folder = tmp_path_factory.mktemp("toy")
     options = TrainOptions(
-        members=2, hidden_dims=(32,), stages=(Stage(6, 60, 64),), workers=1, device="cpu"
+        members=2,
+        hidden_dims=(32,),
+        stages=(Stage(6, 60, 64),),
+        workers=1,
+        device="cpu",
+        allow_unguaranteed=True,
     )
     seeds = {"train": 1, "validation": 2, "calibration": 3}
     windows = {name: toy_windows(300, 6, seed=seed) for name, seed in seeds.items()}

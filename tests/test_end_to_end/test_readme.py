@@ -31,7 +31,7 @@ def server(start: Start) -> Server:
 
 def run(command: list[str]) -> str:
     return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+        command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300
     ).stdout
 
 

@@ -39,7 +39,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [COMMAND, "collect", folder, "--transitions", "7000", "--seed", "3"],
         check=True,
         capture_output=True,
-        timeout=120,
+        timeout=600,
     )
     return folder
 
@@ -87,7 +87,7 @@ def test_a_checkpoint_is_recalibrated_to_other_rates(data: Path, tmp_path: Path)
         tmp_path / "new",
     ]
     command += ["--false-alarm-rate", "0.2", "--allow-unguaranteed-limits"]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
 
     new = load_checkpoint(tmp_path / "new")
     assert new.version != old.version
@@ -115,7 +115,7 @@ def test_an_interrupted_training_says_so_and_can_go_on(data: Path, tmp_path: Pat
         time.sleep(0.1)
 
     os.killpg(process.pid, signal.SIGINT)  # what a terminal's Ctrl-C does
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
 
     assert process.returncode == 1
     assert "Error: interrupted; the same command goes on from here" in errors

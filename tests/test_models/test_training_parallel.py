@@ -61,7 +61,7 @@ def test_interrupting_the_parent_lets_running_tasks_save_and_starts_no_more(
         time.sleep(0.05)
 
     os.kill(parent.pid, signal.SIGINT)
-    parent.wait(30)
+    parent.wait(120)
 
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["0.began", "0.saved", "1.began", "1.saved"]

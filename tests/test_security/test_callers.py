@@ -13,6 +13,7 @@ import pytest
 from service.bodies import AT_ONCE_BYTES, BodyParser
 from service.buffers import Intake, Unread
 from service.errors import EngineError
+from service.jobs import JobClass
 from service.server import _stop_keeping_connections
 from service.wire import Wire
 from tests.test_service.fakes import STATE, FakeEngine, bits, expected, rows, until
@@ -167,6 +168,25 @@ async def test_a_caller_that_sends_ahead_is_left_waiting(
 
 
 @BOTH_WAYS
+async def test_others_get_their_turn_between_requests_sent_at_once(
+    engine: FakeEngine, way: type[Wire]
+) -> None:
+    """Refused requests are answered without a wait, and yet one each time round the loop."""
+    async with listening(engine, way) as served:
+        caller, other = await served.caller(), await served.caller()
+        caller.send(request(b"{") * 500)
+        await caller.answer()
+        other.send(request())
+        assert (await other.answer())[0] == 200
+        refused = served.count("422")
+        for _ in range(499):
+            assert (await caller.answer())[0] == 422
+
+    assert refused is not None
+    assert refused < 450
+
+
+@BOTH_WAYS
 async def test_a_caller_that_does_not_read_is_not_worked_for(
     engine: FakeEngine, way: type[Wire]
 ) -> None:
@@ -303,6 +323,26 @@ async def test_a_service_that_ends_closes_connections_by_its_answers(
             status, headers, _ = await caller.answer()
             assert (status, headers["connection"]) == (200, "close")
             assert await caller.rest() == b""
+
+
+@pytest.mark.parametrize(("count", "job_class"), [(32, "safety"), (33, "rollout")])
+async def test_a_big_safety_check_does_not_hold_up_small_ones(
+    engine: FakeEngine, count: int, job_class: str
+) -> None:
+    body = orjson.dumps({"state": STATE, "actions": [[[0.5, 0.5]] * 32] * count})
+    async with listening(engine, max_body_bytes=2**20) as served:
+        engine.gate.clear()
+        (await served.caller()).send(request())
+        await engine.entered()
+        caller = await served.caller()
+        caller.send(request(body, path="/safety-check"))
+        depth = served.app.scheduler.queues.depth
+        await until(lambda: depth(JobClass(job_class)) == 1)
+        engine.gate.set()
+        status, _, text = await caller.answer()
+
+    assert status == 200
+    assert len(orjson.loads(text)["candidates"]) == count
 
 
 # Long bodies.

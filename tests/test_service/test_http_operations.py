@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from typing import Any
 
 import httpx
+import pytest
 import structlog
 
+from service.routes.health import _Scrape
 from tests.test_service.fakes import (
     ACTIONS,
     STATE,
@@ -91,3 +95,36 @@ async def test_a_fault_of_ours_has_the_one_error_body(engine: FakeEngine) -> Non
     assert (response.status_code, error_of(response)["code"]) == (500, "engine_error")
     assert "TypeError" not in response.text
     assert lines[0]["event"] == "unexpected error"
+
+
+async def test_scrapes_at_once_share_one_text_and_leave_time_to_others() -> None:
+    times: list[float] = []
+
+    def render() -> bytes:
+        times.append(time.perf_counter())
+        time.sleep(0.02)
+        return b"%d" % len(times)
+
+    scrape = _Scrape(render)
+    first = await asyncio.gather(*(scrape.text() for _ in range(20)))
+    second = await scrape.text()
+
+    assert set(first) == {b"1"}
+    assert second == b"2"
+    assert times[1] - times[0] >= 0.2  # ten times as long as the first took
+
+
+async def test_a_scrape_that_fails_is_told_and_the_next_one_tried() -> None:
+    texts: list[Any] = [ValueError("a bug"), b"text"]
+
+    def render() -> bytes:
+        text = texts.pop(0)
+        if isinstance(text, Exception):
+            raise text
+        return bytes(text)
+
+    scrape = _Scrape(render)
+    with pytest.raises(ValueError, match="a bug"):
+        await scrape.text()
+
+    assert await scrape.text() == b"text"

@@ -404,9 +404,11 @@ async def test_a_caller_that_ends_within_a_request_is_refused(
         caller = await served.caller()
         caller.send(request()[:-5])
         await until(lambda: any(wire.cycle is not None for wire in served.connections))
+        (exchange,) = [wire.cycle for wire in served.connections]
         await caller.leave()
         await until(lambda: served.count("400") == 1)
 
+    assert exchange.chunks == []  # type: ignore[attr-defined]
     assert len(engine.launches) == is_known
 
 
