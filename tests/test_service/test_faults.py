@@ -372,6 +372,8 @@ def test_all_faults_are_told_in_order(kind: Kind, body: str, faults: list[tuple[
         ('{"state":],"action":[0,0]}', 'is not JSON: unexpected "]" at byte 9'),
         ('{"state":[1,2,3],"action":[0,0]} x', 'is not JSON: unexpected "x" at byte 33'),
         ('{"state":[1,2,3],"action":[0,0]}}', 'is not JSON: unexpected "}" at byte 32'),
+        ('{"state":[1,2,3],"action":[0,0]} "x', 'is not JSON: unexpected """ at byte 33'),
+        ('{"state":[1,2,3],"action":[0,0]}"x"', 'is not JSON: unexpected """ at byte 32'),
         ('{"state":[1,2,3],"action":[0,0]', "is not JSON: ends too early, after 31 bytes"),
         (
             '{"state":[1,2,3],"action":[0,0],"\\ud800":1}',
