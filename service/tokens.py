@@ -131,7 +131,7 @@ class Tokens:
     def _broken(self) -> BrokenError:
         match = _TEXT_BEFORE_FAULT.match(self.text, self.at, self._limit + _LOOK_AHEAD)
         at = self.at if match is None else match.end()
-        if at >= self._limit and self._limit < len(self.text):
+        if at > self._limit:
             return self._too_long()
         if at >= len(self.text):
             return BrokenError(f"is not JSON: ends too early, after {len(self.text)} bytes")

@@ -51,6 +51,32 @@ def test_bytes_outside_of_arrays_are_counted_exactly(zeros: int) -> None:
     assert isinstance(result, InvalidRequestError if zeros else Parsed)
 
 
+def test_what_ends_at_the_limit_ends_too_early() -> None:
+    body = b'{"threshold":'.ljust(2**15)
+    whole, _ = sliced(CUTTING[2**15], "safety_check", body)
+    more, _ = sliced(CUTTING[2**15], "safety_check", body + b" ")
+
+    assert isinstance(whole, InvalidRequestError)
+    assert isinstance(more, InvalidRequestError)
+    assert whole.message == "body is not JSON: ends too early, after 32768 bytes"
+    assert more.message == "body has more than 32768 bytes outside of states and actions"
+
+
+@pytest.mark.parametrize(
+    ("at", "message"),
+    [
+        (2**15 - 1, 'body is not JSON: unexpected "?" at byte 32767'),
+        (2**15, 'body is not JSON: unexpected "?" at byte 32768'),
+        (2**15 + 1, "body has more than 32768 bytes outside of states and actions"),
+    ],
+)
+def test_a_fault_is_named_up_to_the_limit(at: int, message: str) -> None:
+    error, _ = sliced(CUTTING[2**15], "predict", b"{" + b" " * (at - 1) + b"?" * 40)
+
+    assert isinstance(error, InvalidRequestError)
+    assert error.message == message
+
+
 @pytest.mark.parametrize("size", [1, 16, 64, 2**15])
 @pytest.mark.parametrize("steps", [1, 3, 20, 64])
 def test_sequences_longer_than_a_piece_are_read(size: int, steps: int) -> None:
