@@ -29,7 +29,7 @@ from service.tokens import MOST_BYTES
 _OPENING = re.compile(rb"(?:[ \t\r\n]*+\[){1,3}+")
 _LEAST_BYTES = 2**9
 _POINTED_BYTES = 2**13
-"""Longest piece in which long whole numbers are looked for: there may be hundreds."""
+"""Longest piece in which any number of long whole numbers is looked for: there may be hundreds."""
 
 
 class _Place(NamedTuple):
@@ -112,7 +112,9 @@ class Pieces:
         else:
             self._size = min(2 * self._size, self._piece_bytes)
             return is_last
-        pointed = with_points(piece) if len(piece) <= _POINTED_BYTES else piece
+        # One vector may be longer, by blanks.
+        is_quick = len(piece) <= _POINTED_BYTES or piece.count(b",") <= self._width
+        pointed = with_points(piece) if is_quick else piece
         if pointed is piece:
             return None
         try:

@@ -10,6 +10,8 @@ from service.errors import Detail, printable
 
 MOST_BYTES = 2**15
 """Most bytes of a body outside its two arrays, and of one state or action in them."""
+_LOOK_AHEAD = 16
+"""Bytes that are looked at beyond a limit: what the limit cuts off must not look like a fault."""
 
 _SPACE = rb"[ \t\r\n]*+"
 _NUMBER = rb"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][+-]?[0-9]++)?+"
@@ -99,14 +101,14 @@ class Tokens:
         Raises:
             BrokenError: There is none.
         """
-        match = _TOKEN.match(self.text, self.at, self._limit)
+        match = _TOKEN.match(self.text, self.at, self._limit + _LOOK_AHEAD)
         if match is None:
             raise self._broken()
         kind = match.lastgroup
         assert kind is not None
         start, self.at = match.span(kind)
-        if self.at == self._limit < len(self.text) and kind == "number":
-            raise self._too_long()  # it may go on
+        if self.at > self._limit:
+            raise self._too_long()
         return Token(kind, match[kind], start)
 
     def end(self) -> None:
@@ -115,8 +117,11 @@ class Tokens:
         Raises:
             BrokenError: There is something else.
         """
-        if self.text[self.at : self._limit].strip(b" \t\r\n") or self._limit < len(self.text):
-            raise self._broken()
+        rest = self.text[self.at : self._limit].lstrip(b" \t\r\n")
+        if rest:
+            raise self.unexpected(min(self._limit, len(self.text)) - len(rest))
+        if self._limit < len(self.text):
+            raise self._too_long()
 
     def unexpected(self, at: int) -> BrokenError:
         """Return the error of a byte that may not stand where it does."""
@@ -124,11 +129,13 @@ class Tokens:
         return BrokenError(f'is not JSON: unexpected "{printable(character, 12)}" at byte {at}')
 
     def _broken(self) -> BrokenError:
-        match = _TEXT_BEFORE_FAULT.match(self.text, self.at, self._limit)
+        match = _TEXT_BEFORE_FAULT.match(self.text, self.at, self._limit + _LOOK_AHEAD)
         at = self.at if match is None else match.end()
+        if at > self._limit:
+            return self._too_long()
         if at >= len(self.text):
             return BrokenError(f"is not JSON: ends too early, after {len(self.text)} bytes")
-        return self._too_long() if at >= self._limit else self.unexpected(at)
+        return self.unexpected(at)
 
     def _too_long(self) -> TooLongError:
         return TooLongError(f"has more than {MOST_BYTES} bytes {self._part}")

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import orjson
 import pytest
 
 from service.bodies import BodyParser
@@ -102,6 +103,53 @@ def test_lists_of_no_number_are_not_taken_for_lists_of_one() -> None:
             continue
         with pytest.raises(InvalidRequestError, match="action features"):
             parser.rollout(body)
+
+
+def test_equal_numbers_and_many_names_take_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.walk.Walk.fields", None)
+    parser = BodyParser(fake_spec(), max_horizon=4, max_rows=200)
+    rows = orjson.dumps({"state": [[LARGEST] * 3] * 200, "action": ACTION})
+    names = orjson.dumps({"state": STATE, "actions": [ACTION], "outputs": ["states"] * 16})
+
+    assert parser.predict(rows).states.shape == (200, 3)
+    assert parser.rollout(names).outputs == ("states",) * 16
+
+
+@pytest.mark.parametrize(
+    "other", [b"3", b"3e-00000000000000000000", b"-3", b"3.0000000000000000000000"]
+)
+def test_long_whole_numbers_take_the_short_way(
+    monkeypatch: pytest.MonkeyPatch, other: bytes
+) -> None:
+    monkeypatch.setattr("service.walk.Walk.fields", None)
+    body = b'{"state":[1%b, -1%b,%b],"action":[0,0]}' % (b"0" * 30, b"0" * 25, other)
+
+    assert PARSER.predict(body).states.tolist() == [
+        [np.float32(1e30), np.float32(-1e25), float(other)]
+    ]
+
+
+def test_a_body_that_took_the_long_way_takes_the_short_one_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parser = BodyParser(fake_spec(), max_horizon=4, max_rows=3)
+    body = b'{"st\\u0061te": [1, -2.5, 3], "action": [0.5, 1]}'
+    before = parser.predict(body)
+    monkeypatch.setattr("service.walk.Walk.fields", None)
+    after = parser.predict(body)
+
+    assert after.states.tolist() == before.states.tolist() == [[1.0, -2.5, 3.0]]
+    assert after.is_single is before.is_single is True
+
+
+def test_few_layouts_are_remembered() -> None:
+    parser = BodyParser(fake_spec(), max_horizon=40, max_rows=3)
+    kept = []
+    for horizon in range(1, 41):
+        parser.rollout(orjson.dumps({"state": STATE, "actions": [ACTION] * horizon}))
+        kept.append(len(parser._layouts))
+
+    assert max(kept) == 32
 
 
 def test_more_layouts_than_are_remembered_can_come() -> None:
