@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from models.highway import highway_spec
-from models.training.bicycle import FULL_BRAKE_MPS2, GRIP_MPS2, LENGTH_M
-from models.training.slots import EGO_COUNT, SLOT_COUNT
+from training.simulation.bicycle import FULL_BRAKE_MPS2, GRIP_MPS2, LENGTH_M
+from training.simulation.slots import EGO_COUNT, SLOT_COUNT
 
 CRASH_COST = 100.0
 STRAIN_COST = 40.0

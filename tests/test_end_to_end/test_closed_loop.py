@@ -12,12 +12,12 @@ from click.testing import CliRunner
 from models.checkpoint import Architecture, Calibration, Checkpoint, save_checkpoint
 from models.ensemble import WorldModelEnsemble
 from models.highway import highway_spec
-from models.training.closed_loop import FIRST_SEED
-from models.training.closed_loop_results import MODEL, NO_MONITOR, PHYSICS
-from service import closed_loop
 from service.cli import main
 from service.errors import StartupError
-from tests.driving import drive, mixed_episodes, save_store
+from tests.test_training.driving import drive, mixed_episodes, save_store
+from training.closed_loop import served as closed_loop
+from training.closed_loop.comparison import FIRST_SEED
+from training.closed_loop.results import MODEL, NO_MONITOR, PHYSICS
 
 PHYSICS_THRESHOLD = -0.2
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from models.highway import highway_spec
 from models.kinematics import KinematicStep
 from models.spec import Feature
-from models.training.behaviours import SEQUENCE_KINDS, draw_sequence
-from models.training.simulator import Simulation
 from models.world_model import WorldModel
+from training.simulation.behaviours import SEQUENCE_KINDS, draw_sequence
+from training.simulation.simulator import Simulation
 
 SPEC = highway_spec()
 
