@@ -27,7 +27,8 @@ class EnsembleRollout:
         disagreement: [B, H], spread of the members' states after each step, in standard
             deviations of the training states (root mean square over features): it ranks errors.
         uncertainty: [B], largest spread along the sequence of states and reward together. Members
-            are taught to reward wrong states unlike (`training.outliers`), so it tells those.
+            are taught different rewards for wrong states (`training.fitting.outliers`), so it
+            shows those.
     """
 
     states: Tensor

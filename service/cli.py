@@ -295,7 +295,8 @@ def evaluate(
         if closed_loop:
             from training.closed_loop.served import add_closed_loop
 
-            add_closed_loop(metrics, checkpoint, data, report, drives)
+            key = next(iter(Settings().keys()), None)
+            add_closed_loop(metrics, checkpoint, data, report, drives, api_key=key)
         write_metrics(checkpoint, metrics)
         if examples is not None:
             export_held_out(checkpoint, data, examples)

@@ -13,7 +13,6 @@ from models.checkpoint import Architecture, Calibration, Checkpoint, save_checkp
 from models.ensemble import WorldModelEnsemble
 from models.highway import highway_spec
 from service.cli import main
-from service.errors import StartupError
 from tests.test_training.driving import drive, mixed_episodes, save_store
 from training.closed_loop import served as closed_loop
 from training.closed_loop.comparison import FIRST_SEED
@@ -88,7 +87,7 @@ def test_a_data_set_with_one_of_the_drives_stops_before_any_is_driven(
 
 
 def test_a_service_that_does_not_start_is_one_sentence(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(StartupError, match="did not start"):
+    with pytest.raises(ChildProcessError, match="did not start"):
         closed_loop.run_closed_loop(tmp_path, data, physics_threshold=PHYSICS_THRESHOLD, episodes=1)
 
 

@@ -1,4 +1,4 @@
-"""What drives with and without monitors say: numbers, a table, a plot."""
+"""What drives with and without monitors say: numbers and a plot."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from training.evaluation.bootstrap import (
     ratio_draws,
     share_interval,
 )
-from training.evaluation.tables import number, ranged, table
 from training.simulation.bicycle import DT_S
 from training.simulation.simulator import CAUSES
 
@@ -114,72 +113,6 @@ def _common_speeds(drives: Sequence[Drive], base: Sequence[Drive]) -> tuple[Floa
 
 def _quantile_ms(seconds: Floats, quantile: float) -> float | None:
     return 1000 * float(np.quantile(seconds, quantile)) if len(seconds) else None
-
-
-def closed_loop_table(results: Mapping[str, Any]) -> str:
-    """Return the results of `closed_loop.compare_monitors` as Markdown."""
-    tuning, parts = results["tuning"], results["results"]
-    thresholds = ", ".join(
-        f"{number(judge['threshold'])} for {name}" for name, judge in tuning["judges"].items()
-    )
-    roads = {
-        "trained": "On trained roads",
-        "unseen": f"On the road that was never trained on ({results['unseen_road']})",
-    }
-    return "\n".join(
-        [
-            f"A reckless driver (aggressive 40 %, bursts 40 %, planners' sequences 20 %) on seeds "
-            f"from {results['first_seed']} on, the same for all arms. A monitor sends one "
-            f"`/safety-check` a step, {results['horizon_s']:g} s ahead, {results['cars_at_once']} "
-            "cars at once. brake: full brake in the lane unless holding the driver's action is "
-            "safe. fallbacks: then the safest of 12 manoeuvres instead. shield: the driver's "
-            "action passes while some manoeuvre after it is safe. physics: a bicycle and constant "
-            "turn rates in the model's place, its alarm threshold at 1 % false alarms. The "
-            f"shields' thresholds ({thresholds}) are the strictest that override at most "
-            f"{100 * tuning['limit']:g} % of the steps of {tuning['episodes']} other drives.\n",
-            *(
-                f"{title}:\n\n{_arm_table(parts[part])}"
-                for part, title in roads.items()
-                if part in parts
-            ),
-        ]
-    )
-
-
-def _arm_table(arms: Mapping[str, Any]) -> str:
-    rows = [
-        [
-            arm,
-            ranged(x["terminated"], x["terminated_interval"], 3),
-            " / ".join(number(x[cause]) for cause in CAUSES[1:]),
-            ranged(x["prevented"], x["prevented_interval"], 2),
-            ranged(x.get("above_physics"), x.get("above_physics_interval"), 3),
-            number(x["per_km"], 2),
-            number(x["mean_speed_mps"], 1),
-            ranged(x["speed_kept"], x["speed_kept_interval"], 2),
-            number(x["overridden"]),
-            number(x["reward_per_episode"], 1),
-            number(x["unknown"], 4),
-            f"{number(x['p50_ms'], 0)} / {number(x['p99_ms'], 0)}",
-        ]
-        for arm, x in arms.items()
-    ]
-    episodes = next(iter(arms.values()))["episodes"]
-    header = (
-        f"{episodes} drives",
-        "terminated",
-        "crash / off the road",
-        "prevented",
-        "above physics",
-        "per km",
-        "mean speed, m/s",
-        "speed kept",
-        "steps overridden",
-        "reward",
-        "unknown",
-        "p50 / p99, ms",
-    )
-    return table(header, rows)
 
 
 def plot_closed_loop(results: Mapping[str, Any], path: Path) -> None:

@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from service.client import AsyncClient, Client
-from service.errors import StartupError
-from service.settings import Settings
 from training.closed_loop.comparison import (
     check_unseen,
     compare_monitors,
@@ -90,7 +88,13 @@ def _risk(verdict: dict[str, Any]) -> float:
 
 
 def add_closed_loop(
-    metrics: dict[str, Any], checkpoint: Path, data: Path, report: Path, episodes: int
+    metrics: dict[str, Any],
+    checkpoint: Path,
+    data: Path,
+    report: Path,
+    episodes: int,
+    *,
+    api_key: str | None = None,
 ) -> None:
     """Drive with and without monitors, and add the results to an evaluation and its report.
 
@@ -99,21 +103,31 @@ def add_closed_loop(
         checkpoint: What was evaluated.
         data: On which data set.
         report: The folder of the report.
-        episodes: Drives an arm.
+        episodes: Drives per arm.
+        api_key: One that the service accepts, if its environment sets any.
 
     Raises:
         ValueError: The data set holds one of the drives.
-        WorldModelError: The service does not start, or does not answer.
+        ServiceError: The service refuses or fails.
+        UnreachableError: It does not answer.
+        ChildProcessError: It does not start.
     """
     threshold = metrics["methods"][FULL_PHYSICS]["thresholds"]["1"]
-    results = run_closed_loop(checkpoint, data, physics_threshold=threshold, episodes=episodes)
+    results = run_closed_loop(
+        checkpoint, data, physics_threshold=threshold, episodes=episodes, api_key=api_key
+    )
     metrics["closed_loop"] = rounded(results)
     plot_closed_loop(metrics["closed_loop"], report / CLOSED_LOOP_PLOT)
     write_report(report, metrics)
 
 
 def run_closed_loop(
-    checkpoint: Path, data: Path, *, physics_threshold: float, episodes: int
+    checkpoint: Path,
+    data: Path,
+    *,
+    physics_threshold: float,
+    episodes: int,
+    api_key: str | None = None,
 ) -> dict[str, Any]:
     """Serve a checkpoint and drive with and without monitors.
 
@@ -121,23 +135,27 @@ def run_closed_loop(
         checkpoint: What to serve, of the highway spec.
         data: The data set it was trained on; none of its episodes is driven.
         physics_threshold: Risk from which the physics baseline calls a sequence unsafe.
-        episodes: Drives an arm.
+        episodes: Drives per arm.
+        api_key: One that the service accepts, if its environment sets any.
 
     Returns:
         What `training.closed_loop.comparison.compare_monitors` says.
 
     Raises:
         ValueError: The data set holds one of the drives.
-        WorldModelError: The service does not start, or does not answer.
+        ServiceError: The service refuses or fails.
+        UnreachableError: It does not answer.
+        ChildProcessError: It does not start.
     """
     check_unseen(data, seeds_of(episodes))
     with _served(checkpoint) as url:
-        return asyncio.run(_compare(url, physics_threshold, episodes))
+        return asyncio.run(_compare(url, physics_threshold, episodes, api_key))
 
 
-async def _compare(url: str, physics_threshold: float, episodes: int) -> dict[str, Any]:
-    key = next(iter(Settings().keys()), None)
-    async with AsyncClient(url, api_key=key, timeout_s=2 * _DEADLINE_S) as client:
+async def _compare(
+    url: str, physics_threshold: float, episodes: int, api_key: str | None
+) -> dict[str, Any]:
+    async with AsyncClient(url, api_key=api_key, timeout_s=2 * _DEADLINE_S) as client:
         horizon = (await client.model())["thresholds"]["evaluated_horizon"] or DEFAULT_HORIZON
         judges: dict[str, Judge] = {
             MODEL: ServiceJudge(client),
@@ -184,7 +202,7 @@ def _address(process: subprocess.Popen[bytes], log: Path) -> str:
     """Wait until the service is ready; return where it listens.
 
     Raises:
-        StartupError: It ended, or takes too long.
+        ChildProcessError: It ended, or takes too long.
     """
     deadline = time.monotonic() + _START_TIMEOUT_S
     while process.poll() is None and time.monotonic() < deadline:
@@ -194,7 +212,9 @@ def _address(process: subprocess.Popen[bytes], log: Path) -> str:
                 if client.ready():
                     return url
         time.sleep(_POLL_S)
-    raise StartupError(f"the service for the closed loop did not start: {log.read_text()[-500:]}")
+    raise ChildProcessError(
+        f"the service for the closed loop did not start: {log.read_text()[-500:]}"
+    )
 
 
 def _announced(text: str) -> str | None:

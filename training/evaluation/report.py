@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from models.checkpoint import METRICS
-from training.closed_loop.results import closed_loop_table
 from training.evaluation.methods import MODEL
 from training.evaluation.tables import (
     ahead_table,
     choice_table,
+    closed_loop_table,
     corruption_table,
     divergence_table,
     final_error_table,

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from training.evaluation.methods import MODEL
+from training.simulation.simulator import CAUSES
 
 SCORES = {
     "auroc": "AUROC",
@@ -260,5 +261,71 @@ def verdict_table(verdicts: Mapping[str, Any]) -> str:
         "terminate",
         "without warning",
         "median warning, s",
+    )
+    return table(header, rows)
+
+
+def closed_loop_table(results: Mapping[str, Any]) -> str:
+    """Return the results of `training.closed_loop.comparison.compare_monitors` as Markdown."""
+    tuning, parts = results["tuning"], results["results"]
+    thresholds = ", ".join(
+        f"{number(judge['threshold'])} for {name}" for name, judge in tuning["judges"].items()
+    )
+    roads = {
+        "trained": "On trained roads",
+        "unseen": f"On the road that was never trained on ({results['unseen_road']})",
+    }
+    return "\n".join(
+        [
+            f"A reckless driver (aggressive 40 %, bursts 40 %, planners' sequences 20 %) on seeds "
+            f"from {results['first_seed']} on, the same for all arms. A monitor sends one "
+            f"`/safety-check` a step, {results['horizon_s']:g} s ahead, {results['cars_at_once']} "
+            "cars at once. brake: full brake in the lane unless holding the driver's action is "
+            "safe. fallbacks: then the safest of 12 manoeuvres instead. shield: the driver's "
+            "action passes while some manoeuvre after it is safe. physics: a bicycle and constant "
+            "turn rates in the model's place, its alarm threshold at 1 % false alarms. The "
+            f"shields' thresholds ({thresholds}) are the strictest that override at most "
+            f"{100 * tuning['limit']:g} % of the steps of {tuning['episodes']} other drives.\n",
+            *(
+                f"{title}:\n\n{_arm_table(parts[part])}"
+                for part, title in roads.items()
+                if part in parts
+            ),
+        ]
+    )
+
+
+def _arm_table(arms: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            arm,
+            ranged(x["terminated"], x["terminated_interval"], 3),
+            " / ".join(number(x[cause]) for cause in CAUSES[1:]),
+            ranged(x["prevented"], x["prevented_interval"], 2),
+            ranged(x.get("above_physics"), x.get("above_physics_interval"), 3),
+            number(x["per_km"], 2),
+            number(x["mean_speed_mps"], 1),
+            ranged(x["speed_kept"], x["speed_kept_interval"], 2),
+            number(x["overridden"]),
+            number(x["reward_per_episode"], 1),
+            number(x["unknown"], 4),
+            f"{number(x['p50_ms'], 0)} / {number(x['p99_ms'], 0)}",
+        ]
+        for arm, x in arms.items()
+    ]
+    episodes = next(iter(arms.values()))["episodes"]
+    header = (
+        f"{episodes} drives",
+        "terminated",
+        "crash / off the road",
+        "prevented",
+        "above physics",
+        "per km",
+        "mean speed, m/s",
+        "speed kept",
+        "steps overridden",
+        "reward",
+        "unknown",
+        "p50 / p99, ms",
     )
     return table(header, rows)

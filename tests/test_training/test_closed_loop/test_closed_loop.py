@@ -38,11 +38,11 @@ from training.closed_loop.results import (
     MODEL,
     NO_MONITOR,
     PHYSICS,
-    closed_loop_table,
     compare_arms,
     plot_closed_loop,
 )
 from training.dataset.windows import UNSEEN_ENVIRONMENT
+from training.evaluation.tables import closed_loop_table
 from training.simulation.behaviours import BEHAVIOURS
 
 HORIZON = 16
