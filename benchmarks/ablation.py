@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from models.ensemble import WorldModelEnsemble
 from models.highway import highway_spec
-from models.outcomes import crash_probability
+from models.network.ensemble import WorldModelEnsemble
+from models.network.world_model import WorldModel
 from models.spec import Spec
-from models.world_model import WorldModel
+from models.survival import crash_probability
 from training.dataset.store import load_store
 from training.dataset.windows import Windows, make_windows, split_episodes
 from training.evaluation.report import table

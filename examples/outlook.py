@@ -57,7 +57,7 @@ def value(returns: Tensor, crash: Tensor, final_state: Tensor) -> Tensor:
 def expected_return(rewards: Tensor, dones: Tensor) -> Tensor:
     """Return the expected sum of rewards [B]: a step counts if alive before it.
 
-    The torch form of `models.outcomes.expected_returns`.
+    The torch form of `models.survival.expected_returns`.
 
     Args:
         rewards: [B, H].

@@ -25,8 +25,8 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
-from models.outcomes import log_step_survival
 from models.plausible import is_plainly_possible
+from models.survival import log_step_survival
 
 Floats = NDArray[np.floating]
 

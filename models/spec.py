@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from annotated_types import Interval, Len, MaxLen
 
-# What a spec's fields may hold; `models.files.checked` sees to it.
+# What a spec's fields may hold; `models.checkpoint.files.checked` sees to it.
 Name = Annotated[str, Len(1, 200)]
 Text = Annotated[str, MaxLen(1000)]
 Number = Annotated[float, Interval(ge=-1e12, le=1e12)]

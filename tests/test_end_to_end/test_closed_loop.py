@@ -10,8 +10,8 @@ import torch
 from click.testing import CliRunner
 
 from models.checkpoint import Architecture, Calibration, Checkpoint, save_checkpoint
-from models.ensemble import WorldModelEnsemble
 from models.highway import highway_spec
+from models.network.ensemble import WorldModelEnsemble
 from service.cli import main
 from tests.test_training.driving import drive, mixed_episodes, save_store
 from training.closed_loop import served as closed_loop

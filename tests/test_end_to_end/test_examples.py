@@ -32,11 +32,11 @@ from examples.outlook import (
     steering_strain,
     value,
 )
-from models import outcomes
+from models import survival as outcomes
 from models.checkpoint import Architecture, Checkpoint, load_checkpoint, save_checkpoint
-from models.ensemble import WorldModelEnsemble
 from models.highway import highway_spec
-from models.kinematics import KinematicStep
+from models.network.ensemble import WorldModelEnsemble
+from models.network.kinematics import KinematicStep
 from service.client import Client
 from tests.test_end_to_end.conftest import Start
 from training.closed_loop.comparison import TRAINED_ROADS

@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-import models.levels
+import models.backends.cpu_levels
 import service.server
 import training.dataset.collect
 import training.dataset.examples
@@ -18,7 +18,7 @@ import training.evaluation.evaluate
 import training.evaluation.report
 import training.fitting.train
 from models.checkpoint import load_checkpoint
-from models.world_model import WorldModel
+from models.network.world_model import WorldModel
 from service.cli import main
 from service.settings import Settings
 from training.fitting.options import TrainOptions
@@ -78,7 +78,7 @@ def test_prepare_compiles_for_this_machine_or_for_all_levels(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(
-        models.levels, "compile_levels", lambda folder: [folder / "4", folder / "3"]
+        models.backends.cpu_levels, "compile_levels", lambda folder: [folder / "4", folder / "3"]
     )
     monkeypatch.setattr(service.server, "usable_library", lambda folder: folder / "own")
 

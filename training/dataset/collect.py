@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from models.cpus import usable_cpus
+from models.backends.cpus import usable_cpus
 from models.highway import highway_spec
 from training.dataset.store import (
     MANIFEST,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.cpus import usable_cpus
+from models.backends.cpus import usable_cpus
 from training.dataset.collect import ENVIRONMENT_SHARES, collect
 from training.dataset.store import EpisodeStore, load_store
 from training.dataset.windows import UNSEEN_ENVIRONMENT, Windows, make_windows

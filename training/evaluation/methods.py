@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.isotonic import IsotonicRegression
 
 from models.checkpoint import Checkpoint
-from models.outcomes import crash_probability
+from models.survival import crash_probability
 from training.dataset.windows import Windows
 from training.evaluation.baselines import BASELINES, BaselinePrediction
 from training.evaluation.metrics import FALSE_ALARM_RATES, Risk, alarm_threshold

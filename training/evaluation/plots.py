@@ -13,7 +13,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 
-from models.outcomes import crash_probability_by_step
+from models.survival import crash_probability_by_step
 from training.dataset.windows import Windows
 from training.evaluation.baselines import slots_of
 from training.evaluation.judgements import Curves, Trial

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.ensemble import WorldModelEnsemble
-from models.kinematics import KinematicStep
+from models.network.ensemble import WorldModelEnsemble
+from models.network.kinematics import KinematicStep
 from models.spec import Spec
 from training.dataset.windows import Windows
 from training.simulation.behaviours import SEQUENCE_KINDS, draw_sequence

@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from models.checkpoint import ALLOW_UNGUARANTEED, Calibration
 from models.conformal import Guarantee, conformal_threshold
-from models.ensemble import EnsembleRollout, WorldModelEnsemble
-from models.outcomes import crash_probability
+from models.network.ensemble import EnsembleRollout, WorldModelEnsemble
+from models.survival import crash_probability
 from training.dataset.windows import Windows
 from training.fitting.options import TrainOptions
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.unroll import unroll
-from models.world_model import WorldModel
+from models.network.unroll import unroll
+from models.network.world_model import WorldModel
 
 REWARD_WEIGHT = 0.5
 DONE_WEIGHT = 0.1

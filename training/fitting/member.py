@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from models.network.world_model import WorldModel
 from models.spec import Spec
-from models.world_model import WorldModel
 from training.dataset.windows import Windows
 from training.fitting.losses import WindowBatch, outlier_loss, rollout_loss
 from training.fitting.normalise import fit_normalisers

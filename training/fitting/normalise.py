@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from models.network.world_model import WorldModel
 from models.spec import Spec
-from models.world_model import WorldModel
 from training.dataset.windows import Windows
 
 _SAMPLE_WINDOWS = 50_000

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from models.ensemble import WorldModelEnsemble
-from models.files import checked
+from models.checkpoint.files import checked
 from models.highway import highway_spec
+from models.network.ensemble import WorldModelEnsemble
 from models.spec import Spec
 from training.dataset.store import load_store
 from training.dataset.windows import Windows, make_windows, split_episodes

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.highway import highway_spec
-from models.kinematics import KinematicStep
+from models.network.kinematics import KinematicStep
 from tests.test_training.driving import drive, mixed_episodes, save_store
 from training.dataset.windows import Windows, make_windows
 from training.evaluation import baselines

@@ -16,8 +16,8 @@ from models.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from models.ensemble import WorldModelEnsemble
 from models.highway import highway_spec
+from models.network.ensemble import WorldModelEnsemble
 from tests.test_training.driving import drive, mixed_episodes, save_store
 from training.dataset import collect
 from training.evaluation.baselines import BASELINES, FULL_PHYSICS

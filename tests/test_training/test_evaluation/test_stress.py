@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from models.checkpoint import Architecture
-from models.ensemble import WorldModelEnsemble
 from models.highway import highway_spec
+from models.network.ensemble import WorldModelEnsemble
 from tests.test_training.driving import mixed_episodes, save_store
 from training.dataset.windows import Windows, make_windows
 from training.evaluation.baselines import BASELINES, FULL_PHYSICS

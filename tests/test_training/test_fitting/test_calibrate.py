@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from models.checkpoint import Architecture, Calibration
-from models.ensemble import WorldModelEnsemble
+from models.network.ensemble import WorldModelEnsemble
 from tests.test_training.toy import DT_S, toy_spec, toy_windows
 from training.dataset.windows import Windows
 from training.fitting import calibrate as calibration_module

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from models.world_model import WorldModel
+from models.network.world_model import WorldModel
 from training.fitting.losses import (
     TAIL,
     WindowBatch,

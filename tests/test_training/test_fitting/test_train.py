@@ -16,10 +16,10 @@ from models.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from models.ensemble import WorldModelEnsemble
-from models.files import CheckpointError
+from models.checkpoint.files import CheckpointError
 from models.highway import highway_spec
-from models.outcomes import crash_probability
+from models.network.ensemble import WorldModelEnsemble
+from models.survival import crash_probability
 from tests.test_training.driving import mixed_episodes, save_store
 from tests.test_training.toy import toy_spec, toy_windows
 from training.dataset.windows import Windows

@@ -1,0 +1,37 @@
+"""Part of the package."""
+
+from models.checkpoint.checkpoint import (
+    ALLOW_UNGUARANTEED,
+    CALIBRATION,
+    CONFIG,
+    METRICS,
+    SPEC,
+    TRAINING,
+    WEIGHTS,
+    Architecture,
+    Calibration,
+    Checkpoint,
+    checkpoint_version,
+    load_checkpoint,
+    load_tensors,
+    save_checkpoint,
+)
+from models.checkpoint.files import CheckpointError
+
+__all__ = [
+    "ALLOW_UNGUARANTEED",
+    "CALIBRATION",
+    "CONFIG",
+    "METRICS",
+    "SPEC",
+    "TRAINING",
+    "WEIGHTS",
+    "Architecture",
+    "Calibration",
+    "Checkpoint",
+    "CheckpointError",
+    "checkpoint_version",
+    "load_checkpoint",
+    "load_tensors",
+    "save_checkpoint",
+]
