@@ -1,4 +1,8 @@
-"""Part of the package."""
+"""A model on disk: one folder of safetensors and JSON, without pickled code.
+
+In: a folder. Out: a `Checkpoint`, every number of which was checked; and the other way round. May
+touch the disk, in that folder alone.
+"""
 
 from models.checkpoint.checkpoint import (
     ALLOW_UNGUARANTEED,

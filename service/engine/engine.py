@@ -24,12 +24,12 @@ from models.backends.rollouts import NativeRollout, Rollout, WholeRollout
 from models.backends.ways import Compiled, Eager, Graphs, Way
 from models.checkpoint import Checkpoint
 from service.costs import Costs
+from service.engine.device_memory import DeviceMemory
 from service.engine.progress import Progress
 from service.engine.shapes import ROW_TILE, launch_shapes, probe_rows
 from service.engine.warmup import Trial
 from service.errors import StartupError
 from service.interface import Array, ModelInfo, Prediction
-from service.vram import DeviceMemory
 
 log = structlog.get_logger()
 

@@ -18,7 +18,7 @@ from models.backends.rollouts import GraphedSteps
 from models.backends.ways import Graphs
 from models.network.ensemble import EnsembleStep
 from service.engine import Engine
-from service.vram import DeviceMemory
+from service.engine.device_memory import DeviceMemory
 from tests.test_models.test_backends.driver import Driver
 from tests.test_service.test_engine.test_engine import checkpoint, inputs, moody, row_bits
 
