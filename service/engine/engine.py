@@ -17,16 +17,16 @@ import numpy as np
 import structlog
 import torch
 
+from models.backends.backend import Compiled, Eager, Graphs, Way
 from models.backends.cpus import usable_cpus
 from models.backends.fused import FusedRollouts
+from models.backends.graphs import NativeRollout, Rollout, WholeRollout
 from models.backends.native import NativeSteps, NotCompiledError
-from models.backends.rollouts import NativeRollout, Rollout, WholeRollout
-from models.backends.ways import Compiled, Eager, Graphs, Way
 from models.checkpoint import Checkpoint
 from service.costs import Costs
 from service.engine.device_memory import DeviceMemory
-from service.engine.progress import Progress
-from service.engine.shapes import ROW_TILE, launch_shapes, probe_rows
+from service.engine.launch_rows import ROW_TILE, launch_shapes, probe_rows
+from service.engine.parts import Progress
 from service.engine.warmup import Trial
 from service.errors import StartupError
 from service.interface import Array, ModelInfo, Prediction

@@ -12,7 +12,7 @@ import structlog
 from models.safety import SafetyLimits
 from models.spec import Spec
 from service.costs import Costs
-from service.engine.shapes import ROW_TILE, probe_rows
+from service.engine.launch_rows import ROW_TILE, probe_rows
 from service.interface import Array, Prediction
 
 log = structlog.get_logger()

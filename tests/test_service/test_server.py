@@ -23,7 +23,7 @@ from models.checkpoint import save_checkpoint
 from models.conformal import Guarantee
 from service.client import Client
 from service.engine import Engine
-from service.engine.progress import Progress
+from service.engine.parts import Progress
 from service.errors import StartupError
 from service.interface import Array
 from service.server import _allow_files, _log_limits, serve

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from models.backends import native
+from models.backends.graphs import NativeRollout
 from models.backends.native import NativeSteps, NotCompiledError, compile_library, library_file
-from models.backends.rollouts import NativeRollout
 from models.checkpoint import Architecture, load_checkpoint
 from models.highway import highway_spec
 from models.network.ensemble import WorldModelEnsemble

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.backends.rollouts import GraphedSteps, SteppedRollout, WholeRollout
+from models.backends.graphs import GraphedSteps, SteppedRollout, WholeRollout
 from models.network.ensemble import WorldModelEnsemble
 from models.prediction import Prediction
 

@@ -21,8 +21,9 @@ from models.backends.native import NotCompiledError
 from models.checkpoint import Architecture, Calibration, Checkpoint
 from models.network.ensemble import WorldModelEnsemble
 from models.spec import anonymous_spec
-from service.engine import Engine, shapes
-from service.engine.shapes import launch_shapes
+from service.engine import Engine
+from service.engine import launch_rows as shapes
+from service.engine.launch_rows import launch_shapes
 from service.errors import StartupError
 from service.interface import Array, EngineLike, Prediction
 

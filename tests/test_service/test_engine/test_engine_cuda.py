@@ -13,9 +13,9 @@ import pytest
 import structlog
 import torch
 
+from models.backends.backend import Graphs
+from models.backends.graphs import GraphedSteps
 from models.backends.native import NotCompiledError
-from models.backends.rollouts import GraphedSteps
-from models.backends.ways import Graphs
 from models.network.ensemble import EnsembleStep
 from service.engine import Engine
 from service.engine.device_memory import DeviceMemory
@@ -112,7 +112,7 @@ def graphs_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
             step, rows, state_dim, action_dim, capture=lambda work: work, wait=lambda: None
         )
 
-    monkeypatch.setattr("models.backends.ways.GraphedSteps", on_cpu)
+    monkeypatch.setattr("models.backends.backend.GraphedSteps", on_cpu)
 
 
 def rolled_out_as_on_a_gpu(engine: Engine) -> tuple[list[list[bytes]], Engine]:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from models.backends.rollouts import GraphedSteps, Rollout, SteppedRollout, WholeRollout
+from models.backends.graphs import GraphedSteps, Rollout, SteppedRollout, WholeRollout
 from models.network.ensemble import WorldModelEnsemble
 from models.prediction import Array, Prediction
 

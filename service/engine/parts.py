@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from models.backends.rollouts import Rollout
-from service.engine.shapes import ROW_TILE
+from models.backends.graphs import Rollout
+from service.engine.launch_rows import ROW_TILE
 from service.interface import Array, Prediction
 
 
