@@ -18,18 +18,18 @@ import numpy as np
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from models.ensemble import WorldModelEnsemble
 from models.highway import highway_spec
-from models.outcomes import crash_probability
+from models.network.ensemble import WorldModelEnsemble
+from models.network.world_model import WorldModel
 from models.spec import Spec
-from models.training.calibrate import fit_hazard, predict_windows
-from models.training.dataset import Windows, make_windows, split_episodes
-from models.training.member import MemberTrainer
-from models.training.options import Stage, TrainOptions
-from models.training.parallel import run_in_processes
-from models.training.report import table
-from models.training.store import load_store
-from models.world_model import WorldModel
+from models.survival import crash_probability
+from training.dataset.store import load_store
+from training.dataset.windows import Windows, make_windows, split_episodes
+from training.evaluation.report import table
+from training.fitting.calibrate import fit_hazard, predict_windows
+from training.fitting.member import MemberTrainer
+from training.fitting.options import Stage, TrainOptions
+from training.fitting.parallel import run_in_processes
 
 OPTIONS = TrainOptions(
     members=1,

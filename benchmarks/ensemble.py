@@ -21,9 +21,9 @@ from torch.func import functional_call, stack_module_state
 import models
 from benchmarks.machine import describe_machine
 from models.checkpoint import load_checkpoint
-from models.ensemble import WorldModelEnsemble
-from models.rows import pad_rows
-from models.unroll import unroll
+from models.network.ensemble import WorldModelEnsemble
+from models.network.rows import pad_rows
+from models.network.unroll import unroll
 
 ROWS = (1, 16, 64, 256)
 HORIZONS = (1, 16)

@@ -19,9 +19,9 @@ import torch
 from torch import nn
 
 from benchmarks.machine import describe_machine
+from models.backends.fused import CudaKernels, FusedRollouts
 from models.checkpoint import load_checkpoint
-from models.ensemble import WorldModelEnsemble
-from models.fused import CudaKernels, FusedRollouts
+from models.network.ensemble import WorldModelEnsemble
 from service.engine import Engine
 from service.interface import Array
 from service.server import loaded_engine

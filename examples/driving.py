@@ -13,11 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from models.training.behaviours import make_behaviour
-from models.training.bicycle import DT_S
-from models.training.bootstrap import draw_counts, percentile_interval, ratio_draws, share_interval
-from models.training.closed_loop import TRAINED_ROADS
-from models.training.simulator import CAUSES, MAX_STEPS, Simulation, draw_episode
+from training.closed_loop.comparison import TRAINED_ROADS
+from training.evaluation.bootstrap import (
+    draw_counts,
+    percentile_interval,
+    ratio_draws,
+    share_interval,
+)
+from training.simulation.behaviours import make_behaviour
+from training.simulation.bicycle import DT_S
+from training.simulation.simulator import CAUSES, MAX_STEPS, Simulation, draw_episode
 
 FIRST_SEED = 7_000_000
 """Episode i has the seed `FIRST_SEED + i`. Data sets draw theirs from 63 bits, so none is among

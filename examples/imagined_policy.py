@@ -26,9 +26,9 @@ from examples.driving import Action, MakePolicy, compare, recorded_states, write
 from examples.outlook import check_spec, crash_probability, expected_return, value
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.highway import NEIGHBOUR_COUNT
-from models.training.simulator import Simulation
-from models.training.slots import EGO_COUNT, SLOT_COUNT
-from models.world_model import WorldModel
+from models.network.world_model import WorldModel
+from training.simulation.simulator import Simulation
+from training.simulation.slots import EGO_COUNT, SLOT_COUNT
 
 NAME = "imagined policy"
 HORIZON = 16

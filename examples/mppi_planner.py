@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from examples.driving import Action, MakePolicy, Policy, compare, write_document
 from examples.outlook import check_spec, value
-from models.training.simulator import Simulation
 from service.client import Client
+from training.simulation.simulator import Simulation
 
 NAME = "MPPI planner"
 CANDIDATES = 64

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from models.highway import highway_spec
-from models.training.bicycle import FULL_BRAKE_MPS2, GRIP_MPS2, LENGTH_M
-from models.training.slots import EGO_COUNT, SLOT_COUNT
+from training.simulation.bicycle import FULL_BRAKE_MPS2, GRIP_MPS2, LENGTH_M
+from training.simulation.slots import EGO_COUNT, SLOT_COUNT
 
 CRASH_COST = 100.0
 STRAIN_COST = 40.0
@@ -57,7 +57,7 @@ def value(returns: Tensor, crash: Tensor, final_state: Tensor) -> Tensor:
 def expected_return(rewards: Tensor, dones: Tensor) -> Tensor:
     """Return the expected sum of rewards [B]: a step counts if alive before it.
 
-    The torch form of `models.outcomes.expected_returns`.
+    The torch form of `models.survival.expected_returns`.
 
     Args:
         rewards: [B, H].

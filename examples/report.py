@@ -15,7 +15,7 @@ import click
 from matplotlib.figure import Figure
 
 from examples.driving import FIRST_SEED
-from models.training.tables import ranged, table
+from training.evaluation.tables import ranged, table
 
 START = "<!-- results: written by `python -m examples.report` -->"
 END = "<!-- end of results -->"

@@ -1,5 +1,15 @@
-"""The world model of a car: specification, networks, checkpoints, safety rules, training.
+"""The world model of a car; usable without the service, in a notebook for example.
 
-Usable without the service (in a notebook, say). Import the submodule you need; this package
-imports nothing itself, so that torch is loaded only by those who need it.
+In: a checkpoint folder, states and actions. Out: predicted states, rewards and survival, and
+verdicts on them. Knows neither the service nor training; touches no network, and the disk only in
+`checkpoint`, `importing` and for the machine code that `backends` compile.
+
+- `spec`, `highway`: what the numbers of a state and an action mean;
+- `network`: the networks, in PyTorch;
+- `backends`: one file per way to compute a rollout; C++ and CUDA in `backends/csrc`;
+- `checkpoint`, `importing`: a model on disk, and weights that were trained elsewhere;
+- `prediction`, `survival`, `safety`, `conformal`: what is predicted, and what follows. NumPy only.
+
+Import the submodule you need: this package imports nothing itself, so that torch is loaded only by
+those who need it. `world_model`, `ensemble` and `training` are old names; see docs/imports.md.
 """

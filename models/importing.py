@@ -26,10 +26,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.checkpoint import Architecture, Checkpoint, load_tensors
-from models.ensemble import WorldModelEnsemble
-from models.files import CheckpointError
+from models.checkpoint.files import CheckpointError
+from models.network.ensemble import WorldModelEnsemble
+from models.network.world_model import NORMALISERS
 from models.spec import anonymous_spec
-from models.world_model import NORMALISERS
 
 _NEEDED = ("encoder.0.weight", "dynamics.0.weight", "decoder.weight")
 _SAVE = "write it by torch.save(model.state_dict(), 'weights.pt')"

@@ -20,13 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.outcomes import log_step_survival
-from models.plausible import is_plainly_possible
+from models.survival import log_step_survival
 
 Floats = NDArray[np.floating]
 
@@ -296,6 +296,32 @@ def _input_reasons(start: Floats, limits: SafetyLimits) -> list[list[Reason]]:
     if len(start) == 1 and is_plainly_possible(start[0].tolist(), slots, limits.apart_m):
         return outside
     return [[*x, *y] for x, y in zip(outside, _impossible_reasons(start, limits), strict=True)]
+
+
+def is_plainly_possible(
+    state: Sequence[float], slots: Sequence[tuple[int, int, int]], apart_m: float
+) -> bool:
+    """Tell quickly whether each neighbour is there or not, and any two that are there are apart.
+
+    Most states are; for one of them this takes a fifth of the time that NumPy takes to find no
+    reason against it.
+
+    Args:
+        state: [S].
+        slots: Columns of presence, dx and dy of each neighbour.
+        apart_m: Centres of two vehicles cannot be closer.
+
+    Returns:
+        False also for states that are possible by a hair: those need a proper look.
+    """
+    if any(state[presence] not in (0.0, 1.0) for presence, _, _ in slots):
+        return False
+    there = [(state[dx], state[dy]) for presence, dx, dy in slots if state[presence]]
+    # Apart along one axis is apart; the margin is for the rounding of float32.
+    far = 1.001 * apart_m
+    return all(
+        abs(x1 - x2) > far or abs(y1 - y2) > far for (x1, y1), (x2, y2) in combinations(there, 2)
+    )
 
 
 def _range_reasons(start: Floats, limits: SafetyLimits) -> list[list[Reason]]:

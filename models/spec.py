@@ -6,20 +6,25 @@ A `Spec` travels inside every checkpoint. Nothing else in the project holds dims
 from __future__ import annotations
 
 import math
+import struct
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
+import numpy as np
 from annotated_types import Interval, Len, MaxLen
+from numpy.typing import NDArray
 
-# What a spec's fields may hold; `models.files.checked` sees to it.
+# What a spec's fields may hold; `models.checkpoint.files.checked` sees to it.
 Name = Annotated[str, Len(1, 200)]
 Text = Annotated[str, MaxLen(1000)]
 Number = Annotated[float, Interval(ge=-1e12, le=1e12)]
 """Far from where float32 ends: a bound that becomes infinite would bound nothing."""
 Size = Annotated[float, Interval(gt=0, le=1e6)]
 _MOST_FEATURES = 4096
+
+States = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -246,3 +251,51 @@ def anonymous_spec(state_dim: int, action_dim: int, dt_s: float = 0.05) -> Spec:
         )
 
     return Spec("imported", dt_s, features("state", state_dim), features("action", action_dim))
+
+
+class EmptySlots:
+    """Zeroes what is left in slots without a neighbour.
+
+    Recorded states hold zeros there, so a model has never learned to ignore anything else: numbers
+    of a car that has gone would change its predictions.
+
+    Args:
+        spec: Names the slots; without a geometry there are none.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        slots = spec.geometry.slots if spec.geometry else ()
+        self._presences = np.array([spec.state_index(x.presence) for x in slots], np.intp)
+        self._columns = [
+            np.array([spec.state_index(name) for name in (slot.presence, *slot.features)])
+            for slot in slots
+        ]
+        # One state comes most often; NumPy takes five times as long to pick a few numbers of it.
+        form, end = "=", 0
+        for column in sorted(self._presences.tolist()):
+            form += f"{4 * (column - end)}xf"
+            end = column + 1
+        self._presences_of_one: Callable[[Any], tuple[float, ...]] = struct.Struct(form).unpack_from
+
+    def cleared(self, states: States) -> States:
+        """Return states with zeros in all features of slots whose presence is 0 (or -0).
+
+        A presence that is neither 0 nor 1 stays, for `models.safety` to see.
+
+        Args:
+            states: [K, S], rows without gaps; not changed.
+
+        Returns:
+            The same array if there is nothing to clear, else a copy.
+        """
+        if len(states) == 1:
+            if 0.0 not in self._presences_of_one(states):
+                return states
+        elif states.take(self._presences, axis=1).all():
+            return states
+        cleared = states.copy()
+        for presence, columns in zip(self._presences, self._columns, strict=True):
+            rows = np.flatnonzero(states[:, presence] == 0)
+            if len(rows):
+                cleared[rows[:, None], columns] = 0
+        return cleared

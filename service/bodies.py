@@ -15,8 +15,7 @@ from simdjson import Array as JsonArray
 from simdjson import Object as JsonObject
 from simdjson import Parser
 
-from models.slots import EmptySlots
-from models.spec import Spec
+from models.spec import EmptySlots, Spec
 from service.arrays import SIMDJSON_ERRORS, Layout, Reader, UnfitError, brackets, with_points
 from service.diagnosis import ArrayField, Axis, detail, is_number_within, refuse
 from service.interface import Array

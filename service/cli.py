@@ -134,8 +134,8 @@ def prepare(levels: bool, **options: Any) -> None:
     It takes seconds and needs a C++ compiler; it serves any checkpoint.
     """
     settings = _settings(options)
-    from models.levels import compile_levels
-    from models.native import NotCompiledError
+    from models.backends.cpu_levels import compile_levels
+    from models.backends.native import NotCompiledError
     from service.server import cache_folder, prepared_library
 
     try:
@@ -153,7 +153,7 @@ def prepare(levels: bool, **options: Any) -> None:
 @click.option("--workers", type=int, default=None, help="Processes.  [default: one a usable CPU]")
 def collect(folder: Path, transitions: int, seed: int, workers: int | None) -> None:
     """Record episodes of the simulator into FOLDER; goes on where an earlier call stopped."""
-    from models.training.collect import collect as run_collect
+    from training.dataset.collect import collect as run_collect
 
     with _one_sentence():
         run_collect(folder, transitions=transitions, seed=seed, workers=workers)
@@ -190,8 +190,8 @@ def train(
     allow_unguaranteed_limits: bool,
 ) -> None:
     """Train an ensemble on episodes in DATA; goes on where an earlier call stopped."""
-    from models.training.options import TrainOptions
-    from models.training.train import train as run_train
+    from training.fitting.options import TrainOptions
+    from training.fitting.train import train as run_train
 
     with _one_sentence():
         options = TrainOptions(
@@ -236,8 +236,8 @@ def calibrate(
     allow_unguaranteed_limits: bool,
 ) -> None:
     """Fit CHECKPOINT's probabilities and thresholds to episodes in DATA; its weights stay."""
-    from models.training.options import TrainOptions
-    from models.training.train import recalibrate
+    from training.fitting.options import TrainOptions
+    from training.fitting.train import recalibrate
 
     with _one_sentence():
         options = TrainOptions(
@@ -285,17 +285,18 @@ def evaluate(
     drives: int,
 ) -> None:
     """Compare CHECKPOINT with physics baselines on held-out episodes of DATA."""
-    from models.training.evaluate import evaluate as run_evaluate
-    from models.training.evaluate import model_card_table, write_metrics
-    from models.training.examples import export_held_out
-    from models.training.report import update_model_card
+    from training.dataset.examples import export_held_out
+    from training.evaluation.evaluate import evaluate as run_evaluate
+    from training.evaluation.evaluate import model_card_table, write_metrics
+    from training.evaluation.report import update_model_card
 
     with _one_sentence():
         metrics = run_evaluate(checkpoint, data, report)
         if closed_loop:
-            from service.closed_loop import add_closed_loop
+            from training.closed_loop.served import add_closed_loop
 
-            add_closed_loop(metrics, checkpoint, data, report, drives)
+            key = next(iter(Settings().keys()), None)
+            add_closed_loop(metrics, checkpoint, data, report, drives, api_key=key)
         write_metrics(checkpoint, metrics)
         if examples is not None:
             export_held_out(checkpoint, data, examples)

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import uvicorn
 
+from models.backends.cpu_levels import usable_library
+from models.backends.native import NotCompiledError
 from models.checkpoint import load_checkpoint
-from models.files import CheckpointError
-from models.levels import usable_library
-from models.native import NotCompiledError
+from models.checkpoint.files import CheckpointError
 from service.app import WorldModelApp, create_app
 from service.engine import Engine
 from service.errors import StartupError

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.native import COMPILERS, compile_library
-from tests.driver import Driver
+from models.backends.native import COMPILERS, compile_library
+from tests.test_models.test_backends.driver import Driver
 
 # Small products gain nothing from threads, and threads of several tests' servers fight for cores.
 torch.set_num_threads(1)

@@ -101,7 +101,7 @@ def copy_tree(group: Group) -> None:
 
 def _configure(group: Group, top_level: list[str]) -> None:
     options: dict[str, Any] = {
-        "source_paths": ["service", "models"],
+        "source_paths": ["service", "models", "training"],
         "only_mutate": group.modules,
         "do_not_mutate_patterns": [_LOG_LINES],
         "also_copy": top_level,
@@ -122,7 +122,7 @@ def _configure(group: Group, top_level: list[str]) -> None:
 def forget_what_may_have_changed(group: Group) -> None:
     """Test again what nobody noticed, if the code or the tests are not those of the last run."""
     seen = hashlib.sha256()
-    for room in ("models", "service", "tests"):
+    for room in ("models", "service", "training", "tests"):
         for path in sorted((group.folder / room).rglob("*.py")):
             seen.update(path.read_bytes())
     note = group.folder / "mutants" / "seen"

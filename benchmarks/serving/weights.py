@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.serving.workloads import Floats
 from models.checkpoint import Architecture, Checkpoint, save_checkpoint
-from models.ensemble import WorldModelEnsemble
+from models.network.ensemble import WorldModelEnsemble
 from models.spec import anonymous_spec
 
 _SEED = 0

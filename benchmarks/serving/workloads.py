@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import models
-from models.outcomes import crash_probability, crash_probability_by_step, expected_returns
+from models.survival import crash_probability, crash_probability_by_step, expected_returns
 from service.interface import Prediction
 
 EPISODES = Path(models.__file__).parent / "pretrained" / "episodes"

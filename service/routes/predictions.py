@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import orjson
 
-from models.outcomes import crash_probability, expected_returns
 from models.safety import Verdict, assess, safest
+from models.survival import crash_probability, expected_returns
 from service.bodies import BodyParser, Parsed
 from service.errors import EngineError
 from service.interface import ModelInfo, Prediction

@@ -10,14 +10,13 @@ import torch
 from click.testing import CliRunner
 
 from models.checkpoint import Architecture, Calibration, Checkpoint, save_checkpoint
-from models.ensemble import WorldModelEnsemble
 from models.highway import highway_spec
-from models.training.closed_loop import FIRST_SEED
-from models.training.closed_loop_results import MODEL, NO_MONITOR, PHYSICS
-from service import closed_loop
+from models.network.ensemble import WorldModelEnsemble
 from service.cli import main
-from service.errors import StartupError
-from tests.driving import drive, mixed_episodes, save_store
+from tests.test_training.driving import drive, mixed_episodes, save_store
+from training.closed_loop import served as closed_loop
+from training.closed_loop.comparison import FIRST_SEED
+from training.closed_loop.results import MODEL, NO_MONITOR, PHYSICS
 
 PHYSICS_THRESHOLD = -0.2
 
@@ -88,7 +87,7 @@ def test_a_data_set_with_one_of_the_drives_stops_before_any_is_driven(
 
 
 def test_a_service_that_does_not_start_is_one_sentence(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(StartupError, match="did not start"):
+    with pytest.raises(ChildProcessError, match="did not start"):
         closed_loop.run_closed_loop(tmp_path, data, physics_threshold=PHYSICS_THRESHOLD, episodes=1)
 
 

@@ -15,11 +15,11 @@ import torch
 
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.importing import import_weights
-from models.training.options import Stage, TrainOptions
-from models.training.train import fit
-from models.world_model import WorldModel
+from models.network.world_model import WorldModel
 from tests.test_end_to_end.conftest import COMMAND, Start, free_port
-from tests.toy import toy_spec, toy_windows
+from tests.test_training.toy import toy_spec, toy_windows
+from training.fitting.options import Stage, TrainOptions
+from training.fitting.train import fit
 
 
 def run(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -32,15 +32,15 @@ from examples.outlook import (
     steering_strain,
     value,
 )
-from models import outcomes
+from models import survival as outcomes
 from models.checkpoint import Architecture, Checkpoint, load_checkpoint, save_checkpoint
-from models.ensemble import WorldModelEnsemble
 from models.highway import highway_spec
-from models.kinematics import KinematicStep
-from models.training.closed_loop import TRAINED_ROADS
-from models.training.simulator import Simulation, draw_episode, run_episode
+from models.network.ensemble import WorldModelEnsemble
+from models.network.kinematics import KinematicStep
 from service.client import Client
 from tests.test_end_to_end.conftest import Start
+from training.closed_loop.comparison import TRAINED_ROADS
+from training.simulation.simulator import Simulation, draw_episode, run_episode
 
 SPEC = highway_spec()
 ROAD = {"speed": 20.0, "left_edge": 6.0, "right_edge": 6.0}
@@ -342,7 +342,7 @@ def test_recorded_states_do_not_depend_on_the_simulators_reward(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (states,) = recorded_states(1)
-    monkeypatch.setattr("models.training.simulator.reward_of", lambda features, cause: np.nan)
+    monkeypatch.setattr("training.simulation.simulator.reward_of", lambda features, cause: np.nan)
 
     (again,) = recorded_states(1)
 

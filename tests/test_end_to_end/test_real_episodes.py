@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from models.checkpoint import Checkpoint, load_checkpoint
-from models.outcomes import crash_probability, expected_returns
+from models.survival import crash_probability, expected_returns
 from service.engine import Engine
 from service.server import loaded_engine
 from service.settings import PRETRAINED, Settings

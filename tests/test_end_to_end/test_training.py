@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from models.checkpoint import load_checkpoint
-from models.training.evaluate import evaluate, write_metrics
-from models.training.examples import export_held_out
-from models.training.options import Stage, TrainOptions
-from models.training.train import train
+from training.dataset.examples import export_held_out
+from training.evaluation.evaluate import evaluate, write_metrics
+from training.fitting.options import Stage, TrainOptions
+from training.fitting.train import train
 
 COMMAND = str(Path(sys.executable).parent / "world-model")
 TINY = TrainOptions(

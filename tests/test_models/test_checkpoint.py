@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import models.checkpoint
+import models.checkpoint.checkpoint
 from models.checkpoint import (
     Architecture,
     Calibration,
@@ -19,12 +19,12 @@ from models.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from models.ensemble import WorldModelEnsemble
-from models.files import CheckpointError
+from models.checkpoint.files import CheckpointError
 from models.highway import highway_spec
 from models.importing import import_weights
+from models.network.ensemble import WorldModelEnsemble
+from models.network.world_model import WorldModel
 from models.spec import Spec, anonymous_spec
-from models.world_model import WorldModel
 
 SMALL = Architecture(hidden_dims=(16, 32))
 
@@ -399,7 +399,7 @@ def test_a_threshold_that_promises_nothing_is_served_only_if_asked_for(
 
 
 def test_the_bundled_checkpoint_is_what_it_was() -> None:
-    bundled = load_checkpoint(Path(models.checkpoint.__file__).parent / "pretrained")
+    bundled = load_checkpoint(Path(models.__file__).parent / "pretrained")
 
     assert bundled.version == "4d2a5d6972ec46fc"
     guarantee = bundled.calibration.guarantee
@@ -414,7 +414,7 @@ def test_a_folder_whose_writing_was_cut_short_is_refused(
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(models.checkpoint, "save", fail)
+    monkeypatch.setattr(models.checkpoint.checkpoint, "save", fail)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(small_checkpoint(), folder)
 

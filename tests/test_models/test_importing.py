@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.checkpoint import save_checkpoint
-from models.files import CheckpointError
+from models.checkpoint.files import CheckpointError
 from models.importing import import_weights
-from models.world_model import WorldModel
+from models.network.world_model import WorldModel
 from tests.test_models.test_checkpoint import small_checkpoint
 
 Weights = dict[str, Any]

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.plausible import is_plainly_possible
-from models.safety import SafetyLimits, assess
+from models.safety import SafetyLimits, assess, is_plainly_possible
 
 SLOTS = [(0, 1, 2), (3, 4, 5), (6, 7, 8)]
 EMPTY = [0.0] * 3

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from models.files import CheckpointError, checked
+from models.checkpoint.files import CheckpointError, checked
 from models.highway import highway_spec
 from models.spec import Feature, Geometry, Spec, anonymous_spec
 

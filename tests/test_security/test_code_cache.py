@@ -19,15 +19,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models import native
-from models.code_cache import fault_of, seal, trusted_folder
-from models.levels import LEVELS, compile_levels, usable_library
-from models.native import NativeSteps, NotCompiledError, compile_library, library_file
+from models.backends import native
+from models.backends.code_cache import fault_of, seal, trusted_folder
+from models.backends.cpu_levels import LEVELS, compile_levels, usable_library
+from models.backends.native import NativeSteps, NotCompiledError, compile_library, library_file
 from service.engine import Engine
 from service.server import prepared_library
 from service.settings import Settings
-from tests.test_models.test_native import MODELS, ensemble_of
-from tests.test_service.test_engine import checkpoint
+from tests.test_models.test_backends.test_native import MODELS, ensemble_of
+from tests.test_service.test_engine.test_engine import checkpoint
 
 ANOTHER_USER = 54321
 CODE = b"\x7fELF machine code"
@@ -215,7 +215,7 @@ def test_a_real_library_that_is_cut_short_ends_no_process(library: Path, tmp_pat
     cut.write_bytes(library.read_bytes()[:4096])
     code = f"""
 from pathlib import Path
-from models.native import NativeSteps, NotCompiledError
+from models.backends.native import NativeSteps, NotCompiledError
 try:
     NativeSteps(Path({str(cut)!r}), None)
 except NotCompiledError as exc:

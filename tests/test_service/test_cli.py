@@ -10,18 +10,18 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-import models.levels
-import models.training.collect
-import models.training.evaluate
-import models.training.examples
-import models.training.report
-import models.training.train
+import models.backends.cpu_levels
 import service.server
+import training.dataset.collect
+import training.dataset.examples
+import training.evaluation.evaluate
+import training.evaluation.report
+import training.fitting.train
 from models.checkpoint import load_checkpoint
-from models.training.options import TrainOptions
-from models.world_model import WorldModel
+from models.network.world_model import WorldModel
 from service.cli import main
 from service.settings import Settings
+from training.fitting.options import TrainOptions
 
 
 def invoke(*arguments: str | Path, env: dict[str, str] | None = None) -> Result:
@@ -78,7 +78,7 @@ def test_prepare_compiles_for_this_machine_or_for_all_levels(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(
-        models.levels, "compile_levels", lambda folder: [folder / "4", folder / "3"]
+        models.backends.cpu_levels, "compile_levels", lambda folder: [folder / "4", folder / "3"]
     )
     monkeypatch.setattr(service.server, "usable_library", lambda folder: folder / "own")
 
@@ -118,7 +118,7 @@ def test_collect_passes_its_options(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     def fake_collect(folder: Path, **options: Any) -> None:
         seen.update(options, folder=folder)
 
-    monkeypatch.setattr(models.training.collect, "collect", fake_collect)
+    monkeypatch.setattr(training.dataset.collect, "collect", fake_collect)
 
     result = invoke("collect", tmp_path, "--transitions", "500", "--seed", "7", "--workers", "1")
 
@@ -135,7 +135,7 @@ def test_train_passes_its_options_and_prints_the_version(
         seen.append(options)
         return "abc123"
 
-    monkeypatch.setattr(models.training.train, "train", fake_train)
+    monkeypatch.setattr(training.fitting.train, "train", fake_train)
 
     result = invoke(
         "train", tmp_path, "--out", tmp_path / "o", "--run", tmp_path / "r", "--members", "3"
@@ -156,8 +156,8 @@ def test_limits_that_promise_nothing_are_asked_for_by_name(
         seen.append(arguments[-1])
         return "abc123"
 
-    monkeypatch.setattr(models.training.train, "train", fake)
-    monkeypatch.setattr(models.training.train, "recalibrate", fake)
+    monkeypatch.setattr(training.fitting.train, "train", fake)
+    monkeypatch.setattr(training.fitting.train, "recalibrate", fake)
     places = {"train": ["--run", str(tmp_path / "r")], "calibrate": [str(tmp_path)]}[command]
     flags = ["--allow-unguaranteed-limits"] if is_asked_for else []
 
@@ -179,11 +179,11 @@ def test_evaluate_writes_report_metrics_examples_and_model_card(
 
         monkeypatch.setattr(module, name, fake)
 
-    record(models.training.evaluate, "evaluate", {"the": "metrics"})
-    record(models.training.evaluate, "write_metrics")
-    record(models.training.evaluate, "model_card_table", "the table")
-    record(models.training.examples, "export_held_out")
-    record(models.training.report, "update_model_card")
+    record(training.evaluation.evaluate, "evaluate", {"the": "metrics"})
+    record(training.evaluation.evaluate, "write_metrics")
+    record(training.evaluation.evaluate, "model_card_table", "the table")
+    record(training.dataset.examples, "export_held_out")
+    record(training.evaluation.report, "update_model_card")
     card = tmp_path / "card.md"
     card.touch()
     report, examples = tmp_path / "report", tmp_path / "episodes"
@@ -215,7 +215,7 @@ def test_training_that_ends_early_says_why_in_one_sentence(
     def fail(*_: object) -> str:
         raise raised
 
-    monkeypatch.setattr(models.training.train, "train", fail)
+    monkeypatch.setattr(training.fitting.train, "train", fail)
 
     result = invoke("train", tmp_path, "--out", tmp_path / "o", "--run", tmp_path / "r")
 

@@ -8,7 +8,7 @@ import httpx
 import numpy as np
 import pytest
 
-from models.outcomes import crash_probability, expected_returns
+from models.survival import crash_probability, expected_returns
 from tests.test_service.fakes import (
     ACTIONS,
     DIVERGE,

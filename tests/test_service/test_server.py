@@ -23,13 +23,13 @@ from models.checkpoint import save_checkpoint
 from models.conformal import Guarantee
 from service.client import Client
 from service.engine import Engine
+from service.engine.parts import Progress
 from service.errors import StartupError
 from service.interface import Array
-from service.progress import Progress
 from service.server import _allow_files, _log_limits, serve
 from service.settings import Settings
 from tests.test_service.fakes import fake_info
-from tests.test_service.test_engine import checkpoint
+from tests.test_service.test_engine.test_engine import checkpoint
 
 
 @pytest.fixture(scope="module")

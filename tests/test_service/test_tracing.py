@@ -42,7 +42,7 @@ from tests.test_service.fakes import (
     until,
 )
 from tests.test_service.sockets import BODY, LIMIT, LongWay, listening, request
-from tests.test_service.test_engine import checkpoint
+from tests.test_service.test_engine.test_engine import checkpoint
 from tests.test_service.test_server import in_thread, wait_ready
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,235 @@
+// What a step of one row needs beside matrix products, for CPUs and GPUs alike: `native.cpp` and
+// `fused.cu` say the rest. No standard library: GPU code is compiled where there is none.
+#pragma once
+
+#ifdef __CUDACC__
+#define ANYWHERE __device__ inline
+#else
+#include <math.h>
+#define ANYWHERE inline
+#endif
+
+constexpr int kPanel = 32;  // columns of weights that are packed together
+
+enum Activation { kNone = 0, kRelu = 1, kElu = 2, kTanh = 3 };
+
+struct Layer {
+  int inputs, outputs, activation;
+  const float* weights;  // [panels][inputs][kPanel], zero beyond the outputs
+  const float* biases;   // [panels * kPanel]
+};
+
+struct Member {
+  const Layer* layers;  // encoder, dynamics, decoder, reward head, done head
+  const float *state_mean, *state_scale, *delta_scale;
+  float reward_mean, reward_scale, done_scale, done_shift;
+};
+
+struct Model {
+  int members, state_dim, action_dim, depth, latent_dim;
+  int is_residual, has_geometry, has_kinematics, slots, edges;
+  const Member* member;
+  const float *gate_always, *gate_if_present;
+  const int* gate_presence;
+  // Columns of the state: dx, dy, heading, speed, acceleration, yaw rate, presence, a slot each.
+  const int* slot_columns;
+  const int* edge_columns;
+  // Columns of the ego: speed, offset, sine of its heading, edges, curvature; of the action.
+  const int *ego_columns, *action_columns;
+  float half_length_m, half_width_m, gap_limit_m, contact_scale_m;
+  float dt_s, length_m, full_throttle_mps2, full_brake_mps2, max_speed_mps, grip_mps2;
+  float max_steering_rad, slowest_mps, most_sin;
+};
+
+ANYWHERE int padded(int outputs) { return (outputs + kPanel - 1) / kPanel * kPanel; }
+
+ANYWHERE int larger(int x, int y) { return x < y ? y : x; }
+// The first one if one is not a number.
+ANYWHERE float larger(float x, float y) { return x < y ? y : x; }
+ANYWHERE float smaller(float x, float y) { return y < x ? y : x; }
+ANYWHERE float clamped(float x, float low, float high) { return smaller(larger(x, low), high); }
+
+// The numbers of one row, every `stride`-th of memory.
+template <class Number>
+struct Row {
+  Number* at;
+  long long stride = 1;
+
+  ANYWHERE Number& operator[](long long i) const { return at[i * stride]; }
+};
+
+struct Angle {
+  float sin, cos;
+};
+
+// By their series, exact to float32 below 0.2 rad.
+ANYWHERE Angle small_angle(float angle) {
+  const float square = angle * angle;
+  return {angle * (1 - square * (1.0f / 6 - square / 120)),
+          1 - square * (0.5f - square * (1.0f / 24 - square / 720))};
+}
+
+// The ego's way in its own frame: m, m to the right, rad.
+struct Motion {
+  float forward, sideways, turned;
+};
+
+// Moves the ego; see `models.network.kinematics.KinematicStep`.
+ANYWHERE Motion move_ego(const Model& m, Row<const float> state, Row<const float> action,
+                         Row<float> after) {
+  const int *ego = m.ego_columns, *pedals = m.action_columns;
+  const float speed = state[ego[0]], curvature = state[ego[5]];
+  const float throttle = action[pedals[1]], brake = action[pedals[2]];
+  const float wanted = m.full_throttle_mps2 * throttle - m.full_brake_mps2 * brake;
+  const float acceleration =
+      smaller(larger(wanted, -speed / m.dt_s), (m.max_speed_mps - speed) / m.dt_s);
+  const float quick = larger(speed, 1.0f);
+  const float grip = m.grip_mps2 * m.length_m / (quick * quick);
+  const float wheel = action[pedals[0]] * smaller(atanf(grip), m.max_steering_rad);
+  const float tan_slip = 0.5f * tanf(wheel);
+  const float cos_slip = 1.0f / sqrtf(1 + tan_slip * tan_slip);
+  const float sin_slip = tan_slip * cos_slip;
+  const float path = speed * m.dt_s;
+  const float forward = path * cos_slip, sideways = path * sin_slip;
+  const float turned = path * sin_slip * (2 / m.length_m);
+  const float sin_error = clamped(state[ego[2]], -m.most_sin, m.most_sin);
+  const float cos_error = sqrtf(1 - sin_error * sin_error);
+  const float along = forward * cos_error - sideways * sin_error;
+  const float bend = curvature * along;
+  const float across = forward * sin_error + sideways * cos_error - 0.5f * bend * along;
+  const Angle change = small_angle(turned - bend);
+  after[ego[0]] = speed + acceleration * m.dt_s;
+  after[ego[1]] = state[ego[1]] + across;
+  after[ego[2]] = sin_error * change.cos + cos_error * change.sin;
+  after[ego[3]] = state[ego[3]] + across;
+  after[ego[4]] = state[ego[4]] - across;
+  after[ego[5]] = curvature;
+  return {forward, sideways, turned};
+}
+
+// Moves the neighbour in a slot, seen from the ego after its motion.
+ANYWHERE void move_neighbour(const Model& m, int slot, Row<const float> state, Motion ego,
+                             Row<float> after) {
+  int at[7];
+  float was[7];
+  for (int i = 0; i < 7; ++i) {
+    at[i] = m.slot_columns[i * m.slots + slot];
+    was[i] = state[at[i]];
+  }
+  const Angle frame = small_angle(ego.turned);
+  const float sin_h = sinf(was[2]), cos_h = cosf(was[2]);
+  const float slip = was[5] * (m.length_m / 2) / larger(was[3], m.slowest_mps);
+  const float slip_sin = clamped(slip, -m.most_sin, m.most_sin);
+  const float slip_cos = sqrtf(1 - slip_sin * slip_sin);
+  const float way = was[3] * m.dt_s;
+  const float ahead = was[0] + way * (cos_h * slip_cos - sin_h * slip_sin) - ego.forward;
+  const float aside = was[1] + way * (sin_h * slip_cos + cos_h * slip_sin) - ego.sideways;
+  const float faster = was[3] + was[4] * m.dt_s;
+  const float goes_on = faster > 0 ? 1.0f : 0.0f;
+  const float then[6] = {
+      frame.cos * ahead + frame.sin * aside, frame.cos * aside - frame.sin * ahead,
+      was[2] + was[5] * m.dt_s - ego.turned, faster * goes_on,
+      was[4] * goes_on,                      was[5] * goes_on,
+  };
+  for (int i = 0; i < 6; ++i) after[at[i]] = was[i] + was[6] * (then[i] - was[i]);
+  after[at[6]] = was[6];
+}
+
+// A feature after the step: its analytic one, or the present one, and what the decoder says.
+ANYWHERE float decoded_feature(const Model& m, const Member& member, int i, Row<const float> state,
+                               float base, float decoded) {
+  float change = member.delta_scale[i] * decoded;
+  if (m.has_geometry) {
+    change *= m.gate_always[i] + m.gate_if_present[i] * state[m.gate_presence[i]];
+  }
+  return m.is_residual ? base + change : decoded;
+}
+
+ANYWHERE float squashed(float gap) { return gap / (1 + fabsf(gap)); }
+
+// Metres to the neighbour in a slot; see `models.network.geometry.GeometryMap`.
+ANYWHERE float gap_to(const Model& m, int slot, Row<const float> state) {
+  const float length = m.half_length_m, width = m.half_width_m, limit = m.gap_limit_m;
+  const int* columns = m.slot_columns + slot;
+  const float dx = state[columns[0]], dy = state[columns[m.slots]];
+  const float heading = state[columns[2 * m.slots]];
+  const float cos_h = cosf(heading), sin_h = sinf(heading);
+  const float along = length + length * fabsf(cos_h) + width * fabsf(sin_h);
+  const float across = width + length * fabsf(sin_h) + width * fabsf(cos_h);
+  const float own = larger(fabsf(dx) - along, fabsf(dy) - across);
+  const float others = larger(fabsf(dx * cos_h + dy * sin_h) - along,
+                              fabsf(dy * cos_h - dx * sin_h) - across);
+  const bool is_there = state[columns[6 * m.slots]] > 0.5f;
+  return is_there ? clamped(larger(own, others), -limit, limit) : limit;
+}
+
+ANYWHERE float gap_to_edge(const Model& m, Row<const float> state) {
+  float gap = m.gap_limit_m;
+  for (int i = 0; i < m.edges; ++i) gap = smaller(gap, state[m.edge_columns[i]]);
+  return larger(gap, -m.gap_limit_m);
+}
+
+// Puts a gap where the done head reads it: at both scales. The nearest gap and the edge's come
+// after those of the slots.
+ANYWHERE void put_gap(const Model& m, int place, float gap, Row<float> inputs) {
+  inputs[place] = squashed(gap);
+  inputs[m.slots + 2 + place] = squashed(gap / m.contact_scale_m);
+}
+
+ANYWHERE float sigmoid(float x) {
+  const float e = expf(-fabsf(x));
+  return x >= 0 ? 1 / (1 + e) : e / (1 + e);
+}
+
+ANYWHERE float softplus(float x) { return larger(x, 0.0f) + log1pf(expf(-fabsf(x))); }
+
+struct MeanVariance {
+  float mean, variance;
+};
+
+// Over members, each divided by its own scale.
+template <class Scale>
+ANYWHERE MeanVariance spread_of(int members, Row<const float> values, Scale scale) {
+  float total = values[0] / scale(0), squares = 0;
+  for (int e = 1; e < members; ++e) total += values[e] / scale(e);
+  const float mean = total / members;
+  for (int e = 0; e < members; ++e) {
+    const float off = values[e] / scale(e) - mean;
+    squares += off * off;
+  }
+  return {mean, squares / members};
+}
+
+ANYWHERE float mean_of(int members, Row<const float> values) {
+  float total = values[0];
+  for (int e = 1; e < members; ++e) total += values[e];
+  return total / members;
+}
+
+struct Said {
+  float reward, done, spread;
+};
+
+// What the members say of one row together, and its mean state; see `models.network.ensemble.EnsembleStep`.
+// Strides are from member to member. `log_alive` is from before the step.
+ANYWHERE Said combine(const Model& m, Row<const float> states, Row<const float> rewards,
+                      Row<const float> logits, Row<const float> log_alive, float* mean_state) {
+  const int dim = m.state_dim, members = m.members;
+  float squares = 0;
+  for (int i = 0; i < dim; ++i) {
+    const Row<const float> values = {states.at + i, states.stride};
+    mean_state[i] = mean_of(members, values);
+    const auto scale = [&](int e) { return m.member[e].state_scale[i]; };
+    squares += spread_of(members, values, scale).variance;
+  }
+  const auto scale = [&](int e) { return m.member[e].reward_scale; };
+  squares += spread_of(members, rewards, scale).variance;
+  float most = log_alive[0], ending = 0, alive = 0;
+  for (int e = 1; e < members; ++e) most = larger(most, log_alive[e]);
+  for (int e = 0; e < members; ++e) {
+    const float weight = expf(log_alive[e] - most);
+    ending += weight * sigmoid(logits[e]);
+    alive += weight;
+  }
+  return {mean_of(members, rewards), ending / alive, sqrtf(squares / (dim + 1))};
+}

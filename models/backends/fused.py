@@ -1,0 +1,286 @@
+"""Rollouts of an ensemble as two kernels on a GPU: `fused.cu`, compiled when they are first needed.
+
+As PyTorch calls them, a step's operations are hundreds of kernels, each of which takes longer to
+begin than to compute. Here all steps of a rollout are one kernel, and what its members say
+together is another. The two ways agree to a few units in the last place, not in bits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.backends.native import NotCompiledError
+from models.backends.packing import layers_of, pack, padded
+from models.network.ensemble import WorldModelEnsemble
+from models.network.world_model import WorldModel
+from models.prediction import Array, Prediction
+
+SOURCE = Path(__file__).parent / "csrc" / "fused.cu"
+HEADER = SOURCE.with_name("steps.h")
+TILE_ROWS, THREADS = 16, 256
+TRACE_EXTRAS = 3
+"""Columns of the trace after the state's."""
+
+_CLOSE = 1e-3
+_CLOSE_SHARE = 0.99
+
+
+class FusedRollouts:
+    """Rollouts on a GPU: one copy in, two kernels, one copy out, one wait.
+
+    Its memory is fixed and grows: one rollout at a time.
+
+    Args:
+        ensemble: Its present weights are taken.
+        device: Where the kernels compute.
+        kernels: Makes what computes there; its argument is the shared memory of a block in bytes.
+
+    Raises:
+        NotCompiledError: The kernels cannot be had there.
+    """
+
+    def __init__(
+        self,
+        ensemble: WorldModelEnsemble,
+        device: torch.device,
+        kernels: Callable[[int], CudaKernels] | None = None,
+    ) -> None:
+        members = list(ensemble.members)
+        self._ensemble = ensemble
+        self._device = device
+        self._kernels = (kernels or CudaKernels)(shared_bytes(members[0]))
+        self._members, self._state_dim = len(members), members[0].state_dim
+        self._weights = torch.empty(len(pack(members, 0)[0]), dtype=torch.uint8, device=device)
+        block, at = pack(members, self._weights.data_ptr())
+        self._weights.copy_(torch.from_numpy(block.copy()))
+        self._model = self._weights.data_ptr() + at
+        self._given = _Growing(device)
+        self._trace = _Growing(device)
+        self._told = _Growing(device)
+        self._host = _Growing(torch.device("cpu"), is_pinned=device.type == "cuda")
+
+    def blank(self, rows: int, horizon: int, state_dim: int) -> Prediction:
+        """Return a prediction to be written, where the device can write it itself."""
+        return Prediction.blank(rows, horizon, state_dim, self._pinned)
+
+    def rollout(self, states: Array, actions: Array, prediction: Prediction) -> None:
+        """Take all steps.
+
+        Args:
+            states: [B, S].
+            actions: [B, H, A].
+            prediction: Written, but for `is_finite`.
+        """
+        rows, horizon, _ = actions.shape
+        starts = states.size
+        numbers = starts + actions.size
+        host = self._host.numbers(numbers)
+        host.numpy()[:starts] = states.reshape(-1)
+        host.numpy()[starts:] = actions.reshape(-1)
+        given = self._given.numbers(numbers)
+        given.copy_(host, non_blocking=True)
+        columns = self._state_dim + TRACE_EXTRAS
+        trace = self._trace.numbers(self._members * horizon * rows * columns)
+        sizes = [x.size for x in _arrays(prediction)]
+        told = torch.split(self._told.numbers(sum(sizes)), sizes)
+        memory = [given, given[starts:], trace, *told]
+        addresses = [x.data_ptr() for x in memory]
+        self._kernels(self._model, self._members, addresses, rows, horizon)
+        self._fetch(self._told.numbers(sum(sizes)), prediction)
+
+    def check(self, states: Array, actions: Array) -> None:
+        """Compare with what the ensemble says.
+
+        Args:
+            states: [B, S].
+            actions: [B, H, A].
+
+        Raises:
+            NotCompiledError: It says something else.
+        """
+        seen = self.blank(len(states), actions.shape[1], states.shape[1])
+        self.rollout(states, actions, seen)
+        with torch.inference_mode():
+            given = (torch.from_numpy(x).to(self._device) for x in (states, actions))
+            truth = self._ensemble.rollout(*given)
+        for name in ("states", "rewards", "dones", "uncertainty"):
+            expected = getattr(truth, name).cpu().numpy()
+            is_close = np.isclose(getattr(seen, name), expected, _CLOSE, _CLOSE, equal_nan=True)
+            # Where a car comes or goes, the last bit decides; so not all need be.
+            if is_close.mean() < _CLOSE_SHARE:
+                raise NotCompiledError(f"the GPU's {name} differ from the model's")
+
+    def _fetch(self, told: Tensor, prediction: Prediction) -> None:
+        """Copy what was told back, and wait for it."""
+        if prediction.block is not None:
+            torch.from_numpy(prediction.block).copy_(told, non_blocking=True)
+            self._kernels.wait()
+            return
+        host = self._host.numbers(len(told))
+        host.copy_(told, non_blocking=True)
+        self._kernels.wait()
+        first = 0
+        for array in _arrays(prediction):
+            array[:] = host.numpy()[first : first + array.size].reshape(array.shape)
+            first += array.size
+
+    def _pinned(self, numbers: int) -> Array:
+        block: Array = torch.empty(numbers, pin_memory=self._device.type == "cuda").numpy()
+        return block
+
+
+def _arrays(prediction: Prediction) -> tuple[Array, ...]:
+    """Return a prediction's arrays in the order of its block."""
+    return prediction.states, prediction.rewards, prediction.dones, prediction.uncertainty
+
+
+class _Growing:
+    """Memory for as many numbers as have been asked for at most."""
+
+    def __init__(self, device: torch.device, *, is_pinned: bool = False) -> None:
+        self._options: dict[str, Any] = {"device": device, "pin_memory": is_pinned}
+        self._memory = torch.empty(0, **self._options)
+
+    def numbers(self, count: int) -> Tensor:
+        """Return memory for so many numbers, of whatever value."""
+        if count > len(self._memory):
+            self._memory = torch.empty(0, **self._options)  # first give back, then take
+            self._memory = torch.empty(count, **self._options)
+        return self._memory[:count]
+
+
+def shared_bytes(member: WorldModel) -> int:
+    """Return the shared memory of a block: what `Tile` in fused.cu takes."""
+    depth = len(member.hidden_dims)
+    layers = [layer for layer, _ in layers_of(member)]
+    widest = max(
+        member.state_dim, member.action_dim, *(padded(layer.out_features) for layer in layers)
+    )
+    latent = padded(member.latent_dim)
+    widths = (
+        2 * widest,
+        max(latent, layers[depth].in_features),
+        max(latent, layers[2 * depth + 3].in_features),
+        2 * member.state_dim,
+        member.action_dim,
+        1 + 3,
+    )
+    return 4 * TILE_ROWS * sum(widths)
+
+
+class CudaKernels:
+    """Both kernels on the current CUDA device, in PyTorch's current stream.
+
+    Args:
+        shared: Bytes of shared memory that a block needs.
+
+    Raises:
+        NotCompiledError: NVIDIA's compiler or its Python bindings are missing, or a block needs
+            more than the device has.
+    """
+
+    def __init__(self, shared: int) -> None:
+        major, minor = torch.cuda.get_device_capability()
+        binary = compiled(f"sm_{major}{minor}")
+        from cuda.bindings import driver
+
+        most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        torch.cuda.synchronize()  # makes the context
+        try:
+            module = _good(driver.cuModuleLoadData(binary))
+            self._rollout = _good(driver.cuModuleGetFunction(module, b"world_model_rollout"))
+            self._combine = _good(driver.cuModuleGetFunction(module, b"world_model_combine"))
+            _good(driver.cuFuncSetAttribute(self._rollout, most, shared))
+        except RuntimeError as exc:
+            raise NotCompiledError(f"the GPU does not take {SOURCE.name}: {exc}") from exc
+        self._shared = shared
+        self._queue = driver.cuLaunchKernel
+
+    def __call__(
+        self, model: int, members: int, memory: Sequence[int], rows: int, horizon: int
+    ) -> None:
+        """Queue both kernels.
+
+        Args:
+            model: Address of the packed model.
+            members: E.
+            memory: Addresses of starts, actions, trace, states, rewards, dones, uncertainty.
+            rows: B.
+            horizon: H.
+
+        Raises:
+            RuntimeError: The device refuses.
+        """
+        starts, actions, trace, *_, uncertainty = memory
+        sizes = rows, horizon
+        tiles, blocks = -(-rows // TILE_ROWS), -(-rows // THREADS)
+        given = model, starts, actions, trace, uncertainty
+        self._launch(self._rollout, (tiles, members), self._shared, given, sizes)
+        self._launch(self._combine, (blocks, horizon), 0, (model, starts, *memory[2:]), sizes)
+
+    def wait(self) -> None:
+        """Return when all that was queued is computed and copied."""
+        torch.cuda.current_stream().synchronize()
+
+    def _launch(
+        self,
+        kernel: Any,
+        blocks: tuple[int, int],
+        shared: int,
+        addresses: Sequence[int],
+        sizes: Sequence[int],
+    ) -> None:
+        kinds = [ctypes.c_void_p] * len(addresses) + [ctypes.c_int] * len(sizes)
+        stream = torch.cuda.current_stream().cuda_stream
+        arguments = (*addresses, *sizes), tuple(kinds)
+        _good(self._queue(kernel, *blocks, 1, THREADS, 1, 1, shared, stream, arguments, 0))
+
+
+def compiled(architecture: str) -> bytes:
+    """Return the kernels' machine code.
+
+    Args:
+        architecture: As NVIDIA calls it: "sm_86" or so.
+
+    Raises:
+        NotCompiledError: NVIDIA's compiler or its Python bindings are missing, or it refuses.
+    """
+    try:
+        from cuda.bindings import nvrtc
+
+        source, header = SOURCE.read_bytes(), HEADER.read_bytes()
+        name, included = SOURCE.name.encode(), HEADER.name.encode()
+        program = _good(nvrtc.nvrtcCreateProgram(source, name, 1, [header], [included]))
+    except (ImportError, RuntimeError) as exc:
+        raise NotCompiledError(f"NVIDIA's compiler is not at hand: {exc}") from exc
+    options = [b"--std=c++17", f"--gpu-architecture={architecture}".encode()]
+    try:
+        _good(nvrtc.nvrtcCompileProgram(program, len(options), options))
+    except RuntimeError as exc:
+        log = b" " * _good(nvrtc.nvrtcGetProgramLogSize(program))
+        nvrtc.nvrtcGetProgramLog(program, log)
+        said = log.decode(errors="replace").strip("\0 \n")[:300]
+        raise NotCompiledError(f"NVIDIA's compiler refuses {architecture}: {said}") from exc
+    binary = b" " * _good(nvrtc.nvrtcGetCUBINSize(program))
+    _good(nvrtc.nvrtcGetCUBIN(program, binary))
+    nvrtc.nvrtcDestroyProgram(program)
+    return bytes(binary)
+
+
+def _good(answer: tuple[Any, ...]) -> Any:
+    """Return what a call of CUDA's answers beside its error.
+
+    Raises:
+        RuntimeError: It has one.
+    """
+    error, *values = answer
+    if error.value:
+        raise RuntimeError(error.name)
+    return values[0] if values else None

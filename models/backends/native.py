@@ -1,0 +1,270 @@
+"""An ensemble's steps as machine code for a CPU: `native.cpp`, compiled once a machine.
+
+Eager, a step is hundreds of small calls from Python, each dearer than its work for a few rows, and
+libraries pack a layer's weights anew at every call. Compiling takes seconds and needs a C++
+compiler; whoever cannot have it steps eagerly. The two agree to a few units in the last place, not
+in bits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import itertools
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.backends.code_cache import fault_of, make_folder, seal, trusted_folder
+from models.backends.packing import Bytes, pack
+from models.network.ensemble import WorldModelEnsemble
+from models.network.world_model import WorldModel
+from models.prediction import Array, Prediction
+
+SOURCE = Path(__file__).parent / "csrc" / "native.cpp"
+INCLUDED = SOURCE.with_name("steps.h")
+COMPILERS = ("c++", "g++", "clang++")
+_OPTIONS = ("-O3", "-std=c++17", "-shared", "-fPIC")
+_FORMAT = "sealed"
+"""Of the file; another one has another name, so that old files are not taken for broken ones."""
+
+_LONGEST_S = 300
+_ALIGNMENT = 64
+
+log = logging.getLogger(__name__)
+
+
+class NotCompiledError(Exception):
+    """The machine code cannot be had; the message says why."""
+
+
+def library_file(folder: Path) -> Path:
+    """Return where the library is kept: named by its source and by what this processor can do."""
+    return named_library(folder, f"native {platform.machine()} {processor()}")
+
+
+def named_library(folder: Path, target: str) -> Path:
+    """Return where the library for a target is kept, whatever the target is called."""
+    texts = [path.read_text() for path in (SOURCE, INCLUDED)]
+    digest = hashlib.sha256("\n".join([*texts, *_OPTIONS, _FORMAT, target]).encode()).hexdigest()
+    return folder / f"steps-{digest[:16]}.so"
+
+
+def compile_library(folder: Path) -> Path:
+    """Return the library's file, which is made if it is not there.
+
+    Args:
+        folder: Where it is kept; made if missing.
+
+    Raises:
+        NotCompiledError: There is no compiler, no place to write that is trusted, or it failed.
+    """
+    return compiled(library_file(folder), "native")
+
+
+def compiled(path: Path, march: str) -> Path:
+    """Return a library's file, which is compiled for what `-march` calls so if need be.
+
+    Need is if it is not there, or must not be loaded: cut short, damaged, a link, somebody else's.
+
+    Raises:
+        NotCompiledError: As for `compile_library`.
+    """
+    folder = checked_folder(path.parent)
+    path = folder / path.name
+    fault = fault_of(path)
+    if fault is None:
+        return path
+    is_there = os.path.lexists(path)
+    compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
+    if compiler is None:
+        broken = f"{path} {fault}, and " if is_there else ""
+        raise NotCompiledError(f"{broken}there is no C++ compiler ({', '.join(COMPILERS)})")
+    try:
+        make_folder(folder)
+        # Between the first look and making it, others may have made one in a folder like /tmp.
+        with tempfile.TemporaryDirectory(dir=checked_folder(folder)) as scratch:
+            made = Path(scratch) / path.name
+            command = [compiler, *_OPTIONS, f"-march={march}", "-o", str(made), str(SOURCE)]
+            _run(command)
+            seal(made, path.name)
+            made.replace(path)
+    except subprocess.CalledProcessError as exc:
+        raise NotCompiledError(f"{compiler} failed: {exc.stderr.strip()[:300]}") from exc
+    except subprocess.TimeoutExpired as exc:
+        raise NotCompiledError(f"{compiler} took more than {_LONGEST_S} s") from exc
+    except OSError as exc:
+        raise NotCompiledError(f"cannot write into {folder}: {exc.strerror}") from exc
+    if is_there:
+        log.warning("machine code compiled anew: %s %s", path, fault)
+    return path
+
+
+def _run(command: Sequence[str]) -> None:
+    subprocess.run(
+        command,
+        check=True,
+        capture_output=True,
+        text=True,
+        errors="replace",  # compilers speak the language of the locale, in its encoding
+        timeout=_LONGEST_S,
+    )
+
+
+def checked_folder(folder: Path) -> Path:
+    """Return a folder for machine code without links on its path; it may be missing.
+
+    Raises:
+        NotCompiledError: Others may write there, or it cannot be looked at.
+    """
+    try:
+        return trusted_folder(folder)
+    except OSError as exc:
+        raise NotCompiledError(f"{exc.filename or folder} {exc.strerror}") from exc
+
+
+class NativeSteps:
+    """Machine code with the members' present weights.
+
+    Args:
+        library: File of `compile_library`.
+        ensemble: On the CPU.
+        threads: Among which the rows of a call are divided.
+
+    Raises:
+        NotCompiledError: The file cannot be used.
+    """
+
+    def __init__(self, library: Path, ensemble: WorldModelEnsemble, threads: int = 1) -> None:
+        fault = fault_of(library)
+        if fault is not None:
+            raise NotCompiledError(f"{library} cannot be loaded: it {fault}")
+        try:
+            self._call = ctypes.CDLL(str(library)).world_model_steps
+        except (OSError, AttributeError) as exc:
+            raise NotCompiledError(f"{library} cannot be loaded: {exc}") from exc
+        self._call.restype = _INT
+        self._call.argtypes = [_POINTER, _POINTER, *[_INT] * 5]
+        members = list(ensemble.members)
+        self.member_count, self.state_dim = len(members), members[0].state_dim
+        self._pool = ThreadPoolExecutor(threads, "steps") if threads > 1 else None
+        self._threads = threads
+        self._weights, self._address = _placed(members)
+
+    def take(self, rows: RowsUnderway, begin: int, end: int, watched: int = -1) -> int:
+        """Take steps of all rows; see `world_model_steps` in native.cpp.
+
+        Args:
+            rows: All but the first steps go on with what those before have left there.
+            begin: First step.
+            end: The step after the last one.
+            watched: File descriptor; when it is readable, no further step is begun. None if -1.
+
+        Returns:
+            The step that comes next.
+        """
+        count = rows.count
+        if self._pool is None or count < self._threads * _FEWEST_ROWS:
+            return self._take(rows, begin, end, 0, count, watched)
+        bounds = [count * k // self._threads for k in range(self._threads + 1)]
+        shares = list(itertools.pairwise(bounds))
+        parts = [
+            self._pool.submit(self._take, rows, begin, end, first, last, watched)
+            for first, last in shares
+        ]
+        reached = [part.result() for part in parts]
+        # They look at different moments; those behind catch up.
+        for (first, last), step in zip(shares, reached, strict=True):
+            if step < max(reached):
+                self._take(rows, step, max(reached), first, last, -1)
+        return max(reached)
+
+    def _take(
+        self, rows: RowsUnderway, begin: int, end: int, first: int, last: int, watched: int
+    ) -> int:
+        # ctypes lets go of the interpreter for the whole call.
+        step: int = self._call(
+            self._address, rows.address, begin, end, first, last - first, watched
+        )
+        return step
+
+
+def _placed(members: Sequence[WorldModel]) -> tuple[Bytes, int]:
+    """Return members' weights where they lie, and the address of the model in them."""
+    size = len(pack(members, 0)[0])
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    first = -memory.ctypes.data % _ALIGNMENT
+    block = memory[first : first + size]
+    block[:], model = pack(members, block.ctypes.data)
+    return block, block.ctypes.data + model
+
+
+class RowsUnderway:
+    """Rows that take steps: where they start, what is done, and where predictions go.
+
+    Args:
+        steps: Who takes them.
+        states: [B, S].
+        actions: [B, H, A].
+        prediction: Of B rows over H steps; written, but for `is_finite`.
+    """
+
+    def __init__(
+        self, steps: NativeSteps, states: Array, actions: Array, prediction: Prediction
+    ) -> None:
+        self.count, horizon, _ = actions.shape
+        size = states.itemsize
+        if states.strides[1] != size or states.dtype != np.float32:
+            states = np.ascontiguousarray(states, np.float32)
+        actions = np.ascontiguousarray(actions, np.float32)
+        carried = np.empty(steps.member_count * self.count * (steps.state_dim + 1), np.float32)
+        written = (
+            prediction.states, prediction.rewards, prediction.dones, prediction.uncertainty
+        )  # fmt: skip
+        arrays = (states, actions, carried, *written)
+        self._kept = arrays
+        self._rows = _Rows(self.count, horizon, states.strides[0] // size, *map(_address, arrays))
+        self.address = ctypes.addressof(self._rows)
+
+
+def _address(array: Any) -> int:
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))
+    except (TypeError, ValueError, BufferError):  # read-only, or not in one piece
+        return int(array.ctypes.data)  # takes thrice as long
+
+
+_FEWEST_ROWS = 16
+"""Fewer are not worth another thread."""
+
+_INT, _POINTER = ctypes.c_int32, ctypes.c_void_p
+
+
+class _Rows(ctypes.Structure):
+    """What native.cpp calls so, field by field."""
+
+    _fields_ = [
+        ("rows", _INT),
+        ("horizon", _INT),
+        ("start_stride", ctypes.c_int64),
+        *((name, _POINTER) for name in ["starts", "actions", "carried", "states"]),
+        *((name, _POINTER) for name in ["rewards", "dones", "uncertainty"]),
+    ]
+
+
+def processor() -> str:
+    """Return what tells kinds of processors apart as far as the kernel knows it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")

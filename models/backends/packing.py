@@ -1,0 +1,196 @@
+"""An ensemble's weights as machine code wants them: the structures of `steps.h`, in one block.
+
+The block may be copied to wherever it is told to lie, a GPU's memory included: all pointers in it
+point into it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from models.network.geometry import CONTACT_SCALE_M, GAP_LIMIT_M
+from models.network.kinematics import MOST_SIN, SLOWEST_MPS
+from models.network.world_model import WorldModel
+
+PANEL = 32
+_ACTIVATIONS = {"relu": 1, "elu": 2, "tanh": 3}
+_ALIGNMENT = 64
+
+Bytes = NDArray[np.uint8]
+
+
+def pack(members: Sequence[WorldModel], address: int) -> tuple[Bytes, int]:
+    """Pack members of the same shape.
+
+    Args:
+        members: Their present weights are taken.
+        address: Where the block will lie, aligned to 64.
+
+    Returns:
+        The block, and where in it the `Model` begins.
+    """
+    block = _Block(address)
+    model = block.address_of(bytes(_model(members, block)))
+    return np.frombuffer(b"".join(block.parts), np.uint8), model - address
+
+
+class _Block:
+    """Collects what lies one after the other.
+
+    Args:
+        address: Of the first byte.
+
+    Attributes:
+        parts: What has been collected.
+    """
+
+    def __init__(self, address: int) -> None:
+        self.parts: list[bytes] = []
+        self._next = address
+
+    def address_of(self, content: bytes) -> int:
+        """Append bytes; return where they lie."""
+        at = self._next
+        padding = b"\0" * (-len(content) % _ALIGNMENT)
+        self.parts += [content, padding]
+        self._next += len(content) + len(padding)
+        return at
+
+    def floats(self, values: torch.Tensor | NDArray[np.float32]) -> int:
+        """Append numbers in the order in which they count; return where they lie."""
+        given = values.cpu() if isinstance(values, torch.Tensor) else values
+        return self.address_of(np.ascontiguousarray(given, np.float32).tobytes())
+
+    def ints(self, values: Sequence[int]) -> int:
+        """Append whole numbers; return where they lie."""
+        return self.address_of(np.array(values, np.int32).tobytes())
+
+
+def _model(members: Sequence[WorldModel], block: _Block) -> _Model:
+    first = members[0]
+    geometry, kinematics = first.geometry, first.kinematics
+    model = _Model(
+        members=len(members),
+        state_dim=first.state_dim,
+        action_dim=first.action_dim,
+        depth=len(first.hidden_dims),
+        latent_dim=first.latent_dim,
+        is_residual=first.residual,
+        has_geometry=geometry is not None,
+        has_kinematics=kinematics is not None,
+        member=block.address_of(b"".join(bytes(_member(member, block)) for member in members)),
+        gate_always=block.floats(first.gate_always),
+        gate_if_present=block.floats(first.gate_if_present),
+        gate_presence=block.ints(first.gate_presence_index.tolist()),
+        gap_limit_m=GAP_LIMIT_M,
+        contact_scale_m=CONTACT_SCALE_M,
+        slowest_mps=SLOWEST_MPS,
+        most_sin=MOST_SIN,
+    )
+    if geometry is not None:
+        slots, columns = geometry.slot_count, geometry.columns.tolist()
+        model.slots, model.edges = slots, len(columns) - 4 * slots
+        presence, dx, dy, heading = (columns[i * slots : (i + 1) * slots] for i in range(4))
+        unused = [0] * (3 * slots)
+        model.slot_columns = block.ints([*dx, *dy, *heading, *unused, *presence])
+        model.edge_columns = block.ints(columns[4 * slots :])
+        model.half_length_m, model.half_width_m = geometry.half_length_m, geometry.half_width_m
+    if kinematics is not None:
+        columns = kinematics.columns.tolist()
+        model.ego_columns, model.slot_columns = block.ints(columns[:6]), block.ints(columns[6:])
+        model.action_columns = block.ints(kinematics.action_columns.tolist())
+        model.dt_s = kinematics.dt_s
+        for name in _CAR:
+            setattr(model, name, getattr(kinematics.car, name))
+    return model
+
+
+def _member(member: WorldModel, block: _Block) -> _Member:
+    layers = [bytes(_layer(*layer, block)) for layer in layers_of(member)]
+    return _Member(
+        layers=block.address_of(b"".join(layers)),
+        state_mean=block.floats(member.state_mean),
+        state_scale=block.floats(member.state_scale),
+        delta_scale=block.floats(member.delta_scale),
+        reward_mean=member.reward_mean.item(),
+        reward_scale=member.reward_scale.item(),
+        done_scale=member.done_scale.item(),
+        done_shift=member.done_shift.item(),
+    )
+
+
+def _layer(layer: nn.Linear, activation: int, block: _Block) -> _Layer:
+    """Lay columns side by side in panels; missing ones are zero."""
+    outputs, inputs = layer.weight.shape
+    columns = padded(outputs)
+    weights = np.zeros((columns, inputs), np.float32)
+    weights[:outputs] = layer.weight.detach().cpu().numpy()
+    biases = np.zeros(columns, np.float32)
+    biases[:outputs] = layer.bias.detach().cpu().numpy()
+    by_panel = weights.reshape(-1, PANEL, inputs).swapaxes(1, 2)
+    return _Layer(inputs, outputs, activation, block.floats(by_panel), block.floats(biases))
+
+
+def layers_of(member: WorldModel) -> Iterator[tuple[nn.Linear, int]]:
+    """Yield a member's layers in the order of `steps.h`, each with its activation."""
+    act = _ACTIVATIONS[member.activation]
+    parts = (member.encoder, member.dynamics, member.decoder, member.reward_head, member.done_head)
+    for part in parts:
+        linear = [layer for layer in part.modules() if isinstance(layer, nn.Linear)]
+        is_head = part in (member.reward_head, member.done_head)
+        for k, layer in enumerate(linear):
+            is_last = k == len(linear) - 1
+            is_plain = part is member.decoder or (is_head and is_last)
+            yield layer, 0 if is_plain else act
+
+
+def padded(outputs: int) -> int:
+    """Return the columns of a layer, those included that fill up its last panel."""
+    return -(-outputs // PANEL) * PANEL
+
+
+_CAR = (
+    "length_m",
+    "full_throttle_mps2",
+    "full_brake_mps2",
+    "max_speed_mps",
+    "grip_mps2",
+    "max_steering_rad",
+)
+_INT, _FLOAT, _POINTER = ctypes.c_int32, ctypes.c_float, ctypes.c_void_p
+
+
+def _fields(names: str, kind: Any) -> list[tuple[str, Any]]:
+    return [(name, kind) for name in names.split()]
+
+
+# The structures of steps.h, field by field.
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = _fields("inputs outputs activation", _INT) + _fields("weights biases", _POINTER)
+
+
+class _Member(ctypes.Structure):
+    _fields_ = _fields("layers state_mean state_scale delta_scale", _POINTER) + _fields(
+        "reward_mean reward_scale done_scale done_shift", _FLOAT
+    )
+
+
+class _Model(ctypes.Structure):
+    _fields_ = (
+        _fields("members state_dim action_dim depth latent_dim", _INT)
+        + _fields("is_residual has_geometry has_kinematics slots edges", _INT)
+        + _fields("member gate_always gate_if_present gate_presence", _POINTER)
+        + _fields("slot_columns edge_columns ego_columns action_columns", _POINTER)
+        + _fields("half_length_m half_width_m gap_limit_m contact_scale_m dt_s", _FLOAT)
+        + _fields(" ".join(_CAR), _FLOAT)
+        + _fields("slowest_mps most_sin", _FLOAT)
+    )

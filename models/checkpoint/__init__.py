@@ -1,0 +1,41 @@
+"""A model on disk: one folder of safetensors and JSON, without pickled code.
+
+In: a folder. Out: a `Checkpoint`, every number of which was checked; and the other way round. May
+touch the disk, in that folder alone.
+"""
+
+from models.checkpoint.checkpoint import (
+    ALLOW_UNGUARANTEED,
+    CALIBRATION,
+    CONFIG,
+    METRICS,
+    SPEC,
+    TRAINING,
+    WEIGHTS,
+    Architecture,
+    Calibration,
+    Checkpoint,
+    checkpoint_version,
+    load_checkpoint,
+    load_tensors,
+    save_checkpoint,
+)
+from models.checkpoint.files import CheckpointError
+
+__all__ = [
+    "ALLOW_UNGUARANTEED",
+    "CALIBRATION",
+    "CONFIG",
+    "METRICS",
+    "SPEC",
+    "TRAINING",
+    "WEIGHTS",
+    "Architecture",
+    "Calibration",
+    "Checkpoint",
+    "CheckpointError",
+    "checkpoint_version",
+    "load_checkpoint",
+    "load_tensors",
+    "save_checkpoint",
+]

@@ -1,0 +1,375 @@
+"""A checkpoint: one folder that holds all a model needs to be served, as safetensors and JSON.
+
+    weights.safetensors   all members' parameters and normalisers (`models.0.encoder.0.weight`, ...)
+    config.json           format, name, architecture, number of members
+    spec.json             meaning of the features (`models.spec.Spec`)
+    calibration.json      hazard calibration, thresholds, trained ranges (`Calibration`)
+    training.json         data set, arguments and history of the training (for people)
+    metrics.json          evaluation on held-out episodes (for people; absent until evaluated)
+
+The version is a hash of what decides the answers: weights, config, spec and calibration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from annotated_types import Interval, Len
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+
+from models.checkpoint.files import (
+    CheckpointError,
+    checked,
+    read_bytes,
+    read_json,
+    shown,
+    write_json,
+)
+from models.conformal import Guarantee
+from models.network.ensemble import WorldModelEnsemble
+from models.network.world_model import NORMALISERS, WorldModel
+from models.safety import SafetyLimits
+from models.spec import Name, Number, Spec
+
+FORMAT = 1
+WEIGHTS, CONFIG, SPEC = "weights.safetensors", "config.json", "spec.json"
+CALIBRATION, TRAINING, METRICS = "calibration.json", "training.json", "metrics.json"
+VERSIONED = (WEIGHTS, CONFIG, SPEC, CALIBRATION)
+_TINY, _HUGE = 1e-12, 1e12
+_SENSIBLE = {
+    "state_scale": (_TINY, _HUGE),
+    "delta_scale": (0.0, _HUGE),
+    "reward_scale": (_TINY, _HUGE),
+    "done_scale": (0.01, 100.0),
+    "done_shift": (-50.0, 50.0),
+}
+"""What normalisers may hold. Beyond, the last two would make every hazard 0, or turn the order of
+hazards around, whatever the network says."""
+ALLOW_UNGUARANTEED = "allow_unguaranteed"
+"""Note of a calibration that limits were asked for which few data cannot vouch for."""
+
+
+Widths = Annotated[tuple[Annotated[int, Interval(ge=1, le=65_536)], ...], Len(1, 64)]
+Members = Annotated[int, Interval(ge=1, le=1000)]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Arguments that make the members, all alike."""
+
+    hidden_dims: Widths = (256, 256, 64)
+    activation: str = "elu"
+    residual: bool = True
+    kinematics: bool = False
+    check_latent: bool = True
+
+    def build(self, spec: Spec) -> WorldModel:
+        """Return a member with fresh weights."""
+        return WorldModel(
+            spec.state_dim,
+            spec.action_dim,
+            self.hidden_dims,
+            self.activation,
+            spec=spec,
+            residual=self.residual,
+            kinematics=self.kinematics,
+            check_latent=self.check_latent,
+        )
+
+
+def _read_guarantee(notes: dict[str, Any]) -> Guarantee | None:
+    note = notes.get("conformal")
+    return None if note is None else checked(Guarantee, note, "notes.conformal")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What validation data fixed.
+
+    Attributes:
+        crash_threshold: Crash probability from which a sequence is unsafe; None: uncalibrated.
+        uncertainty_limit: Largest uncertainty at which "no crash" is trusted; None: unknown.
+        state_low: Smallest trained value a feature; empty if unknown.
+        state_high: Largest trained value a feature; empty if unknown.
+        horizon: Longest evaluated number of steps; 0 if never evaluated.
+        notes: How the numbers were obtained.
+    """
+
+    crash_threshold: Annotated[float, Interval(gt=0, lt=1)] | None = None
+    uncertainty_limit: Annotated[float, Interval(gt=0, le=1e12)] | None = None
+    state_low: tuple[Number, ...] = ()
+    state_high: tuple[Number, ...] = ()
+    horizon: Annotated[int, Interval(ge=0, le=100_000)] = 0
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _read_guarantee(self.notes)
+        low, high = self.state_low, self.state_high
+        if len(low) != len(high):
+            raise ValueError(f"state_low has {len(low)} values, state_high {len(high)}")
+        if self.crash_threshold is not None and not low:
+            raise ValueError(
+                f"crash_threshold is {self.crash_threshold}, but must be null where state_low is "
+                "empty: no state is known to be one that the model predicts well"
+            )
+        for i, (least, most) in enumerate(zip(low, high, strict=True)):
+            if not least <= most:
+                raise ValueError(
+                    f"state_low[{i}] is {least}, but must not be above state_high[{i}], {most}"
+                )
+
+    @property
+    def guarantee(self) -> Guarantee | None:
+        """What is promised about the crash threshold; None if nothing was noted."""
+        return _read_guarantee(self.notes)
+
+    @property
+    def served_threshold(self) -> float | None:
+        """The crash threshold, unless it promises nothing and nobody asked for such a one by name.
+
+        Checkpoints of earlier versions may hold one that was set on too few episodes.
+        """
+        guarantee = self.guarantee
+        is_loose = guarantee is not None and guarantee.threshold is None
+        if is_loose and self.notes.get(ALLOW_UNGUARANTEED) is not True:
+            return None
+        return self.crash_threshold
+
+
+@dataclass(frozen=True)
+class Config:
+    """What config.json holds."""
+
+    format: Annotated[int, Interval(ge=FORMAT, le=FORMAT)]
+    name: Name
+    members: Members
+    architecture: Architecture
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded model with all that belongs to it.
+
+    Attributes:
+        ensemble: The members, in evaluation mode.
+        spec: Meaning of the features.
+        architecture: What the members are made of.
+        calibration: Thresholds and ranges.
+        name: Name shown to clients.
+        version: Hash of everything that decides the answers; "" before it is saved.
+        training: How it was trained.
+        metrics: How it did on held-out episodes.
+    """
+
+    ensemble: WorldModelEnsemble
+    spec: Spec
+    architecture: Architecture
+    calibration: Calibration = Calibration()
+    name: str = "world-model"
+    version: str = ""
+    training: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def member_count(self) -> int:
+        """Number of members loaded."""
+        return self.ensemble.member_count
+
+    @property
+    def limits(self) -> SafetyLimits:
+        """What safety verdicts are judged by."""
+        calibration, dim = self.calibration, self.spec.state_dim
+        low, high = calibration.state_low, calibration.state_high
+        geometry = self.spec.geometry
+        slots = [
+            [self.spec.state_index(name) for name in (slot.presence, slot.dx, slot.dy)]
+            for slot in (geometry.slots if geometry is not None else ())
+        ]
+        return SafetyLimits(
+            crash_threshold=calibration.served_threshold,
+            # One member cannot disagree: its uncertainty is unknown, not zero.
+            uncertainty_limit=calibration.uncertainty_limit if self.member_count > 1 else None,
+            state_low=np.array(low, np.float32) if low else np.full(dim, -np.inf, np.float32),
+            state_high=np.array(high, np.float32) if high else np.full(dim, np.inf, np.float32),
+            horizon=calibration.horizon,
+            feature_names=tuple(feature.name for feature in self.spec.state),
+            dt_s=self.spec.dt_s,
+            slots=np.array(slots, np.int64).reshape(-1, 3),
+            apart_m=geometry.width_m if geometry is not None else 0.0,
+        )
+
+
+def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> str:
+    """Write a checkpoint folder, overwriting one that is there; return its version.
+
+    Raises:
+        CheckpointError: A part makes no sense: it could not be loaded again. Nothing is written.
+    """
+    config = Config(FORMAT, checkpoint.name, checkpoint.member_count, checkpoint.architecture)
+    documents = {
+        CONFIG: asdict(config),
+        SPEC: checkpoint.spec.to_json(),
+        CALIBRATION: asdict(checkpoint.calibration),
+    }
+    for kind, name in ((Config, CONFIG), (Spec, SPEC)):
+        checked(kind, documents[name], name)
+    _checked_calibration(documents[CALIBRATION], CALIBRATION, checkpoint.spec)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Gone first and written last: a folder whose writing was cut short is refused, not half old.
+    (folder / CONFIG).unlink(missing_ok=True)
+    weights = {name: x.contiguous() for name, x in checkpoint.ensemble.state_dict().items()}
+    # Not save_file, which makes files that only their owner may read.
+    (folder / WEIGHTS).write_bytes(save(weights))
+    write_json(folder / SPEC, documents[SPEC])
+    write_json(folder / CALIBRATION, documents[CALIBRATION])
+    write_json(folder / TRAINING, checkpoint.training)
+    (folder / METRICS).unlink(missing_ok=True)
+    if checkpoint.metrics:
+        write_json(folder / METRICS, checkpoint.metrics)
+    write_json(folder / CONFIG, documents[CONFIG])
+    return checkpoint_version(folder)
+
+
+def load_checkpoint(folder: Path, *, device: str = "cpu", members: int | None = None) -> Checkpoint:
+    """Read a checkpoint folder.
+
+    Args:
+        folder: Where `save_checkpoint` wrote.
+        device: Torch device that receives the weights.
+        members: Load only the first so many members; all by default.
+
+    Raises:
+        CheckpointError: A part is missing, damaged, or does not fit another; the message is
+            one sentence that names the part and both sides.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"checkpoint folder {folder} does not exist")
+    document = read_json(folder / CONFIG)
+    if document.get("format") != FORMAT:  # before the rest, which other formats may have otherwise
+        raise CheckpointError(
+            f"{folder / CONFIG} has format {shown(document.get('format'))}, this version reads "
+            f"{FORMAT}"
+        )
+    config = checked(Config, document, folder / CONFIG)
+    spec = checked(Spec, read_json(folder / SPEC), folder / SPEC)
+    calibration = _checked_calibration(read_json(folder / CALIBRATION), folder / CALIBRATION, spec)
+    if members is not None and not 1 <= members <= config.members:
+        raise CheckpointError(f"cannot serve {members} members, {folder} holds {config.members}")
+    ensemble = _build(folder, config, spec)
+    ensemble = WorldModelEnsemble.from_members(list(ensemble.members)[:members])
+    return Checkpoint(
+        ensemble=ensemble.to(device).eval().requires_grad_(False),
+        spec=spec,
+        architecture=config.architecture,
+        calibration=calibration,
+        name=config.name,
+        version=checkpoint_version(folder),
+        training=read_json(folder / TRAINING),
+        metrics=read_json(folder / METRICS) if (folder / METRICS).exists() else {},
+    )
+
+
+def checkpoint_version(folder: Path) -> str:
+    """Return the version: the first 16 hex digits of a SHA-256 over what decides the answers.
+
+    Raises:
+        CheckpointError: A part is missing.
+    """
+    digest = hashlib.sha256()
+    for name in VERSIONED:
+        digest.update(hashlib.sha256(read_bytes(folder / name)).digest())
+    return digest.hexdigest()[:16]
+
+
+def load_tensors(
+    model: torch.nn.Module, tensors: dict[str, torch.Tensor], source: Path, *, optional: bool
+) -> None:
+    """Copy tensors into a model, refusing what does not fit.
+
+    Args:
+        model: Receives the values.
+        tensors: By name.
+        source: Named in errors.
+        optional: Whether normalisers may be missing and stay identity.
+
+    Raises:
+        CheckpointError: A tensor is missing, superfluous, of another shape, or not finite.
+    """
+    expected = model.state_dict()
+    required = {n for n in expected if not (optional and n.rpartition(".")[2] in NORMALISERS)}
+    if missing := sorted(required - tensors.keys()):
+        raise CheckpointError(f"{source} lacks the tensor {missing[0]}")
+    if extra := sorted(tensors.keys() - expected.keys()):
+        raise CheckpointError(f"{source} holds {extra[0]}, which the model does not have")
+    for name, tensor in tensors.items():
+        _compare_shape(source, name, tensor, expected[name].shape)
+        if tensor.dtype != expected[name].dtype:
+            raise CheckpointError(
+                f"{source} holds {name} as {tensor.dtype}, the model needs {expected[name].dtype}"
+            )
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{source} holds values in {name} that are not finite")
+        low, high = _SENSIBLE.get(name.rpartition(".")[2], (-torch.inf, torch.inf))
+        if len(wrong := tensor[(tensor < low) | (tensor > high)]):
+            raise CheckpointError(
+                f"{source}: {name} holds {wrong[0]:g}, but must be from {low:g} to {high:g}"
+            )
+    model.load_state_dict(tensors, strict=not optional)
+
+
+def _compare_shape(source: Path, name: str, tensor: torch.Tensor, needed: Sequence[int]) -> None:
+    if list(tensor.shape) != list(needed):
+        raise CheckpointError(
+            f"{source} holds {name} of shape {list(tensor.shape)}, the model needs {list(needed)}"
+        )
+
+
+def _build(folder: Path, config: Config, spec: Spec) -> WorldModelEnsemble:
+    weights = folder / WEIGHTS
+    try:
+        tensors = load_file(weights)
+    except (OSError, SafetensorError) as exc:
+        raise CheckpointError(f"cannot read {weights}: {exc}") from exc
+    _compare_sizes(folder, config, spec, tensors)
+    try:
+        ensemble = WorldModelEnsemble.from_members(
+            [config.architecture.build(spec) for _ in range(config.members)]
+        )
+    except ValueError as exc:
+        raise CheckpointError(f"{folder / CONFIG} does not fit {folder / SPEC}: {exc}") from exc
+    load_tensors(ensemble, tensors, weights, optional=False)
+    return ensemble
+
+
+def _compare_sizes(
+    folder: Path, config: Config, spec: Spec, tensors: dict[str, torch.Tensor]
+) -> None:
+    """Refuse a model of another size than its weights before it is built: it may be huge."""
+    held = len({name.split(".")[1] for name in tensors if name.startswith("models.")})
+    if held != config.members:
+        raise CheckpointError(
+            f"{folder / CONFIG}: members is {config.members}, but {folder / WEIGHTS} holds {held}"
+        )
+    inputs = spec.state_dim
+    for i, width in enumerate(config.architecture.hidden_dims):
+        name = f"models.0.encoder.{2 * i}.weight"
+        if name not in tensors:
+            raise CheckpointError(f"{folder / WEIGHTS} lacks the tensor {name}")
+        _compare_shape(folder / WEIGHTS, name, tensors[name], (width, inputs))
+        inputs = width
+
+
+def _checked_calibration(document: dict[str, Any], path: Path | str, spec: Spec) -> Calibration:
+    calibration = checked(Calibration, document, path)
+    if (count := len(calibration.state_low)) not in (0, spec.state_dim):
+        raise CheckpointError(
+            f"{path} has {count} values of state_low, the spec has {spec.state_dim} state features"
+        )
+    return calibration

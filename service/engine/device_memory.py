@@ -1,0 +1,53 @@
+"""Memory and load of one GPU as NVML reports them, other processes' share included."""
+
+from __future__ import annotations
+
+import pynvml
+
+
+class DeviceMemory:
+    """NVML's view of one GPU.
+
+    Args:
+        uuid: The device's UUID as CUDA names it, with or without the "GPU-" prefix. Indices do
+            not serve: CUDA_VISIBLE_DEVICES renumbers CUDA's, not NVML's.
+    """
+
+    def __init__(self, uuid: str) -> None:
+        self._uuid = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
+
+    def start(self) -> None:
+        """Connect to the driver.
+
+        Raises:
+            OSError: The driver's library is missing or refuses.
+        """
+        try:
+            pynvml.nvmlInit()
+        except pynvml.NVMLError as exc:
+            raise OSError(f"NVML is not available: {exc}") from exc
+
+    def read(self) -> dict[str, int]:
+        """Return bytes used and present on the device; empty if the driver cannot tell."""
+        try:
+            handle = pynvml.nvmlDeviceGetHandleByUUID(self._uuid)
+            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+        except pynvml.NVMLError:
+            return {}
+        return {"device_used": int(memory.used), "device_total": int(memory.total)}
+
+    def utilization(self) -> float | None:
+        """Return the share of the last moment in which the device computed; None if unknown.
+
+        The driver's moment lasts between a sixth of a second and a second. It does not tell for a
+        slice of a device (MIG).
+        """
+        try:
+            handle = pynvml.nvmlDeviceGetHandleByUUID(self._uuid)
+            return float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu) / 100
+        except pynvml.NVMLError:
+            return None
+
+    def close(self) -> None:
+        """Disconnect from the driver."""
+        pynvml.nvmlShutdown()

@@ -1,0 +1,148 @@
+// NVIDIA's driver as far as `models.backends.fused` calls it. What is launched this CPU computes: block after
+// block, thread after thread. Loaded under the driver's name, it is what NVIDIA's bindings find.
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "steps.h"
+
+// What a GPU's compiler and device bring to fused.cu.
+#define KERNEL(name, ...) void name(int BLOCK_X, int BLOCK_Y, float* SHARED, __VA_ARGS__)
+// In either order: whatever depends on it is a race.
+#define EACH_THREAD(t) \
+  for (int turn = 0, t; turn < kThreads && (t = thread_at(turn, kThreads), true); ++turn)
+#define INSIDE
+#define APART
+#define FAR(at) (*(at))
+
+namespace {
+
+bool is_backward = false;
+
+int thread_at(int turn, int threads) { return is_backward ? threads - 1 - turn : turn; }
+
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+
+int __float_as_int(float x) {
+  int bits;
+  memcpy(&bits, &x, 4);
+  return bits;
+}
+
+void atomicMax(int* at, int x) { *at = larger(*at, x); }
+
+#include "fused.cu"
+
+enum Result { kSuccess = 0, kInvalidValue = 1, kInvalidImage = 200, kNotFound = 500, kBrokeOut = 700 };
+
+constexpr int kMaxDynamicShared = 8;  // an attribute of functions
+constexpr unsigned kUsualShared = 48 * 1024;
+constexpr int kGuard = 64;
+constexpr float kUntouched = 12345;
+
+// Shared memory of a block: of whatever value before, and watched at both ends.
+class Shared {
+ public:
+  explicit Shared(unsigned bytes) : memory_(bytes / 4 + 2 * kGuard, NAN) {
+    std::fill_n(memory_.begin(), kGuard, kUntouched);
+    std::fill_n(memory_.end() - kGuard, kGuard, kUntouched);
+  }
+  float* begin() { return memory_.data() + kGuard; }
+  bool is_whole() const {
+    const auto is_untouched = [](float x) { return x == kUntouched; };
+    return std::all_of(memory_.begin(), memory_.begin() + kGuard, is_untouched) &&
+           std::all_of(memory_.end() - kGuard, memory_.end(), is_untouched);
+  }
+
+ private:
+  std::vector<float> memory_;
+};
+
+template <class... Given, size_t... kPlaces>
+void call(void (*kernel)(int, int, float*, Given...), int x, int y, float* shared, void** given,
+          std::index_sequence<kPlaces...>) {
+  kernel(x, y, shared, *static_cast<Given*>(given[kPlaces])...);
+}
+
+struct Function {
+  void (*block)(int x, int y, float* shared, void** given);
+  unsigned most_shared = kUsualShared;
+};
+
+template <auto kKernel, class... Given>
+Function of(void (*)(int, int, float*, Given...)) {
+  return {[](int x, int y, float* shared, void** given) {
+    call(kKernel, x, y, shared, given, std::index_sequence_for<Given...>());
+  }};
+}
+
+Function functions[] = {of<world_model_rollout>(world_model_rollout),
+                        of<world_model_combine>(world_model_combine)};
+
+}  // namespace
+
+extern "C" {
+
+// What tests say of the device.
+unsigned driver_most_shared = 99 * 1024;
+int driver_launch_error = kSuccess;
+void driver_go_backward(int is_so) { is_backward = is_so; }
+
+int cuModuleLoadData(void** module, const void* image) {
+  *module = functions;
+  return memcmp(image, "\x7f" "ELF", 4) == 0 ? kSuccess : kInvalidImage;
+}
+
+int cuModuleGetFunction(Function** function, void*, const char* name) {
+  *function = !strcmp(name, "world_model_rollout")   ? &functions[0]
+              : !strcmp(name, "world_model_combine") ? &functions[1]
+                                                     : nullptr;
+  return *function ? kSuccess : kNotFound;
+}
+
+int cuFuncSetAttribute(Function* function, int attribute, int value) {
+  if (attribute != kMaxDynamicShared || unsigned(value) > driver_most_shared) return kInvalidValue;
+  function->most_shared = value;
+  return kSuccess;
+}
+
+int cuLaunchKernel(Function* function, unsigned blocks_x, unsigned blocks_y, unsigned blocks_z,
+                   unsigned threads_x, unsigned threads_y, unsigned threads_z, unsigned shared,
+                   void*, void** given, void**) {
+  if (driver_launch_error) return driver_launch_error;
+  if (blocks_z != 1 || threads_x != kThreads || threads_y != 1 || threads_z != 1 ||
+      blocks_x * blocks_y == 0 || shared > function->most_shared) {
+    return kInvalidValue;
+  }
+  for (unsigned y = 0; y < blocks_y; ++y) {
+    for (unsigned x = 0; x < blocks_x; ++x) {
+      Shared memory(shared);
+      function->block(x, y, memory.begin(), given);
+      if (!memory.is_whole()) return kBrokeOut;
+    }
+  }
+  return kSuccess;
+}
+
+int cuGetProcAddress_v2(const char* name, void** function, int, unsigned long long, int*) {
+  const std::pair<const char*, void*> known[] = {
+      {"cuModuleLoadData", reinterpret_cast<void*>(cuModuleLoadData)},
+      {"cuModuleGetFunction", reinterpret_cast<void*>(cuModuleGetFunction)},
+      {"cuFuncSetAttribute", reinterpret_cast<void*>(cuFuncSetAttribute)},
+      {"cuLaunchKernel", reinterpret_cast<void*>(cuLaunchKernel)},
+  };
+  for (const auto& [known_name, address] : known) {
+    if (!strcmp(name, known_name)) {
+      *function = address;
+      return kSuccess;
+    }
+  }
+  *function = nullptr;
+  return kNotFound;
+}
+}

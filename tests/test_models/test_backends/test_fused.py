@@ -1,0 +1,220 @@
+"""The GPU's kernels, computed by a CPU thread after thread, beside the model that they are made of.
+
+Tests whose fixture is `driver` go all the way of a GPU, to NVIDIA's bindings and beyond.
+
+What only a GPU can show, that they run there and how fast, is in tests marked `gpu`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from models.backends import fused
+from models.backends.fused import CudaKernels, FusedRollouts, compiled, shared_bytes
+from models.backends.native import NotCompiledError
+from models.checkpoint import Architecture, load_checkpoint
+from models.network.ensemble import WorldModelEnsemble
+from models.network.world_model import WorldModel
+from models.prediction import Array, Prediction
+from service.settings import PRETRAINED
+from tests.test_models.test_backends.driver import Driver
+from tests.test_models.test_backends.test_native import (
+    HIGHWAY,
+    MODELS,
+    NUMBERS,
+    broken_rows_break_alone,
+    close,
+    ensemble_of,
+    highway_rows,
+)
+
+CPU = torch.device("cpu")
+
+
+Make = Callable[[WorldModelEnsemble], FusedRollouts]
+
+
+@pytest.fixture
+def made(driver: Driver) -> Make:
+    return lambda ensemble: FusedRollouts(ensemble, CPU)
+
+
+def told(rollouts: FusedRollouts, states: Array, actions: Array) -> Prediction:
+    prediction = rollouts.blank(len(states), actions.shape[1], states.shape[1])
+    rollouts.rollout(states, actions, prediction)
+    return prediction
+
+
+@pytest.mark.parametrize("name", [*MODELS, "wide"])
+@pytest.mark.parametrize("members", [1, 3])
+def test_they_say_what_the_ensemble_says(made: Make, name: str, members: int) -> None:
+    def wide() -> WorldModel:
+        return Architecture(hidden_dims=(300, 130, 40), kinematics=True).build(HIGHWAY)
+
+    ensemble = ensemble_of(MODELS.get(name, wide), members)
+    states, actions = highway_rows(37, 5)
+
+    seen = told(made(ensemble), states, actions)
+
+    truth = ensemble.rollout(torch.from_numpy(states), torch.from_numpy(actions))
+    close(seen.states, truth.states, rtol=2e-5, atol=2e-4)
+    close(seen.rewards, truth.rewards, rtol=1e-4, atol=1e-5)
+    close(seen.dones, truth.dones, rtol=2e-3, atol=1e-6)
+    close(seen.uncertainty, truth.uncertainty, rtol=1e-4, atol=1e-5)
+
+
+def test_the_bundled_model_agrees_over_the_whole_horizon(made: Make) -> None:
+    ensemble = load_checkpoint(PRETRAINED).ensemble
+    states, actions = highway_rows(33, 16, seed=1)
+
+    seen = told(made(ensemble), states, actions)
+
+    truth = ensemble.rollout(torch.from_numpy(states), torch.from_numpy(actions))
+    close(seen.states, truth.states, rtol=1e-4, atol=2e-3)
+    close(seen.dones, truth.dones, rtol=1e-2, atol=1e-5)
+    close(seen.uncertainty, truth.uncertainty, rtol=1e-3, atol=1e-4)
+
+
+def test_a_row_has_the_same_bits_in_any_company_and_any_place(made: Make) -> None:
+    rollouts = made(ensemble_of(MODELS["kinematics"]))
+    states, actions = highway_rows(300, 4)
+    whole = told(rollouts, states, actions)
+
+    for first, last in ((0, 1), (3, 10), (15, 17), (20, 60), (299, 300)):
+        part = told(rollouts, states[first:last], actions[first:last])
+        shorter = told(rollouts, states[first:last], actions[first:last, :2])
+        for name in NUMBERS:
+            assert np.array_equal(getattr(part, name), getattr(whole, name)[first:last]), name
+        assert np.array_equal(shorter.states, part.states[:, :3])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_thread_waits_for_another_between_synchronisations(
+    made: Make, driver: Driver, name: str
+) -> None:
+    """Threads that run one after the other, in either order, tell a race."""
+    rollouts = made(ensemble_of(MODELS[name]))
+    states, actions = highway_rows(37, 3)
+
+    forward = told(rollouts, states, actions)
+    driver.thread_order(is_backward=True)
+    backward = told(rollouts, states, actions)
+
+    for numbers in NUMBERS:
+        assert np.array_equal(getattr(forward, numbers), getattr(backward, numbers)), numbers
+
+
+def test_numbers_that_are_not_finite_stay_in_their_row(made: Make) -> None:
+    broken_rows_break_alone(partial(told, made(ensemble_of(MODELS["kinematics"]))))
+
+
+def test_a_part_of_a_prediction_is_written_where_it_is(made: Make) -> None:
+    rollouts = made(ensemble_of(MODELS["plain"]))
+    states, actions = highway_rows(20, 3)
+    whole = told(rollouts, states, actions)
+
+    joined = rollouts.blank(20, 3, 34)
+    for first, last in ((0, 13), (13, 20)):
+        part = joined.part(first, last)
+        rollouts.rollout(states[first:last], actions[first:last], part)
+
+    for name in NUMBERS:
+        assert np.array_equal(getattr(joined, name), getattr(whole, name)), name
+
+
+def test_rows_that_share_a_start_need_not_repeat_it(made: Make) -> None:
+    rollouts = made(ensemble_of(MODELS["plain"]))
+    states, actions = highway_rows(9, 3)
+    shared = np.broadcast_to(states[:1], states.shape)
+
+    seen, truth = told(rollouts, shared, actions), told(rollouts, shared.copy(), actions)
+
+    assert np.array_equal(seen.states, truth.states)
+
+
+def test_kernels_that_say_something_else_are_not_used(driver: Driver) -> None:
+    class Wrong(CudaKernels):
+        def __call__(
+            self, model: int, members: int, memory: Sequence[int], rows: int, horizon: int
+        ) -> None:
+            super().__call__(model, members, memory, rows, horizon)
+            dones = (ctypes.c_float * (rows * horizon)).from_address(memory[5])
+            dones[0 : len(dones) // 2] = [0.7] * (len(dones) // 2)
+
+    ensemble, rows = ensemble_of(MODELS["kinematics"]), highway_rows(16, 2)
+
+    FusedRollouts(ensemble, CPU).check(*rows)
+    with pytest.raises(NotCompiledError, match="dones differ"):
+        FusedRollouts(ensemble, CPU, Wrong).check(*rows)
+
+
+def test_a_device_with_too_little_shared_memory_is_told(made: Make, driver: Driver) -> None:
+    ensemble = ensemble_of(MODELS["plain"])
+    needed = shared_bytes(next(iter(ensemble.members)))
+    driver.shared_bytes(needed)
+    made(ensemble)
+
+    driver.shared_bytes(needed - 1)
+    with pytest.raises(
+        NotCompiledError, match=r"does not take fused\.cu: CUDA_ERROR_INVALID_VALUE"
+    ):
+        made(ensemble)
+
+
+def test_machine_code_that_the_device_refuses_is_told(
+    made: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fused, "compiled", lambda architecture: b"for something else")
+
+    with pytest.raises(NotCompiledError, match="CUDA_ERROR_INVALID_IMAGE"):
+        made(ensemble_of(MODELS["plain"]))
+
+
+def test_a_launch_that_the_device_refuses_fails(made: Make, driver: Driver) -> None:
+    rollouts = made(ensemble_of(MODELS["plain"]))
+    driver.launch_error(702)
+
+    with pytest.raises(RuntimeError, match="CUDA_ERROR_LAUNCH_TIMEOUT"):
+        told(rollouts, *highway_rows(3, 2))
+
+    driver.launch_error(0)
+    assert np.isfinite(told(rollouts, *highway_rows(3, 2)).states).all()
+
+
+@pytest.mark.parametrize("architecture", ["sm_86", "sm_90"], ids=["RTX A4000", "H100"])
+def test_nvidias_compiler_takes_the_source(architecture: str) -> None:
+    pytest.importorskip("cuda.bindings.nvrtc")
+
+    binary = compiled(architecture)
+
+    assert binary.startswith(b"\x7fELF")
+    assert b"world_model_rollout" in binary
+    assert b"world_model_combine" in binary
+
+
+def test_what_nvidias_compiler_refuses_is_told() -> None:
+    pytest.importorskip("cuda.bindings.nvrtc")
+
+    with pytest.raises(NotCompiledError, match=r"refuses sm_10: .*architecture"):
+        compiled("sm_10")
+
+
+def test_without_nvidias_compiler_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "cuda.bindings", None)
+
+    with pytest.raises(NotCompiledError, match="not at hand"):
+        compiled("sm_86")
+
+
+def test_a_block_of_the_bundled_model_fits_twice_into_an_a4000() -> None:
+    member: Any = next(load_checkpoint(PRETRAINED).ensemble.members)
+
+    # 100 KiB a multiprocessor, of which each block takes one more (CUDA guide, compute 8.6).
+    assert 2 * (shared_bytes(member) + 1024) <= 100 * 1024

@@ -1,0 +1,289 @@
+"""Machine code beside the model that it is made of."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from models.backends import native
+from models.backends.graphs import NativeRollout
+from models.backends.native import NativeSteps, NotCompiledError, compile_library, library_file
+from models.checkpoint import Architecture, load_checkpoint
+from models.highway import highway_spec
+from models.network.ensemble import WorldModelEnsemble
+from models.network.world_model import WorldModel
+from models.prediction import Array, Prediction
+from models.spec import anonymous_spec
+from service.settings import PRETRAINED
+
+HIGHWAY = highway_spec()
+NUMBERS = ("states", "rewards", "dones", "uncertainty")
+
+
+def highway_rows(rows: int, horizon: int, seed: int = 0) -> tuple[Array, Array]:
+    """Return states and actions over the whole of their ranges, some neighbours absent."""
+    rng = np.random.default_rng(seed)
+    low, high = (np.array([getattr(f, x) for f in HIGHWAY.state]) for x in ("low", "high"))
+    states = rng.uniform(low, high, (rows, HIGHWAY.state_dim))
+    presences = [HIGHWAY.state_index(slot.presence) for slot in slots()]
+    states[:, presences] = rng.integers(0, 2, (rows, len(presences)))
+    low, high = (np.array([getattr(f, x) for f in HIGHWAY.action]) for x in ("low", "high"))
+    actions = rng.uniform(low, high, (rows, horizon, HIGHWAY.action_dim))
+    return states.astype(np.float32), actions.astype(np.float32)
+
+
+def slots() -> tuple[Any, ...]:
+    assert HIGHWAY.geometry is not None
+    return HIGHWAY.geometry.slots
+
+
+def told(steps: NativeSteps, states: Array, actions: Array, *slices: int) -> Prediction:
+    prediction = Prediction.blank(len(states), actions.shape[1], states.shape[1])
+    rollout = NativeRollout(steps, states, actions, prediction)
+    for count in slices or (actions.shape[1],):
+        rollout.advance(count)
+    assert rollout.is_complete
+    return prediction
+
+
+def close(seen: Array, truth: torch.Tensor, rtol: float, atol: float) -> None:
+    torch.testing.assert_close(torch.from_numpy(seen), truth, rtol=rtol, atol=atol)
+
+
+def trained_like(ensemble: WorldModelEnsemble) -> WorldModelEnsemble:
+    """Set every buffer to something of its own: what is left out must show."""
+    generator = torch.Generator().manual_seed(7)
+
+    def some(like: torch.Tensor, low: float, high: float) -> torch.Tensor:
+        return low + (high - low) * torch.rand(like.shape, generator=generator)
+
+    for member in ensemble.members:
+        for name, low, high in (
+            ("state_mean", -1.0, 1.0),
+            ("state_scale", 5.0, 30.0),
+            ("delta_scale", 0.01, 0.1),
+            ("reward_mean", -1.0, 1.0),
+            ("reward_scale", 0.5, 2.0),
+            ("done_scale", 0.5, 1.5),
+            ("done_shift", -3.0, -1.0),
+        ):
+            member.get_buffer(name).copy_(some(member.get_buffer(name), low, high))
+    return ensemble.eval().requires_grad_(False)
+
+
+def ensemble_of(make: Callable[[], WorldModel], members: int = 3) -> WorldModelEnsemble:
+    torch.manual_seed(0)
+    return trained_like(WorldModelEnsemble.from_members([make() for _ in range(members)]))
+
+
+MODELS: dict[str, Callable[[], WorldModel]] = {
+    "kinematics": lambda: Architecture(hidden_dims=(48, 40), kinematics=True).build(HIGHWAY),
+    "geometry": lambda: Architecture(hidden_dims=(256, 256, 64)).build(HIGHWAY),
+    "plain": lambda: Architecture(hidden_dims=(32,)).build(anonymous_spec(34, 3)),
+    "relu": lambda: Architecture(hidden_dims=(64, 32), activation="relu").build(HIGHWAY),
+    "tanh": lambda: Architecture(hidden_dims=(64, 32), activation="tanh").build(HIGHWAY),
+    "no residual": lambda: WorldModel(34, 3, (24, 32), residual=False),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("members", [1, 3])
+def test_it_says_what_the_ensemble_says(library: Path, name: str, members: int) -> None:
+    ensemble = ensemble_of(MODELS[name], members)
+    states, actions = highway_rows(37, 6)
+
+    seen = told(NativeSteps(library, ensemble), states, actions)
+
+    truth = ensemble.rollout(torch.from_numpy(states), torch.from_numpy(actions))
+    close(seen.states, truth.states, rtol=2e-5, atol=2e-4)
+    close(seen.rewards, truth.rewards, rtol=1e-4, atol=1e-5)
+    close(seen.dones, truth.dones, rtol=2e-3, atol=1e-6)
+    close(seen.uncertainty, truth.uncertainty, rtol=1e-4, atol=1e-5)
+
+
+def test_the_bundled_model_agrees_over_the_whole_horizon(library: Path) -> None:
+    loaded = load_checkpoint(PRETRAINED)
+    states, actions = highway_rows(64, 16, seed=1)
+
+    seen = told(NativeSteps(library, loaded.ensemble), states, actions)
+
+    truth = loaded.ensemble.rollout(torch.from_numpy(states), torch.from_numpy(actions))
+    close(seen.states, truth.states, rtol=1e-4, atol=2e-3)
+    close(seen.dones, truth.dones, rtol=1e-2, atol=1e-5)
+    close(seen.uncertainty, truth.uncertainty, rtol=1e-3, atol=1e-4)
+
+
+def test_a_row_has_the_same_bits_in_any_company_and_any_slices(library: Path) -> None:
+    steps = NativeSteps(library, ensemble_of(MODELS["kinematics"]))
+    states, actions = highway_rows(60, 5)
+    whole = told(steps, states, actions)
+    threads = told(
+        NativeSteps(library, ensemble_of(MODELS["kinematics"]), threads=3), states, actions
+    )
+
+    for first, last in ((0, 1), (3, 10), (7, 8), (20, 60), (59, 60)):
+        part = told(steps, states[first:last], actions[first:last], 2, 1, 9)
+        for name in NUMBERS:
+            assert np.array_equal(getattr(part, name), getattr(whole, name)[first:last]), name
+            assert np.array_equal(getattr(threads, name), getattr(whole, name)), name
+
+
+def test_rows_that_share_a_start_need_not_repeat_it(library: Path) -> None:
+    steps = NativeSteps(library, ensemble_of(MODELS["plain"]))
+    states, actions = highway_rows(9, 3)
+    shared = np.broadcast_to(states[:1], states.shape)
+    same_actions = np.broadcast_to(actions[:1], actions.shape)
+
+    for given in ((shared, actions), (states, same_actions), (states.T.copy().T, actions)):
+        seen = told(steps, *given)
+        truth = told(steps, given[0].copy(), given[1].copy())
+        for name in NUMBERS:
+            assert np.array_equal(getattr(seen, name), getattr(truth, name)), name
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_steps_stop_while_a_file_is_readable(library: Path, threads: int) -> None:
+    states, actions = highway_rows(40, 6)
+    steps = NativeSteps(library, ensemble_of(MODELS["plain"]), threads)
+    whole = told(steps, states, actions)
+    seen = Prediction.blank(len(states), actions.shape[1], states.shape[1])
+    rollout = NativeRollout(steps, states, actions, seen)
+    reader, writer = os.pipe()
+    try:
+        assert rollout.advance(2, reader) == 2
+        os.write(writer, b"x")
+        # Each thread looks on its own, after a step of its own; all end at the same one.
+        assert 1 <= rollout.advance(4, reader) < 4
+        os.read(reader, 1)
+        while not rollout.is_complete:
+            assert rollout.advance(6, reader) >= 1
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+    assert np.array_equal(seen.states, whole.states)
+
+
+@pytest.mark.parametrize("activation", ["elu", "relu", "tanh"])
+def test_activations_are_exact_to_a_few_units_in_the_last_place(
+    library: Path, activation: str
+) -> None:
+    """The decoder of an identity network shows what an activation makes of each number."""
+    model = WorldModel(32, 3, (32,), activation, residual=False)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        first, second = model.encoder[0], model.dynamics[0]
+        assert isinstance(first, torch.nn.Linear)
+        assert isinstance(second, torch.nn.Linear)
+        first.weight.copy_(torch.eye(32))
+        second.weight[:, :32] = torch.eye(32)
+        model.decoder.weight.copy_(torch.eye(32))
+    values = np.concatenate(
+        [x * np.geomspace(1e-6, 120, 4096, dtype=np.float32) for x in (-1, 1)]
+    ).reshape(-1, 32)
+
+    ensemble = WorldModelEnsemble.from_members([model.eval().requires_grad_(False)])
+    seen = told(NativeSteps(library, ensemble), values, np.zeros((len(values), 1, 3), np.float32))
+
+    act = {"elu": torch.nn.ELU(), "relu": torch.nn.ReLU(), "tanh": torch.nn.Tanh()}[activation]
+    truth = act(act(torch.from_numpy(values).double()))
+    np.testing.assert_allclose(seen.states[:, 1], truth.numpy(), rtol=1e-6, atol=1e-12)
+
+
+def test_numbers_that_are_not_finite_stay_in_their_row(library: Path) -> None:
+    steps = NativeSteps(library, ensemble_of(MODELS["kinematics"]))
+
+    broken_rows_break_alone(partial(told, steps))
+
+
+def broken_rows_break_alone(roll_out: Callable[[Array, Array], Prediction]) -> None:
+    """Check that rows which are not finite spoil no other."""
+    states, actions = highway_rows(20, 3)
+    clean = roll_out(states, actions)
+    states[4, 0], states[11, 7] = np.nan, np.inf
+
+    seen = roll_out(states, actions)
+
+    others = [row for row in range(20) if row not in (4, 11)]
+    for name in NUMBERS:
+        assert np.array_equal(getattr(seen, name)[others], getattr(clean, name)[others]), name
+    assert not np.isfinite(seen.states[[4, 11], 1:]).all(-1).any()
+    assert not np.isfinite(seen.uncertainty[[4, 11]]).any()
+
+
+def test_the_library_is_compiled_once_and_named_by_source_and_processor(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = library.parent
+    made_at = library.stat().st_mtime_ns
+
+    assert compile_library(folder) == library
+    assert library.stat().st_mtime_ns == made_at
+    assert list(folder.iterdir()) == [library]
+    monkeypatch.setattr(native, "processor", lambda: "another")
+    assert library_file(folder) != library
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        (subprocess.CalledProcessError(1, "c++", stderr="no such option\n"), "no such option"),
+        (subprocess.TimeoutExpired("c++", 300), "more than 300 s"),
+    ],
+    ids=["refused", "too slow"],
+)
+def test_a_compiler_that_fails_says_why_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception, message: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise failure
+
+    monkeypatch.setattr(subprocess, "run", fail)
+
+    with pytest.raises(NotCompiledError, match=message):
+        compile_library(tmp_path)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_compiler_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+
+    with pytest.raises(NotCompiledError, match="no C\\+\\+ compiler"):
+        compile_library(tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(NotCompiledError, match=r"cannot write into .*file"):
+        compile_library(tmp_path / "file" / "cache")
+
+
+def test_a_broken_library_is_refused(tmp_path: Path) -> None:
+    broken = tmp_path / "steps.so"
+    broken.write_bytes(b"not a library")
+
+    with pytest.raises(NotCompiledError, match="cannot be loaded"):
+        NativeSteps(broken, ensemble_of(MODELS["plain"]))
+
+
+def test_without_the_kernels_list_of_abilities_others_are_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def absent(self: Path) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", absent)
+
+    assert isinstance(native.processor(), str)

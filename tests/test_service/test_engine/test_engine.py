@@ -1,0 +1,328 @@
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import structlog
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import models.network.rows
+from models.backends.native import NotCompiledError
+from models.checkpoint import Architecture, Calibration, Checkpoint
+from models.network.ensemble import WorldModelEnsemble
+from models.spec import anonymous_spec
+from service.engine import Engine
+from service.engine import launch_rows as shapes
+from service.engine.launch_rows import launch_shapes
+from service.errors import StartupError
+from service.interface import Array, EngineLike, Prediction
+
+STATE_DIM, ACTION_DIM = 4, 2
+
+
+@cache
+def checkpoint(members: int = 2) -> Checkpoint:
+    """Return one and the same: initial weights depend on the number of threads."""
+    torch.manual_seed(0)
+    spec = anonymous_spec(STATE_DIM, ACTION_DIM)
+    architecture = Architecture(hidden_dims=(16, 32))
+    ensemble = WorldModelEnsemble.from_members([architecture.build(spec) for _ in range(members)])
+    bounds = (-1.0,) * STATE_DIM, (1.0,) * STATE_DIM
+    return Checkpoint(
+        ensemble=ensemble.eval().requires_grad_(False),
+        spec=spec,
+        architecture=architecture,
+        calibration=Calibration(0.2, 0.9, *bounds, 16),
+        name="small",
+        version="v1",
+        metrics={"auroc": 0.5},
+    )
+
+
+@pytest.fixture(scope="module", params=["native", "native, 3 threads", "eager"])
+def engine(request: pytest.FixtureRequest, library: Path) -> Iterator[Engine]:
+    before = torch.get_num_threads()
+    engine = Engine(
+        checkpoint(),
+        device="cpu",
+        threads=3 if "threads" in request.param else 1,
+        library=(lambda: library) if "native" in request.param else None,
+    )
+    engine.start()
+    assert engine.describe().device == ("cpu" if "native" in request.param else "cpu (eager)")
+    yield engine
+    engine.close()
+    torch.set_num_threads(before)
+
+
+def inputs(rows: int, horizon: int, seed: int = 0) -> tuple[Array, Array]:
+    rng = np.random.default_rng(seed)
+    states = rng.normal(size=(rows, STATE_DIM)).astype(np.float32)
+    return states, rng.uniform(-1, 1, (rows, horizon, ACTION_DIM)).astype(np.float32)
+
+
+def row_bits(prediction: Prediction, row: int) -> list[bytes]:
+    names = ("states", "rewards", "dones", "uncertainty")
+    return [np.ascontiguousarray(getattr(prediction, name)[row]).tobytes() for name in names]
+
+
+def test_the_answer_is_the_models(engine: Engine) -> None:
+    states, actions = inputs(11, 6)
+
+    seen = engine.rollout(states, actions)
+
+    truth = checkpoint().ensemble.rollout(torch.from_numpy(states), torch.from_numpy(actions))
+    for name in ("states", "rewards", "dones", "uncertainty"):
+        assert getattr(seen, name).dtype == np.float32
+        np.testing.assert_allclose(
+            getattr(seen, name), getattr(truth, name).numpy(), rtol=1e-5, atol=1e-6, err_msg=name
+        )
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=5),
+    st.integers(1, 6),
+    st.integers(0, 10**6),
+)
+def test_a_row_has_the_same_bits_alone_and_in_any_launch(
+    engine: Engine, counts: list[int], horizon: int, seed: int
+) -> None:
+    states, actions = inputs(sum(counts), horizon, seed)
+    together = engine.rollout(states, actions)
+    start = 0
+    for count in counts:
+        alone = engine.rollout(states[start : start + 1], actions[start : start + 1])
+        part = engine.rollout(states[start : start + count], actions[start : start + count])
+        assert row_bits(alone, 0) == row_bits(together, start)
+        assert row_bits(part, count - 1) == row_bits(together, start + count - 1)
+        start += count
+
+
+@pytest.mark.parametrize("part_rows", [7, 20])
+def test_a_launch_can_be_left_and_gone_on_with(engine: Engine, part_rows: int) -> None:
+    states, actions = inputs(20, 7)
+    other = inputs(9, 3, seed=1)
+    whole, alone = engine.rollout(states, actions), engine.rollout(*other)
+
+    begun = engine.begin(states, actions, part_rows)
+    assert [begun.advance(2), begun.advance(3), begun.is_complete] == [2, 3, False]
+    between = engine.rollout(*other)
+    left = 7 * math.ceil(20 / part_rows) - 5
+    assert (begun.advance(99), begun.is_complete) == (left, True)
+
+    assert [row_bits(begun.result(), k) for k in range(20)] == [
+        row_bits(whole, k) for k in range(20)
+    ]
+    assert row_bits(between, 8) == row_bits(alone, 8)
+
+
+def test_more_rows_than_the_biggest_shape_are_several_launches(engine: Engine) -> None:
+    states, actions = inputs(engine.shapes[-1] + 5, 2)
+
+    seen = engine.rollout(states, actions)
+
+    assert row_bits(seen, len(states) - 1) == row_bits(engine.rollout(states[-1:], actions[-1:]), 0)
+
+
+def test_costs_are_measured_for_every_shape(engine: Engine) -> None:
+    costs = engine.costs
+
+    assert costs.rows == engine.shapes
+    assert all(seconds > 0 for seconds in costs.step_s)
+    assert costs.is_divisible
+    assert engine.is_quick_to_call
+
+
+def test_without_compiled_code_steps_are_eager_and_it_is_said() -> None:
+    def refuse() -> Path:
+        raise NotCompiledError("no compiler")
+
+    small = Engine(checkpoint(), device="cpu", threads=1, library=refuse)
+    with structlog.testing.capture_logs() as lines:
+        small.start()
+
+    assert (lines[0]["event"], lines[0]["reason"]) == (
+        "no machine code: steps are eager, many times slower",
+        "no compiler",
+    )
+    assert small.describe().device == "cpu (eager)"
+
+
+def test_a_prefix_of_a_rollout_is_the_shorter_rollout(engine: Engine) -> None:
+    states, actions = inputs(3, 8)
+
+    long, short = engine.rollout(states, actions), engine.rollout(states, actions[:, :5])
+
+    assert np.array_equal(long.states[:, :6], short.states)
+    assert np.array_equal(long.dones[:, :5], short.dones)
+
+
+def test_what_the_engine_is_given_stays_as_it_was(engine: Engine) -> None:
+    states, actions = inputs(3, 2)
+    before = states.copy(), actions.copy()
+
+    engine.rollout(states, np.broadcast_to(actions[:1], actions.shape))
+
+    assert np.array_equal(states, before[0])
+    assert np.array_equal(actions, before[1])
+
+
+def test_the_model_is_described(engine: Engine) -> None:
+    info = engine.describe()
+
+    assert (info.name, info.version, info.members) == ("small", "v1", 2)
+    assert (info.spec.state_dim, info.limits.crash_threshold) == (STATE_DIM, 0.2)
+    assert info.metrics == {"auroc": 0.5}
+    assert engine.load_s > 0
+    assert (engine.vram(), engine.utilization()) == (None, None)
+    as_protocol: EngineLike = engine
+    as_protocol.canary()
+
+
+def test_launch_shapes_of_a_cpu_are_dense_and_tiled() -> None:
+    cpu = launch_shapes("cpu")
+
+    assert cpu[:9] == [8, 16, 24, 32, 40, 48, 56, 64, 80]
+    assert launch_shapes("cpu", is_any=True) == [1, 2, 4, *cpu]
+    assert cpu[-1] == 512
+    assert not any(shape % shapes.ROW_TILE for shape in (*cpu, *launch_shapes("cuda")))
+
+
+def test_launch_shapes_of_a_gpu_are_few_if_each_is_a_graph() -> None:
+    graphs, fused = launch_shapes("cuda"), launch_shapes("cuda", is_any=True)
+
+    assert len(graphs) == 5
+    assert set(graphs) < set(fused)
+    assert (fused[0], fused[-1]) == (graphs[0], graphs[-1]) == (8, 4096)
+    # Costs are known to a quarter at most.
+    assert all(b <= max(1.25 * a, a + 8) for a, b in itertools.pairwise(fused))
+
+
+def test_row_tiles_are_the_models() -> None:
+    assert shapes.ROW_TILE == models.network.rows.ROW_TILE
+
+
+class Moody(nn.Module):
+    """An ensemble that does not fit the memory, or is not the same in every shape."""
+
+    def __init__(self, inner: WorldModelEnsemble) -> None:
+        super().__init__()
+        self.inner = inner
+        self.member_count = inner.member_count
+        self.fits_rows = 10**9
+        self.odd_rows = 0
+        self.is_odd_in_place = False
+        self.factor = 1.0
+        self.launches: list[int] = []
+
+    def step(self) -> Callable[..., tuple[torch.Tensor, ...]]:
+        return self.take
+
+    def take(
+        self, states: torch.Tensor, log_alive: torch.Tensor, action: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        rows = len(action)
+        self.launches.append(rows)
+        if rows > self.fits_rows:
+            raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
+        after, log_alive, summary = self.inner.step()(states, log_alive, action)
+        factor = torch.full((rows, 1), self.factor)
+        if rows == self.odd_rows or self.is_odd_in_place:
+            factor[3] = 1.001
+        return after, log_alive, summary * factor
+
+
+def moody(**moods: Any) -> tuple[Moody, Engine]:
+    base = checkpoint()
+    ensemble = Moody(base.ensemble)
+    for name, value in moods.items():
+        setattr(ensemble, name, value)
+    moody = replace(base, ensemble=ensemble)  # type: ignore[arg-type]
+    return ensemble, Engine(moody, device="cpu", threads=1)
+
+
+def test_out_of_memory_splits_the_launch_and_goes_on() -> None:
+    engine = Engine(checkpoint(), device="cpu", threads=1)
+    engine.start()
+    ensemble, small = moody()
+    small.start()
+    counted: list[str] = []
+    small.report_errors_to(counted.append)
+    ensemble.fits_rows = 16
+    states, actions = inputs(50, 3)
+
+    with structlog.testing.capture_logs() as lines:
+        seen = small.rollout(states, actions)
+
+    truth = engine.rollout(states, actions)
+    assert row_bits(seen, 0) == row_bits(truth, 0)
+    assert [row_bits(seen, k) for k in range(50)] == [row_bits(truth, k) for k in range(50)]
+    assert counted == ["out_of_memory"] * len(lines)
+    assert {line["event"] for line in lines} == {"launch split"}
+
+
+def test_a_launch_that_never_fits_is_an_error() -> None:
+    ensemble, small = moody()
+    small.start()
+    ensemble.fits_rows = 0
+
+    with pytest.raises(RuntimeError, match="smallest launch"):
+        small.rollout(*inputs(20, 2))
+
+
+def test_a_shape_with_other_bits_is_dropped_and_not_used() -> None:
+    ensemble, small = moody(odd_rows=24)
+
+    with structlog.testing.capture_logs() as lines:
+        small.start()
+    ensemble.launches.clear()
+    small.rollout(*inputs(20, 2))
+
+    assert 24 not in small.shapes
+    assert ensemble.launches == [32, 32]
+    assert (lines[0]["event"], lines[0]["rows"]) == ("launch shape dropped", 24)
+
+
+def test_a_model_whose_bits_depend_on_the_place_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.engine._LONGEST_STEP_S", math.inf)  # on a slow machine too
+    _, small = moody(is_odd_in_place=True)
+
+    with structlog.testing.capture_logs() as lines:
+        small.start()
+
+    assert [line["event"] for line in lines] == ["rows are not reproducible"]
+    assert small.shapes == tuple(launch_shapes("cpu"))
+
+
+def test_the_canary_notices_a_prediction_that_is_not_finite() -> None:
+    ensemble, small = moody()
+    small.start()
+    ensemble.factor = float("nan")
+
+    with pytest.raises(RuntimeError, match="not finite"):
+        small.canary()
+
+
+def test_a_model_that_does_not_run_stops_the_start() -> None:
+    _, small = moody(fits_rows=0)
+
+    with pytest.raises(StartupError, match="does not run on cpu"):
+        small.start()
+
+
+def test_a_missing_device_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    with pytest.raises(StartupError, match="no CUDA device"):
+        Engine(checkpoint(), device="cuda").start()

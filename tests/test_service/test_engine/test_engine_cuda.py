@@ -1,0 +1,240 @@
+"""What only a GPU needs: its memory, told by fakes; and its bits, where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pynvml
+import pytest
+import structlog
+import torch
+
+from models.backends.backend import Graphs
+from models.backends.graphs import GraphedSteps
+from models.backends.native import NotCompiledError
+from models.network.ensemble import EnsembleStep
+from service.engine import Engine
+from service.engine.device_memory import DeviceMemory
+from tests.test_models.test_backends.driver import Driver
+from tests.test_service.test_engine.test_engine import checkpoint, inputs, moody, row_bits
+
+
+class FakeMemory:
+    def __init__(self, uuid: str) -> None:
+        self.uuid = uuid
+        self.is_closed = False
+
+    def start(self) -> None:
+        pass
+
+    def read(self) -> Mapping[str, int]:
+        return {"device_used": 3, "device_total": 8}
+
+    def utilization(self) -> float | None:
+        return 0.5
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A CUDA runtime that only answers questions."""
+    calls: dict[str, Any] = {}
+    properties = SimpleNamespace(total_memory=8 * 2**30, uuid="abc")
+    for name, answer in {
+        "get_device_properties": lambda device: properties,
+        "set_per_process_memory_fraction": lambda share, device: calls.update(share=share),
+        "get_device_name": lambda device: "NVIDIA Fake",
+        "memory_allocated": lambda device: 1,
+        "memory_reserved": lambda device: 2,
+        "max_memory_allocated": lambda device: 4,
+        "empty_cache": lambda: calls.update(emptied=calls.get("emptied", 0) + 1),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    return calls
+
+
+def test_the_memory_budget_is_enforced_and_reported(
+    cuda: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.engine.engine.DeviceMemory", FakeMemory)
+    engine = Engine(checkpoint(), vram_budget_bytes=2 * 2**30)
+    engine._device = torch.device("cuda", 0)
+    engine._start_cuda()
+    engine._way = Graphs(checkpoint().ensemble)
+
+    assert cuda["share"] == 0.25
+    assert engine.vram() == {
+        "allocated": 1,
+        "reserved": 2,
+        "peak": 4,
+        "budget": 2 * 2**30,
+        "device_used": 3,
+        "device_total": 8,
+    }
+    assert engine.utilization() == 0.5
+    assert engine.describe().device == "NVIDIA Fake (graphs)"
+    engine.close()
+    assert cuda["emptied"] == 1
+
+
+def test_a_budget_beyond_the_device_is_cut_to_it(
+    cuda: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.engine.engine.DeviceMemory", FakeMemory)
+    engine = Engine(checkpoint(), vram_budget_bytes=16 * 2**30)
+    engine._device = torch.device("cuda", 0)
+    engine._start_cuda()
+
+    assert cuda["share"] == 1.0
+    assert (engine.vram() or {})["budget"] == 8 * 2**30
+
+
+def test_memory_is_given_back_before_a_launch_is_split(cuda: dict[str, Any]) -> None:
+    _, small = moody()
+    small.start()
+    small._device = torch.device("cuda", 0)
+
+    small.free_memory(32)
+
+    assert cuda["emptied"] == 1
+
+
+@pytest.fixture
+def graphs_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def on_cpu(step: EnsembleStep, rows: int, state_dim: int, action_dim: int) -> GraphedSteps:
+        return GraphedSteps(
+            step, rows, state_dim, action_dim, capture=lambda work: work, wait=lambda: None
+        )
+
+    monkeypatch.setattr("models.backends.backend.GraphedSteps", on_cpu)
+
+
+def rolled_out_as_on_a_gpu(engine: Engine) -> tuple[list[list[bytes]], Engine]:
+    """Return the bits of 20 rows and 21 steps by the GPU's way of an engine, computed here."""
+    engine.start()
+    engine._is_cpu = False
+    engine._way = engine._gpu_way()
+    states, actions = inputs(20, 21)
+
+    begun = engine.begin(states, actions, 20)
+    assert (begun.advance(1), begun.is_complete) == (21, True)
+
+    assert not engine.is_quick_to_call
+    return [row_bits(begun.result(), k) for k in range(20)], engine
+
+
+def test_without_fused_kernels_launches_are_taken_whole_by_recorded_graphs(
+    graphs_on_cpu: None,
+) -> None:
+    eager = Engine(checkpoint(), device="cpu", threads=1)
+    eager.start()
+    truth = eager.rollout(*inputs(20, 21))
+
+    seen, engine = rolled_out_as_on_a_gpu(Engine(checkpoint(), device="cpu", threads=1))
+
+    assert seen == [row_bits(truth, k) for k in range(20)]
+    assert engine.describe().device == "cpu (graphs)"
+
+
+def test_fused_kernels_are_used_if_they_can_be_had(driver: Driver, library: Path) -> None:
+    seen, engine = rolled_out_as_on_a_gpu(
+        Engine(checkpoint(), device="cpu", threads=1, library=lambda: library)
+    )
+
+    truth = checkpoint().ensemble.rollout(*(torch.from_numpy(x) for x in inputs(20, 21)))
+    first = np.frombuffer(seen[0][0], np.float32).reshape(22, -1)
+    np.testing.assert_allclose(first, truth.states[0].numpy(), rtol=1e-5, atol=1e-5)
+    assert engine.describe().device == "cpu"
+
+
+def test_without_nvidias_compiler_graphs_do_it_and_it_is_said(
+    graphs_on_cpu: None, driver: Driver, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(architecture: str) -> bytes:
+        raise NotCompiledError("no compiler")
+
+    monkeypatch.setattr("models.backends.fused.compiled", refuse)
+
+    with structlog.testing.capture_logs() as lines:
+        rolled_out_as_on_a_gpu(
+            Engine(checkpoint(), device="cpu", threads=1, library=lambda: library)
+        )
+
+    assert (lines[0]["event"], lines[0]["reason"]) == (
+        "no fused kernels: steps are graphs, slower",
+        "no compiler",
+    )
+
+
+def test_without_the_driver_the_device_wide_figures_are_absent(
+    cuda: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(self: FakeMemory) -> None:
+        raise OSError("no driver")
+
+    monkeypatch.setattr("service.engine.engine.DeviceMemory", FakeMemory)
+    monkeypatch.setattr(FakeMemory, "start", absent)
+    engine = Engine(checkpoint())
+    engine._device = torch.device("cuda", 0)
+    engine._start_cuda()
+
+    assert "device_used" not in (engine.vram() or {})
+    assert engine.utilization() is None
+
+
+def test_nvml_reads_the_device_by_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlShutdown", lambda: asked.append("shutdown"))
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", asked.append)
+    monkeypatch.setattr(
+        pynvml, "nvmlDeviceGetMemoryInfo", lambda handle: SimpleNamespace(used=5, total=9)
+    )
+    monkeypatch.setattr(
+        pynvml, "nvmlDeviceGetUtilizationRates", lambda handle: SimpleNamespace(gpu=42, memory=7)
+    )
+    memory = DeviceMemory("abc")
+    memory.start()
+
+    assert memory.read() == {"device_used": 5, "device_total": 9}
+    assert memory.utilization() == 0.42
+    memory.close()
+    assert asked == ["GPU-abc", "GPU-abc", "shutdown"]
+
+
+def test_nvml_that_fails_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_UNKNOWN)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", fail)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", fail)
+
+    assert DeviceMemory("GPU-abc").read() == {}
+    assert DeviceMemory("GPU-abc").utilization() is None
+    with pytest.raises(OSError, match="NVML is not available"):
+        DeviceMemory("GPU-abc").start()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("way", ["fused", "graphs"])
+def test_on_a_gpu_a_row_has_the_same_bits_in_any_launch(way: str, library: Path) -> None:
+    is_fused = way == "fused"
+    engine = Engine(checkpoint(), device="cuda", library=(lambda: library) if is_fused else None)
+    engine.start()
+    assert engine.describe().device.endswith("(graphs)") is not is_fused
+    states, actions = inputs(300, 16)
+    together = engine.rollout(states, actions)
+
+    for row in (0, 7, 63, 64, 255, 299):
+        alone = engine.rollout(states[row : row + 1], actions[row : row + 1])
+        assert row_bits(alone, 0) == row_bits(together, row)
+    usage = engine.vram() or {}
+    assert 0 < usage["allocated"] <= usage["reserved"] <= usage["budget"]
+    engine.close()

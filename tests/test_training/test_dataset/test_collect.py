@@ -1,0 +1,344 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training.dataset import collect as collecting
+from training.dataset.collect import ENVIRONMENT_SHARES, collect
+from training.dataset.store import MANIFEST, load_store, shard_path
+from training.simulation.behaviours import (
+    BEHAVIOURS,
+    SEQUENCE_KINDS,
+    SHARES,
+    draw_sequence,
+    make_behaviour,
+)
+from training.simulation.rectangles import rectangle_gap
+from training.simulation.roads import ENVIRONMENTS
+from training.simulation.simulator import (
+    CAUSES,
+    MAX_VEHICLES,
+    Episode,
+    Simulation,
+    draw_episode,
+    reward_of,
+    run_episode,
+)
+
+HIGHWAY = {"highway": 1.0}
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three episodes of at most 12 steps a shard."""
+    monkeypatch.setattr(collecting, "EPISODES_PER_SHARD", 3)
+    monkeypatch.setattr(collecting, "MAX_STEPS", 12)
+
+
+def run(folder: Path, transitions: int = 80, seed: int = 5, workers: int = 1) -> None:
+    collect(
+        folder,
+        transitions=transitions,
+        seed=seed,
+        environments=HIGHWAY,
+        workers=workers,
+        progress=False,
+    )
+
+
+def interrupt_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the shard after the first `count` raise what Ctrl-C raises."""
+    original = collecting.make_shard
+    made: list[object] = []
+
+    def make_shard(*args: object) -> dict[str, int]:
+        if len(made) == count:
+            raise KeyboardInterrupt
+        made.append(args)
+        return original(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(collecting, "make_shard", make_shard)
+
+
+def test_collect_records_enough_transitions_and_no_shard_more(tmp_path: Path) -> None:
+    run(tmp_path, transitions=80)
+    store = load_store(tmp_path)
+    steps = store.frame_count - 1
+    assert store.manifest["counts"]["transitions"] == steps.sum() >= 80
+    assert steps[:-3].sum() < 80
+    assert store.manifest["seed"] == 5
+    assert store.manifest["environment_shares"] == HIGHWAY
+
+
+def test_collect_repeats_itself_with_any_number_of_workers(tmp_path: Path) -> None:
+    run(tmp_path / "one", workers=1)
+    run(tmp_path / "two", workers=2)
+    one, two = ((tmp_path / name / MANIFEST).read_text() for name in ("one", "two"))
+    assert one == two
+    assert len(list((tmp_path / "two").iterdir())) == len(json.loads(two)["shards"]) + 1
+
+
+def test_collect_goes_on_after_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt_after(1, patch)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "broken")
+    assert "1 whole shards kept" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "broken").iterdir()] == ["shard-00000.safetensors"]
+    with pytest.raises(ValueError, match="no finished dataset"):
+        load_store(tmp_path / "broken")
+    run(tmp_path / "broken")
+    run(tmp_path / "whole")
+    broken, whole = (load_store(tmp_path / name) for name in ("broken", "whole"))
+    assert broken.fingerprint == whole.fingerprint
+
+
+def test_collect_keeps_shards_when_asked_for_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, transitions=30)
+    kept = shard_path(tmp_path, 0).stat().st_mtime_ns
+    interrupt_after(99, monkeypatch)
+    run(tmp_path, transitions=60)
+    assert shard_path(tmp_path, 0).stat().st_mtime_ns == kept
+    assert load_store(tmp_path).manifest["counts"]["transitions"] >= 60
+
+
+def test_collect_drops_shards_beyond_a_smaller_target(tmp_path: Path) -> None:
+    run(tmp_path / "both", transitions=80)
+    run(tmp_path / "both", transitions=20)
+    run(tmp_path / "small", transitions=20)
+    both, small = (load_store(tmp_path / name) for name in ("both", "small"))
+    assert both.fingerprint == small.fingerprint
+
+
+def test_collect_refuses_a_folder_of_another_seed_naming_both(tmp_path: Path) -> None:
+    run(tmp_path, transitions=20, seed=5)
+    with pytest.raises(ValueError, match="collected with seed=5, but seed=6 is asked for"):
+        run(tmp_path, transitions=20, seed=6)
+    assert load_store(tmp_path).manifest["seed"] == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param({"transitions": 0}, "transitions must be at least 1, got 0", id="none"),
+        pytest.param({"environments": {"moon": 1.0}}, "unknown environments", id="unknown"),
+        pytest.param({"environments": {"highway": -1.0}}, "must not be negative", id="negative"),
+        pytest.param({"environments": {}}, "nor all 0", id="empty"),
+    ],
+)
+def test_collect_refuses_senseless_arguments(
+    tmp_path: Path, arguments: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        collect(tmp_path, **{"transitions": 10, "seed": 0, **arguments})  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+def test_collect_shows_steps_and_terminations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    collect(tmp_path, transitions=20, seed=1, environments=HIGHWAY, workers=1)
+    shown = capsys.readouterr().err
+    assert re.search(r"episodes=3, crash=\d+, off_road=\d+", shown)
+    assert "step/s" in shown
+
+
+def test_collect_uses_all_roads_unless_told() -> None:
+    names = {draw_episode(seed, ENVIRONMENT_SHARES)[0] for seed in range(100)}
+    assert names == set(ENVIRONMENTS)
+
+
+def test_behaviour_shares_are_those_drawn() -> None:
+    drawn = [draw_episode(seed, HIGHWAY)[1] for seed in range(2000)]
+    assert sum(SHARES) == pytest.approx(1)
+    for name, share in zip(BEHAVIOURS, SHARES, strict=True):
+        assert drawn.count(name) / len(drawn) == pytest.approx(share, abs=0.04)
+
+
+def test_episode_repeats_for_its_seed() -> None:
+    one, two = (run_episode(11, "merge", "aggressive", 15) for _ in range(2))
+    for name, value in vars(one).items():
+        np.testing.assert_array_equal(value, getattr(two, name))
+    assert not np.array_equal(one.ego, run_episode(12, "merge", "aggressive", 15).ego)
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_episode_frames_are_consistent(environment: str) -> None:
+    episode = run_episode(2, environment, "noisy", 15)
+    assert episode.environment == ENVIRONMENTS.index(environment)
+    assert (episode.ego[0, :2] == 0).all()
+    assert (episode.ego[:, 3] == episode.ego_features[:, 0]).all()
+    assert len(episode.action) == len(episode.reward) == episode.steps + 1
+    assert (episode.action[-1] == 0).all()
+    assert episode.reward[-1] == 0
+    assert ((episode.vehicle_id >= 0) == (episode.present[0] > 0)).all()
+    assert 0 < episode.present[0].sum() <= MAX_VEHICLES
+    assert np.isfinite(episode.vehicles).all()
+    assert (episode.vehicles[..., 3] >= -1e-6).all()  # traffic never reverses
+
+
+@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+def test_behaviour_keeps_actions_in_range(behaviour: str) -> None:
+    action = run_episode(4, "highway", behaviour, 40).action
+    assert (action >= [-1, 0, 0]).all()
+    assert (action <= 1).all()
+    assert np.ptp(action[:-1], axis=0).max() > 0
+
+
+@pytest.mark.parametrize("kind", SEQUENCE_KINDS)
+def test_sequences_are_in_range_and_repeat_for_their_seed(kind: str) -> None:
+    one, two = (draw_sequence(kind, np.random.default_rng(3), 40) for _ in range(2))
+    assert one.shape == (40, 3)
+    assert one.dtype == np.float32
+    assert (one >= [-1, 0, 0]).all()
+    assert (one <= 1).all()
+    np.testing.assert_array_equal(one, two)
+    assert (one[:, 1] * one[:, 2] == 0).all()  # one pedal at a time
+
+
+def test_sequence_kinds_differ_in_how_they_change() -> None:
+    def changes(kind: str) -> float:
+        rng = np.random.default_rng(0)
+        steer = np.stack([draw_sequence(kind, rng, 32)[:, 0] for _ in range(50)])
+        return float(np.abs(np.diff(steer, axis=1)).mean() / steer.std())
+
+    assert changes("white") > 3 * changes("smooth")
+    bang = draw_sequence("bang_bang", np.random.default_rng(1), 32)
+    assert len(np.unique(bang[:, 0])) <= 3
+    swerve = draw_sequence("evasive", np.random.default_rng(1), 32)[:, 0]
+    assert swerve.min() < 0 < swerve.max()
+
+
+def test_sequence_of_unknown_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown kind 'zigzag'"):
+        draw_sequence("zigzag", np.random.default_rng(0), 8)
+
+
+def test_some_drivers_brake_hard_or_change_lane_without_looking() -> None:
+    kinds: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
+    for seed in range(4):
+        world = Simulation(seed, "highway", surprising_share=1.0)
+        begun: dict[int, tuple[float, float]] = {}
+        for _ in range(100):
+            world.step(np.array([0, 0.1, 0]))
+            for i, car in enumerate(world.others):
+                if car.surprise is None:
+                    continue
+                if i not in begun and car.surprised_within(0.05):
+                    begun[i] = (car.position[1], car.speed)
+                elapsed = car.clock_s - car.surprise.start_s
+                if i in begun and 1.45 <= elapsed < 1.5:
+                    moved = (abs(car.position[1] - begun[i][0]), begun[i][1] - car.speed)
+                    kinds[car.surprise.brake_mps2 > 0].append(moved)
+    aside, slower = np.array(kinds[False])[:, 0], np.array(kinds[True])[:, 1]
+    assert np.median(aside) > 3.0  # a lane is 4 m wide
+    assert np.median(slower) > 7.0
+
+
+def test_crashes_with_a_car_that_surprised_are_marked() -> None:
+    episodes = [
+        run_episode(seed, "highway", "aggressive", surprising_share=1.0) for seed in range(12)
+    ]
+    crashes = [episode.provoked for episode in episodes if episode.cause == CAUSES.index("crash")]
+    others = [episode.provoked for episode in episodes if episode.cause != CAUSES.index("crash")]
+    assert sum(crashes) > 0
+    assert sum(others) == 0
+
+
+def test_crashes_without_a_surprise_are_not_marked() -> None:
+    episodes = [
+        run_episode(seed, "highway", "aggressive", surprising_share=0.0) for seed in range(12)
+    ]
+    assert CAUSES.index("crash") in {episode.cause for episode in episodes}
+    assert sum(episode.provoked for episode in episodes) == 0
+
+
+def test_a_copied_simulation_has_the_same_future_and_does_not_touch_the_other() -> None:
+    world = Simulation(5, "racetrack")
+    for _ in range(5):
+        world.step(np.array([0, 0.3, 0]))
+    other, before = world.copy(), world.state()
+    for _ in range(10):
+        other.step(np.array([0.1, 0, 1.0]))
+    np.testing.assert_array_equal(world.state(), before)
+    again = world.copy()
+    for _ in range(10):
+        again.step(np.array([0.1, 0, 1.0]))
+    np.testing.assert_array_equal(again.state(), other.state())
+    assert again.road is not world.road
+    assert again.road.network is world.road.network
+
+
+def test_bursts_hold_full_pedals_and_steer_for_a_while() -> None:
+    actions = np.concatenate([run_episode(seed, "highway", "bursts").action for seed in range(4)])
+    for column in (1, 2):
+        held = actions[:, column] == 1
+        assert (held[3:] & held[2:-1] & held[1:-2] & held[:-3]).any()
+    steer = actions[:, 0]
+    assert ((steer[1:] == steer[:-1]) & (np.abs(steer[1:]) > 0.15)).any()
+
+
+def test_behaviour_of_unknown_name_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown behaviour 'asleep'"):
+        make_behaviour("asleep", np.random.default_rng(0), 20.0)
+
+
+def test_careful_drivers_reach_the_end_and_reckless_ones_do_not() -> None:
+    careful = [run_episode(seed, "highway", "careful", 60) for seed in range(4)]
+    reckless = [run_episode(seed, "highway", "aggressive", 140) for seed in range(8)]
+    assert [episode.cause for episode in careful] == [0, 0, 0, 0]
+    assert sum(episode.cause > 0 for episode in reckless) >= 2
+
+
+def first_ended(cause: str, behaviour: str) -> Episode:
+    for seed in range(40):
+        episode = run_episode(seed, "highway", behaviour)
+        if CAUSES[episode.cause] == cause:
+            return episode
+    raise AssertionError(f"no {cause} in 40 episodes")
+
+
+def smallest_gap(episode: Episode, frame: int) -> float:
+    offset = episode.vehicles[frame] - episode.ego[frame]
+    cos, sin = np.cos(episode.ego[frame, 2]), np.sin(episode.ego[frame, 2])
+    gaps = rectangle_gap(
+        cos * offset[:, 0] + sin * offset[:, 1],
+        cos * offset[:, 1] - sin * offset[:, 0],
+        offset[:, 2],
+    )
+    return float(gaps[episode.present[frame] > 0].min())
+
+
+def test_episode_crashes_at_the_first_overlap() -> None:
+    episode = first_ended("crash", "aggressive")
+    assert smallest_gap(episode, -1) < 0 < smallest_gap(episode, -2)
+    assert episode.reward[-2] == -1
+
+
+def test_episode_leaves_the_road_at_the_first_negative_edge() -> None:
+    episode = first_ended("off_road", "bang_bang")
+    edges = episode.ego_features[:, 3:5].min(1)
+    assert edges[-1] < 0 <= edges[:-1].min()
+    assert episode.reward[-2] == -1
+
+
+@pytest.mark.parametrize(
+    ("speed", "offset", "cause", "reward"),
+    [
+        pytest.param(30.0, 0.0, 0, 1.0, id="best"),
+        pytest.param(15.0, -1.0, 0, 0.5, id="half"),
+        pytest.param(0.0, 2.0, 0, 0.0, id="standing_between_lanes"),
+        pytest.param(30.0, 0.0, 1, -1.0, id="crash"),
+        pytest.param(30.0, 0.0, 2, -1.0, id="off_road"),
+    ],
+)
+def test_reward_follows_its_formula(speed: float, offset: float, cause: int, reward: float) -> None:
+    assert reward_of([speed, offset, 0, 0, 0, 0], cause) == pytest.approx(reward)

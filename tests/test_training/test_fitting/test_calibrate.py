@@ -1,0 +1,212 @@
+"""Few data promise nothing: no threshold comes of them, or one that was asked for by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from models.checkpoint import Architecture, Calibration
+from models.network.ensemble import WorldModelEnsemble
+from tests.test_training.toy import DT_S, toy_spec, toy_windows
+from training.dataset.windows import Windows
+from training.fitting import calibrate as calibration_module
+from training.fitting.calibrate import (
+    calibrate,
+    fit_hazard,
+    fit_platt,
+    predict_windows,
+    summary,
+    trained_ranges,
+)
+from training.fitting.options import TrainOptions
+
+HORIZON = 6
+OPTIONS = TrainOptions(hidden_dims=(32,), miss_rate=0.05)  # 19 episodes carry a guarantee
+
+
+def ensemble(seed: int = 0) -> WorldModelEnsemble:
+    torch.manual_seed(seed)
+    architecture = Architecture((32,))
+    return WorldModelEnsemble.from_members([architecture.build(toy_spec()) for _ in range(2)])
+
+
+def windows(ending: int, harmless: int) -> Windows:
+    """So many of each kind, all an episode of their own; those that end do so at the last step."""
+    pool = toy_windows(2000, HORIZON, seed=5)
+    late = pool.terminated.argmax(1) == HORIZON - 1
+    ends, stays = np.flatnonzero(pool.ends & late), np.flatnonzero(~pool.ends)
+    assert len(ends) >= ending or not ending
+    return pool.take(np.concatenate([np.resize(ends, ending), np.resize(stays, harmless)]))
+
+
+def calibrated(
+    calibration: Windows, validation: Windows | None = None, **options: object
+) -> Calibration:
+    validation = toy_windows(200, HORIZON, seed=6) if validation is None else validation
+    return calibrate(
+        ensemble(),
+        trained_ranges(validation),
+        validation,
+        replace(calibration, episode=np.arange(len(calibration))),
+        replace(OPTIONS, **options),  # type: ignore[arg-type]
+        DT_S,
+    )
+
+
+def test_enough_episodes_give_a_threshold_that_keeps_its_promise() -> None:
+    calibration = calibrated(windows(19, 1100))
+
+    assert calibration.guarantee is not None
+    assert calibration.guarantee.episodes == calibration.guarantee.episodes_needed == 19
+    assert calibration.guarantee.holds_for(calibration.crash_threshold)
+    assert calibration.crash_threshold == calibration.served_threshold
+    assert calibration.uncertainty_limit is not None
+    assert "19 are needed" in summary(calibration)
+    assert "keeps that promise" in summary(calibration)
+
+
+@pytest.mark.parametrize(
+    ("ending", "harmless"),
+    [(18, 1100), (1, 1100), (0, 1100), (19, 0), (0, 1), (1, 0)],
+)
+def test_few_data_give_no_threshold(ending: int, harmless: int) -> None:
+    calibration = calibrated(windows(ending, harmless))
+
+    assert calibration.crash_threshold is None
+    assert calibration.notes["realised_false_alarm_rate"] is None
+    assert f"{ending} calibration episodes end in time" in summary(calibration)
+    assert "19 are needed" in summary(calibration)
+    assert "safety checks answer unknown" in summary(calibration)
+
+
+def test_a_threshold_without_a_promise_is_there_if_asked_for_and_says_so() -> None:
+    calibration = calibrated(windows(18, 50), allow_unguaranteed=True)
+
+    assert calibration.guarantee is not None
+    assert calibration.guarantee.threshold is None
+    assert calibration.crash_threshold is not None
+    assert calibration.served_threshold == calibration.crash_threshold
+    assert calibration.crash_threshold <= 0.5
+    assert calibration.uncertainty_limit is not None
+    assert calibration.notes["allow_unguaranteed"] is True
+    assert "which was asked for, promises nothing" in summary(calibration)
+
+
+def test_no_harmless_windows_give_no_threshold_even_if_asked_for() -> None:
+    assert calibrated(windows(30, 0), allow_unguaranteed=True).crash_threshold is None
+
+
+@pytest.mark.parametrize(("count", "is_there"), [(999, False), (1000, True)])
+def test_few_windows_give_no_uncertainty_limit(count: int, is_there: bool) -> None:
+    calibration = calibrated(windows(20, count - 20))
+
+    assert (calibration.uncertainty_limit is not None) is is_there
+    assert ("no uncertainty limit" in summary(calibration)) is not is_there
+
+
+def test_the_horizon_is_that_of_the_windows_not_of_the_options() -> None:
+    assert OPTIONS.horizon == 16
+    assert calibrated(windows(19, 100)).horizon == HORIZON
+
+
+def fitted(logits: NDArray[np.floating], terminated: NDArray[np.bool_]) -> tuple[float, float]:
+    """Of two members that say the same."""
+    members = torch.as_tensor(np.stack([logits] * 2), dtype=torch.float32)
+    return fit_platt(members, torch.as_tensor(terminated))
+
+
+def sigmoid(logits: NDArray[np.floating], scale: float, shift: float) -> NDArray[np.float64]:
+    return np.asarray(1 / (1 + np.exp(-(scale * logits + shift))))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 20),
+    st.integers(1, 20),
+    st.sampled_from([1e-3, 1.0, 10.0, 1e3, 1e30]),
+    st.sampled_from([-1.0, 0.0, 1.0]),
+)
+def test_a_fit_is_bounded_whatever_the_logits_say(
+    ending: int, harmless: int, size: float, sign: float
+) -> None:
+    """Separable data, the wrong way round, or data that tell nothing, of any size."""
+    terminated = np.zeros((ending + harmless, HORIZON), bool)
+    terminated[:ending, -1] = True
+    logits = sign * size * np.where(terminated, 1.0, -1.0)
+
+    scale, shift = fitted(logits, terminated)
+
+    assert 0.05 <= scale <= 20
+    assert -20 <= shift <= 20
+    if sign == 1.0 and 1.0 <= size <= 10.0:
+        # Separable outcomes are as sure as their number makes them.
+        hazards = sigmoid(logits, scale, shift)
+        assert 1e-4 < hazards.min() < 0.1 < hazards.max() < 1 - 1e-4
+
+
+def test_a_fit_finds_the_map_that_made_the_outcomes() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(-2, 2, (6000, 1)) + rng.normal(0, 0.5, (6000, HORIZON))
+    drawn = rng.random(logits.shape) < sigmoid(logits, 0.7, -1.0)
+
+    scale, shift = fitted(logits, drawn & (np.cumsum(drawn, axis=1) == 1))
+
+    assert scale == pytest.approx(0.7, abs=0.04)
+    assert shift == pytest.approx(-1.0, abs=0.06)
+
+
+@pytest.mark.parametrize(("ending", "harmless"), [(0, 20), (20, 0)])
+def test_one_kind_of_outcome_fits_nothing(ending: int, harmless: int) -> None:
+    assert fit_hazard(ensemble(), windows(ending, harmless)) == (1.0, 0.0)
+
+
+def test_a_diverged_model_is_not_calibrated(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = ensemble()
+    next(broken.members).decoder.bias.data.fill_(torch.nan)
+    data = windows(20, 20)
+
+    with pytest.raises(ValueError, match="not finite: it has diverged"):
+        calibrate(broken, trained_ranges(data), data, data, OPTIONS, DT_S)
+    monkeypatch.setattr(calibration_module, "fit_hazard", lambda *_: (1.0, 0.0))
+    with pytest.raises(ValueError, match="not finite: it has diverged"):
+        calibrate(broken, trained_ranges(data), data, data, OPTIONS, DT_S)
+
+
+def test_an_episode_that_was_certain_not_to_end_leaves_no_threshold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The guarantee would need a threshold of 0, which tells nothing apart."""
+    sure = ensemble()
+    data = windows(20, 1100)
+    real = predict_windows
+
+    def zero_risk(model: WorldModelEnsemble, part: Windows) -> calibration_module.Prediction:
+        prediction = real(model, part)
+        return replace(prediction, dones=np.zeros_like(prediction.dones))
+
+    monkeypatch.setattr(calibration_module, "predict_windows", zero_risk)
+    calibration = calibrate(sure, trained_ranges(data), data, data, OPTIONS, DT_S)
+
+    assert calibration.crash_threshold is None
+
+
+def test_a_threshold_is_never_above_one_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is more likely to crash than not is never safe, whatever the rates asked for allow."""
+    data = windows(20, 1100)
+    real = predict_windows
+
+    def high_risk(model: WorldModelEnsemble, part: Windows) -> calibration_module.Prediction:
+        prediction = real(model, part)
+        return replace(prediction, dones=np.ones_like(prediction.dones))
+
+    monkeypatch.setattr(calibration_module, "predict_windows", high_risk)
+    calibration = calibrate(ensemble(), trained_ranges(data), data, data, OPTIONS, DT_S)
+
+    assert calibration.notes["false_alarm_threshold"] == 1.0
+    assert calibration.crash_threshold == 0.5

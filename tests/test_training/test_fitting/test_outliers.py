@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from models.highway import highway_spec
+from models.spec import anonymous_spec
+from training.fitting.outliers import OUTLIER_REWARD_SD, make_outliers, outlier_reward
+
+SPEC = highway_spec()
+
+
+def states(count: int) -> np.ndarray:
+    return np.random.default_rng(1).normal(size=(count, SPEC.state_dim)).astype(np.float32)
+
+
+def test_members_rewards_of_wrong_states_differ_and_average_to_zero() -> None:
+    rewards = [outlier_reward(i, 5) for i in range(5)]
+    assert len(set(rewards)) == 5
+    assert sum(rewards) == pytest.approx(0)
+    assert max(rewards) == -min(rewards) == OUTLIER_REWARD_SD
+    assert outlier_reward(0, 1) == 0
+
+
+def test_outliers_are_finite_and_nearly_all_differ_from_what_they_are_made_of() -> None:
+    right = states(2000)
+    before = right.copy()
+    wrong = make_outliers(right, SPEC, np.random.default_rng(0))
+    assert wrong.dtype == np.float32
+    assert wrong.shape == right.shape
+    assert np.isfinite(wrong).all()
+    assert (wrong != right).any(1).mean() > 0.99
+    assert np.array_equal(right, before)
+
+
+def test_outliers_depend_on_the_source_of_randomness_alone() -> None:
+    one, two, other = (
+        make_outliers(states(50), SPEC, np.random.default_rng(seed)) for seed in (3, 3, 4)
+    )
+    assert np.array_equal(one, two)
+    assert not np.array_equal(one, other)
+
+
+def test_some_outliers_have_a_neighbour_twice_and_some_have_one_inside_the_ego() -> None:
+    right = states(2000)
+    right[:, 7::7] += 40  # everyone is far ahead
+    wrong = make_outliers(right, SPEC, np.random.default_rng(0))
+    slots = wrong[:, 6:].reshape(-1, 4, 7)
+    twice = (slots[:, :1] == slots[:, 1:]).all(-1).any(1)
+    ego_kept = (wrong[:, :6] == right[:, :6]).all(1)
+    near = (np.hypot(slots[..., 1], slots[..., 2]) < 6.5).any(1)
+    for found in (twice & ego_kept, near & ego_kept & ~twice):
+        assert 0.04 < found.mean() < 0.3
+
+
+def test_a_unit_is_wrong_for_all_neighbours_alike() -> None:
+    right = np.ones((2000, SPEC.state_dim), np.float32)
+    wrong = make_outliers(right, SPEC, np.random.default_rng(0))
+    speeds = wrong[:, 6:].reshape(-1, 4, 7)[:, :, 4]
+    # Of ones, only noise, a factor and zeros make anything else; noise has no spread to add here.
+    scaled = (speeds[:, 0] != 1) & (speeds[:, 0] != 0)
+    assert scaled.any()
+    assert (speeds[scaled] == speeds[scaled, :1]).all()
+
+
+def test_a_spec_without_neighbours_has_outliers_too() -> None:
+    spec = anonymous_spec(3, 1)
+    right = states(400)[:, :3]
+    assert (make_outliers(right, spec, np.random.default_rng(0)) != right).any(1).mean() > 0.7

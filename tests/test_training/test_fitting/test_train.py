@@ -1,0 +1,365 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from models.checkpoint import (
+    Architecture,
+    Calibration,
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from models.checkpoint.files import CheckpointError
+from models.highway import highway_spec
+from models.network.ensemble import WorldModelEnsemble
+from models.survival import crash_probability
+from tests.test_training.driving import mixed_episodes, save_store
+from tests.test_training.toy import toy_spec, toy_windows
+from training.dataset.windows import Windows
+from training.fitting.calibrate import episode_scores, predict_windows
+from training.fitting.member import MemberTrainer, choose_device
+from training.fitting.options import Stage, TrainOptions
+from training.fitting.train import TrainingError, fit, recalibrate
+
+QUICK = TrainOptions(
+    members=2,
+    hidden_dims=(48, 32),
+    stages=(Stage(1, 100, 64, outlier_weight=0.1), Stage(6, 200, 64, outlier_weight=0.1)),
+    validate_every=50,
+    learning_rate=3e-3,
+    workers=1,
+    device="cpu",
+)
+
+
+def toy_parts() -> dict[str, Windows]:
+    return {
+        "train": toy_windows(3000, 6, seed=1),
+        "validation": toy_windows(1000, 6, seed=2),
+        "calibration": toy_windows(1000, 6, seed=4),
+    }
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("toy")
+    fit(
+        toy_parts(),
+        toy_spec(),
+        folder / "checkpoint",
+        folder / "run",
+        QUICK,
+        {"made": "for a test"},
+    )
+    return folder / "checkpoint"
+
+
+def test_a_world_of_other_dims_is_learned(checkpoint: Path) -> None:
+    loaded, held_out = load_checkpoint(checkpoint), toy_windows(1000, 6, seed=3)
+    prediction = predict_windows(loaded.ensemble, held_out)
+    stays = ~held_out.ends
+
+    error = np.abs(prediction.states[stays, 6, :2] - held_out.states[stays, 6, :2]).mean()
+    still = np.abs(held_out.states[stays, 0, :2] - held_out.states[stays, 6, :2]).mean()
+    assert error < 0.25 * still
+    probability = crash_probability(prediction.dones)
+    assert probability[held_out.ends].mean() > 0.6
+    assert probability[stays].mean() < 0.2
+
+
+def test_members_are_taught_to_disagree_on_wrong_states(checkpoint: Path) -> None:
+    loaded, held_out = load_checkpoint(checkpoint), toy_windows(500, 6, seed=3)
+    states = np.array(held_out.states)
+    states[:, 0] *= 10  # a wrong unit
+    wrong = replace(held_out, states=states)
+    right, outlying = (
+        predict_windows(loaded.ensemble, windows).uncertainty for windows in (held_out, wrong)
+    )
+    assert np.mean(outlying > np.quantile(right, 0.99)) > 0.8
+
+
+def test_calibration_is_complete_and_holds_on_its_own_data(checkpoint: Path) -> None:
+    loaded, held_out = load_checkpoint(checkpoint), toy_parts()["calibration"]
+    calibration = loaded.calibration
+    prediction = predict_windows(loaded.ensemble, held_out)
+
+    assert calibration.uncertainty_limit is not None
+    assert (prediction.uncertainty > calibration.uncertainty_limit).mean() <= 0.002
+    assert calibration.horizon == 6
+    # Platt scaling brings the mean probability near the frequency.
+    assert crash_probability(prediction.dones).mean() == pytest.approx(
+        held_out.ends.mean(), abs=0.06
+    )
+    low, high = np.array(calibration.state_low), np.array(calibration.state_high)
+    assert (low < -0.95).all()
+    assert (high[2:] > 1.9).all()
+
+
+def test_the_crash_threshold_is_the_lower_of_rate_and_guarantee(checkpoint: Path) -> None:
+    loaded, held_out = load_checkpoint(checkpoint), toy_parts()["calibration"]
+    probability = crash_probability(predict_windows(loaded.ensemble, held_out).dones)
+    notes, threshold = loaded.calibration.notes, loaded.calibration.crash_threshold
+    conformal = notes["conformal"]
+
+    assert threshold is not None
+    assert threshold == min(notes["false_alarm_threshold"], conformal["threshold"], 0.5)
+    assert conformal["lead_s"] == pytest.approx(0.4)
+    scores = episode_scores(probability, held_out, 4)
+    assert conformal["episodes"] == len(scores)
+    assert (scores < threshold).mean() <= conformal["alpha"]
+    harmless = probability[~held_out.ends]
+    assert notes["realised_false_alarm_rate"] == pytest.approx((harmless >= threshold).mean())
+    assert (harmless >= notes["false_alarm_threshold"]).mean() <= 0.012
+
+
+def test_an_episodes_score_counts_only_windows_that_warn_in_time() -> None:
+    windows = toy_windows(200, 6, seed=9)
+    windows = windows.take(windows.ends)
+    ahead = windows.terminated.argmax(1) + 1
+    late, early = int(np.argmin(ahead)), int(np.argmax(ahead))
+    assert ahead[late] < 3 <= ahead[early]
+    pair = replace(windows.take(np.array([late, early])), episode=np.array([7, 7]))
+
+    assert episode_scores(np.array([0.9, 0.2]), pair, lead_steps=3).tolist() == [0.2]
+    assert episode_scores(np.array([0.9, 0.2]), pair, lead_steps=1).tolist() == [0.9]
+    assert len(episode_scores(np.array([0.9]), pair.take(np.array([0])), lead_steps=3)) == 0
+
+
+def test_training_is_recorded(checkpoint: Path) -> None:
+    record = load_checkpoint(checkpoint).training
+
+    assert record["made"] == "for a test"
+    assert record["options"]["members"] == 2
+    history = record["members"][0]["history"]
+    assert history[-1]["validation_total"] < history[0]["validation_total"]
+    assert list((checkpoint.parent / "run" / "member-0" / "tensorboard").iterdir())
+
+
+class Interrupted:
+    """Raises Ctrl-C at a given update."""
+
+    def __init__(self, trainer: MemberTrainer, at: int) -> None:
+        self.update, self.at = trainer._update, at
+
+    def __call__(self, update: int) -> dict[str, torch.Tensor]:
+        if update == self.at:
+            raise KeyboardInterrupt
+        return self.update(update)
+
+
+def test_an_interrupted_member_resumes_to_the_same_weights(tmp_path: Path) -> None:
+    options = TrainOptions(
+        hidden_dims=(32,), stages=(Stage(2, 60, 32),), validate_every=20, device="cpu"
+    )
+    train, validation = toy_windows(300, 2, seed=1), toy_windows(100, 2, seed=2)
+
+    def trainer(folder: str) -> MemberTrainer:
+        return MemberTrainer(0, toy_spec(), options, train, validation, tmp_path / folder)
+
+    whole = trainer("whole").run()
+    broken = trainer("broken")
+    broken._update = Interrupted(broken, 40)  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        broken.run()
+    resumed = trainer("broken")
+    model = resumed.run()
+
+    assert resumed.progress.update == 60
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+
+
+def test_a_run_folder_of_another_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"options": "others"}))
+
+    with pytest.raises(TrainingError, match="holds a run with other arguments or data"):
+        fit(toy_parts(), toy_spec(), tmp_path / "out", tmp_path, QUICK, {})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"members": 0}, "members must be at least 1"),
+        ({"lead_steps": 0}, "lead_steps must be at least 1, got 0"),
+        ({"miss_rate": float("nan")}, "miss_rate must be between 0 and 1, got nan"),
+        ({"miss_rate": 1.0}, r"miss_rate must be between 0 and 1, got 1\.0"),
+        ({"false_alarm_rate": 0.0}, "false_alarm_rate must be between 0 and 1"),
+        ({"uncertainty_quantile": 99.9}, "uncertainty_quantile must be between 0 and 1"),
+        ({"stages": ()}, "stages must not be empty"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainOptions(**change)
+
+
+HASTY = replace(QUICK, members=1, stages=(Stage(6, 1, 8),), validate_every=1)
+
+
+def few_parts(calibration: int = 60) -> dict[str, Windows]:
+    return {
+        "train": toy_windows(60, 6, seed=1),
+        "validation": toy_windows(60, 6, seed=2),
+        "calibration": toy_windows(calibration, 6, seed=4),
+    }
+
+
+def test_few_episodes_are_told_before_and_after_training_and_give_no_threshold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(few_parts(), toy_spec(), tmp_path / "out", tmp_path / "run", HASTY, {})
+
+    before, after = capsys.readouterr().out.splitlines()
+    for line in (before, after):
+        assert "calibration episodes end in time" in line
+        assert "99 are needed to promise a miss rate of 0.01" in line
+    assert "the crash threshold will not be there" in before
+    assert "safety checks answer unknown" in after
+    assert load_checkpoint(tmp_path / "out").limits.crash_threshold is None
+
+
+def test_limits_that_promise_nothing_can_be_asked_for_after_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run goes on: its members do not depend on it."""
+    for options in (HASTY, replace(HASTY, allow_unguaranteed=True)):
+        fit(few_parts(), toy_spec(), tmp_path / "out", tmp_path / "run", options, {})
+
+    loaded = load_checkpoint(tmp_path / "out")
+    assert loaded.limits.crash_threshold is not None
+    assert loaded.limits.uncertainty_limit is not None or loaded.member_count == 1
+    assert loaded.calibration.notes["allow_unguaranteed"] is True
+    assert "which was asked for, promises nothing" in capsys.readouterr().out
+
+
+def broken(part: str, **changes: Any) -> dict[str, Windows]:
+    parts = few_parts()
+    return {**parts, part: replace(parts[part], **changes)}
+
+
+WINDOWS = few_parts()["train"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (few_parts(calibration=0), "windows for calibration hold none whose outcome is known"),
+        (
+            broken("validation", states=np.full((60, 7, 4), np.nan, np.float32)),
+            "windows for validation hold states that are not finite",
+        ),
+        (
+            broken("train", rewards=np.full((60, 6), np.inf, np.float32)),
+            "windows for train hold rewards that are not finite",
+        ),
+        (
+            broken("train", states=np.zeros((60, 7, 5), np.float32)),
+            "windows for train have dims 5/2, the spec has 4/2",
+        ),
+        (
+            {**few_parts(), "calibration": toy_windows(60, 3, seed=1)},
+            "windows for calibration have 3 steps, the stages need 6",
+        ),
+    ],
+    ids=["none", "states", "rewards", "dims", "horizon"],
+)
+def test_windows_that_make_no_sense_are_refused_before_anything_is_trained(
+    tmp_path: Path, parts: dict[str, Windows], message: str
+) -> None:
+    with pytest.raises(TrainingError, match=message):
+        fit(parts, toy_spec(), tmp_path / "out", tmp_path / "run", HASTY, {})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_spec_that_makes_no_sense_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    spec = replace(toy_spec(), dt_s=float("nan"))
+
+    with pytest.raises(CheckpointError, match="the spec: dt_s is nan, but"):
+        fit(few_parts(), spec, tmp_path / "out", tmp_path / "run", HASTY, {})
+
+
+@pytest.fixture(scope="module")
+def driven(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A checkpoint that knows 6 steps, and episodes of which some end."""
+    folder = tmp_path_factory.mktemp("driven")
+    save_store(folder / "store", mixed_episodes(24))
+    spec, architecture = highway_spec(), Architecture((16, 32))
+    dim = spec.state_dim
+    checkpoint = Checkpoint(
+        WorldModelEnsemble.from_members([architecture.build(spec) for _ in range(2)]),
+        spec,
+        architecture,
+        Calibration(0.2, 0.9, (-1e6,) * dim, (1e6,) * dim, horizon=6),
+    )
+    save_checkpoint(checkpoint, folder / "old")
+    return folder / "old", folder / "store"
+
+
+def test_recalibration_on_few_episodes_takes_the_threshold_and_says_so(
+    driven: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recalibrate(*driven, tmp_path / "out", TrainOptions())
+
+    new = load_checkpoint(tmp_path / "out")
+    assert new.limits.crash_threshold is None
+    assert new.calibration.horizon == 6  # not the options' 16, which nobody evaluated
+    assert "99 are needed to promise a miss rate of 0.01" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        ([0], "too few episodes to set some apart"),
+        ([1, 4, 7, 10, 13, 16], "too few episodes that end"),
+    ],
+    ids=["one", "careful"],
+)
+def test_recalibration_needs_episodes_that_end(
+    driven: tuple[Path, Path], tmp_path: Path, kept: list[int], message: str
+) -> None:
+    episodes = mixed_episodes(24)
+    save_store(tmp_path / "store", [episodes[i] for i in kept])
+
+    with pytest.raises(TrainingError, match=message):
+        recalibrate(driven[0], tmp_path / "store", tmp_path / "out", TrainOptions())
+
+
+def test_the_last_stage_can_train_the_heads_alone(tmp_path: Path) -> None:
+    options = TrainOptions(
+        hidden_dims=(32,),
+        stages=(Stage(2, 30, 32), Stage(2, 30, 64, only=("done_head", "reward_head"))),
+        validate_every=30,
+        device="cpu",
+    )
+    trainer = MemberTrainer(
+        0, toy_spec(), options, toy_windows(300, 2, 1), toy_windows(100, 2, 2), tmp_path
+    )
+    rates = [trainer._schedule(update) for update in range(60)]
+    assert rates[29] < rates[15] > rates[0]
+    assert rates[30:] == rates[:30]  # a schedule of its own
+
+    trainer._update = Interrupted(trainer, 30)  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    before = {name: x.clone() for name, x in trainer.model.state_dict().items()}
+    trainer._update = trainer._update.update  # type: ignore[method-assign]
+    trainer.run()
+
+    changed = {
+        name for name, x in trainer.model.state_dict().items() if not torch.equal(x, before[name])
+    }
+    assert {name.split(".")[0] for name in changed} == {"done_head", "reward_head"}
+
+
+def test_auto_device_is_cuda_if_there_is_one() -> None:
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+
+    assert choose_device("auto").type == expected
+    assert choose_device("cpu").type == "cpu"

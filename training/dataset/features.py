@@ -1,0 +1,64 @@
+"""World frame to model state: the 34 features of `spec.highway_spec`, for windows of frames."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.highway import NEIGHBOUR_COUNT
+from training.dataset.store import EpisodeStore
+from training.simulation.slots import (
+    EGO_COUNT,
+    SLOT_COUNT,
+    nearest_columns,
+    slot_features,
+    whole_turns,
+)
+
+__all__ = ["EGO_COUNT", "SLOT_COUNT", "tracked_states"]
+
+HEADING = 3
+"""Place of the heading within a slot."""
+
+
+def tracked_states(
+    store: EpisodeStore, start_frames: NDArray[np.integer[Any]], horizon: int
+) -> NDArray[np.float32]:
+    """Return windows of states in which a slot is one vehicle throughout.
+
+    The nearest vehicles are chosen at the start and followed: re-sorted at every frame, half of
+    all 16-step windows would see a slot change hands.
+
+    Args:
+        store: Where the frames are.
+        start_frames: [N] frame indices.
+        horizon: Number of steps, H.
+
+    Returns:
+        [N, H + 1, 34]. Beyond the episode's end its last frame repeats. In an episode's first
+        frame accelerations and yaw rates are 0: nothing came before.
+    """
+    start_frames = np.asarray(start_frames, np.int64)
+    episode = np.searchsorted(store.frame_start, start_frames, side="right") - 1
+    first = store.frame_start[episode]
+    last = first + store.frame_count[episode] - 1
+    # [N, H + 1]
+    frames = np.minimum(start_frames[:, None] + np.arange(horizon + 1), last[:, None])
+    earlier = np.maximum(frames - 1, first[:, None])
+    columns, near = nearest_columns(
+        store.ego[start_frames], store.vehicles[start_frames], store.present[start_frames]
+    )
+    columns = columns[:, None, :]
+    still_there = store.present[frames[..., None], columns] > 0
+    slots = slot_features(
+        store.ego[frames],
+        store.vehicles[frames[..., None], columns],  # [N, H + 1, 4, 4]
+        store.vehicles[earlier[..., None], columns],
+        still_there & near[:, None, :],
+    )
+    # By the first frame's turns throughout: a heading must not jump within a window.
+    slots[..., HEADING] -= whole_turns(slots[:, :1, :, HEADING]) * slots[..., 0]
+    flat = slots.reshape(*frames.shape, NEIGHBOUR_COUNT * SLOT_COUNT)
+    return np.concatenate([store.ego_features[frames], flat], axis=-1)

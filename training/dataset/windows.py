@@ -1,0 +1,131 @@
+"""Recorded episodes to training windows: states of frozen neighbours, actions, outcomes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.dataset.features import tracked_states
+from training.dataset.store import EpisodeStore
+
+SPLIT_SHARES = {"train": 0.56, "validation": 0.08, "calibration": 0.18, "test": 0.18}
+UNSEEN_ENVIRONMENT = "roundabout"
+"""Never trained or calibrated on: it shows how a model does on roads it has not seen."""
+_CHUNK_WINDOWS = 8192
+
+
+@dataclass(frozen=True)
+class Windows:
+    """N windows of H steps; neighbours keep their slot throughout a window.
+
+    Attributes:
+        states: float32 [N, H+1, S]; after the episode's end the last state repeats.
+        actions: float32 [N, H, A].
+        rewards: float32 [N, H].
+        terminated: bool [N, H], the episode terminated at the end of the step.
+        valid: bool [N, H], the step was recorded.
+        episode: int64 [N], index in the store.
+        environment: uint8 [N], index in the store's names.
+        behaviour: uint8 [N], index in the store's names.
+        start_step: int64 [N], step of the episode at which the window starts.
+    """
+
+    states: NDArray[np.float32]
+    actions: NDArray[np.float32]
+    rewards: NDArray[np.float32]
+    terminated: NDArray[np.bool_]
+    valid: NDArray[np.bool_]
+    episode: NDArray[np.int64]
+    environment: NDArray[np.uint8]
+    behaviour: NDArray[np.uint8]
+    start_step: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    @property
+    def horizon(self) -> int:
+        """H."""
+        return int(self.actions.shape[1])
+
+    @property
+    def ends(self) -> NDArray[np.bool_]:
+        """[N], whether the episode terminates within the window."""
+        return np.asarray(self.terminated.any(axis=1))
+
+    @property
+    def is_known(self) -> NDArray[np.bool_]:
+        """[N], whether the outcome after H steps is known: it ended, or all H were recorded."""
+        return np.asarray(self.ends | self.valid[:, -1])
+
+    def take(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Windows:
+        """Return some of the windows."""
+        return Windows(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    def save(self, folder: Path) -> None:
+        """Write one `.npy` file a field, so that several processes can map them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for f in fields(self):
+            np.save(folder / f"{f.name}.npy", getattr(self, f.name))
+
+    @classmethod
+    def open(cls, folder: Path) -> Windows:
+        """Map what `save` wrote, read-only."""
+        return cls(**{f.name: np.load(folder / f"{f.name}.npy", "r") for f in fields(cls)})
+
+
+def split_episodes(store: EpisodeStore, seed: int) -> dict[str, NDArray[np.int64]]:
+    """Split episodes at random by `SPLIT_SHARES`; those of the unseen environment go apart.
+
+    Returns:
+        `train` for weights, `validation` to watch training and calibrate probabilities,
+        `calibration` for thresholds, `test` for what is reported, and `unseen`.
+    """
+    names = store.environment_names
+    code = names.index(UNSEEN_ENVIRONMENT) if UNSEEN_ENVIRONMENT in names else -1
+    is_unseen = store.environment == code
+    order = np.random.default_rng(seed).permutation(np.flatnonzero(~is_unseen))
+    bounds = np.round(np.cumsum(list(SPLIT_SHARES.values()))[:-1] * len(order)).astype(int)
+    parts = dict(zip(SPLIT_SHARES, np.split(order, bounds), strict=True))
+    parts["unseen"] = np.flatnonzero(is_unseen)
+    return {name: np.sort(part).astype(np.int64) for name, part in parts.items()}
+
+
+def make_windows(
+    store: EpisodeStore, episodes: NDArray[np.int64], horizon: int, stride: int
+) -> Windows:
+    """Cut windows that start every `stride` steps of the given episodes, from step 1 on.
+
+    At step 0 no acceleration and turn rate is known yet. Windows that run past an episode's end
+    are kept; `valid` marks what was recorded.
+    """
+    steps = store.frame_count[episodes].astype(np.int64) - 1
+    counts = -(-(steps - 1) // stride)
+    episode = np.repeat(episodes, counts)
+    first = np.repeat(np.cumsum(counts) - counts, counts)
+    start_step = 1 + (np.arange(len(episode)) - first) * stride
+    steps = np.repeat(steps, counts)
+    start = store.frame_start[episode] + start_step
+    step = start_step[:, None] + np.arange(horizon)
+    frame = store.frame_start[episode][:, None] + np.minimum(step, steps[:, None] - 1)
+    states = np.concatenate(
+        [
+            tracked_states(store, start[i : i + _CHUNK_WINDOWS], horizon)
+            for i in range(0, len(start), _CHUNK_WINDOWS)
+        ]
+    )
+    is_last = step == steps[:, None] - 1
+    return Windows(
+        states=states,
+        actions=store.action[frame],
+        rewards=store.reward[frame],
+        terminated=is_last & (store.terminated[episode][:, None] > 0),
+        valid=step < steps[:, None],
+        episode=episode,
+        environment=store.environment[episode],
+        behaviour=store.behaviour[episode],
+        start_step=start_step,
+    )

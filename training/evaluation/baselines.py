@@ -1,0 +1,226 @@
+"""What a learned model must beat: predictions that need no training.
+
+Each takes windows and predicts their states, a termination score (higher is riskier), or both.
+Layouts are those of `spec.highway_spec`; every baseline is given the same features as the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.highway import NEIGHBOUR_COUNT, VEHICLE_LENGTH_M, VEHICLE_WIDTH_M
+from training.dataset.features import EGO_COUNT, SLOT_COUNT
+from training.dataset.windows import Windows
+from training.simulation.bicycle import DT_S, bicycle_step
+from training.simulation.rectangles import rectangle_gap
+
+Floats = NDArray[np.floating[Any]]
+
+LONGEST_TTC_S = 10.0
+FAR_M = 100.0
+FULL_PHYSICS = "bicycle + constant turn rate"
+"""The rival that uses all the model's features and the simulator's own equation of the ego."""
+
+_CHUNK_WINDOWS = 8192
+_SLOWEST_MPS = 0.5
+_MOST_SIN = 0.95
+
+
+@dataclass(frozen=True)
+class BaselinePrediction:
+    """What a baseline says about N windows of H steps.
+
+    Attributes:
+        states: [N, H+1, S], or None if it predicts none.
+        score: [N], higher means termination is likelier.
+    """
+
+    states: NDArray[np.float32] | None
+    score: NDArray[np.float64]
+
+
+def slots_of(states: Floats) -> Floats:
+    """Return the neighbour part of states [..., 34] as [..., 4, 7]."""
+    slots: Floats = states[..., EGO_COUNT:].reshape(*states.shape[:-1], NEIGHBOUR_COUNT, SLOT_COUNT)
+    return slots
+
+
+def slot_velocity(slots: Floats) -> tuple[Floats, Floats]:
+    """Return the velocity of slots [..., 7] over ground, forward and right in the ego frame."""
+    heading, speed = slots[..., 3], slots[..., 4]
+    return speed * np.cos(heading), speed * np.sin(heading)
+
+
+def margin(states: Floats) -> Floats:
+    """Return how far states [..., S] are from a crash or the road's edge, in m [...].
+
+    The smallest of the rectangle gaps to present neighbours and the distances to both edges;
+    negative once it happened.
+    """
+    slots = slots_of(states)
+    gaps = rectangle_gap(slots[..., 1], slots[..., 2], slots[..., 3])
+    gaps = np.where(slots[..., 0] > 0.5, gaps, FAR_M)
+    nearest: Floats = np.minimum(gaps.min(-1), states[..., 3:5].min(-1))
+    return nearest
+
+
+def persistence(windows: Windows) -> BaselinePrediction:
+    """Nothing changes; the nearer something is now, the riskier."""
+    start = windows.states[:, 0]
+    states = np.repeat(start[:, None], windows.horizon + 1, axis=1)
+    return BaselinePrediction(states, -margin(start).astype(np.float64))
+
+
+def time_to_collision(windows: Windows) -> BaselinePrediction:
+    """The classic score: minus the seconds until contact at constant relative velocity.
+
+    Contact of axis-parallel rectangles by the slab method (Kay and Kajiya 1986), or of the
+    centre with a road edge; at most `LONGEST_TTC_S`. It predicts no states.
+    """
+    start = windows.states[:, 0].astype(np.float64)
+    slots = slots_of(start)
+    forward, right = slot_velocity(slots)
+    enter = np.zeros(slots.shape[:-1])
+    leave = np.full(slots.shape[:-1], np.inf)
+    for place, velocity, reach in (
+        (slots[..., 1], forward - start[:, :1], VEHICLE_LENGTH_M),
+        (slots[..., 2], right, VEHICLE_WIDTH_M),
+    ):
+        # A speed of exactly 0 would divide 0 by 0 at the slab's border.
+        speed = np.where(np.abs(velocity) < 1e-9, 1e-9, velocity)
+        one, other = (-reach - place) / speed, (reach - place) / speed
+        enter = np.maximum(enter, np.minimum(one, other))
+        leave = np.minimum(leave, np.maximum(one, other))
+    meets = (slots[..., 0] > 0.5) & (enter <= leave)
+    contact = np.where(meets, enter, LONGEST_TTC_S).min(-1)
+    sideways = start[:, 0] * start[:, 2]  # m/s to the right
+    edge = np.where(sideways > 0, start[:, 4], start[:, 3]) / np.maximum(np.abs(sideways), 1e-9)
+    return BaselinePrediction(None, -np.minimum(np.minimum(contact, edge), LONGEST_TTC_S))
+
+
+def constant_velocity(windows: Windows) -> BaselinePrediction:
+    """Everyone goes straight on at the present speed, whatever the actions."""
+    return _by_physics(windows, np.zeros_like(windows.actions), turning=False)
+
+
+def bicycle(windows: Windows) -> BaselinePrediction:
+    """The ego moves exactly as the actions have it, the others straight on."""
+    return _by_physics(windows, windows.actions, turning=False)
+
+
+def bicycle_and_turn_rate(windows: Windows) -> BaselinePrediction:
+    """The ego moves exactly as the actions have it, the others keep acceleration and turn rate.
+
+    It uses everything that the model is given, see `FULL_PHYSICS`.
+    """
+    return _by_physics(windows, windows.actions, turning=True)
+
+
+BASELINES: dict[str, Callable[[Windows], BaselinePrediction]] = {
+    "persistence": persistence,
+    "constant velocity": constant_velocity,
+    "time to collision": time_to_collision,
+    "bicycle + constant velocity": bicycle,
+    FULL_PHYSICS: bicycle_and_turn_rate,
+}
+
+
+def _by_physics(
+    windows: Windows, actions: NDArray[np.float32], *, turning: bool
+) -> BaselinePrediction:
+    """Predict by `physics_rollout`; the risk is minus the smallest margin on the way."""
+    start = windows.states[:, 0]
+    states = np.empty((len(start), windows.horizon + 1, start.shape[1]), np.float32)
+    score = np.empty(len(start))
+    # In chunks, to bound the memory of double precision intermediates.
+    for first in range(0, len(start), _CHUNK_WINDOWS):
+        rows = slice(first, first + _CHUNK_WINDOWS)
+        part = physics_rollout(start[rows], actions[rows], turning=turning)
+        score[rows] = -margin(part[:, 1:]).min(1)
+        states[rows] = part
+    return BaselinePrediction(states, score)
+
+
+def physics_rollout(start: Floats, actions: Floats, *, turning: bool = True) -> Floats:
+    """Roll out the ego as a bicycle, and its neighbours without knowing what they want.
+
+    The road is taken to bend evenly, by the curvature given at the start. Neighbours keep
+    acceleration and turn rate (CTRA: Schubert, Richter, Wanielik 2008), or go straight on at their
+    speed. All of it is explicit Euler in double precision, as in the simulator.
+
+    Args:
+        start: [N, S].
+        actions: [N, H, A].
+        turning: Whether neighbours accelerate and turn.
+
+    Returns:
+        float64 [N, H+1, S], the start included.
+    """
+    start = np.asarray(start, np.float64)
+    poses = np.zeros((len(start), actions.shape[1] + 1, 4))  # in the ego frame of the start
+    poses[:, 0, 3] = start[:, 0]
+    for k in range(actions.shape[1]):
+        poses[:, k + 1] = bicycle_step(poses[:, k], actions[:, k])
+    states = np.concatenate(
+        [_road_features(start, poses), _neighbours(start, poses, turning=turning)], axis=-1
+    )
+    states[:, 0] = start
+    return states
+
+
+def _road_features(start: Floats, poses: Floats) -> Floats:
+    """Return the ego features [N, H+1, 6] of poses [N, H+1, 4] on an evenly bending road."""
+    curvature = start[:, 5:6]
+    step = np.diff(poses[..., :2], axis=1)
+    travelled = np.linalg.norm(step, axis=-1)
+    # The lane's heading relative to the ego's first, at every step; its turn follows the path.
+    turned = np.cumsum(np.pad(travelled, ((0, 0), (1, 0))), axis=1) * curvature
+    lane = turned - np.arcsin(np.clip(start[:, 2:3], -1, 1))
+    halfway = (lane[:, :-1] + lane[:, 1:]) / 2
+    moved = np.cos(halfway) * step[..., 1] - np.sin(halfway) * step[..., 0]
+    right = np.cumsum(np.pad(moved, ((0, 0), (1, 0))), axis=1)
+    return np.stack(
+        [
+            poses[..., 3],
+            start[:, 1:2] + right,
+            np.sin(poses[..., 2] - lane),
+            start[:, 3:4] + right,
+            start[:, 4:5] - right,
+            np.broadcast_to(curvature, right.shape),
+        ],
+        axis=-1,
+    )
+
+
+def _neighbours(start: Floats, poses: Floats, *, turning: bool) -> Floats:
+    """Return the slots [N, H+1, 28] seen from the ego's poses [N, H+1, 4]."""
+    slots = slots_of(start)
+    x, y, heading, speed, acceleration, turn_rate = np.moveaxis(slots[..., 1:], -1, 0)
+    if not turning:
+        acceleration, turn_rate = np.zeros_like(speed), np.zeros_like(speed)
+    seen = []
+    for k in range(poses.shape[1]):
+        if k:
+            # A turning car's centre slips sideways: sin(slip) = turn rate * half length / speed.
+            slip = turn_rate * (VEHICLE_LENGTH_M / 2) / np.maximum(speed, _SLOWEST_MPS)
+            course = heading + np.arcsin(np.clip(slip, -_MOST_SIN, _MOST_SIN))
+            x, y = x + speed * np.cos(course) * DT_S, y + speed * np.sin(course) * DT_S
+            heading = heading + turn_rate * DT_S
+            speed = speed + acceleration * DT_S
+            # A braking car stops; it neither reverses nor turns any more.
+            goes_on = speed > 0
+            speed, acceleration, turn_rate = (
+                np.where(goes_on, value, 0.0) for value in (speed, acceleration, turn_rate)
+            )
+        ego_x, ego_y, ego_heading, _ = np.moveaxis(poses[:, k, None], -1, 0)
+        cos, sin = np.cos(ego_heading), np.sin(ego_heading)
+        ahead, aside = x - ego_x, y - ego_y
+        moved = [cos * ahead + sin * aside, cos * aside - sin * ahead, heading - ego_heading]
+        seen.append(np.stack([slots[..., 0], *moved, speed, acceleration, turn_rate], axis=-1))
+    states = np.where(slots[:, None, :, :1] > 0.5, np.stack(seen, axis=1), 0.0)
+    return states.reshape(*poses.shape[:2], NEIGHBOUR_COUNT * SLOT_COUNT)

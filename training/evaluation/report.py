@@ -1,0 +1,254 @@
+"""Metrics to Markdown, for a report folder and for the model card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from models.checkpoint import METRICS
+from training.evaluation.methods import MODEL
+from training.evaluation.tables import (
+    ahead_table,
+    choice_table,
+    closed_loop_table,
+    corruption_table,
+    divergence_table,
+    final_error_table,
+    model_card_table,
+    number,
+    part_table,
+    ranged,
+    step_table,
+    table,
+    verdict_table,
+)
+
+__all__ = ["model_card_table", "number", "report_text", "table", "update_model_card"]
+
+RESULTS_START = "<!-- results: written by `world-model evaluate --model-card` -->"
+RESULTS_END = "<!-- end of results -->"
+
+PLOTS = {
+    "roc.png": "Recall against false alarms near zero",
+    "reliability.png": "Are the probabilities honest?",
+    "lead_time.png": "How early the first warning comes",
+    "errors_by_step.png": "Errors by step, against the baselines",
+    "trajectories.png": "Neighbours in the ego frame: true grey, predicted blue",
+    "uncertainty.png": "Does disagreement announce error?",
+    "corruptions.png": "Are wrong states told from right ones?",
+}
+
+CLOSED_LOOP_PLOT = "closed_loop.png"
+
+_DIGITS = 6
+_HARD_CASES = ("unprovoked", "provoked", "branches", "unseen")
+
+
+def rounded(document: Any) -> Any:
+    """Return a JSON document with floats cut to `_DIGITS` digits: no metric is surer than that."""
+    if isinstance(document, dict):
+        return {key: rounded(value) for key, value in document.items()}
+    if isinstance(document, (list, tuple)):
+        return [rounded(value) for value in document]
+    return float(f"{document:.{_DIGITS}g}") if isinstance(document, float) else document
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Write JSON that any parser reads: NaN is refused."""
+    path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def write_metrics(checkpoint_folder: Path, metrics: dict[str, Any]) -> None:
+    """Put what matters most beside a checkpoint's weights; it does not change its version.
+
+    The service shows it with the model; the report folder holds the rest.
+    """
+    model, part = metrics["methods"][MODEL], metrics["termination"]["all"]
+    summary = {
+        "dataset": metrics["dataset"],
+        "windows": part["windows"],
+        "episodes": part["episodes"],
+        "termination": part["methods"][MODEL]["scores"],
+        "warnings": model["warnings"]["1"]["all"],
+        "final_errors": {name: x["mean"] for name, x in model["final_errors"].items()},
+        "guarantee": metrics["guarantee"],
+        "verdicts": metrics["verdicts"],
+    }
+    write_json(checkpoint_folder / METRICS, summary)
+
+
+def write_report(folder: Path, metrics: dict[str, Any]) -> None:
+    """Write `report.json` and `report.md` into a folder; the plots are drawn apart."""
+    write_json(folder / "report.json", metrics)
+    (folder / "report.md").write_text(report_text(metrics))
+
+
+def report_text(metrics: dict[str, Any]) -> str:
+    """Return the whole report, plots included by name."""
+    plots = dict(PLOTS)
+    if "closed_loop" in metrics:
+        plots[CLOSED_LOOP_PLOT] = "What monitors prevent, and what speed it costs"
+    lines = [
+        f"# Evaluation of model {metrics['model_version']}\n",
+        f"Dataset {metrics['dataset']['fingerprint'][:16]}, "
+        f"split seed {metrics['dataset']['split_seed']}.\n",
+        *_sections(metrics),
+        "### Plots\n",
+        *(f"![{caption}]({name})\n" for name, caption in plots.items()),
+    ]
+    return "\n".join(lines)
+
+
+def update_model_card(path: Path, metrics: dict[str, Any]) -> None:
+    """Replace the results between the markers of a model card.
+
+    Raises:
+        ValueError: The file lacks the markers.
+    """
+    text = path.read_text()
+    before, start, rest = text.partition(RESULTS_START)
+    _, end, after = rest.partition(RESULTS_END)
+    if not start or not end:
+        raise ValueError(f"{path} lacks the markers {RESULTS_START} and {RESULTS_END}")
+    results = "\n".join(_sections(metrics))
+    path.write_text(f"{before}{start}\n{results}\n{end}{after}")
+
+
+def _sections(metrics: dict[str, Any]) -> list[str]:
+    return [
+        model_card_table(metrics),
+        *_environments(metrics["termination"]),
+        *_hard_cases(metrics),
+        *_states(metrics),
+        *_uncertainty(metrics),
+        *_guarantee(metrics),
+        "### Verdicts at the checkpoint's own limits\n",
+        verdict_table(metrics["verdicts"]),
+        _careful_alarms(metrics["verdicts"]),
+        *_closed_loop(metrics),
+    ]
+
+
+def _environments(termination: Mapping[str, Any]) -> list[str]:
+    names = [name for name in termination if name not in ("all", *_HARD_CASES)]
+    return [
+        "### By environment\n",
+        part_table(termination, names),
+        "How much better the model is than the baseline that is best at the score, by part; "
+        "positive is better throughout:\n",
+        ahead_table(termination),
+    ]
+
+
+def _hard_cases(metrics: dict[str, Any]) -> list[str]:
+    termination, choice = metrics["termination"], metrics["branches"]
+    present = [name for name in _HARD_CASES if name in termination]
+    if not present:
+        return []
+    lines = [
+        "### Hard cases\n",
+        "unprovoked: all but crashes with a car that had begun a sudden manoeuvre shortly before. "
+        "provoked: those alone, in drives where every driver has one in store, among their "
+        "harmless windows. branches: evasive and random sequences from the same states, each "
+        "driven in a copy of the simulator. unseen: roads that nobody was fitted to.\n",
+        part_table(termination, present),
+    ]
+    if choice is not None:
+        lines += [
+            f"From {choice['states_with_a_choice']} of {choice['states']} branched states some "
+            "sequences survive and some do not. How often the one that looks safest survives:\n",
+            choice_table(choice),
+        ]
+    return lines
+
+
+def _states(metrics: dict[str, Any]) -> list[str]:
+    return [
+        "### Errors of states\n",
+        final_error_table(metrics["methods"]),
+        step_table(metrics["methods"]),
+        "Rollouts more than 20 standard deviations off in any feature count as diverged: off the "
+        "truth under recorded actions, off physics under all others.\n",
+        divergence_table(metrics["divergence"]),
+    ]
+
+
+def _uncertainty(metrics: dict[str, Any]) -> list[str]:
+    ranks, wrong, reward = metrics["uncertainty"], metrics["corruptions"], metrics["reward"]
+    rho = {
+        (when, what): ranged(x["spearman"], x["interval"], 3)
+        for when, by_quantity in ranks.items()
+        for what, x in by_quantity.items()
+    }
+    impossible, plausible = wrong["impossible"], wrong["plausible"]
+    return [
+        "### Uncertainty\n",
+        "Disagreement after a step against the error after it, all steps of all windows, "
+        f"Spearman: {rho['steps', 'all_sd']} for all features, {rho['steps', 'neighbour_m']} for "
+        "the neighbours' mean position. The uncertainty of a window against the error after its "
+        f"last step alone: {rho['end', 'all_sd']} and {rho['end', 'neighbour_m']}.\n",
+        f"Reward: mean error {number(reward['first_step_mae'])} at the first step, "
+        f"{number(reward['sum_mae'])} summed.\n",
+        f"{wrong['windows']} test states made wrong in {impossible['corruptions']} ways that leave "
+        f"impossible states: AUROC of disagreement against clean ones "
+        f"{ranged(impossible['auroc'], impossible['interval'], 3)} over all, at least 0.95 in "
+        f"{impossible['told']} of the ways, {number(impossible['lowest_auroc'])} at the lowest. "
+        f"{number(impossible['unknown'])} of them get `unknown`, {number(impossible['safe'])} "
+        f"`safe`. In {plausible['corruptions']} ways (*) that may leave a real state: "
+        f"{ranged(plausible['auroc'], plausible['interval'], 3)}, `unknown` "
+        f"{number(plausible['unknown'])}, `safe` {number(plausible['safe'])}.\n",
+        corruption_table(wrong),
+    ]
+
+
+def _guarantee(metrics: dict[str, Any]) -> list[str]:
+    promise = metrics["guarantee"]
+    if promise is None:
+        return []
+    unseen = (metrics["unseen"] or {}).get("guarantee")
+    rows = [
+        [
+            name,
+            str(realised["episodes"]),
+            *(
+                f"{ranged(realised[kind]['missed'], realised[kind]['interval'])}"
+                for kind in ("guaranteed", "served")
+            ),
+        ]
+        for name, realised in (("test", promise), ("unseen", unseen))
+        if realised is not None
+    ]
+    guaranteed, served = (promise[kind]["threshold"] for kind in ("guaranteed", "served"))
+    return [
+        "### Guarantee\n",
+        f"An episode that ends gets no alarm {promise['lead_s']:g} s before or earlier with "
+        f"probability at most {promise['alpha']:g}: split conformal prediction on "
+        f"{promise['calibration_episodes']} calibration episodes that end. It holds for drives "
+        "like those, hence not for unseen roads. Missed episodes:\n",
+        table(
+            (
+                "part",
+                "episodes",
+                f"at the guarantee's threshold {guaranteed:.4g}",
+                f"at the threshold served, {served:.4g}",
+            ),
+            rows,
+        ),
+    ]
+
+
+def _closed_loop(metrics: dict[str, Any]) -> list[str]:
+    if "closed_loop" not in metrics:
+        return []
+    return ["### Closed loop\n", closed_loop_table(metrics["closed_loop"])]
+
+
+def _careful_alarms(verdicts: Mapping[str, Any]) -> str:
+    alarms = verdicts["careful_alarms"]
+    return (
+        f"False alarms in {number(alarms['minutes'], 1)} minutes of careful driving, unsafe "
+        f"windows in a row counted once, a window every 0.1 s: "
+        f"{ranged(alarms['per_minute'], alarms['interval'], 2)} a minute.\n"
+    )

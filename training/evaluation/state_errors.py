@@ -1,0 +1,300 @@
+"""Errors of predicted states, step by step, and whether rollouts stay sane."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.dataset.features import EGO_COUNT, SLOT_COUNT
+from training.dataset.windows import Windows
+from training.evaluation.baselines import slot_velocity, slots_of
+from training.evaluation.bootstrap import draw_counts, percentile_interval, ratio_draws
+
+Floats = NDArray[np.floating[Any]]
+Booleans = NDArray[np.bool_]
+Scores = dict[str, float | None]
+Sums = dict[str, tuple[Floats, Floats]]
+
+REPORTED_STEPS = (1, 2, 4, 8, 16)
+DIVERGED_SD = 20.0
+"""A rollout has diverged once a feature is this many standard deviations off."""
+
+
+def feature_scale(states: Floats) -> Floats:
+    """Return the standard deviation of each feature [S] over states [N, S].
+
+    Presence hardly varies and other features may not vary at all; their unit is the scale then.
+    """
+    spread: Floats = states.std(0)
+    keeps_unit = spread < 1e-6
+    keeps_unit[EGO_COUNT::SLOT_COUNT] = True
+    return np.where(keeps_unit, 1.0, spread)
+
+
+def neighbour_error(predicted: Floats, true: Floats) -> tuple[Floats, Floats, Booleans]:
+    """Return position error [..., 4] in m, velocity error [..., 4] in m/s, presence [..., 4]."""
+    p, t = slots_of(predicted), slots_of(true)
+    position = np.hypot(p[..., 1] - t[..., 1], p[..., 2] - t[..., 2])
+    forward, right = (a - b for a, b in zip(slot_velocity(p), slot_velocity(t), strict=True))
+    return position, np.hypot(forward, right), t[..., 0] > 0.5
+
+
+def state_scores(predicted: Floats, true: Floats, scale: Floats) -> dict[str, Scores]:
+    """Score predicted states at one step.
+
+    Args:
+        predicted: [N, S].
+        true: [N, S].
+        scale: [S], standard deviation of each feature, for `nrmse`.
+
+    Returns:
+        By quantity: errors of the ego's speed, heading and edge distances; of the present
+        neighbours' positions and velocities; nrmse over all features of present things.
+    """
+    error = np.abs(predicted - true)
+    heading = [np.arcsin(np.clip(s[:, 2], -1, 1)) for s in (predicted, true)]
+    position, velocity, there = neighbour_error(predicted, true)
+    seen, speed = position[there], velocity[there]
+    counted = np.ones_like(error, dtype=bool)
+    counted[:, EGO_COUNT:] = np.repeat(there, SLOT_COUNT, axis=1)
+    return {
+        "ego": {
+            "speed_mps": float(error[:, 0].mean()),
+            "heading_rad": float(np.abs(heading[0] - heading[1]).mean()),
+            "edge_m": float(error[:, 3:5].mean()),
+        },
+        "neighbour": {
+            "position_mean_m": float(seen.mean()) if len(seen) else None,
+            "position_median_m": float(np.median(seen)) if len(seen) else None,
+            "position_p95_m": float(np.quantile(seen, 0.95)) if len(seen) else None,
+            "position_worst_m": float(seen.max()) if len(seen) else None,
+            "velocity_mps": float(speed.mean()) if len(seen) else None,
+        },
+        "all": {"nrmse": float(np.sqrt(np.mean(np.square(error / scale)[counted])))},
+    }
+
+
+def errors_by_step(predicted: Floats, true: Floats, scale: Floats) -> dict[str, Any]:
+    """Return `state_scores` of rollouts [N, H+1, S] at `REPORTED_STEPS` within the horizon."""
+    steps = [k for k in REPORTED_STEPS if k < predicted.shape[1]]
+    return {str(k): state_scores(predicted[:, k], true[:, k], scale) for k in steps}
+
+
+def error_curves(predicted: Floats, true: Floats) -> dict[str, Floats]:
+    """Return mean errors [H+1] of rollouts [N, H+1, S], by quantity with its unit."""
+    position, _, there = neighbour_error(predicted, true)
+    error = np.abs(predicted - true)
+    return {
+        "neighbour position error, m": np.sum(position * there, (0, 2))
+        / np.maximum(there.sum((0, 2)), 1),
+        "speed error, m/s": error[..., 0].mean(0),
+        "edge distance error, m": error[..., 3:5].mean((0, 2)),
+    }
+
+
+def final_error_sums(
+    predicted: Floats, true: Floats, episode: NDArray[np.integer[Any]], episodes: int
+) -> Sums:
+    """Sum errors after the last step by episode, for intervals of their means.
+
+    Args:
+        predicted: [N, S].
+        true: [N, S].
+        episode: [N], from 0.
+        episodes: Their number.
+
+    Returns:
+        By quantity: sums and counts, [episodes] each.
+    """
+    error = np.abs(predicted - true)
+    position, _, there = neighbour_error(predicted, true)
+    ones = np.ones(len(error))
+    parts = {
+        "speed_mps": (error[:, 0], ones),
+        "edge_m": (error[:, 3:5].mean(1), ones),
+        "neighbour_m": ((position * there).sum(1), there.sum(1)),
+    }
+
+    def by_episode(values: Floats) -> Floats:
+        return np.bincount(episode, values, episodes).astype(np.float64)
+
+    return {name: (by_episode(above), by_episode(below)) for name, (above, below) in parts.items()}
+
+
+def compare_final_errors(sums: Mapping[str, Sums], draws: int, reference: str) -> dict[str, Any]:
+    """Return mean errors after the last step, with intervals, and how they differ.
+
+    Args:
+        sums: By method, what `final_error_sums` returned.
+        draws: Resamples of episodes; 0 leaves intervals out.
+        reference: The method from whose errors the others' are taken off.
+
+    Returns:
+        By method, by quantity: mean, interval, lead (the reference's error minus this one's;
+        negative: the reference is better), lead_interval.
+    """
+    quantities = list(sums[reference])
+    episodes = len(sums[reference][quantities[0]][0])
+    counts = draw_counts(episodes, draws)
+    means = {
+        name: {q: ratio_draws(*by_quantity[q], counts) for q in quantities}
+        for name, by_quantity in sums.items()
+    }
+    table: dict[str, Any] = {}
+    for name, by_quantity in means.items():
+        table[name] = {}
+        for q, (mean, drawn) in by_quantity.items():
+            best, best_drawn = means[reference][q]
+            table[name][q] = {
+                "mean": mean,
+                "interval": list(percentile_interval(drawn)),
+                "lead": None if best is None or mean is None else best - mean,
+                "lead_interval": list(percentile_interval(best_drawn - drawn)),
+            }
+    return table
+
+
+def deviation_sd(predicted: Floats, reference: Floats, scale: Floats, valid: Booleans) -> Floats:
+    """Return how far each rollout gets from a reference, in standard deviations.
+
+    Args:
+        predicted: [N, H+1, S].
+        reference: [N, H+1, S].
+        scale: [S].
+        valid: [N, H], at which steps the reference means something.
+
+    Returns:
+        [N] the largest over steps and features; infinite if the rollout is not finite anywhere.
+    """
+    far = np.abs((predicted[:, 1:] - reference[:, 1:]) / scale).max(-1)
+    worst = np.where(valid, far, 0.0).max(1)
+    is_finite = np.isfinite(predicted).all((1, 2))
+    return np.where(is_finite, worst, np.inf)
+
+
+def divergence(deviation: Floats) -> dict[str, Any]:
+    """Count diverged rollouts, given their deviations [N] in standard deviations."""
+    finite = deviation[np.isfinite(deviation)]
+    return {
+        "windows": len(deviation),
+        "diverged": int(np.sum(deviation > DIVERGED_SD)),
+        "not_finite": int(len(deviation) - len(finite)),
+        "largest_sd": float(finite.max()) if len(finite) else None,
+        "p99_sd": float(np.quantile(finite, 0.99)) if len(finite) else None,
+    }
+
+
+def reward_scores(predicted: Floats, true: Floats) -> Scores:
+    """Return mean absolute errors of rewards [N, H]: of the first step, and of the sum."""
+    return {
+        "first_step_mae": float(np.abs(predicted[:, 0] - true[:, 0]).mean()),
+        "sum_mae": float(np.abs(predicted.sum(1) - true.sum(1)).mean()),
+    }
+
+
+def survivors(windows: Windows) -> Booleans:
+    """Return which windows were driven to their end [N], where state errors mean something."""
+    return windows.valid[:, -1] & ~windows.ends
+
+
+def errors_to_announce(
+    predicted: Floats, true: Floats, scale: Floats
+) -> tuple[Floats, Booleans, Floats]:
+    """Return what disagreement should announce, after each step of rollouts.
+
+    Args:
+        predicted: [N, H+1, S].
+        true: [N, H+1, S].
+        scale: [S].
+
+    Returns:
+        Mean error of the neighbours' positions [N, H] in m, whether there are neighbours [N, H],
+        error of all features [N, H] (root mean square, standard deviations).
+    """
+    position, _, there = neighbour_error(predicted[:, 1:], true[:, 1:])
+    seen = there.sum(-1)
+    near = np.sum(position * there, -1) / np.maximum(seen, 1)
+    overall = np.sqrt(np.square((predicted[:, 1:] - true[:, 1:]) / scale).mean(-1))
+    return near, seen > 0, overall
+
+
+def disagreement_scores(
+    disagreement: Floats,
+    uncertainty: Floats,
+    errors: tuple[Floats, Booleans, Floats],
+    episode: NDArray[np.integer[Any]],
+    draws: int,
+) -> dict[str, Any]:
+    """Say whether disagreement ranks errors, see `uncertainty_scores`.
+
+    Args:
+        disagreement: [N, H].
+        uncertainty: [N].
+        errors: What `errors_to_announce` returned.
+        episode: [N].
+        draws: Resamples of episodes.
+
+    Returns:
+        `steps`: the disagreement after each step against the error after it, all steps of all
+        windows; `end`: the uncertainty of a window against the error after its last step. Both by
+        quantity: neighbour_m, all_sd.
+    """
+    near, seen, overall = errors
+    index = np.broadcast_to(episode[:, None], disagreement.shape)
+    last = seen[:, -1]
+    return {
+        "steps": {
+            "neighbour_m": uncertainty_scores(disagreement[seen], near[seen], index[seen], draws),
+            "all_sd": uncertainty_scores(
+                disagreement.ravel(), overall.ravel(), index.ravel(), draws
+            ),
+        },
+        "end": {
+            "neighbour_m": uncertainty_scores(
+                uncertainty[last], near[last, -1], episode[last], draws
+            ),
+            "all_sd": uncertainty_scores(uncertainty, overall[:, -1], episode, draws),
+        },
+    }
+
+
+def uncertainty_scores(
+    uncertainty: Floats, error: Floats, episode: NDArray[np.integer[Any]], draws: int
+) -> dict[str, Any]:
+    """Say whether uncertainty ranks errors.
+
+    Args:
+        uncertainty: [N].
+        error: [N].
+        episode: [N].
+        draws: Resamples of episodes for the interval, in which ranks stay as they are.
+
+    Returns:
+        Spearman's rho with its interval, and the mean error by fifth of uncertainty.
+    """
+    if len(error) < 2:
+        return {"spearman": None, "interval": [None, None], "error_by_fifth": []}
+    # Ranks by double sorting: both are continuous, so ties do not matter.
+    x, y = (np.argsort(np.argsort(v, kind="stable")) / len(v) - 0.5 for v in (uncertainty, error))
+    names, index = np.unique(episode, return_inverse=True)
+    parts = (np.ones(len(x)), x, y, x * x, y * y, x * y)
+    sums = np.stack([np.bincount(index, part, len(names)) for part in parts])
+
+    def rho(counts: Floats) -> Floats:
+        n, sx, sy, sxx, syy, sxy = sums @ counts
+        spread = (n * sxx - sx**2) * (n * syy - sy**2)
+        return np.asarray((n * sxy - sx * sy) / np.sqrt(spread))
+
+    fifths = [
+        part for part in np.array_split(np.argsort(uncertainty, kind="stable"), 5) if len(part)
+    ]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        drawn = rho(draw_counts(len(names), draws).T)
+        return {
+            "spearman": float(rho(np.ones(len(names)))),
+            "interval": list(percentile_interval(drawn)),
+            "error_by_fifth": [float(error[part].mean()) for part in fifths],
+        }

@@ -1,0 +1,331 @@
+"""Metrics of an evaluation as Markdown tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from training.evaluation.methods import MODEL
+from training.simulation.simulator import CAUSES
+
+SCORES = {
+    "auroc": "AUROC",
+    "average_precision": "AP",
+    "recall_1": "recall at 1 %",
+    "recall_01": "recall at 0.1 %",
+    "brier": "Brier",
+    "ece": "ECE",
+}
+"""Scores that tables show, and what they call them."""
+
+LOWER_IS_BETTER = {"brier", "ece"}
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Return a number for a table; a dash for None."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def ranged(value: float | None, interval: Iterable[float | None] | None, digits: int = 4) -> str:
+    """Return a number with its interval, if it has one."""
+    low, high = interval or (None, None)
+    if value is None or low is None or high is None:
+        return number(value, digits)
+    return f"{number(value, digits)} [{number(low, digits)}, {number(high, digits)}]"
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a Markdown table."""
+    names = list(header)
+    lines = [names, ["---"] * len(names), *([*row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def best_rival(part: Mapping[str, Any]) -> str:
+    """Return the baseline with the highest average precision in a part of `termination`."""
+    precision: dict[str, float] = {
+        name: method["scores"]["average_precision"] or 0.0
+        for name, method in part["methods"].items()
+        if name != MODEL
+    }
+    return max(precision, key=lambda name: precision[name])
+
+
+def model_card_table(metrics: dict[str, Any]) -> str:
+    """Return the tables that matter most: who foresees the end, how early, and how surely."""
+    part, data = metrics["termination"]["all"], metrics["dataset"]
+    return "\n".join(
+        [
+            f"{part['windows']} windows of {data['horizon']} steps from {part['episodes']} "
+            f"held-out episodes; {part['windows_that_end']} windows terminate, of "
+            f"{part['episodes_that_end']} episodes. Alarm thresholds are set on calibration "
+            "episodes at 1 % and 0.1 % false alarms. Baselines' probabilities are isotonic fits "
+            "on validation episodes. Brackets: 95 % intervals, by bootstrap over episodes; that of "
+            "an ECE lies high, as resampling adds noise.\n",
+            score_table(part),
+            "What the model's score is above each baseline's, on the same resamples:\n",
+            lead_table(part),
+            alarm_table(metrics["methods"], part),
+        ]
+    )
+
+
+def score_table(part: Mapping[str, Any]) -> str:
+    """Return the scores of all methods on one part of `termination`."""
+    rows = [
+        [name, *(ranged(m["scores"][key], m["intervals"].get(key)) for key in SCORES)]
+        for name, m in part["methods"].items()
+    ]
+    return table(("method", *SCORES.values()), rows)
+
+
+def lead_table(part: Mapping[str, Any]) -> str:
+    """Return how far the model is ahead of each baseline."""
+    rows = []
+    for name, method in part["methods"].items():
+        if name != MODEL:
+            lead = method["lead"]
+            cells = (ranged(lead["scores"][k], lead["intervals"].get(k)) for k in SCORES)
+            rows.append([f"model - {name}", *cells])
+    return table(("difference", *SCORES.values()), rows)
+
+
+def alarm_table(methods: Mapping[str, Any], part: Mapping[str, Any]) -> str:
+    """Return what the alarms of all methods are worth, at both false-alarm rates."""
+    rows = []
+    for rate, label in (("1", "1 %"), ("01", "0.1 %")):
+        for name, method in methods.items():
+            scores = part["methods"][name]["scores"]
+            warned, false = method["warnings"][rate], method["careful_alarms"][rate]
+            everyone = warned["all"]
+            rows.append(
+                [
+                    label,
+                    name,
+                    number(scores[f"false_alarms_{rate}"], 5),
+                    f"{number(warned['recall_near'])} / {number(warned['recall_far'])}",
+                    ranged(everyone["median_s"], everyone["median_interval"], 2),
+                    ranged(everyone["missed"], everyone["missed_interval"]),
+                    " / ".join(number(warned[c]["missed"], 4) for c in ("crash", "off_road")),
+                    ranged(false["per_minute"], false["interval"], 2),
+                ]
+            )
+    header = (
+        "wanted rate",
+        "method",
+        "realised",
+        "recall, 1st / 2nd half of horizon",
+        "median lead, s",
+        "episodes missed",
+        "crashes / off the road missed",
+        "false alarms a minute of careful driving",
+    )
+    return table(header, rows)
+
+
+def part_table(termination: Mapping[str, Any], names: Iterable[str]) -> str:
+    """Return the scores of all methods on several parts of `termination`."""
+    rows = []
+    for name in names:
+        part = termination[name]
+        for method, m in part["methods"].items():
+            cells = (ranged(m["scores"][key], m["intervals"].get(key)) for key in SCORES)
+            size = f"{part['windows_that_end']} of {part['windows']}"
+            rows.append([name, size, method, *cells])
+    return table(("part", "windows that end", "method", *SCORES.values()), rows)
+
+
+def ahead_table(termination: Mapping[str, Any]) -> str:
+    """Return how much better the model is than the best baseline, by part and score."""
+    rows = []
+    for name, part in termination.items():
+        cells = []
+        for key in SCORES:
+            sign = -1 if key in LOWER_IS_BETTER else 1
+            rivals = [m for rival, m in part["methods"].items() if rival != MODEL]
+            best = max(rivals, key=lambda m: sign * (m["scores"][key] or 0.0))
+            lead, interval = best["lead"]["scores"][key], best["lead"]["intervals"].get(key)
+            if sign < 0 and lead is not None:
+                lead = -lead
+                interval = interval and [None if x is None else -x for x in reversed(interval)]
+            cells.append(ranged(lead, interval))
+        rows.append([name, *cells])
+    return table(("part", *SCORES.values()), rows)
+
+
+def step_table(methods: Mapping[str, Any]) -> str:
+    """Return errors of states by step."""
+    rows = []
+    for name, method in methods.items():
+        for step, scores in (method["states"] or {}).items():
+            ego, others = scores["ego"], scores["neighbour"]
+            rows.append(
+                [
+                    name,
+                    step,
+                    number(ego["speed_mps"]),
+                    number(ego["heading_rad"], 4),
+                    number(ego["edge_m"]),
+                    " / ".join(number(others[f"position_{k}_m"]) for k in ("mean", "median")),
+                    " / ".join(number(others[f"position_{k}_m"], 2) for k in ("p95", "worst")),
+                    number(others["velocity_mps"]),
+                    number(scores["all"]["nrmse"]),
+                ]
+            )
+    header = (
+        "method",
+        "step",
+        "speed, m/s",
+        "heading, rad",
+        "edge, m",
+        "neighbour mean / median, m",
+        "p95 / worst, m",
+        "neighbour velocity, m/s",
+        "nRMSE",
+    )
+    return table(header, rows)
+
+
+def final_error_table(methods: Mapping[str, Any]) -> str:
+    """Return errors after the last step, with intervals, and the model's difference."""
+    names = {"speed_mps": "speed, m/s", "edge_m": "edge, m", "neighbour_m": "neighbour, m"}
+    rows = []
+    for name, method in methods.items():
+        errors = method["final_errors"]
+        if errors is not None:
+            means = [ranged(errors[k]["mean"], errors[k]["interval"], 3) for k in names]
+            leads = [ranged(errors[k]["lead"], errors[k]["lead_interval"], 3) for k in names]
+            rows.append([name, *means, *(leads if name != MODEL else ["-"] * len(names))])
+    header = ("method", *names.values(), *(f"model's minus this: {n}" for n in names.values()))
+    return table(header, rows)
+
+
+def divergence_table(divergence: Mapping[str, Any]) -> str:
+    """Return how many rollouts diverged, by kind of actions."""
+    rows = [
+        [
+            name,
+            str(counts["windows"]),
+            str(counts["diverged"]),
+            number(counts["p99_sd"], 2),
+            number(counts["largest_sd"], 2),
+        ]
+        for name, counts in divergence.items()
+    ]
+    header = ("actions", "windows", "diverged", "99 % stay within, sd", "farthest, sd")
+    return table(header, rows)
+
+
+def choice_table(choice: Mapping[str, Any]) -> str:
+    """Return how often the safest-looking sequence survives, by method."""
+    rows = [
+        [name, ranged(scores["survives"], scores["interval"], 3)]
+        for name, scores in choice["methods"].items()
+    ]
+    return table(("chosen by", "survives"), rows)
+
+
+def corruption_table(corruptions: Mapping[str, Any]) -> str:
+    """Return how corrupted states are told, and what the service answers to them."""
+
+    def row(name: str, scores: Mapping[str, Any]) -> list[str]:
+        reasons = ", ".join(f"{rule} {number(x, 2)}" for rule, x in scores["reasons"].items())
+        answers = (number(scores[answer], 3) for answer in ("safe", "unsafe", "unknown"))
+        return [name, ranged(scores.get("auroc"), scores.get("interval"), 3), *answers, reasons]
+
+    rows = [row("(clean)", corruptions["clean"])]
+    for name, scores in corruptions["corruptions"].items():
+        rows.append(row(f"{name} *" if scores["plausible"] else name, scores))
+    return table(("state", "AUROC", "safe", "unsafe", "unknown", "reasons"), rows)
+
+
+def verdict_table(verdicts: Mapping[str, Any]) -> str:
+    """Return what the service would answer, by behaviour and by cause of the end."""
+    rows = [
+        [
+            name,
+            str(rates["windows"]),
+            number(rates["unsafe_of_harmless"], 4),
+            number(rates["unknown"], 4),
+            str(rates["warned"]["episodes"]),
+            number(rates["warned"]["missed"], 4),
+            number(rates["warned"]["median_s"], 2),
+        ]
+        for name, rates in {**verdicts["behaviours"], **verdicts["causes"]}.items()
+    ]
+    header = (
+        "episodes",
+        "windows",
+        "unsafe, of harmless",
+        "unknown",
+        "terminate",
+        "without warning",
+        "median warning, s",
+    )
+    return table(header, rows)
+
+
+def closed_loop_table(results: Mapping[str, Any]) -> str:
+    """Return the results of `training.closed_loop.comparison.compare_monitors` as Markdown."""
+    tuning, parts = results["tuning"], results["results"]
+    thresholds = ", ".join(
+        f"{number(judge['threshold'])} for {name}" for name, judge in tuning["judges"].items()
+    )
+    roads = {
+        "trained": "On trained roads",
+        "unseen": f"On the road that was never trained on ({results['unseen_road']})",
+    }
+    return "\n".join(
+        [
+            f"A reckless driver (aggressive 40 %, bursts 40 %, planners' sequences 20 %) on seeds "
+            f"from {results['first_seed']} on, the same for all arms. A monitor sends one "
+            f"`/safety-check` a step, {results['horizon_s']:g} s ahead, {results['cars_at_once']} "
+            "cars at once. brake: full brake in the lane unless holding the driver's action is "
+            "safe. fallbacks: then the safest of 12 manoeuvres instead. shield: the driver's "
+            "action passes while some manoeuvre after it is safe. physics: a bicycle and constant "
+            "turn rates in the model's place, its alarm threshold at 1 % false alarms. The "
+            f"shields' thresholds ({thresholds}) are the strictest that override at most "
+            f"{100 * tuning['limit']:g} % of the steps of {tuning['episodes']} other drives.\n",
+            *(
+                f"{title}:\n\n{_arm_table(parts[part])}"
+                for part, title in roads.items()
+                if part in parts
+            ),
+        ]
+    )
+
+
+def _arm_table(arms: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            arm,
+            ranged(x["terminated"], x["terminated_interval"], 3),
+            " / ".join(number(x[cause]) for cause in CAUSES[1:]),
+            ranged(x["prevented"], x["prevented_interval"], 2),
+            ranged(x.get("above_physics"), x.get("above_physics_interval"), 3),
+            number(x["per_km"], 2),
+            number(x["mean_speed_mps"], 1),
+            ranged(x["speed_kept"], x["speed_kept_interval"], 2),
+            number(x["overridden"]),
+            number(x["reward_per_episode"], 1),
+            number(x["unknown"], 4),
+            f"{number(x['p50_ms'], 0)} / {number(x['p99_ms'], 0)}",
+        ]
+        for arm, x in arms.items()
+    ]
+    episodes = next(iter(arms.values()))["episodes"]
+    header = (
+        f"{episodes} drives",
+        "terminated",
+        "crash / off the road",
+        "prevented",
+        "above physics",
+        "per km",
+        "mean speed, m/s",
+        "speed kept",
+        "steps overridden",
+        "reward",
+        "unknown",
+        "p50 / p99, ms",
+    )
+    return table(header, rows)

@@ -1,0 +1,165 @@
+"""What the service would answer: its own rules, at the checkpoint's limits, on held-out windows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.checkpoint import Checkpoint
+from models.safety import UNKNOWN, UNSAFE, VERDICTS, Verdict, assess
+from training.dataset.store import EpisodeStore
+from training.dataset.windows import Windows
+from training.evaluation.alarms import false_alarms, summarise_leads
+from training.evaluation.bootstrap import draw_counts, percentile_interval
+from training.evaluation.corruptions import CORRUPTIONS
+from training.evaluation.metrics import FALSE_ALARM_RATES, SCORES, Risk, Scorecard, lead_times
+from training.fitting.calibrate import Prediction, predict_windows
+from training.simulation.simulator import CAUSES
+
+TOLD_AUROC = 0.95
+"""From here on, disagreement counts as telling a corruption."""
+
+Floats = NDArray[np.floating[Any]]
+Booleans = NDArray[np.bool_]
+
+
+def judge(checkpoint: Checkpoint, prediction: Prediction) -> list[Verdict]:
+    """Return the service's verdicts on N predictions."""
+    return assess(prediction.states, prediction.dones, prediction.uncertainty, checkpoint.limits)
+
+
+def verdict_scores(
+    checkpoint: Checkpoint,
+    prediction: Prediction,
+    store: EpisodeStore,
+    windows: Windows,
+    stride: int,
+    draws: int,
+) -> dict[str, Any]:
+    """Return how often the service says what, by behaviour and by cause of the end.
+
+    Args:
+        checkpoint: Whose limits count.
+        prediction: Of the windows.
+        store: Names behaviours and causes.
+        windows: N windows of known outcome.
+        stride: Steps between their starts.
+        draws: Resamples for intervals.
+    """
+    verdicts = np.array([verdict.verdict for verdict in judge(checkpoint, prediction)])
+    unsafe, unknown = verdicts == UNSAFE, verdicts == UNKNOWN
+    cause = store.cause[windows.episode]
+    careful = windows.behaviour == store.behaviour_names.index("careful")
+
+    def rates(rows: Booleans) -> dict[str, Any]:
+        harmless, part = rows & ~windows.ends, windows.take(np.flatnonzero(rows))
+        return {
+            "windows": int(rows.sum()),
+            "unsafe_of_harmless": float(unsafe[harmless].mean()) if harmless.any() else None,
+            "unknown": float(unknown[rows].mean()),
+            "warned": summarise_leads(lead_times(unsafe[rows], part), draws),
+        }
+
+    return {
+        "crash_threshold": checkpoint.calibration.crash_threshold,
+        "careful_alarms": false_alarms(
+            unsafe, windows, careful & (store.terminated[windows.episode] == 0), stride, draws
+        ),
+        "behaviours": {
+            store.behaviour_names[code]: rates(windows.behaviour == code)
+            for code in np.unique(windows.behaviour)
+        },
+        "causes": {
+            name: rates(cause == code)
+            for code, name in enumerate(CAUSES)
+            if code and (cause == code).any()
+        },
+    }
+
+
+def one_an_episode(windows: Windows, count: int, seed: int = 0) -> Windows:
+    """Return at most so many windows, at random, each from another episode."""
+    order = np.random.default_rng(seed).permutation(len(windows))
+    _, first = np.unique(windows.episode[order], return_index=True)
+    return windows.take(np.sort(order[np.sort(first)[:count]]))
+
+
+def corruption_scores(checkpoint: Checkpoint, windows: Windows, draws: int) -> dict[str, Any]:
+    """Return whether disagreement tells corrupted states from clean ones, and what is answered.
+
+    Args:
+        checkpoint: The model.
+        windows: N clean windows, one an episode; their actions are kept.
+        draws: Resamples of windows for the intervals.
+
+    Returns:
+        What is answered on `clean` states; by `corruptions`: AUROC of disagreement with its
+        interval, answers, reasons, whether it is plausible, over states that the corruption
+        changes; of `impossible` and of `plausible` ones all together the AUROC, how many are
+        `told`, the lowest AUROC, and mean answers.
+    """
+    clean = predict_windows(checkpoint.ensemble, windows)
+    table, told = {}, {}
+    for number, corruption in enumerate(CORRUPTIONS):
+        start = corruption.apply(windows.states[:, 0], seed=number)
+        states = np.array(windows.states)
+        states[:, 0] = start
+        rows = np.flatnonzero((start != windows.states[:, 0]).any(1))
+        if not len(rows):
+            continue
+        part = replace(windows, states=states).take(rows)
+        prediction = predict_windows(checkpoint.ensemble, part)
+        told[corruption.name] = rows, prediction.uncertainty
+        table[corruption.name] = {
+            "plausible": corruption.plausible,
+            "windows": len(rows),
+            **_told_apart(clean.uncertainty, [told[corruption.name]], draws),
+            **_answers(judge(checkpoint, prediction)),
+        }
+    summary = {}
+    for kind, plausible in (("impossible", False), ("plausible", True)):
+        names = [name for name, scores in table.items() if scores["plausible"] is plausible]
+        auroc = [table[name]["auroc"] for name in names]
+        summary[kind] = {
+            "corruptions": len(names),
+            **_told_apart(clean.uncertainty, [told[name] for name in names], draws),
+            "told": sum(x >= TOLD_AUROC for x in auroc),
+            "lowest_auroc": min(auroc),
+            **{answer: np.mean([table[n][answer] for n in names]).item() for answer in VERDICTS},
+        }
+    answers = _answers(judge(checkpoint, clean))
+    return {"windows": len(windows), "clean": answers, "corruptions": table, **summary}
+
+
+def _answers(verdicts: list[Verdict]) -> dict[str, Any]:
+    """Return the share of each verdict, and of each reason among all."""
+    count = len(verdicts)
+    said = Counter(verdict.verdict for verdict in verdicts)
+    reasons = Counter(reason.rule for verdict in verdicts for reason in verdict.reasons)
+    return {
+        **{name: said[name] / count for name in VERDICTS},
+        "reasons": {name: hits / count for name, hits in reasons.most_common()},
+    }
+
+
+def _told_apart(
+    clean: Floats, corrupted: list[tuple[NDArray[np.int64], Floats]], draws: int
+) -> dict[str, Any]:
+    """Return the AUROC of uncertainty: all of [N] clean ones against (rows, uncertainty) pairs."""
+    score = np.concatenate([clean, *(uncertainty for _, uncertainty in corrupted)])
+    # Whoever cannot compute disagreement does not trust the rest either.
+    score = np.where(np.isfinite(score), score, np.finfo(np.float32).max)
+    window = np.concatenate([np.arange(len(clean)), *(rows for rows, _ in corrupted)])
+    is_corrupted = np.arange(len(score)) >= len(clean)
+    never = dict.fromkeys(FALSE_ALARM_RATES, np.inf)
+    card = Scorecard(Risk(score, np.zeros(len(score))), is_corrupted, window, never)
+    place = SCORES.index("auroc")
+    drawn = np.array([card.scores(row)[place] for row in draw_counts(len(clean), draws)])
+    return {
+        "auroc": float(card.scores()[place]),
+        "interval": list(percentile_interval(drawn)),
+    }

@@ -1,0 +1,304 @@
+"""Held-out windows to hazard calibration, crash threshold, uncertainty limit, known ranges."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from models.checkpoint import ALLOW_UNGUARANTEED, Calibration
+from models.conformal import Guarantee, conformal_threshold
+from models.network.ensemble import EnsembleRollout, WorldModelEnsemble
+from models.survival import crash_probability
+from training.dataset.windows import Windows
+from training.fitting.options import TrainOptions
+
+Floats = NDArray[np.floating]
+
+_CHUNK_ROWS = 1024
+_RANGE_MARGIN = 0.05
+_LOWEST_THRESHOLD, _HIGHEST_THRESHOLD = 1e-9, 0.5
+_LARGEST_SCALE, _LARGEST_SHIFT = 20.0, 20.0
+_LARGEST_LOGIT = 25.0
+"""Beyond, a hazard is 0 or 1 to any purpose."""
+_SMALLEST = 1e-300
+_DIVERGED = "the trained model's predictions for held-out windows are not finite: it has diverged"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What an ensemble predicts for N windows.
+
+    Attributes:
+        states: [N, H+1, S].
+        rewards: [N, H].
+        dones: [N, H].
+        disagreement: [N, H].
+        uncertainty: [N].
+    """
+
+    states: NDArray[np.float32]
+    rewards: NDArray[np.float32]
+    dones: NDArray[np.float32]
+    disagreement: NDArray[np.float32]
+    uncertainty: NDArray[np.float32]
+
+
+@torch.inference_mode()
+def predict_windows(ensemble: WorldModelEnsemble, windows: Windows) -> Prediction:
+    """Roll out every window from its first state with its recorded actions."""
+    device = next(ensemble.parameters()).device
+    parts: list[EnsembleRollout] = []
+    for start in range(0, len(windows), _CHUNK_ROWS):
+        rows = slice(start, start + _CHUNK_ROWS)
+        states = torch.tensor(windows.states[rows, 0], device=device)
+        parts.append(ensemble.rollout(states, torch.tensor(windows.actions[rows], device=device)))
+
+    def joined(name: str) -> NDArray[np.float32]:
+        return torch.cat([getattr(part, name) for part in parts]).cpu().numpy()
+
+    return Prediction(**{field.name: joined(field.name) for field in fields(Prediction)})
+
+
+def calibrate(
+    ensemble: WorldModelEnsemble,
+    known_ranges: tuple[Floats, Floats],
+    validation: Windows,
+    calibration: Windows,
+    options: TrainOptions,
+    dt_s: float,
+) -> Calibration:
+    """Calibrate an ensemble; sets its members' hazard calibration.
+
+    The crash threshold is the lowest of three: the one at the options' false-alarm rate, the one
+    that carries a guarantee for episodes that end, see `conformal_threshold`, and one half: what is
+    more likely to crash than not is never safe. What few data cannot vouch for is None, unless the
+    options ask for it by name: no verdict is `safe` then.
+
+    Args:
+        ensemble: The trained members.
+        known_ranges: Smallest and largest trained value of each feature, [S] each.
+        validation: Held-out windows that fix the hazards.
+        calibration: Windows that nothing was fitted to; they fix thresholds and limits.
+        options: The run's.
+        dt_s: Length of a step.
+
+    Raises:
+        ValueError: The ensemble's predictions are not finite.
+    """
+    scale, shift = fit_hazard(ensemble, validation.take(np.flatnonzero(validation.is_known)))
+    for member in ensemble.members:
+        member.set_calibration(done_scale=scale, done_shift=shift)
+    known = calibration.take(np.flatnonzero(calibration.is_known))
+    prediction = predict_windows(ensemble, known)
+    probability = crash_probability(prediction.dones)
+    if not np.isfinite(probability + prediction.uncertainty).all():
+        raise ValueError(_DIVERGED)
+    harmless = probability[~known.ends]
+    at_rate = _upper_quantile(harmless, 1 - options.false_alarm_rate, "higher")
+    guarantee = promise(episode_scores(probability, known, options.lead_steps), options, dt_s)
+    threshold = _threshold(at_rate, guarantee, options)
+    low, high = known_ranges
+    return Calibration(
+        crash_threshold=threshold,
+        uncertainty_limit=_uncertainty_limit(prediction.uncertainty, options),
+        state_low=tuple(float(x) for x in low),
+        state_high=tuple(float(x) for x in high),
+        horizon=calibration.horizon,
+        notes={
+            "windows": len(known),
+            "episodes": len(np.unique(known.episode)),
+            "windows_that_end": int(known.ends.sum()),
+            "false_alarm_rate": options.false_alarm_rate,
+            "false_alarm_threshold": at_rate,
+            "conformal": asdict(guarantee),
+            ALLOW_UNGUARANTEED: options.allow_unguaranteed,
+            "realised_false_alarm_rate": None
+            if threshold is None
+            else float(np.mean(harmless >= threshold)),
+            "uncertainty_quantile": options.uncertainty_quantile,
+            "done_scale": scale,
+            "done_shift": shift,
+        },
+    )
+
+
+def promise(scores: NDArray[np.float64], options: TrainOptions, dt_s: float) -> Guarantee:
+    """Return what the scores of episodes that end can promise, see `episode_scores`."""
+    return Guarantee(
+        alpha=options.miss_rate,
+        lead_s=round(options.lead_steps * dt_s, 6),
+        episodes=len(scores),
+        threshold=conformal_threshold(scores, options.miss_rate),
+    )
+
+
+def summary(calibration: Calibration) -> str:
+    """Say for a person how many episodes a calibration had, how many it needed, what follows."""
+    guarantee, threshold = calibration.guarantee, calibration.served_threshold
+    if guarantee is None:
+        return "no calibration episodes were noted"
+    if threshold is None:
+        follows = "there is no crash threshold, and safety checks answer unknown"
+    elif guarantee.holds_for(threshold):
+        follows = f"the crash threshold {threshold:.4g} keeps that promise"
+    else:
+        follows = f"the crash threshold {threshold:.4g}, which was asked for, promises nothing"
+    if calibration.uncertainty_limit is None:
+        follows += "; there is no uncertainty limit, and no verdict is safe"
+    return f"{counted(guarantee)}: {follows}"
+
+
+def counted(guarantee: Guarantee) -> str:
+    """Say how many episodes there were and how many are needed, as the first half of a sentence."""
+    return (
+        f"{guarantee.episodes} calibration episodes end in time (after {guarantee.lead_s:g} s or "
+        f"more), {guarantee.episodes_needed} are needed to promise a miss rate of "
+        f"{guarantee.alpha:g}"
+    )
+
+
+def _threshold(at_rate: float | None, guarantee: Guarantee, options: TrainOptions) -> float | None:
+    """Return the crash threshold; None if nothing vouches for it and nobody asked for it."""
+    if at_rate is None:
+        return None
+    bounds = [max(at_rate, _LOWEST_THRESHOLD), _HIGHEST_THRESHOLD]
+    if guarantee.threshold is not None:
+        bounds.append(guarantee.threshold)
+    elif not options.allow_unguaranteed:
+        return None
+    # A guarantee at 0: episodes were said to be certain not to end, and did. Nothing is told apart.
+    return threshold if (threshold := min(bounds)) > 0 else None
+
+
+def _uncertainty_limit(uncertainty: NDArray[np.float32], options: TrainOptions) -> float | None:
+    """Return the limit; None if so few windows would make it the largest that was seen, or it is 0.
+
+    The largest of few values is any value: one wrong window decides it.
+    """
+    limit = _upper_quantile(uncertainty, options.uncertainty_quantile, "linear")
+    # Rounded: 1 - 0.999 is 0.0010000000000000009 in binary.
+    is_few = round(len(uncertainty) * (1 - options.uncertainty_quantile), 9) < 1
+    if limit is None or limit <= 0 or (is_few and not options.allow_unguaranteed):
+        return None
+    return limit
+
+
+def _upper_quantile(
+    values: Floats, share: float, method: Literal["higher", "linear"]
+) -> float | None:
+    """Return a quantile; None of no values."""
+    return float(np.quantile(values, share, method=method)) if len(values) else None
+
+
+def episode_scores(
+    probability: NDArray[np.floating], windows: Windows, lead_steps: int
+) -> NDArray[np.float64]:
+    """Return the highest crash probability that each ending episode was given in time.
+
+    Args:
+        probability: [N], of the windows.
+        windows: The N windows.
+        lead_steps: In time means so many steps before the end, or earlier.
+
+    Returns:
+        [episodes that end and have a window that starts in time and contains the end].
+    """
+    ahead = np.where(windows.ends, windows.terminated.argmax(1) + 1, 0)
+    in_time = ahead >= lead_steps
+    episodes, index = np.unique(windows.episode[in_time], return_inverse=True)
+    scores = np.zeros(len(episodes))
+    np.maximum.at(scores, index, probability[in_time])
+    return scores
+
+
+def fit_hazard(ensemble: WorldModelEnsemble, windows: Windows) -> tuple[float, float]:
+    """Fit the affine map of hazard logits that makes the outcomes of windows most likely.
+
+    Returns:
+        done_scale, done_shift; 1 and 0 if there are not both outcomes.
+
+    Raises:
+        ValueError: The ensemble's predictions are not finite.
+    """
+    if not windows.ends.any() or windows.ends.all():
+        return 1.0, 0.0
+    logits = _member_logits(ensemble, windows)
+    if not logits.isfinite().all():
+        raise ValueError(_DIVERGED)
+    return fit_platt(logits, torch.as_tensor(windows.terminated, device=logits.device))
+
+
+def fit_platt(logits: Tensor, terminated: Tensor) -> tuple[float, float]:
+    """Fit scale and shift of hazard logits to when windows ended.
+
+    Platt scaling of what is served: the members' mean survival up to every step, against whether
+    the window had ended by then. The outcomes are not 0 and 1 but Platt's targets, (n+ + 1) /
+    (n+ + 2) and 1 / (n- + 2) for n+ and n- outcomes of each kind (Platt 1999, "Probabilistic
+    outputs for support vector machines"; Lin, Lin, Weng 2007): without them, outcomes that the
+    logits separate would drive the map to infinity, and probabilities to exactly 0 and 1. Scale
+    and shift are bounded besides: no data turn the order of hazards around.
+
+    Args:
+        logits: [E, N, H], finite, of the members.
+        terminated: [N, H], whether the window ended at the step.
+
+    Returns:
+        scale, in [1 / 20, 20], and shift, in [-20, 20].
+    """
+    logits = logits.double().clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)
+    ended = terminated.cumsum(-1).bool()
+    count = ended.sum().item()
+    target = torch.where(ended, (count + 1) / (count + 2), 1 / (ended.numel() - count + 2)).double()
+    parameters = torch.zeros(2, device=logits.device, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([parameters], max_iter=50, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        scale, shift = _bounded(parameters)
+        # All in logarithms: nothing is rounded to 0 or 1, where there would be no gradient.
+        log_alive = -functional.softplus(scale * logits + shift).cumsum(-1)
+        log_mean_alive = log_alive.logsumexp(0) - math.log(len(logits))
+        log_mean_ended = (-log_alive.expm1()).mean(0).clamp_min(_SMALLEST).log()
+        value = -(target * log_mean_ended + (1 - target) * log_mean_alive).mean()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    scale, shift = (x.item() for x in _bounded(parameters.detach()))
+    return scale, shift
+
+
+def _bounded(parameters: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the scale, in [1 / 20, 20], and the shift, in [-20, 20], for any two numbers."""
+    return _LARGEST_SCALE ** torch.tanh(parameters[0]), _LARGEST_SHIFT * torch.tanh(
+        parameters[1] / _LARGEST_SHIFT
+    )
+
+
+@torch.no_grad()
+def _member_logits(ensemble: WorldModelEnsemble, windows: Windows) -> Tensor:
+    """Return uncalibrated hazard logits [E, N, H]."""
+    for member in ensemble.members:
+        member.set_calibration(done_scale=1.0, done_shift=0.0)
+    device = next(ensemble.parameters()).device
+    parts = []
+    for start in range(0, len(windows), _CHUNK_ROWS):
+        rows = slice(start, start + _CHUNK_ROWS)
+        states = torch.tensor(windows.states[rows, 0], device=device)
+        actions = torch.tensor(windows.actions[rows], device=device)
+        parts.append(ensemble.rollout_members(states, actions)[2])
+    return torch.cat(parts, dim=1)
+
+
+def trained_ranges(train: Windows) -> tuple[Floats, Floats]:
+    """Return the range of each feature [S] at the start of windows, a little widened."""
+    low, high = train.states[:, 0].min(0), train.states[:, 0].max(0)
+    margin = _RANGE_MARGIN * (high - low)
+    return low - margin, high + margin

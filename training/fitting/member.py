@@ -1,0 +1,239 @@
+"""Train one member: a curriculum of rollout losses, resumable at every validation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from models.network.world_model import WorldModel
+from models.spec import Spec
+from training.dataset.windows import Windows
+from training.fitting.losses import WindowBatch, outlier_loss, rollout_loss
+from training.fitting.normalise import fit_normalisers
+from training.fitting.options import TrainOptions
+from training.fitting.outliers import make_outliers, outlier_reward
+
+_VALIDATION_WINDOWS = 4096
+_CHUNK_ROWS = 1024
+_WARM_UP_UPDATES = 200
+_FINAL_RATE_SHARE = 0.01
+_CLIP_NORM = 5.0
+
+
+@dataclass
+class Progress:
+    """Where a member's training stands; what a resumed run goes on from."""
+
+    update: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+class MemberTrainer:
+    """Trains one member in its own folder.
+
+    Args:
+        index: Number of the member; with the options' seed it decides weights and order.
+        spec: Meaning of the features.
+        options: The run's.
+        train: Training windows.
+        validation: Validation windows.
+        folder: Holds `state.pt` (to resume) and TensorBoard logs.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        spec: Spec,
+        options: TrainOptions,
+        train: Windows,
+        validation: Windows,
+        folder: Path,
+    ) -> None:
+        self.index = index
+        self.spec = spec
+        self.options = options
+        self.train_windows = train
+        self.device = choose_device(options.device)
+        self.folder = folder
+        self.stages = [stage for stage in options.stages for _ in range(stage.updates)]
+        self.rng = np.random.default_rng((options.seed, index))
+        torch.manual_seed(options.seed * 1000 + index)
+        self.model = options.architecture(spec).build(spec)
+        normalisers = fit_normalisers(train, spec, self.model, options.seed)
+        normalisers.apply(self.model)
+        self.model.to(self.device)
+        self.change_scale = torch.as_tensor(normalisers.change_scale, device=self.device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=options.learning_rate)
+        self.progress = Progress()
+        rows = np.random.default_rng(options.seed).permutation(len(validation))
+        self.validation = validation.take(np.sort(rows[:_VALIDATION_WINDOWS]))
+
+    def run(self) -> WorldModel:
+        """Train to the end, or resume and train to the end; return the model.
+
+        Raises:
+            KeyboardInterrupt: Interrupted; the state was saved first.
+        """
+        self._resume()
+        # Counted in predicted rows, so that the time left is right although updates of later
+        # stages take longer.
+        cost = [stage.rows * stage.horizon for stage in self.stages]
+        bar = tqdm(
+            total=sum(cost),
+            initial=sum(cost[: self.progress.update]),
+            desc=f"member {self.index + 1} of {self.options.members}",
+            position=self.index % self.options.workers,
+            unit="row",
+            unit_scale=True,
+            mininterval=2.0,
+        )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with SummaryWriter(str(self.folder / "tensorboard")) as writer, bar:
+            try:
+                while self.progress.update < self.options.updates:
+                    self._train_stretch(bar, writer)
+            except KeyboardInterrupt:
+                self._save()
+                raise
+        return self.model
+
+    def _train_stretch(self, bar: tqdm, writer: SummaryWriter) -> None:
+        """Train up to the next validation, validate, save."""
+        sums: dict[str, float] = {}
+        first = self.progress.update
+        stop = min(first + self.options.validate_every, self.options.updates)
+        for update in range(first, stop):
+            losses = self._update(update)
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+            self.progress.update = update + 1
+            stage = self.stages[update]
+            bar.update(stage.rows * stage.horizon)
+        entry = {f"train_{name}": total / (stop - first) for name, total in sums.items()}
+        entry |= {f"validation_{name}": x for name, x in self._validate().items()}
+        for name, mean in entry.items():
+            writer.add_scalar(name, mean, stop)
+        self.progress.history.append({"update": stop, **entry})
+        bar.set_postfix_str(
+            f"horizon {self.stages[stop - 1].horizon} "
+            f"train {entry['train_total']:.3f} validation {entry['validation_total']:.3f}"
+        )
+        self._save()
+
+    def _update(self, update: int) -> dict[str, Tensor]:
+        stage = self.stages[update]
+        rate = self.options.learning_rate * self._schedule(update)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(not stage.only or name.startswith(stage.only))
+        rows = np.sort(self.rng.integers(len(self.train_windows), size=stage.rows))
+        batch = to_batch(self.train_windows.take(rows), stage.horizon, self.device)
+        losses = rollout_loss(
+            self.model,
+            batch,
+            self.change_scale[: stage.horizon],
+            positive_weight=self.options.positive_weight,
+            done_weight=self.options.done_weight,
+        )
+        if stage.outlier_weight:
+            losses["outliers"] = self._outlier_loss(batch)
+            losses["total"] = losses["total"] + stage.outlier_weight * losses["outliers"]
+        self.optimizer.zero_grad(set_to_none=True)
+        losses["total"].backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), _CLIP_NORM)
+        self.optimizer.step()
+        return {name: value.detach() for name, value in losses.items()}
+
+    def _outlier_loss(self, batch: WindowBatch) -> Tensor:
+        """Teach this member its own reward of wrong states, made of the batch's first ones."""
+        wrong = make_outliers(batch.states[:, 0].cpu().numpy(), self.spec, self.rng)
+        reward_sd = outlier_reward(self.index, self.options.members)
+        states = torch.as_tensor(wrong, device=self.device)
+        return outlier_loss(self.model, states, batch.actions[:, 0], reward_sd)
+
+    def _schedule(self, update: int) -> float:
+        """Return the share of the peak learning rate: linear warm-up, then a cosine to 1 %.
+
+        Stages in a row that train the same parts share a schedule.
+        """
+        only = self.stages[update].only
+        begin = end = update
+        while begin > 0 and self.stages[begin - 1].only == only:
+            begin -= 1
+        while end < len(self.stages) and self.stages[end].only == only:
+            end += 1
+        warm_up = min(1.0, (update - begin + 1) / _WARM_UP_UPDATES)
+        cosine = 0.5 * (1 + math.cos(math.pi * (update - begin) / (end - begin)))
+        return warm_up * (_FINAL_RATE_SHARE + (1 - _FINAL_RATE_SHARE) * cosine)
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        """Return mean losses of full-horizon rollouts."""
+        sums: dict[str, float] = {}
+        count = len(self.validation)
+        for start in range(0, count, _CHUNK_ROWS):
+            chunk = self.validation.take(slice(start, start + _CHUNK_ROWS))
+            batch = to_batch(chunk, self.options.horizon, self.device)
+            losses = rollout_loss(
+                self.model,
+                batch,
+                self.change_scale,
+                positive_weight=self.options.positive_weight,
+                done_weight=self.options.done_weight,
+            )
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + float(value) * len(chunk) / count
+        return sums
+
+    def _save(self) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": self.rng.bit_generator.state,
+            "progress": vars(self.progress),
+        }
+        partial = self.folder / "state.partial"
+        torch.save(state, partial)
+        partial.replace(self.folder / "state.pt")
+
+    def _resume(self) -> None:
+        path = self.folder / "state.pt"
+        if not path.exists():
+            return
+        state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rng.bit_generator.state = state["rng"]
+        self.progress = Progress(**state["progress"])
+
+
+def choose_device(device: str) -> torch.device:
+    """Return the device that a setting names; "auto" is CUDA if there is one."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def to_batch(windows: Windows, horizon: int, device: torch.device) -> WindowBatch:
+    """Return the first `horizon` steps of windows as tensors."""
+
+    def steps(values: NDArray[Any], count: int) -> Tensor:
+        return torch.tensor(values[:, :count], device=device)
+
+    return WindowBatch(
+        states=steps(windows.states, horizon + 1),
+        actions=steps(windows.actions, horizon),
+        rewards=steps(windows.rewards, horizon),
+        terminated=steps(windows.terminated, horizon),
+        valid=steps(windows.valid, horizon),
+    )

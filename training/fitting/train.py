@@ -1,0 +1,297 @@
+"""Recorded episodes to a checkpoint: windows, members in parallel, calibration."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from models.checkpoint.files import checked
+from models.highway import highway_spec
+from models.network.ensemble import WorldModelEnsemble
+from models.spec import Spec
+from training.dataset.store import load_store
+from training.dataset.windows import Windows, make_windows, split_episodes
+from training.fitting.augment import hide_far_neighbours
+from training.fitting.calibrate import (
+    calibrate,
+    counted,
+    episode_scores,
+    promise,
+    summary,
+    trained_ranges,
+)
+from training.fitting.member import MemberTrainer, choose_device
+from training.fitting.options import TrainOptions
+from training.fitting.parallel import run_in_processes
+
+_RUN, _WEIGHTS, _REPORT = "run.json", "best.safetensors", "report.json"
+
+
+class TrainingError(ValueError):
+    """A training run cannot start or go on; the message says why in one sentence."""
+
+
+def train(store_folder: Path, out: Path, run_folder: Path, options: TrainOptions) -> str:
+    """Train an ensemble on recorded episodes and write its checkpoint.
+
+    Interrupted runs go on from where they stopped when called again with the same arguments.
+
+    Args:
+        store_folder: Where `world-model collect` wrote.
+        out: Checkpoint folder to write.
+        run_folder: Working folder: windows, members' states, TensorBoard logs.
+        options: Arguments of the run.
+
+    Returns:
+        The checkpoint's version.
+
+    Raises:
+        TrainingError: The run folder belongs to a run with other arguments or data.
+        KeyboardInterrupt: Interrupted; state was saved.
+    """
+    store = load_store(store_folder)
+    parts = split_episodes(store, options.seed)
+    strides = {"train": options.stride, "validation": 2, "calibration": 2}
+    for name in strides:
+        _refuse_too_few(store_folder, parts[name], name)
+    windows = {
+        name: make_windows(store, parts[name], options.horizon, stride)
+        for name, stride in strides.items()
+    }
+    spec = highway_spec()
+    windows["train"] = hide_far_neighbours(
+        windows["train"], spec, share=options.hidden_share, seed=options.seed
+    )
+    origin = {
+        "dataset": store.manifest,
+        "fingerprint": store.fingerprint,
+        "split_seed": options.seed,
+        "episodes": {name: len(part) for name, part in parts.items()},
+    }
+    return fit(windows, spec, out, run_folder, options, origin)
+
+
+def fit(
+    windows: dict[str, Windows],
+    spec: Spec,
+    out: Path,
+    run_folder: Path,
+    options: TrainOptions,
+    origin: dict[str, Any],
+) -> str:
+    """Train an ensemble on windows of any spec and write its checkpoint.
+
+    Prints how many calibration episodes there are and how many are needed for a crash threshold
+    that keeps a promise: at the end, and if they are too few before anything is trained, too.
+
+    Args:
+        windows: `train` for the members' weights, `validation` to watch training and to calibrate
+            probabilities, `calibration` for thresholds and limits.
+        spec: Meaning of the windows' features.
+        out: Checkpoint folder to write.
+        run_folder: Working folder.
+        options: Arguments of the run.
+        origin: Where the windows came from, for the record.
+
+    Returns:
+        The checkpoint's version.
+
+    Raises:
+        TrainingError: The run folder belongs to another run, or windows make no sense.
+        CheckpointError: The spec makes no sense.
+        ValueError: The members have diverged.
+        MemberFailedError: A member's process failed.
+        KeyboardInterrupt: Interrupted; state was saved.
+    """
+    started = time.perf_counter()
+    checked(Spec, spec.to_json(), "the spec")
+    for name in ("train", "validation", "calibration"):
+        _check_windows(name, windows[name], spec, options)
+    _warn_of_few(windows["calibration"], options, spec.dt_s)
+    _claim(run_folder, {"options": _claimed(options), "origin": origin})
+    for name in ("train", "validation"):
+        windows[name].save(run_folder / "windows" / name)
+    ensemble, reports = _train_members(spec, options, run_folder)
+    calibration = calibrate(
+        ensemble,
+        trained_ranges(windows["train"]),
+        windows["validation"],
+        windows["calibration"],
+        options,
+        spec.dt_s,
+    )
+    version = save_checkpoint(
+        Checkpoint(
+            ensemble=ensemble,
+            spec=spec,
+            architecture=options.architecture(spec),
+            calibration=calibration,
+            name=f"{spec.name}-{options.members}",
+            training={
+                "options": asdict(options),
+                **origin,
+                "windows": {name: len(part) for name, part in windows.items()},
+                "members": reports,
+                "duration_s": round(time.perf_counter() - started, 1),
+                "torch": torch.__version__,
+            },
+        ),
+        out,
+    )
+    print(summary(calibration))
+    return version
+
+
+def recalibrate(
+    checkpoint_folder: Path, store_folder: Path, out: Path, options: TrainOptions
+) -> str:
+    """Fit a checkpoint's probabilities, thresholds and limits to other recordings.
+
+    A third of the episodes, at random, fixes the probabilities, the others the thresholds. The
+    weights and the known ranges stay. Prints how many episodes there were and how many are needed.
+
+    Args:
+        checkpoint_folder: The model.
+        store_folder: Recordings of the traffic it will meet.
+        out: Checkpoint folder to write; may be the first.
+        options: Seed, false-alarm rate, miss rate, lead and uncertainty quantile count.
+
+    Returns:
+        The new checkpoint's version.
+
+    Raises:
+        TrainingError: The recordings have other features than the model, or no episode ends.
+    """
+    old, store = load_checkpoint(checkpoint_folder), load_store(store_folder)
+    if old.spec != highway_spec():
+        raise TrainingError(f"{checkpoint_folder} has other features than {store_folder}")
+    horizon = old.calibration.horizon or options.horizon
+    order = np.random.default_rng(options.seed).permutation(len(store.frame_count))
+    parts = np.split(order, [len(order) // 3])
+    for part in parts:
+        _refuse_too_few(store_folder, part, "validation and calibration")
+    validation, thresholds = (make_windows(store, np.sort(part), horizon, 2) for part in parts)
+    for windows in (validation, thresholds):
+        if not windows.ends.any():
+            raise TrainingError(f"{store_folder} holds too few episodes that end")
+    ranges = np.array(old.calibration.state_low), np.array(old.calibration.state_high)
+    calibration = calibrate(old.ensemble, ranges, validation, thresholds, options, old.spec.dt_s)
+    training = {**old.training, "recalibrated": {"fingerprint": store.fingerprint}}
+    new = replace(old, calibration=calibration, training=training, metrics={})
+    version = save_checkpoint(new, out)
+    print(summary(calibration))
+    return version
+
+
+def _train_members(
+    spec: Spec, options: TrainOptions, run_folder: Path
+) -> tuple[WorldModelEnsemble, list[dict[str, Any]]]:
+    """Train all members, as many at once as asked for; return them with their reports."""
+    tasks = [(i, spec, options, run_folder) for i in range(options.members)]
+    workers = 1 if choose_device(options.device).type == "cuda" else options.workers
+    if workers == 1:
+        for task in tasks:
+            _train_member(*task)
+    else:
+        run_in_processes(_train_member, tasks, workers)
+    members = [options.architecture(spec).build(spec) for _ in tasks]
+    reports = []
+    for i, member in enumerate(members):
+        folder = _member_folder(run_folder, i)
+        member.load_state_dict(load_file(folder / _WEIGHTS))
+        reports.append(json.loads((folder / _REPORT).read_text()))
+    return WorldModelEnsemble.from_members(members).eval().requires_grad_(False), reports
+
+
+def _refuse_too_few(store_folder: Path, episodes: NDArray[np.int64], part: str) -> None:
+    if not len(episodes):
+        raise TrainingError(f"{store_folder} holds too few episodes to set some apart for {part}")
+
+
+def _check_windows(name: str, windows: Windows, spec: Spec, options: TrainOptions) -> None:
+    """Refuse windows that would end a training after hours, or make limits that mean nothing."""
+    if not windows.is_known.any():
+        raise TrainingError(f"the windows for {name} hold none whose outcome is known")
+    dims = windows.states.shape[-1], windows.actions.shape[-1]
+    if dims != (spec.state_dim, spec.action_dim):
+        raise TrainingError(
+            f"the windows for {name} have dims {dims[0]}/{dims[1]}, the spec has "
+            f"{spec.state_dim}/{spec.action_dim}"
+        )
+    if windows.horizon < options.horizon:
+        raise TrainingError(
+            f"the windows for {name} have {windows.horizon} steps, the stages need "
+            f"{options.horizon}"
+        )
+    for field in ("states", "actions", "rewards"):
+        # A sum costs no copy of the array; doubles hold that of any floats.
+        if not np.isfinite(getattr(windows, field).sum(dtype=np.float64)):
+            raise TrainingError(f"the windows for {name} hold {field} that are not finite")
+
+
+def _warn_of_few(windows: Windows, options: TrainOptions, dt_s: float) -> None:
+    """Say before the hours of a training that no crash threshold will come of it."""
+    scores = episode_scores(np.zeros(len(windows)), windows, options.lead_steps)
+    expected = promise(scores, options, dt_s)
+    if expected.threshold is None:
+        follows = "will promise nothing" if options.allow_unguaranteed else "will not be there"
+        print(f"{counted(expected)}: the crash threshold {follows}")
+
+
+def _claimed(options: TrainOptions) -> dict[str, Any]:
+    """Return the options that make a run another one: this one does not touch its members."""
+    return {name: x for name, x in asdict(options).items() if name != "allow_unguaranteed"}
+
+
+def _train_member(index: int, spec: Spec, options: TrainOptions, run_folder: Path) -> None:
+    """Train one member into its folder; nothing to do if that was done before."""
+    folder = _member_folder(run_folder, index)
+    if (folder / _REPORT).exists():
+        return
+    if options.workers > 1:
+        torch.set_num_threads(1)
+    started = time.perf_counter()
+    train_windows = Windows.open(run_folder / "windows" / "train")
+    trainer = MemberTrainer(
+        index,
+        spec,
+        options,
+        train_windows,
+        Windows.open(run_folder / "windows" / "validation"),
+        folder,
+    )
+    model = trainer.run()
+    weights = {name: x.cpu().contiguous() for name, x in model.state_dict().items()}
+    save_file(weights, folder / _WEIGHTS)
+    report = {
+        "validation_loss": trainer.progress.history[-1]["validation_total"],
+        "updates": trainer.progress.update,
+        "duration_s": round(time.perf_counter() - started, 1),
+        "history": trainer.progress.history,
+    }
+    (folder / _REPORT).write_text(json.dumps(report))
+
+
+def _member_folder(run_folder: Path, index: int) -> Path:
+    return run_folder / f"member-{index}"
+
+
+def _claim(run_folder: Path, run: dict[str, Any]) -> None:
+    """Mark a folder as this run's, or check that it already is."""
+    run_folder.mkdir(parents=True, exist_ok=True)
+    path = run_folder / _RUN
+    text = json.dumps(run, indent=1)
+    if path.exists() and path.read_text() != text:
+        raise TrainingError(
+            f"{run_folder} holds a run with other arguments or data; remove it or name another"
+        )
+    path.write_text(text)

@@ -1,0 +1,140 @@
+"""The cars of an episode: the ego that takes our actions, and the traffic around it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from highway_env.vehicle.behavior import IDMVehicle
+from highway_env.vehicle.kinematics import Vehicle
+
+from training.simulation.bicycle import DT_S, command
+from training.simulation.roads import LaneIndex
+
+
+@dataclass(frozen=True)
+class Surprise:
+    """A sudden manoeuvre of a driver: hard braking, or a lane change without looking.
+
+    Attributes:
+        start_s: When, from the start of the episode.
+        brake_mps2: How hard it brakes; 0 for a lane change.
+        choice: In [0, 1), picks the lane.
+    """
+
+    start_s: float
+    brake_mps2: float
+    choice: float
+
+
+class Ego(Vehicle):  # type: ignore[misc]
+    """The car we drive: `drive` holds an action for the next step."""
+
+    def drive(self, action: np.ndarray[Any, Any]) -> None:
+        """Hold an action [3] (steer, throttle, brake) for the next step."""
+        acceleration, steering = command(action, self.speed)
+        self.action = {"steering": float(steering), "acceleration": float(acceleration)}
+
+
+class Traffic(IDMVehicle):  # type: ignore[misc]
+    """A driver with its own temper, who may do something sudden once.
+
+    Never reverses: IDM would, when stopped too close.
+    """
+
+    lane_index: LaneIndex
+    clock_s = 0.0
+    surprise: Surprise | None = None
+
+    def act(self, action: Any = None) -> None:
+        """Decide as IDM and MOBIL do, or do what is sudden; never reverse."""
+        self.clock_s += DT_S
+        sudden = self.surprise if self.surprised_within(SURPRISE_S) else None
+        if sudden is not None and sudden.brake_mps2 == 0 and self.surprised_within(DT_S):
+            sides = self.road.network.side_lanes(self.lane_index)
+            if sides:
+                self.target_lane_index = sides[int(sudden.choice * len(sides))]
+        # MOBIL gives up a lane change that gets in someone's way; a sudden one looks at nobody.
+        self.enable_lane_change = sudden is None
+        super().act(action)
+        acceleration = self.action["acceleration"]
+        if sudden is not None and sudden.brake_mps2 > 0:
+            acceleration = -sudden.brake_mps2
+        self.action["acceleration"] = max(acceleration, -self.speed / DT_S)
+
+    def surprised_within(self, seconds: float) -> bool:
+        """Whether it began its sudden manoeuvre less than so long ago."""
+        return self.surprise is not None and (0 <= self.clock_s - self.surprise.start_s < seconds)
+
+    def on_state_update(self) -> None:
+        """Find the lane among those a car can reach in one step: the same road and the next.
+
+        The library searches every lane for every car, which takes most of the time of a step.
+        """
+        network = self.road.network
+        start, end, _ = self.lane_index
+        near = [(start, end, i) for i in range(len(network.graph[start][end]))]
+        if network.get_lane(self.lane_index).after_end(self.position):
+            for target, lanes in network.graph.get(end, {}).items():
+                near += [(end, target, i) for i in range(len(lanes))]
+        if len(near) == 1:
+            return
+        distances = [
+            network.get_lane(index).distance_with_heading(self.position, self.heading)
+            for index in near
+        ]
+        self.lane_index = near[int(np.argmin(distances))]
+        self.lane = network.get_lane(self.lane_index)
+
+
+SURPRISING_SHARE = 0.03
+"""How many drivers have a sudden manoeuvre in store, unless someone asks for another share."""
+
+SURPRISE_S = 1.5
+"""How long a sudden manoeuvre lasts."""
+
+
+class Parked(Vehicle):  # type: ignore[misc]
+    """A broken-down car.
+
+    It stands where the merging lane ends, in place of the stock obstacle, which is no car and so
+    would not be in the state.
+    """
+
+
+def place(kind: Any, road: Any, index: LaneIndex, longitudinal: float, speed: float) -> Any:
+    """Put a vehicle of a class on a lane's centre, along the lane, and add it to the road."""
+    vehicle = kind.make_on_lane(road, index, longitudinal, speed)
+    vehicle.check_collisions = False  # the simulator looks for the ego's collisions itself
+    road.vehicles.append(vehicle)
+    return vehicle
+
+
+def give_temper(driver: Any, rng: np.random.Generator, surprising_share: float) -> None:
+    """Draw how a driver drives: pace, distance, strength of pedals, eagerness to change lane.
+
+    Args:
+        driver: Who.
+        rng: Source of the draw.
+        surprising_share: How likely it has a sudden manoeuvre in store.
+    """
+    driver.target_speed = max(driver.speed * rng.uniform(0.8, 1.25), 3.0)
+    driver.TIME_WANTED = rng.uniform(0.7, 2.0)
+    driver.DISTANCE_WANTED = rng.uniform(7.0, 10.0)
+    driver.COMFORT_ACC_MAX = rng.uniform(1.5, 4.0)
+    driver.COMFORT_ACC_MIN = -rng.uniform(3.0, 6.0)
+    driver.DELTA = rng.uniform(3.5, 4.5)
+    driver.POLITENESS = rng.choice([0.0, 0.3])
+    restless = rng.random() < 0.25
+    # A negative gain means: changes lane for no reason, whenever nobody behind must brake.
+    driver.LANE_CHANGE_MIN_ACC_GAIN = -0.5 if restless else rng.uniform(0.1, 1.0)
+    driver.LANE_CHANGE_DELAY = rng.uniform(0.8, 3.0)
+    driver.timer = rng.uniform(0.0, driver.LANE_CHANGE_DELAY)
+    if rng.random() < surprising_share:
+        brakes = rng.random() < 0.5
+        driver.surprise = Surprise(
+            start_s=rng.uniform(0.3, 6.5),
+            brake_mps2=rng.uniform(5.0, 8.0) if brakes else 0.0,
+            choice=rng.random(),
+        )
