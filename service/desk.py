@@ -18,9 +18,10 @@ from service.bodies import AT_ONCE_BYTES, Parsed
 from service.buffers import Intake, Unread
 from service.connections import ConnectionLimits
 from service.errors import DeadlineExceededError, EngineError, ServiceError
+from service.interface import Headers
 from service.jobs import JobResult, Outcome
 from service.metrics import Metrics
-from service.policy import Headers, Policy, request_id_of
+from service.policy import Policy, request_id_of
 from service.routes.call import HotRoute, Parts, Pending
 from service.turns import Turns
 

@@ -6,13 +6,10 @@ import hmac
 import math
 import random
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from service.errors import InvalidRequestError, PayloadTooLargeError, UnauthorizedError
-
-Headers = Mapping[bytes, bytes]
-"""Names are in lower case."""
+from service.interface import Headers
 
 TIMEOUT_HEADER = "X-Request-Timeout-Seconds"
 _SECONDS = re.compile(rb"[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?|\.[0-9]+([eE][+-]?[0-9]+)?")

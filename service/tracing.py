@@ -25,8 +25,8 @@ from opentelemetry.trace import (
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from service.errors import ServiceError
+from service.interface import Headers
 from service.jobs import Job, JobResult, Outcome
-from service.policy import Headers
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
