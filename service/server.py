@@ -26,15 +26,15 @@ from models.checkpoint.files import CheckpointError
 from service.app import WorldModelApp, create_app
 from service.engine import Engine
 from service.errors import StartupError
+from service.http.protocol import Wire
 from service.interface import ModelInfo
-from service.logs import configure_logging
-from service.metrics import Registry
 from service.setting_checks import is_easily_guessed
 from service.settings import Settings
-from service.wire import Wire
+from service.telemetry.logs import configure_logging
+from service.telemetry.metrics import Registry
 
 if TYPE_CHECKING:
-    from service.tracing import Tracing
+    from service.telemetry.tracing import Tracing
 
 __all__ = ["StartupError", "serve"]
 
@@ -157,7 +157,7 @@ def _tracing(settings: Settings) -> Iterator[Tracing | None]:
         yield None
         return
     try:
-        from service.tracing import exporting
+        from service.telemetry.tracing import exporting
 
         tracing = exporting()
     except ImportError as exc:

@@ -13,14 +13,14 @@ from typing import Any
 import orjson
 import pytest
 
-from service.bodies import AT_ONCE_BYTES, BodyParser
-from service.buffers import Intake, Unread
 from service.errors import EngineError
-from service.jobs import JobClass
+from service.http.buffers import Intake, Unread
+from service.http.protocol import Wire
+from service.http.reading.bodies import AT_ONCE_BYTES, BodyParser
+from service.scheduling.jobs import JobClass
 from service.server import _stop_keeping_connections
-from service.wire import Wire
-from tests.test_service.fakes import STATE, FakeEngine, bits, expected, rows, until
-from tests.test_service.sockets import BODY, Caller, Listening, LongWay, listening, request
+from tests.fakes.engine import STATE, FakeEngine, bits, expected, rows, until
+from tests.fakes.sockets import BODY, Caller, Listening, LongWay, listening, request
 
 BOTH_WAYS = pytest.mark.parametrize("way", [Wire, LongWay], ids=["short", "long"])
 PROBE = request(b"", method="GET", path="/healthz")
@@ -241,7 +241,7 @@ async def test_a_long_answer_is_the_same_as_a_short_one(
     asked["/rollout"]["outputs"] = [*outputs, "final_state", "states"]
     answers: list[dict[str, Any]] = []
     for numbers in (2**14, 50):
-        monkeypatch.setattr("service.routes.predictions._NUMBERS_AT_ONCE", numbers)
+        monkeypatch.setattr("service.http.answers._NUMBERS_AT_ONCE", numbers)
         async with listening(engine, way, max_body_bytes=2**20) as served:
             caller = await served.caller()
             for path, body in asked.items():
@@ -261,7 +261,7 @@ async def test_a_long_answer_is_the_same_as_a_short_one(
 async def test_an_old_caller_gets_a_long_answer_in_one_piece(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.routes.predictions._NUMBERS_AT_ONCE", 50)
+    monkeypatch.setattr("service.http.answers._NUMBERS_AT_ONCE", 50)
     states, actions = rows(37, 8)
     body = orjson.dumps({"state": states.tolist(), "actions": actions.tolist()})
     async with listening(engine, max_body_bytes=2**20) as served:
@@ -281,8 +281,8 @@ async def test_a_fault_within_a_long_answer_cuts_it_off(
     def broken(*args: Any) -> Any:
         raise EngineError("a bug")
 
-    monkeypatch.setattr("service.routes.predictions._NUMBERS_AT_ONCE", 50)
-    monkeypatch.setattr("service.routes.predictions._entries", broken)
+    monkeypatch.setattr("service.http.answers._NUMBERS_AT_ONCE", 50)
+    monkeypatch.setattr("service.http.answers._entries", broken)
     body = orjson.dumps({"state": STATE, "actions": [[[0.5, 0.5]] * 4] * 60})
     async with listening(engine, max_body_bytes=2**20) as served:
         caller = await served.caller()
@@ -297,7 +297,7 @@ async def test_a_fault_within_a_long_answer_cuts_it_off(
 async def test_a_caller_that_leaves_a_long_answer_frees_it(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.routes.predictions._NUMBERS_AT_ONCE", 50)
+    monkeypatch.setattr("service.http.answers._NUMBERS_AT_ONCE", 50)
     states, actions = rows(64, 32)
     body = orjson.dumps({"state": states.tolist(), "actions": actions.tolist()})
     async with listening(engine, max_body_bytes=2**20) as served:
@@ -380,8 +380,8 @@ def in_chunks(body: bytes, size: int) -> bytes:
 async def test_others_get_their_turn_while_tiny_chunks_are_parsed(
     engine: FakeEngine, way: type[Wire], filler: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.wire._LONGEST_FED", 256)
-    monkeypatch.setattr("service.wire._TURN_S", 0.0)
+    monkeypatch.setattr("service.http.protocol._LONGEST_FED", 256)
+    monkeypatch.setattr("service.http.protocol._TURN_S", 0.0)
     body = filler * 20_000 + long_body()
     async with listening(engine, way, max_body_bytes=2**18) as served:
         callers = [await served.caller() for _ in range(4)]
@@ -654,8 +654,8 @@ async def test_far_too_much_at_once_is_refused() -> None:
 
 
 async def test_a_request_that_stands_still_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.buffers._IDLE_INPUT_S", 0.05)
-    monkeypatch.setattr("service.buffers._LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr("service.http.buffers._IDLE_INPUT_S", 0.05)
+    monkeypatch.setattr("service.http.buffers._LOOK_EVERY_S", 0.01)
     intake = Intake(1000)
     idle, waiting = Upload(), Upload()
     idle.cut_input = lambda: (setattr(idle, "is_cut", True), intake.remove(idle))  # type: ignore[method-assign, assignment, func-returns-value]
@@ -681,8 +681,8 @@ class Answer:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.buffers._STALLED_AFTER_S", 0.02)
-    monkeypatch.setattr("service.buffers._LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr("service.http.buffers._STALLED_AFTER_S", 0.02)
+    monkeypatch.setattr("service.http.buffers._LOOK_EVERY_S", 0.01)
 
 
 @pytest.mark.usefixtures("quick")

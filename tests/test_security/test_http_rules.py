@@ -12,9 +12,9 @@ from typing import NamedTuple
 import orjson
 import pytest
 
-from service.wire import Wire
-from tests.test_service.fakes import STATE, FakeEngine
-from tests.test_service.sockets import BODY, Listening, LongWay, listening, request
+from service.http.protocol import Wire
+from tests.fakes.engine import STATE, FakeEngine
+from tests.fakes.sockets import BODY, Listening, LongWay, listening, request
 
 CLOSE = "Connection: close"
 NOT_HTTP = [400]
