@@ -30,6 +30,12 @@ from service.interface import Array, EngineLike, Prediction
 STATE_DIM, ACTION_DIM = 4, 2
 
 
+@pytest.fixture(autouse=True)
+def _any_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep all launch shapes, however long a step takes here."""
+    monkeypatch.setattr("service.engine.engine._LONGEST_STEP_S", math.inf)
+
+
 @cache
 def checkpoint(members: int = 2) -> Checkpoint:
     """Return one and the same: initial weights depend on the number of threads."""
@@ -294,8 +300,7 @@ def test_a_shape_with_other_bits_is_dropped_and_not_used() -> None:
     assert (lines[0]["event"], lines[0]["rows"]) == ("launch shape dropped", 24)
 
 
-def test_a_model_whose_bits_depend_on_the_place_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.engine._LONGEST_STEP_S", math.inf)  # on a slow machine too
+def test_a_model_whose_bits_depend_on_the_place_is_told() -> None:
     _, small = moody(is_odd_in_place=True)
 
     with structlog.testing.capture_logs() as lines:
