@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from models.safety import RULES
-from service.app import ENDPOINTS
 from service.errors import SERVICE_ERRORS
-from service.http.reading.bodies import OUTPUTS
+from service.http.contract import OUTPUTS
+from service.http.endpoints import PATHS
 from service.settings import PREFIX, Settings
 from tests.test_service.test_telemetry.test_metrics import VRAM, Read
 
@@ -104,7 +104,7 @@ def test_no_metric_is_documented_that_is_not_there() -> None:
     assert named <= known
 
 
-@pytest.mark.parametrize("path", ENDPOINTS)
+@pytest.mark.parametrize("path", PATHS)
 def test_every_endpoint_is_documented(path: str) -> None:
     assert re.search(rf"`(GET|POST) {path}`", text_of("http.md"))
 

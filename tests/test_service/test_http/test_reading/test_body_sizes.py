@@ -11,12 +11,13 @@ from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
 from service.errors import InvalidRequestError
-from service.http.reading.bodies import AT_ONCE_BYTES, BodyParser, Kind, Parsed
+from service.http.contract import Contract, Kind
+from service.http.reading.bodies import AT_ONCE_BYTES, BodyParser, Parsed
 from service.http.reading.tokens import MOST_BYTES
 from tests.fakes.engine import fake_spec
 from tests.test_service.test_http.test_reading.test_walk import at_once, sliced, texts
 
-PARSER = BodyParser(fake_spec(), max_horizon=64, max_rows=8192)
+PARSER = BodyParser(Contract(fake_spec(), max_horizon=64, max_rows=8192))
 FEW, MANY = 3, 5000
 STEPS = 2
 
