@@ -1,8 +1,8 @@
-"""Rollouts of an ensemble as two kernels on a GPU: `fused.cu`, compiled when they are first needed.
+"""Two kernels on a GPU: `csrc/fused.cu`, compiled at start.
 
 As PyTorch calls them, a step's operations are hundreds of kernels, each of which takes longer to
-begin than to compute. Here all steps of a rollout are one kernel, and what its members say
-together is another. The two ways agree to a few units in the last place, not in bits.
+start than to compute. Here all steps of a rollout are one kernel, and combining its members is
+another.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.backends.native import NotCompiledError
+from models.backends.backend import NotCompiledError, WholeRollout
 from models.backends.packing import layers_of, pack, padded
 from models.network.ensemble import WorldModelEnsemble
 from models.network.world_model import WorldModel
@@ -32,8 +32,8 @@ _CLOSE = 1e-3
 _CLOSE_SHARE = 0.99
 
 
-class FusedRollouts:
-    """Rollouts on a GPU: one copy in, two kernels, one copy out, one wait.
+class Fused:
+    """The `Backend` of a GPU: one copy in, two kernels, one copy out, one wait.
 
     Its memory is fixed and grows: one rollout at a time.
 
@@ -45,6 +45,9 @@ class FusedRollouts:
     Raises:
         NotCompiledError: The kernels cannot be had there.
     """
+
+    label = ""
+    is_padded = False
 
     def __init__(
         self,
@@ -61,16 +64,22 @@ class FusedRollouts:
         block, at = pack(members, self._weights.data_ptr())
         self._weights.copy_(torch.from_numpy(block.copy()))
         self._model = self._weights.data_ptr() + at
-        self._given = _Growing(device)
-        self._trace = _Growing(device)
-        self._told = _Growing(device)
-        self._host = _Growing(torch.device("cpu"), is_pinned=device.type == "cuda")
+        self._inputs = _GrowingBuffer(device)
+        self._trace = _GrowingBuffer(device)
+        self._outputs = _GrowingBuffer(device)
+        self._host = _GrowingBuffer(torch.device("cpu"), is_pinned=device.type == "cuda")
 
     def blank(self, rows: int, horizon: int, state_dim: int) -> Prediction:
         """Return a prediction to be written, where the device can write it itself."""
         return Prediction.blank(rows, horizon, state_dim, self._pinned)
 
-    def rollout(self, states: Array, actions: Array, prediction: Prediction) -> None:
+    def start(
+        self, states: Array, actions: Array, launch_rows: int, prediction: Prediction
+    ) -> WholeRollout:
+        """Return a rollout of which no step is taken yet; see `Backend`."""
+        return WholeRollout(self.compute, states, actions, prediction)
+
+    def compute(self, states: Array, actions: Array, prediction: Prediction) -> None:
         """Take all steps.
 
         Args:
@@ -84,32 +93,32 @@ class FusedRollouts:
         host = self._host.numbers(numbers)
         host.numpy()[:starts] = states.reshape(-1)
         host.numpy()[starts:] = actions.reshape(-1)
-        given = self._given.numbers(numbers)
-        given.copy_(host, non_blocking=True)
+        inputs = self._inputs.numbers(numbers)
+        inputs.copy_(host, non_blocking=True)
         columns = self._state_dim + TRACE_EXTRAS
         trace = self._trace.numbers(self._members * horizon * rows * columns)
         sizes = [x.size for x in _arrays(prediction)]
-        told = torch.split(self._told.numbers(sum(sizes)), sizes)
-        memory = [given, given[starts:], trace, *told]
+        outputs = self._outputs.numbers(sum(sizes))
+        memory = [inputs, inputs[starts:], trace, *torch.split(outputs, sizes)]
         addresses = [x.data_ptr() for x in memory]
         self._kernels(self._model, self._members, addresses, rows, horizon)
-        self._fetch(self._told.numbers(sum(sizes)), prediction)
+        self._fetch(outputs, prediction)
 
     def check(self, states: Array, actions: Array) -> None:
-        """Compare with what the ensemble says.
+        """Compare with the ensemble in PyTorch.
 
         Args:
             states: [B, S].
             actions: [B, H, A].
 
         Raises:
-            NotCompiledError: It says something else.
+            NotCompiledError: The two differ.
         """
         seen = self.blank(len(states), actions.shape[1], states.shape[1])
-        self.rollout(states, actions, seen)
+        self.compute(states, actions, seen)
         with torch.inference_mode():
-            given = (torch.from_numpy(x).to(self._device) for x in (states, actions))
-            truth = self._ensemble.rollout(*given)
+            inputs = (torch.from_numpy(x).to(self._device) for x in (states, actions))
+            truth = self._ensemble.rollout(*inputs)
         for name in ("states", "rewards", "dones", "uncertainty"):
             expected = getattr(truth, name).cpu().numpy()
             is_close = np.isclose(getattr(seen, name), expected, _CLOSE, _CLOSE, equal_nan=True)
@@ -117,14 +126,14 @@ class FusedRollouts:
             if is_close.mean() < _CLOSE_SHARE:
                 raise NotCompiledError(f"the GPU's {name} differ from the model's")
 
-    def _fetch(self, told: Tensor, prediction: Prediction) -> None:
-        """Copy what was told back, and wait for it."""
+    def _fetch(self, outputs: Tensor, prediction: Prediction) -> None:
+        """Copy outputs back, and wait for them: the one sync of a rollout."""
         if prediction.block is not None:
-            torch.from_numpy(prediction.block).copy_(told, non_blocking=True)
+            torch.from_numpy(prediction.block).copy_(outputs, non_blocking=True)
             self._kernels.wait()
             return
-        host = self._host.numbers(len(told))
-        host.copy_(told, non_blocking=True)
+        host = self._host.numbers(len(outputs))
+        host.copy_(outputs, non_blocking=True)
         self._kernels.wait()
         first = 0
         for array in _arrays(prediction):
@@ -141,7 +150,7 @@ def _arrays(prediction: Prediction) -> tuple[Array, ...]:
     return prediction.states, prediction.rewards, prediction.dones, prediction.uncertainty
 
 
-class _Growing:
+class _GrowingBuffer:
     """Memory for as many numbers as have been asked for at most."""
 
     def __init__(self, device: torch.device, *, is_pinned: bool = False) -> None:
@@ -149,7 +158,7 @@ class _Growing:
         self._memory = torch.empty(0, **self._options)
 
     def numbers(self, count: int) -> Tensor:
-        """Return memory for so many numbers, of whatever value."""
+        """Return memory for `count` numbers, of whatever value."""
         if count > len(self._memory):
             self._memory = torch.empty(0, **self._options)  # first give back, then take
             self._memory = torch.empty(count, **self._options)
@@ -188,7 +197,7 @@ class CudaKernels:
 
     def __init__(self, shared: int) -> None:
         major, minor = torch.cuda.get_device_capability()
-        binary = compiled(f"sm_{major}{minor}")
+        binary = compile_gpu(f"sm_{major}{minor}")
         from cuda.bindings import driver
 
         most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
@@ -221,8 +230,8 @@ class CudaKernels:
         starts, actions, trace, *_, uncertainty = memory
         sizes = rows, horizon
         tiles, blocks = -(-rows // TILE_ROWS), -(-rows // THREADS)
-        given = model, starts, actions, trace, uncertainty
-        self._launch(self._rollout, (tiles, members), self._shared, given, sizes)
+        inputs = model, starts, actions, trace, uncertainty
+        self._launch(self._rollout, (tiles, members), self._shared, inputs, sizes)
         self._launch(self._combine, (blocks, horizon), 0, (model, starts, *memory[2:]), sizes)
 
     def wait(self) -> None:
@@ -243,7 +252,7 @@ class CudaKernels:
         _good(self._queue(kernel, *blocks, 1, THREADS, 1, 1, shared, stream, arguments, 0))
 
 
-def compiled(architecture: str) -> bytes:
+def compile_gpu(architecture: str) -> bytes:
     """Return the kernels' machine code.
 
     Args:
