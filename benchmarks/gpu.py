@@ -62,8 +62,8 @@ def candidates(engine: Engine, ensemble: WorldModelEnsemble, rows: int) -> dict[
     on_device = [torch.from_numpy(x).cuda() for x in (states, actions)]
     kernels: list[Repeated] = []
 
-    def repeated(shared: int) -> Repeated:
-        kernels.append(Repeated(shared))
+    def repeated() -> Repeated:
+        kernels.append(Repeated())
         return kernels[-1]
 
     @torch.inference_mode()

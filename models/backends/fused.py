@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from models.backends.backend import NotCompiledError, WholeRollout
-from models.backends.packing import layers_of, pack, padded
+from models.backends.packing import DEFINITIONS, definitions, pack
 from models.network.ensemble import WorldModelEnsemble
-from models.network.world_model import WorldModel
 from models.prediction import Array, Prediction
 
 SOURCE = Path(__file__).parent / "csrc" / "fused.cu"
@@ -27,6 +26,10 @@ HEADER = SOURCE.with_name("steps.h")
 TILE_ROWS, THREADS = 16, 256
 TRACE_EXTRAS = 3
 """Columns of the trace after the state's."""
+
+GPU_DEFINITIONS = DEFINITIONS + definitions(
+    (), {"TILE_ROWS": TILE_ROWS, "THREADS": THREADS, "TRACE_EXTRAS": TRACE_EXTRAS}
+)
 
 _CLOSE = 1e-3
 _CLOSE_SHARE = 0.99
@@ -40,7 +43,7 @@ class Fused:
     Args:
         ensemble: Its present weights are taken.
         device: Where the kernels compute.
-        kernels: Makes what computes there; its argument is the shared memory of a block in bytes.
+        kernels: Makes what computes there.
 
     Raises:
         NotCompiledError: The kernels cannot be had there.
@@ -53,17 +56,18 @@ class Fused:
         self,
         ensemble: WorldModelEnsemble,
         device: torch.device,
-        kernels: Callable[[int], CudaKernels] | None = None,
+        kernels: Callable[[], CudaKernels] | None = None,
     ) -> None:
         members = list(ensemble.members)
         self._ensemble = ensemble
         self._device = device
-        self._kernels = (kernels or CudaKernels)(shared_bytes(members[0]))
+        self._kernels = (kernels or CudaKernels)()
         self._members, self._state_dim = len(members), members[0].state_dim
         self._weights = torch.empty(len(pack(members, 0)[0]), dtype=torch.uint8, device=device)
         block, at = pack(members, self._weights.data_ptr())
         self._weights.copy_(torch.from_numpy(block.copy()))
         self._model = self._weights.data_ptr() + at
+        self._kernels.reserve(self._model, torch.zeros(1, dtype=torch.int32, device=device))
         self._inputs = _GrowingBuffer(device)
         self._trace = _GrowingBuffer(device)
         self._outputs = _GrowingBuffer(device)
@@ -165,52 +169,51 @@ class _GrowingBuffer:
         return self._memory[:count]
 
 
-def shared_bytes(member: WorldModel) -> int:
-    """Return the shared memory of a block: what `Tile` in fused.cu takes."""
-    depth = len(member.hidden_dims)
-    layers = [layer for layer, _ in layers_of(member)]
-    widest = max(
-        member.state_dim, member.action_dim, *(padded(layer.out_features) for layer in layers)
-    )
-    latent = padded(member.latent_dim)
-    widths = (
-        2 * widest,
-        max(latent, layers[depth].in_features),
-        max(latent, layers[2 * depth + 3].in_features),
-        2 * member.state_dim,
-        member.action_dim,
-        1 + 3,
-    )
-    return 4 * TILE_ROWS * sum(widths)
-
-
 class CudaKernels:
     """Both kernels on the current CUDA device, in PyTorch's current stream.
 
-    Args:
-        shared: Bytes of shared memory that a block needs.
+    Attributes:
+        shared_bytes: Shared memory of a block.
 
     Raises:
-        NotCompiledError: NVIDIA's compiler or its Python bindings are missing, or a block needs
-            more than the device has.
+        NotCompiledError: NVIDIA's compiler or its Python bindings are missing, or the device does
+            not take the code.
     """
 
-    def __init__(self, shared: int) -> None:
+    def __init__(self) -> None:
         major, minor = torch.cuda.get_device_capability()
         binary = compile_gpu(f"sm_{major}{minor}")
         from cuda.bindings import driver
 
-        most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        self._driver = driver
+        self.shared_bytes = 0
         torch.cuda.synchronize()  # makes the context
         try:
             module = _good(driver.cuModuleLoadData(binary))
             self._rollout = _good(driver.cuModuleGetFunction(module, b"world_model_rollout"))
             self._combine = _good(driver.cuModuleGetFunction(module, b"world_model_combine"))
-            _good(driver.cuFuncSetAttribute(self._rollout, most, shared))
+            self._needed = _good(driver.cuModuleGetFunction(module, b"world_model_shared_bytes"))
         except RuntimeError as exc:
             raise NotCompiledError(f"the GPU does not take {SOURCE.name}: {exc}") from exc
-        self._shared = shared
-        self._queue = driver.cuLaunchKernel
+
+    def reserve(self, model: int, answer: Tensor) -> None:
+        """Reserve the shared memory that a block needs; the code itself knows how much.
+
+        Args:
+            model: Address of the packed model.
+            answer: [1], int32, on the device; written.
+
+        Raises:
+            NotCompiledError: A block needs more than the device has.
+        """
+        attributes = self._driver.CUfunction_attribute
+        most = attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        try:
+            self._launch(self._needed, (1, 1), 0, (model, answer.data_ptr()), ())
+            self.shared_bytes = int(answer.item())
+            _good(self._driver.cuFuncSetAttribute(self._rollout, most, self.shared_bytes))
+        except RuntimeError as exc:
+            raise NotCompiledError(f"the GPU does not take {SOURCE.name}: {exc}") from exc
 
     def __call__(
         self, model: int, members: int, memory: Sequence[int], rows: int, horizon: int
@@ -231,7 +234,7 @@ class CudaKernels:
         sizes = rows, horizon
         tiles, blocks = -(-rows // TILE_ROWS), -(-rows // THREADS)
         inputs = model, starts, actions, trace, uncertainty
-        self._launch(self._rollout, (tiles, members), self._shared, inputs, sizes)
+        self._launch(self._rollout, (tiles, members), self.shared_bytes, inputs, sizes)
         self._launch(self._combine, (blocks, horizon), 0, (model, starts, *memory[2:]), sizes)
 
     def wait(self) -> None:
@@ -249,7 +252,8 @@ class CudaKernels:
         kinds = [ctypes.c_void_p] * len(addresses) + [ctypes.c_int] * len(sizes)
         stream = torch.cuda.current_stream().cuda_stream
         arguments = (*addresses, *sizes), tuple(kinds)
-        _good(self._queue(kernel, *blocks, 1, THREADS, 1, 1, shared, stream, arguments, 0))
+        launch = self._driver.cuLaunchKernel
+        _good(launch(kernel, *blocks, 1, THREADS, 1, 1, shared, stream, arguments, 0))
 
 
 def compile_gpu(architecture: str) -> bytes:
@@ -270,6 +274,7 @@ def compile_gpu(architecture: str) -> bytes:
     except (ImportError, RuntimeError) as exc:
         raise NotCompiledError(f"NVIDIA's compiler is not at hand: {exc}") from exc
     options = [b"--std=c++17", f"--gpu-architecture={architecture}".encode()]
+    options += [definition.encode() for definition in GPU_DEFINITIONS]
     try:
         _good(nvrtc.nvrtcCompileProgram(program, len(options), options))
     except RuntimeError as exc:

@@ -25,7 +25,7 @@ import numpy as np
 
 from models.backends.backend import NotCompiledError
 from models.backends.code_cache import fault_of, make_folder, seal, trusted_folder
-from models.backends.packing import Bytes, pack
+from models.backends.packing import DEFINITIONS, Bytes, definitions, pack
 from models.network.ensemble import WorldModelEnsemble
 from models.network.world_model import WorldModel
 from models.prediction import Array, Prediction
@@ -33,7 +33,23 @@ from models.prediction import Array, Prediction
 SOURCE = Path(__file__).parent / "csrc" / "native.cpp"
 INCLUDED = SOURCE.with_name("steps.h")
 COMPILERS = ("c++", "g++", "clang++")
-_OPTIONS = ("-O3", "-std=c++17", "-shared", "-fPIC")
+
+_INT, _POINTER = ctypes.c_int32, ctypes.c_void_p
+
+
+class _Rows(ctypes.Structure):
+    """What native.cpp calls `Rows`."""
+
+    _fields_ = [
+        ("rows", _INT),
+        ("horizon", _INT),
+        ("start_stride", ctypes.c_int64),
+        *((name, _POINTER) for name in ["starts", "actions", "carried", "states"]),
+        *((name, _POINTER) for name in ["rewards", "dones", "uncertainty"]),
+    ]
+
+
+_OPTIONS = ("-O3", "-std=c++17", "-shared", "-fPIC", *DEFINITIONS, *definitions([_Rows], {}))
 _FORMAT = "sealed"
 """Of the file; another one has another name, so that old files are not taken for broken ones."""
 
@@ -272,20 +288,6 @@ def _address(array: Any) -> int:
 
 _FEWEST_ROWS = 16
 """Fewer are not worth another thread."""
-
-_INT, _POINTER = ctypes.c_int32, ctypes.c_void_p
-
-
-class _Rows(ctypes.Structure):
-    """What native.cpp calls so, field by field."""
-
-    _fields_ = [
-        ("rows", _INT),
-        ("horizon", _INT),
-        ("start_stride", ctypes.c_int64),
-        *((name, _POINTER) for name in ["starts", "actions", "carried", "states"]),
-        *((name, _POINTER) for name in ["rewards", "dones", "uncertainty"]),
-    ]
 
 
 def processor() -> str:

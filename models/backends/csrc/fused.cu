@@ -12,8 +12,8 @@
 
 #include "steps.h"
 
-constexpr int kRows = 16;  // of a tile
-constexpr int kThreads = 256;
+constexpr int kRows = TILE_ROWS;
+constexpr int kThreads = THREADS;
 
 #ifdef __CUDACC__
 #define KERNEL(name, ...) extern "C" __global__ void __launch_bounds__(kThreads) name(__VA_ARGS__)
@@ -30,12 +30,14 @@ extern __shared__ float4 shared_memory[];
 
 // What follows a row's states in the trace.
 enum Column { kReward, kLogit, kLogAlive, kColumns };
+static_assert(kColumns == TRACE_EXTRAS, "Python's trace has other columns");
 
 // A block's shared memory: numbers of all rows of the tile, a feature after the other.
 struct Tile {
   float *a, *b, *latent_action, *done_inputs, *state, *after, *action, *log_alive, *motion;
+  int bytes;
 
-  INSIDE Tile(const Model& m, float* memory) {
+  INSIDE Tile(const Model& m, float* memory) : bytes(0) {
     const Layer* layers = m.member[0].layers;
     int widest = larger(m.state_dim, m.action_dim);
     for (int i = 0; i < 2 * m.depth + 5; ++i) widest = larger(widest, padded(layers[i].outputs));
@@ -43,6 +45,7 @@ struct Tile {
     const auto take = [&](int width) {
       float* const part = memory;
       memory += width * kRows;
+      bytes += width * kRows * int(sizeof(float));
       return part;
     };
     a = take(widest);
@@ -232,6 +235,13 @@ INSIDE void look_around(const Model& m, const Member& member, const Tile& s) {
       for (int slot = 0; slot < m.slots; ++slot) nearest = smaller(nearest, to_slots[slot * kRows + t]);
       put_gap(m, m.slots, nearest, written(gaps, t));
     }
+  }
+}
+
+// Writes the bytes of shared memory that a block needs. One block.
+KERNEL(world_model_shared_bytes, const Model* model, int* bytes) {
+  EACH_THREAD(t) {
+    if (t == 0) *bytes = Tile(*model, SHARED).bytes;
   }
 }
 

@@ -131,6 +131,12 @@ struct Rows {
   float* uncertainty;    // [rows], the largest spread so far
 };
 
+SAME_SIZE(Rows);
+SAME_PLACE(Rows, rows); SAME_PLACE(Rows, horizon); SAME_PLACE(Rows, start_stride);
+SAME_PLACE(Rows, starts); SAME_PLACE(Rows, actions); SAME_PLACE(Rows, carried);
+SAME_PLACE(Rows, states); SAME_PLACE(Rows, rewards); SAME_PLACE(Rows, dones);
+SAME_PLACE(Rows, uncertainty);
+
 // Memory of one call: rows of equal stride, wide enough for every layer's whole panels.
 struct Scratch {
   int64_t stride;

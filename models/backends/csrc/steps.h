@@ -1,5 +1,8 @@
-// What a step of one row needs beside matrix products, for CPUs and GPUs alike: `native.cpp` and
-// `fused.cu` say the rest. No standard library: GPU code is compiled where there is none.
+// What a step of one row needs beside matrix products, for CPUs and GPUs alike; the rest is in
+// `native.cpp` and `fused.cu`. No standard library: GPU code is compiled where there is none.
+//
+// Macros that are not defined here are passed by `models.backends.packing`, which lays the
+// structures out: they hold its numbers, and where it puts each field.
 #pragma once
 
 #ifdef __CUDACC__
@@ -9,9 +12,14 @@
 #define ANYWHERE inline
 #endif
 
-constexpr int kPanel = 32;  // columns of weights that are packed together
+constexpr int kPanel = PANEL;  // columns of weights that are packed together
 
-enum Activation { kNone = 0, kRelu = 1, kElu = 2, kTanh = 3 };
+enum Activation {
+  kNone = 0,
+  kRelu = ACTIVATION_RELU,
+  kElu = ACTIVATION_ELU,
+  kTanh = ACTIVATION_TANH
+};
 
 struct Layer {
   int inputs, outputs, activation;
@@ -233,3 +241,30 @@ ANYWHERE Said combine(const Model& m, Row<const float> states, Row<const float> 
   }
   return {mean_of(members, rewards), ending / alive, sqrtf(squares / (dim + 1))};
 }
+
+// Code for other structures than Python lays out does not compile.
+#define SAME_SIZE(structure) \
+  static_assert(sizeof(structure) == BYTES_##structure, "Python's " #structure " differs")
+#define SAME_PLACE(structure, field)                                         \
+  static_assert(__builtin_offsetof(structure, field) == AT_##structure##_##field, \
+                "Python puts " #structure "::" #field " elsewhere")
+
+SAME_SIZE(Layer);
+SAME_PLACE(Layer, inputs); SAME_PLACE(Layer, outputs); SAME_PLACE(Layer, activation);
+SAME_PLACE(Layer, weights); SAME_PLACE(Layer, biases);
+SAME_SIZE(Member);
+SAME_PLACE(Member, layers); SAME_PLACE(Member, state_mean); SAME_PLACE(Member, state_scale);
+SAME_PLACE(Member, delta_scale); SAME_PLACE(Member, reward_mean); SAME_PLACE(Member, reward_scale);
+SAME_PLACE(Member, done_scale); SAME_PLACE(Member, done_shift);
+SAME_SIZE(Model);
+SAME_PLACE(Model, members); SAME_PLACE(Model, state_dim); SAME_PLACE(Model, action_dim);
+SAME_PLACE(Model, depth); SAME_PLACE(Model, latent_dim); SAME_PLACE(Model, is_residual);
+SAME_PLACE(Model, has_geometry); SAME_PLACE(Model, has_kinematics); SAME_PLACE(Model, slots);
+SAME_PLACE(Model, edges); SAME_PLACE(Model, member); SAME_PLACE(Model, gate_always);
+SAME_PLACE(Model, gate_if_present); SAME_PLACE(Model, gate_presence);
+SAME_PLACE(Model, slot_columns); SAME_PLACE(Model, edge_columns); SAME_PLACE(Model, ego_columns);
+SAME_PLACE(Model, action_columns); SAME_PLACE(Model, half_length_m);
+SAME_PLACE(Model, half_width_m); SAME_PLACE(Model, gap_limit_m); SAME_PLACE(Model, contact_scale_m);
+SAME_PLACE(Model, dt_s); SAME_PLACE(Model, length_m); SAME_PLACE(Model, full_throttle_mps2);
+SAME_PLACE(Model, full_brake_mps2); SAME_PLACE(Model, max_speed_mps); SAME_PLACE(Model, grip_mps2);
+SAME_PLACE(Model, max_steering_rad); SAME_PLACE(Model, slowest_mps); SAME_PLACE(Model, most_sin);

@@ -28,6 +28,7 @@ class Driver:
     def __init__(self, compiler: str, folder: Path) -> None:
         made = folder / "driver.so"
         options = ["-O2", "-std=c++17", "-shared", "-fPIC", "-Wall", "-Werror"]
+        options += fused.GPU_DEFINITIONS
         named = [f"-Wl,-soname,{_NAME}", "-I", str(fused.SOURCE.parent), "-o", str(made)]
         subprocess.run([compiler, *options, *named, str(_SOURCE)], check=True)
         self._library = ctypes.CDLL(str(made))

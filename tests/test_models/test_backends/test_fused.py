@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ import torch
 
 from models.backends import fused
 from models.backends.backend import NotCompiledError
-from models.backends.fused import CudaKernels, Fused, compile_gpu, shared_bytes
+from models.backends.fused import CudaKernels, Fused, compile_gpu
 from models.checkpoint import Architecture, load_checkpoint
 from models.network.ensemble import WorldModelEnsemble
 from models.network.world_model import WorldModel
@@ -159,7 +158,7 @@ def test_kernels_that_say_something_else_are_not_used(driver: Driver) -> None:
 
 def test_a_device_with_too_little_shared_memory_is_told(made: Make, driver: Driver) -> None:
     ensemble = ensemble_of(MODELS["plain"])
-    needed = shared_bytes(next(iter(ensemble.members)))
+    needed = made(ensemble)._kernels.shared_bytes
     driver.shared_bytes(needed)
     made(ensemble)
 
@@ -201,6 +200,22 @@ def test_nvidias_compiler_takes_the_source(architecture: str) -> None:
     assert b"world_model_combine" in binary
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [("AT_Model_slots=4", "Python puts Model::slots elsewhere"), ("TRACE_EXTRAS=4", "columns")],
+)
+def test_kernels_for_another_layout_do_not_compile(
+    monkeypatch: pytest.MonkeyPatch, option: str, message: str
+) -> None:
+    pytest.importorskip("cuda.bindings.nvrtc")
+    name = option.partition("=")[0]
+    options = [f"-D{option}" if f"-D{name}=" in x else x for x in fused.GPU_DEFINITIONS]
+    monkeypatch.setattr(fused, "GPU_DEFINITIONS", options)
+
+    with pytest.raises(NotCompiledError, match=message):
+        compile_gpu("sm_86")
+
+
 def test_what_nvidias_compiler_refuses_is_told() -> None:
     pytest.importorskip("cuda.bindings.nvrtc")
 
@@ -215,8 +230,8 @@ def test_without_nvidias_compiler_it_is_told(monkeypatch: pytest.MonkeyPatch) ->
         compile_gpu("sm_86")
 
 
-def test_a_block_of_the_bundled_model_fits_twice_into_an_a4000() -> None:
-    member: Any = next(load_checkpoint(PRETRAINED).ensemble.members)
+def test_a_block_of_the_bundled_model_fits_twice_into_an_a4000(made: Make) -> None:
+    needed = made(load_checkpoint(PRETRAINED).ensemble)._kernels.shared_bytes
 
     # 100 KiB a multiprocessor, of which each block takes one more (CUDA guide, compute 8.6).
-    assert 2 * (shared_bytes(member) + 1024) <= 100 * 1024
+    assert 2 * (needed + 1024) <= 100 * 1024

@@ -256,6 +256,19 @@ def test_a_compiler_that_fails_says_why_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "field", ["Layer_weights", "Member_done_shift", "Model_slots", "Rows_dones"]
+)
+def test_code_for_another_layout_does_not_compile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    options = [f"-DAT_{field}=4" if f"_{field}=" in x else x for x in native._OPTIONS]
+    monkeypatch.setattr(native, "_OPTIONS", options)
+
+    with pytest.raises(NotCompiledError, match=f"Python puts {field.replace('_', '::', 1)} else"):
+        compile_library(tmp_path)
+
+
 def test_a_missing_compiler_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
 
