@@ -301,7 +301,7 @@ def evaluate(
         if examples is not None:
             export_held_out(checkpoint, data, examples)
         if model_card is not None:
-            update_model_card(model_card, metrics)
+            update_model_card(model_card, metrics, report)
         click.echo(model_card_table(metrics))
 
 
