@@ -155,7 +155,7 @@ def _arrays(prediction: Prediction) -> tuple[Array, ...]:
 
 
 class _GrowingBuffer:
-    """Memory for as many numbers as have been asked for at most."""
+    """Memory that grows to the most numbers that were ever needed at once."""
 
     def __init__(self, device: torch.device, *, is_pinned: bool = False) -> None:
         self._options: dict[str, Any] = {"device": device, "pin_memory": is_pinned}
@@ -280,8 +280,8 @@ def compile_gpu(architecture: str) -> bytes:
     except RuntimeError as exc:
         log = b" " * _good(nvrtc.nvrtcGetProgramLogSize(program))
         nvrtc.nvrtcGetProgramLog(program, log)
-        said = log.decode(errors="replace").strip("\0 \n")[:300]
-        raise NotCompiledError(f"NVIDIA's compiler refuses {architecture}: {said}") from exc
+        reason = log.decode(errors="replace").strip("\0 \n")[:300]
+        raise NotCompiledError(f"NVIDIA's compiler refuses {architecture}: {reason}") from exc
     binary = b" " * _good(nvrtc.nvrtcGetCUBINSize(program))
     _good(nvrtc.nvrtcGetCUBIN(program, binary))
     nvrtc.nvrtcDestroyProgram(program)
@@ -289,7 +289,7 @@ def compile_gpu(architecture: str) -> bytes:
 
 
 def _good(answer: tuple[Any, ...]) -> Any:
-    """Return what a call of CUDA's answers beside its error.
+    """Return what a call of CUDA returns beside its error.
 
     Raises:
         RuntimeError: It has one.

@@ -127,7 +127,7 @@ def _run(command: Sequence[str]) -> None:
         check=True,
         capture_output=True,
         text=True,
-        errors="replace",  # compilers speak the language of the locale, in its encoding
+        errors="replace",  # compilers write messages in the encoding of the locale
         timeout=_LONGEST_S,
     )
 
@@ -291,7 +291,7 @@ _FEWEST_ROWS = 16
 
 
 def processor() -> str:
-    """Return what tells kinds of processors apart as far as the kernel knows it."""
+    """Return what distinguishes kinds of processors, as far as the kernel shows it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -116,7 +116,7 @@ class Engine:
             torch.cuda.empty_cache()
 
     def report_errors_to(self, count: Callable[[str], None]) -> None:
-        """Have errors that the engine survives counted by kind."""
+        """Set what counts errors that the engine survives, by kind."""
         self._count_error = count
 
     def describe(self) -> ModelInfo:

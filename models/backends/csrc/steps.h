@@ -39,7 +39,8 @@ struct Model {
   const Member* member;
   const float *gate_always, *gate_if_present;
   const int* gate_presence;
-  // Columns of the state: dx, dy, heading, speed, acceleration, yaw rate, presence, a slot each.
+  // Columns of the state: those of dx in all slots, then of dy, heading, speed, acceleration, yaw
+  // rate, presence.
   const int* slot_columns;
   const int* edge_columns;
   // Columns of the ego: speed, offset, sine of its heading, edges, curvature; of the action.
@@ -77,7 +78,7 @@ ANYWHERE Angle small_angle(float angle) {
           1 - square * (0.5f - square * (1.0f / 24 - square / 720))};
 }
 
-// The ego's way in its own frame: m, m to the right, rad.
+// The ego's motion in its own frame: m, m to the right, rad.
 struct Motion {
   float forward, sideways, turned;
 };
@@ -129,9 +130,9 @@ ANYWHERE void move_neighbour(const Model& m, int slot, Row<const float> state, M
   const float slip = was[5] * (m.length_m / 2) / larger(was[3], m.slowest_mps);
   const float slip_sin = clamped(slip, -m.most_sin, m.most_sin);
   const float slip_cos = sqrtf(1 - slip_sin * slip_sin);
-  const float way = was[3] * m.dt_s;
-  const float ahead = was[0] + way * (cos_h * slip_cos - sin_h * slip_sin) - ego.forward;
-  const float aside = was[1] + way * (sin_h * slip_cos + cos_h * slip_sin) - ego.sideways;
+  const float path = was[3] * m.dt_s;
+  const float ahead = was[0] + path * (cos_h * slip_cos - sin_h * slip_sin) - ego.forward;
+  const float aside = was[1] + path * (sin_h * slip_cos + cos_h * slip_sin) - ego.sideways;
   const float faster = was[3] + was[4] * m.dt_s;
   const float goes_on = faster > 0 ? 1.0f : 0.0f;
   const float then[6] = {
@@ -143,7 +144,7 @@ ANYWHERE void move_neighbour(const Model& m, int slot, Row<const float> state, M
   after[at[6]] = was[6];
 }
 
-// A feature after the step: its analytic one, or the present one, and what the decoder says.
+// A feature after the step: its analytic one, or the present one, plus the decoder's change.
 ANYWHERE float decoded_feature(const Model& m, const Member& member, int i, Row<const float> state,
                                float base, float decoded) {
   float change = member.delta_scale[i] * decoded;
@@ -214,14 +215,15 @@ ANYWHERE float mean_of(int members, Row<const float> values) {
   return total / members;
 }
 
-struct Said {
+struct Combined {
   float reward, done, spread;
 };
 
-// What the members say of one row together, and its mean state; see `models.network.ensemble.EnsembleStep`.
+// What the members predict for one row together, and its mean state; see `EnsembleStep` in
+// models/network/ensemble.py.
 // Strides are from member to member. `log_alive` is from before the step.
-ANYWHERE Said combine(const Model& m, Row<const float> states, Row<const float> rewards,
-                      Row<const float> logits, Row<const float> log_alive, float* mean_state) {
+ANYWHERE Combined combine(const Model& m, Row<const float> states, Row<const float> rewards,
+                          Row<const float> logits, Row<const float> log_alive, float* mean_state) {
   const int dim = m.state_dim, members = m.members;
   float squares = 0;
   for (int i = 0; i < dim; ++i) {
@@ -245,7 +247,7 @@ ANYWHERE Said combine(const Model& m, Row<const float> states, Row<const float> 
 // Code for other structures than Python lays out does not compile.
 #define SAME_SIZE(structure) \
   static_assert(sizeof(structure) == BYTES_##structure, "Python's " #structure " differs")
-#define SAME_PLACE(structure, field)                                         \
+#define SAME_PLACE(structure, field)                                              \
   static_assert(__builtin_offsetof(structure, field) == AT_##structure##_##field, \
                 "Python puts " #structure "::" #field " elsewhere")
 

@@ -1,5 +1,5 @@
-// NVIDIA's driver as far as `models.backends.fused` calls it. What is launched this CPU computes: block after
-// block, thread after thread. Loaded under the driver's name, it is what NVIDIA's bindings find.
+// NVIDIA's driver as far as `models.backends.fused` calls it. What is launched this CPU computes:
+// block after block, thread after thread. Loaded under the driver's name, it is what NVIDIA's bindings find.
 
 #include <algorithm>
 #include <cmath>
