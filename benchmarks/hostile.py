@@ -83,24 +83,42 @@ def endless(begin: bytes, piece: bytes) -> Send:
     return flood
 
 
-def unread(raw: bytes) -> Send:
-    """Return a flood of pipelined requests whose answers nobody reads."""
+def poured(raw: bytes, begin: bytes = b"", count: int = 8) -> Send:
+    """Return a flood of bytes over many connections on which nobody reads an answer."""
+
+    def opened(port: int) -> socket.socket:
+        connection = connected(port)
+        connection.sendall(begin)
+        connection.setblocking(False)
+        return connection
 
     def flood(end: float, port: int) -> None:
-        open_ = [connected(port) for _ in range(8)]
-        for connection in open_:
-            connection.setblocking(False)
+        big = raw * max(1, 2**16 // len(raw))
+        open_ = [(opened(port), b"") for _ in range(count)]
         while time.monotonic() < end:
-            for k, connection in enumerate(open_):
+            for k, (connection, rest) in enumerate(open_):
+                rest = rest or big
                 try:
-                    connection.send(raw * max(1, 2**16 // len(raw)))
+                    open_[k] = connection, rest[connection.send(rest) :]
                 except BlockingIOError:
                     continue
                 except OSError:
                     with contextlib.suppress(OSError):
-                        open_[k] = connected(port)
-                        open_[k].setblocking(False)
+                        open_[k] = opened(port), b""
             time.sleep(0.001)
+
+    return flood
+
+
+def left(raw: bytes, count: int) -> Send:
+    """Return a flood of requests whose callers leave in the middle of them."""
+
+    def flood(end: float, port: int) -> None:
+        while time.monotonic() < end:
+            with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+                open_ = [stack.enter_context(connected(port)) for _ in range(count)]
+                for connection in open_:
+                    connection.sendall(raw)
 
     return flood
 
@@ -206,13 +224,16 @@ BAD = (
     filled("", "x", ""),
 )
 FLOODS: dict[str, Send] = {
-    "pipelined rollouts, unread": unread(request("/rollout", plan(16, 16))),
-    "pipelined probes, unread": unread(request("/metrics", b"", method="GET")),
-    "long answers, unread": unread(request("/rollout", plan(1024, 64))),
+    "pipelined rollouts, unread": poured(request("/rollout", plan(16, 16))),
+    "pipelined probes, unread": poured(request("/metrics", b"", method="GET")),
+    "long answers, unread": poured(request("/rollout", plan(1024, 64))),
     "endless targets": endless(b"GET /", b"x"),
     "endless heads": endless(b"GET / HTTP/1.1\r\n", b"X: y\r\n"),
     "endless trailers": endless(_CHUNKED + b"0\r\n", b"X: y\r\n"),
     "endless chunk heads": endless(_CHUNKED + b"1;", b"x"),
+    "tiny chunks": poured(b"1\r\n \r\n" * 10_000, begin=_CHUNKED, count=20),
+    "bodies left unfinished": left(_PART + b" " * 4_000_000, count=10),
+    "small bodies left unfinished": left(_PART + b" " * 100_000, count=100),
     "endless bodies": endless(_PART.replace(b"8000000", b"80000000"), b" "),
     "slow heads": slow(b"GET /", 900),
     "slow bodies": slow(_PART + b" " * 50_000, 500),

@@ -12,8 +12,8 @@ import orjson
 
 from benchmarks.machine import describe_machine
 from models.highway import highway_spec
-from service.bodies import BodyParser, Kind
 from service.errors import InvalidRequestError
+from service.http.reading.bodies import BodyParser, Kind
 
 Body = tuple[Kind, bytes]
 

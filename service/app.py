@@ -13,10 +13,6 @@ import structlog
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 
-from service.bodies import BodyParser
-from service.connections import ConnectionLimits
-from service.desk import Desk
-from service.door import Door
 from service.errors import (
     ForbiddenError,
     InvalidRequestError,
@@ -24,24 +20,28 @@ from service.errors import (
     NotFoundError,
     UnauthorizedError,
 )
+from service.http.answers import Predictions
+from service.http.connections import ConnectionLimits
+from service.http.docs import OPEN_PATHS as OPEN_DOCS_PATHS
+from service.http.docs import add_docs
+from service.http.exchange import Desk
+from service.http.middleware import Door
+from service.http.model import model_router
+from service.http.openapi import complete
+from service.http.operations import PATHS as HEALTH_PATHS
+from service.http.operations import health_router
+from service.http.policy import Policy
+from service.http.reading.bodies import BodyParser
+from service.http.schemas import Contract, contract_for
 from service.interface import EngineLike
-from service.jobs import Bounds, JobClass
-from service.metrics import Metrics, Registry
-from service.openapi import complete
-from service.policy import Policy
-from service.routes.docs import OPEN_PATHS as OPEN_DOCS_PATHS
-from service.routes.docs import add_docs
-from service.routes.health import PATHS as HEALTH_PATHS
-from service.routes.health import health_router
-from service.routes.model import model_router
-from service.routes.predictions import Predictions
-from service.routes.readiness import Readiness
-from service.scheduler import Scheduler
-from service.schemas import Contract, contract_for
+from service.scheduling.jobs import Bounds, JobClass
+from service.scheduling.readiness import Readiness
+from service.scheduling.scheduler import Scheduler
 from service.settings import Settings
+from service.telemetry.metrics import Metrics, Registry
 
 if TYPE_CHECKING:
-    from service.tracing import Tracing
+    from service.telemetry.tracing import Tracing
 
 log = structlog.get_logger()
 

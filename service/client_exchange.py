@@ -82,7 +82,7 @@ class Exchange:
             headers["x-request-timeout-seconds"] = f"{left_s:.6f}".rstrip("0").rstrip(".")
         # Where nobody has imported OpenTelemetry, no span is active; then it need not be there.
         if "opentelemetry.trace" in sys.modules:
-            from service.tracing import outgoing
+            from service.telemetry.tracing import outgoing
 
             headers.update(outgoing())
         return http.build_request(

@@ -2,6 +2,11 @@
 
 JSON has no NaN: written as null, it would reach the service as something that nobody gave. So what
 is no finite number is refused here, by name.
+
+A number is what Python and NumPy call a real one (`numbers.Real`: int, float, `Fraction`, NumPy's
+scalars), but no bool. `Decimal` is none of them, as it cannot be mixed with floats either: give
+`float(x)`. Values are numbers, lists and other sequences of them, and arrays of a numeric type, in
+any nesting; an array of Python objects is not such an array, whatever the objects are.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from numbers import Real
 from typing import Any
 
@@ -21,10 +27,31 @@ from numpy.typing import ArrayLike
 
 from service.errors import InvalidInputError
 
-_KINDS = {"b": "booleans", "c": "complex numbers", "U": "text", "S": "bytes", "M": "dates"}
+_KINDS = {
+    "b": "booleans",
+    "c": "complex numbers",
+    "U": "text",
+    "T": "text",
+    "S": "bytes",
+    "V": "records",
+    "M": "dates",
+    "m": "durations",
+    "O": "Python objects",
+}
 """What arrays of other types hold, by the type's kind."""
-_FOREIGN_ERRORS = (TypeError, ValueError, RuntimeError, OverflowError)
-"""What arrays of other libraries raise if they cannot be read as numbers."""
+_FOREIGN_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    BufferError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What objects of other libraries raise if they cannot be read as numbers."""
+_MAX_DIMS = 3
+_PLAIN_NUMBERS: frozenset[type] = frozenset({int, float, np.float32, np.float64})
+_PLAIN_LISTS: frozenset[type] = frozenset({list, tuple})
 
 
 @dataclass(frozen=True)
@@ -59,10 +86,7 @@ class Call:
         fields.update(
             (n, _listed(n, given)) for n, given in self.names.items() if given is not None
         )
-        try:
-            return orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)
-        except TypeError as exc:
-            raise InvalidInputError(f"the request cannot be written as JSON: {exc}") from exc
+        return orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def number(name: str, value: Any) -> float:
@@ -71,13 +95,12 @@ def number(name: str, value: Any) -> float:
     Raises:
         InvalidInputError: It is none.
     """
-    try:
-        is_number = not isinstance(value, bool | np.bool_ | str | bytes) and np.ndim(value) == 0
-        result = float(value) if is_number else math.nan
-    except _FOREIGN_ERRORS as exc:
-        raise InvalidInputError(f"{name} is {reprlib.repr(value)}, not a number") from exc
+    given = None if isinstance(value, Sequence) else _leaf(name, value)
+    if given is None or np.ndim(given) != 0:
+        raise InvalidInputError(f"{name} is {_shown(value)}, not a number")
+    result = float(given)
     if not math.isfinite(result):
-        raise InvalidInputError(f"{name} is {reprlib.repr(value)} (allowed: a finite number)")
+        raise InvalidInputError(f"{name} is {_shown(value)} (allowed: a finite number)")
     return result
 
 
@@ -134,8 +157,6 @@ def bearer(api_key: Any) -> str:
 
 def _numbers(name: str, values: Any, dims: tuple[int, int]) -> Any:
     """Return an array that JSON keeps bit for bit: float32 stays float32."""
-    if np.ma.is_masked(values):
-        raise InvalidInputError(f"{name} has masked values (allowed: finite numbers)")
     array = _array(name, values)
     if array.ndim not in dims:
         allowed = " or ".join(str(x) for x in sorted(set(dims)))
@@ -152,24 +173,88 @@ def _numbers(name: str, values: Any, dims: tuple[int, int]) -> Any:
 
 def _array(name: str, values: Any) -> np.ndarray[Any, Any]:
     """Return values as float32 or float64, in the layout that JSON is written from."""
+    parts = values if _is_plain(values) else _numeric(name, values, ())
     try:
-        array = np.asarray(values)
-        if array.dtype == object:  # integers beyond 64 bits, fractions; or no numbers
-            for place, x in np.ndenumerate(array):
-                if not isinstance(x, Real):
-                    raise InvalidInputError(
-                        f"{name}{_index(place)} is {reprlib.repr(x)}, not a number"
-                    )
-        elif array.dtype.kind not in "iuf":
-            found = _KINDS.get(array.dtype.kind, f"values of type {array.dtype}")
-            raise InvalidInputError(f"{name} is not an array of numbers: it holds {found}")
-        kind = np.float32 if array.dtype == np.float32 else np.float64
+        array = np.asarray(parts)
+    except (TypeError, ValueError) as exc:
+        reason = str(exc).partition("\n")[0]
+        raise InvalidInputError(f"{name} is not an array of numbers: {reason}") from exc
+    if array.dtype == object:  # plain integers beyond 64 bits
+        array = np.asarray(_numeric(name, values, ()))
+    kind = np.float32 if array.dtype == np.float32 else np.float64
+    with np.errstate(over="ignore"):  # by long doubles: infinity is refused afterwards
         return np.asarray(array, dtype=kind, order="C")
+
+
+def _is_plain(values: Any) -> bool:
+    """Return whether values are lists of ints and floats only, at little cost for each number.
+
+    NumPy cannot be asked afterwards: among numbers, it makes True a 1.
+    """
+    level = [values]
+    for _ in range(_MAX_DIMS + 1):
+        kinds = set(map(type, level))
+        if kinds <= _PLAIN_NUMBERS:
+            return True
+        if not kinds <= _PLAIN_LISTS:
+            return False
+        level = list(chain.from_iterable(level))
+    return False
+
+
+def _numeric(name: str, values: Any, place: tuple[int, ...]) -> Any:
+    """Return what NumPy makes an array of: numbers, arrays of numbers, and lists of both.
+
+    Args:
+        name: Of the argument.
+        values: What the caller gave, or a part of it.
+        place: Where in the argument the part stands.
+
+    Raises:
+        InvalidInputError: Something in it is no number; the message says where.
+    """
+    is_raw = isinstance(values, str | bytes | bytearray | memoryview)
+    if is_raw or _is_array(values) or not isinstance(values, Sequence):
+        return _leaf(f"{name}{_index(place)}", values)
+    if len(place) >= _MAX_DIMS:
+        raise InvalidInputError(f"{name} has more than {_MAX_DIMS} dimensions")
+    return [_numeric(name, x, (*place, i)) for i, x in enumerate(values)]
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "__array__") or hasattr(value, "__array_interface__")
+
+
+def _leaf(name: str, value: Any) -> Any:
+    """Return a float for a real number of Python, and a NumPy array for any other.
+
+    Raises:
+        InvalidInputError: It is no real number, and no array of them.
+    """
+    try:
+        if isinstance(value, Real) and not isinstance(value, bool | np.generic):
+            return float(value)
+        if np.ma.is_masked(value):
+            raise InvalidInputError(f"{name} has masked values (allowed: finite numbers)")
+        array = np.asarray(value)
+    except OverflowError as exc:
+        raise InvalidInputError(f"{name} is {_shown(value)}, too large a number") from exc
     except InvalidInputError:
         raise
     except _FOREIGN_ERRORS as exc:
         reason = str(exc).partition("\n")[0]
         raise InvalidInputError(f"{name} is not an array of numbers: {reason}") from exc
+    kind = array.dtype.kind
+    if array.ndim == 0 and kind not in "iuf":
+        raise InvalidInputError(f"{name} is {_shown(value)}, not a number")
+    # What has no type of its own, and gives single bytes: bytearray, mmap, ...
+    is_raw = not _is_array(value) and array.dtype.itemsize == 1
+    if is_raw or isinstance(value, memoryview):
+        raise InvalidInputError(f"{name} is not an array of numbers: it holds bytes")
+    if kind not in "iuf":
+        found = _KINDS.get(kind, f"values of type {array.dtype}")
+        raise InvalidInputError(f"{name} is not an array of numbers: it holds {found}")
+    return array
 
 
 def _index(place: tuple[int, ...]) -> str:
@@ -179,6 +264,21 @@ def _index(place: tuple[int, ...]) -> str:
 def _listed(name: str, values: Any) -> list[str]:
     is_list = isinstance(values, Iterable) and not isinstance(values, str | bytes)
     names = list(values) if is_list else []
-    if not is_list or not all(isinstance(x, str) for x in names):
-        raise InvalidInputError(f"{name} is {reprlib.repr(values)} (allowed: a list of names)")
+    if not is_list or not all(map(_is_text, names)):
+        raise InvalidInputError(f"{name} is {_shown(values)} (allowed: a list of names)")
     return names
+
+
+def _is_text(value: Any) -> bool:
+    """Return whether JSON can hold it: halves of surrogate pairs have no UTF-8."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
+def _shown(value: Any) -> str:
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python writes no integers of more than 4,300 digits
+        return "a huge integer"

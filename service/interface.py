@@ -16,7 +16,10 @@ from models.prediction import Array, Prediction
 from models.safety import SafetyLimits
 from models.spec import Spec
 
-__all__ = ["Array", "Costs", "EngineLike", "ModelInfo", "Prediction", "Running"]
+__all__ = ["Array", "Costs", "EngineLike", "Headers", "ModelInfo", "Prediction", "Running"]
+
+Headers = Mapping[bytes, bytes]
+"""HTTP headers by name in lower case; for `http` and `telemetry`, which may not meet."""
 
 
 @dataclass(frozen=True)

@@ -26,15 +26,15 @@ from models.checkpoint.files import CheckpointError
 from service.app import WorldModelApp, create_app
 from service.engine import Engine
 from service.errors import StartupError
+from service.http.protocol import Wire
 from service.interface import ModelInfo
-from service.logs import configure_logging
-from service.metrics import Registry
 from service.setting_checks import is_easily_guessed
 from service.settings import Settings
-from service.wire import Wire
+from service.telemetry.logs import configure_logging
+from service.telemetry.metrics import Registry
 
 if TYPE_CHECKING:
-    from service.tracing import Tracing
+    from service.telemetry.tracing import Tracing
 
 __all__ = ["StartupError", "serve"]
 
@@ -157,7 +157,7 @@ def _tracing(settings: Settings) -> Iterator[Tracing | None]:
         yield None
         return
     try:
-        from service.tracing import exporting
+        from service.telemetry.tracing import exporting
 
         tracing = exporting()
     except ImportError as exc:
@@ -236,7 +236,7 @@ def _run(app: WorldModelApp, settings: Settings, listener: socket.socket, engine
         timeout_keep_alive=math.ceil(settings.idle_timeout_s),
         timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout_s) + _LAST_RESORT_S,
     )
-    server = _Server(config, partial(_announce, settings, listener, engine))
+    server = Server(config, partial(_announce, settings, listener, engine))
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(_serve(server, app, settings, listener))
 
@@ -284,8 +284,8 @@ def _stop_keeping_connections(server: uvicorn.Server, app: WorldModelApp) -> Non
             connection.stop_keeping()
 
 
-class _Server(uvicorn.Server):
-    """uvicorn that tells when it listens, and leaves signals to us.
+class Server(uvicorn.Server):
+    """uvicorn that tells when it listens, leaves signals to us, and loses no connection at its end.
 
     Its own signal handling ends the process by the signal it caught, not with exit code 0.
     """
@@ -297,6 +297,31 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._on_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen no more, and finish what has been begun.
+
+        The kernel resets connections that nobody has accepted when their port is closed; so those
+        that are there are accepted first.
+        """
+        accepted = []
+        for listener in sockets or []:
+            with contextlib.suppress(OSError):  # none is left
+                while True:
+                    accepted.append(listener.accept()[0])
+        for server in self.servers:
+            server.close()
+        for listener in sockets or []:
+            listener.close()
+        loop = asyncio.get_running_loop()
+        for connection in accepted:
+            await loop.connect_accepted_socket(self._protocol, connection)
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> asyncio.Protocol:
+        return Wire(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

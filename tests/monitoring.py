@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import httpx
 
-from service.metrics import CONTENT_TYPE
+from service.telemetry.metrics import CONTENT_TYPE
 
 PROMETHEUS = Path(__file__).parents[1] / "deploy" / "prometheus"
 GRAFANA = Path(__file__).parents[1] / "deploy" / "grafana"

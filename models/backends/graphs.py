@@ -106,7 +106,7 @@ class RecordedSteps:
         columns = state_dim + SUMMARY_EXTRAS
         self._host_out = torch.zeros(longest, rows, columns, pin_memory=is_pinned)
         self._device_out = torch.zeros(longest, rows, columns, device=device)
-        self._carry = step.begin(torch.zeros(rows, state_dim, device=device))
+        self._carry = step.start(torch.zeros(rows, state_dim, device=device))
         self._actions = torch.zeros(longest, rows, action_dim, device=device)
         self._summaries = torch.zeros_like(self._device_out)
         with torch.inference_mode():

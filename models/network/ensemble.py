@@ -122,7 +122,7 @@ class WorldModelEnsemble(nn.Module):
             raise ValueError("horizon must be at least 1, got actions with 0 steps")
         rows = initial_state.shape[0]
         step = self.step()
-        states, log_alive = step.begin(pad_rows(initial_state))
+        states, log_alive = step.start(pad_rows(initial_state))
         summaries = []
         for action in pad_rows(actions, dim=-3).unbind(-2):
             states, log_alive, summary = step(states, log_alive, action)
@@ -192,7 +192,7 @@ class EnsembleStep(nn.Module):
         """E."""
         return len(self.stacked.state_scale)
 
-    def begin(self, state: Tensor) -> tuple[Tensor, Tensor]:
+    def start(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return what `forward` takes at the first step, for states [B, S]."""
         states = state.expand(self.member_count, *state.shape).contiguous()
         return states, torch.zeros_like(states[..., 0])

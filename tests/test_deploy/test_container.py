@@ -110,7 +110,7 @@ def test_it_predicts_by_machine_code_from_a_root_that_cannot_be_written(
     written = docker("exec", container.id, "touch", "/opt/world-model/x", check=False)
     assert written == ""
     assert docker("exec", container.id, "ls", "/opt/world-model").split() == ["steps", "venv"]
-    code = "from service.tracing import exporting; exporting().close()"
+    code = "from service.telemetry.tracing import exporting; exporting().close()"
     docker("exec", container.id, "python", "-c", code)  # all that tracing needs is there
 
 

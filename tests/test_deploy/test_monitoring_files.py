@@ -21,7 +21,7 @@ from tests.monitoring import (
     selectors,
 )
 from tests.panels import draw
-from tests.test_service.test_metrics import VRAM, Read
+from tests.test_service.test_telemetry.test_metrics import VRAM, Read
 
 DOCS = Path(__file__).parents[2] / "docs"
 RULE_TESTS = sorted((PROMETHEUS / "tests").glob("*.yml"))

@@ -29,7 +29,7 @@ from tests.monitoring import (
     selectors,
 )
 from tests.test_end_to_end.conftest import Server, Start, free_port
-from tests.test_service.test_metrics import VRAM, Read
+from tests.test_service.test_telemetry.test_metrics import VRAM, Read
 
 pytestmark = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="needs Debian's package prometheus"

@@ -21,7 +21,7 @@ def columns(slot: int) -> list[int]:
 
 
 @pytest.mark.parametrize("empty", [0.0, -0.0], ids=["zero", "negative zero"])
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [1, 2, 3])
 def test_an_empty_slot_is_zeroed_in_its_row_and_nothing_else(count: int, empty: float) -> None:
     given = states(count)
     given[count - 1, SPEC.state_index("neighbour_2_presence")] = empty

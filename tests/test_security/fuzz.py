@@ -21,10 +21,10 @@ import numpy as np
 import orjson
 
 from models.highway import highway_spec
-from service.bodies import BodyParser
 from service.errors import InvalidRequestError
+from service.http.reading.bodies import BodyParser
+from tests.fakes.engine import fake_spec
 from tests.test_security.reference import FIELDS, OUTPUTS, Meaning, Reference, Refused
-from tests.test_service.fakes import fake_spec
 
 CORPUS = Path(__file__).parent / "corpus"
 MAX_HORIZON, MAX_ROWS = 4, 3

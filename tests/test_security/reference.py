@@ -39,7 +39,7 @@ class Refused(Exception):  # noqa: N818 (an outcome, not a fault)
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a valid body asks for; see `service.bodies.Parsed`."""
+    """What a valid body asks for; see `service.http.reading.bodies.Parsed`."""
 
     states: list[list[float]]
     actions: list[list[list[float]]]

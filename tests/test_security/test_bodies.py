@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.bodies import BodyParser, Kind
 from service.errors import SERVICE_ERRORS, InvalidRequestError
-from tests.test_service.fakes import FakeEngine, error_of, fake_spec, serving
+from service.http.reading.bodies import BodyParser, Kind
+from tests.fakes.engine import FakeEngine, error_of, fake_spec, serving
 
 KIB = 2**10
 ANY_TEXT = st.text(st.characters(exclude_categories=[]), max_size=2000)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
+import socket
+import weakref
 from collections.abc import Generator
 from typing import Any
 
 import orjson
 import pytest
 
-from service.bodies import AT_ONCE_BYTES, BodyParser
-from service.buffers import Intake, Unread
 from service.errors import EngineError
-from service.jobs import JobClass
+from service.http.buffers import Intake, Unread
+from service.http.protocol import Wire
+from service.http.reading.bodies import AT_ONCE_BYTES, BodyParser
+from service.scheduling.jobs import JobClass
 from service.server import _stop_keeping_connections
-from service.wire import Wire
-from tests.test_service.fakes import STATE, FakeEngine, bits, expected, rows, until
-from tests.test_service.sockets import Caller, Listening, LongWay, listening, request
+from tests.fakes.engine import STATE, FakeEngine, bits, expected, rows, until
+from tests.fakes.sockets import BODY, Caller, Listening, LongWay, listening, request
 
 BOTH_WAYS = pytest.mark.parametrize("way", [Wire, LongWay], ids=["short", "long"])
 PROBE = request(b"", method="GET", path="/healthz")
@@ -58,6 +61,10 @@ ENDLESS: dict[str, tuple[bytes, bytes, int]] = {
     ),
     "chunk size": (request(b"", "Transfer-Encoding: chunked", length=-1), b"0" * 100, 431),
     "body": (request(b"", "Transfer-Encoding: chunked", length=-1), b"a\r\n0123456789\r\n", 413),
+    "target in a whole head": (b"GET /" + b"x" * HEAD_LIMIT + b" HTTP/1.1\r\n\r\n", b"x", 414),
+    "header in a whole head": (
+        b"GET / HTTP/1.1\r\nX: " + b"x" * HEAD_LIMIT + b"\r\n\r\n", b"x", 431
+    ),
     "empty lines": (b"", b"\r\n" * 50, 408),
 }  # fmt: skip
 
@@ -234,7 +241,7 @@ async def test_a_long_answer_is_the_same_as_a_short_one(
     asked["/rollout"]["outputs"] = [*outputs, "final_state", "states"]
     answers: list[dict[str, Any]] = []
     for numbers in (2**14, 50):
-        monkeypatch.setattr("service.routes.predictions._NUMBERS_AT_ONCE", numbers)
+        monkeypatch.setattr("service.http.answers._NUMBERS_AT_ONCE", numbers)
         async with listening(engine, way, max_body_bytes=2**20) as served:
             caller = await served.caller()
             for path, body in asked.items():
@@ -254,7 +261,7 @@ async def test_a_long_answer_is_the_same_as_a_short_one(
 async def test_an_old_caller_gets_a_long_answer_in_one_piece(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.routes.predictions._NUMBERS_AT_ONCE", 50)
+    monkeypatch.setattr("service.http.answers._NUMBERS_AT_ONCE", 50)
     states, actions = rows(37, 8)
     body = orjson.dumps({"state": states.tolist(), "actions": actions.tolist()})
     async with listening(engine, max_body_bytes=2**20) as served:
@@ -274,8 +281,8 @@ async def test_a_fault_within_a_long_answer_cuts_it_off(
     def broken(*args: Any) -> Any:
         raise EngineError("a bug")
 
-    monkeypatch.setattr("service.routes.predictions._NUMBERS_AT_ONCE", 50)
-    monkeypatch.setattr("service.routes.predictions._entries", broken)
+    monkeypatch.setattr("service.http.answers._NUMBERS_AT_ONCE", 50)
+    monkeypatch.setattr("service.http.answers._entries", broken)
     body = orjson.dumps({"state": STATE, "actions": [[[0.5, 0.5]] * 4] * 60})
     async with listening(engine, max_body_bytes=2**20) as served:
         caller = await served.caller()
@@ -290,7 +297,7 @@ async def test_a_fault_within_a_long_answer_cuts_it_off(
 async def test_a_caller_that_leaves_a_long_answer_frees_it(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.routes.predictions._NUMBERS_AT_ONCE", 50)
+    monkeypatch.setattr("service.http.answers._NUMBERS_AT_ONCE", 50)
     states, actions = rows(64, 32)
     body = orjson.dumps({"state": states.tolist(), "actions": actions.tolist()})
     async with listening(engine, max_body_bytes=2**20) as served:
@@ -323,6 +330,135 @@ async def test_a_service_that_ends_closes_connections_by_its_answers(
             status, headers, _ = await caller.answer()
             assert (status, headers["connection"]) == (200, "close")
             assert await caller.rest() == b""
+
+
+@BOTH_WAYS
+async def test_a_service_that_ends_loses_no_connection(
+    engine: FakeEngine, way: type[Wire], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests are answered that wait in an idle connection, or in one that nobody accepted."""
+    monkeypatch.setattr("service.server.Wire", way)
+    async with listening(engine, way) as served:
+        kept = await served.caller()
+        kept.send(request())
+        await kept.answer()
+        _stop_keeping_connections(served.server, served.app)
+        new = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(8)]
+        for connection in new:
+            connection.sendall(request())
+        kept.send(request())
+        await served.server.shutdown(served.sockets)
+        for connection in new:
+            with connection, connection.makefile("rb") as answer:
+                assert answer.readline() == b"HTTP/1.1 200 OK\r\n"
+                assert b"connection: close\r\n" in answer.read()
+        status, headers, _ = await kept.answer()
+        assert (status, headers["connection"]) == (200, "close")
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", served.port))
+
+
+async def test_a_service_that_ends_closes_idle_connections(engine: FakeEngine) -> None:
+    async with listening(engine) as served:
+        idle = await served.caller()
+        await until(lambda: len(served.connections) == 1)
+        await served.server.shutdown(served.sockets)
+        assert await idle.rest() == b""
+
+
+CHUNKED = request(b"", "Transfer-Encoding: chunked", length=-1)
+
+
+def in_chunks(body: bytes, size: int) -> bytes:
+    """Return a body in chunks of so many bytes."""
+    pieces = [body[k : k + size] for k in range(0, len(body), size)]
+    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("filler", [b" ", b"\n"], ids=["spaces", "empty lines"])
+async def test_others_get_their_turn_while_tiny_chunks_are_parsed(
+    engine: FakeEngine, way: type[Wire], filler: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.http.protocol._LONGEST_FED", 256)
+    monkeypatch.setattr("service.http.protocol._TURN_S", 0.0)
+    body = filler * 20_000 + long_body()
+    async with listening(engine, way, max_body_bytes=2**18) as served:
+        callers = [await served.caller() for _ in range(4)]
+        other = await served.caller()
+        for caller in callers:
+            caller.send(CHUNKED + in_chunks(body, 1))
+        await until(lambda: any(wire._has_turn for wire in served.connections))
+        for _ in range(5):
+            other.send(request())
+            assert (await other.answer())[0] == 200
+        assert any(wire._has_turn for wire in served.connections)
+        answers = [await caller.answer() for caller in callers]
+
+    assert [status for status, _, _ in answers] == [200] * 4
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("size", [1, 3, 100, 10_000])
+async def test_a_body_means_the_same_in_any_chunks(
+    engine: FakeEngine, way: type[Wire], size: int
+) -> None:
+    body = BODY.replace(b",", b",\n\n", 3)
+    async with listening(engine, way) as served:
+        raw = CHUNKED + in_chunks(body, size)
+        for cut in (len(raw), len(CHUNKED) + 1, len(raw) - 1):
+            caller = await served.caller()
+            for part in (raw[:cut], raw[cut:], request()):
+                caller.send(part)
+                await asyncio.sleep(0)
+            assert [(await caller.answer())[2] for _ in range(2)] == [
+                (await (await asked(served, request(body))).answer())[2]
+            ] * 2
+
+
+async def asked(served: Listening, raw: bytes) -> Caller:
+    caller = await served.caller()
+    caller.send(raw)
+    return caller
+
+
+GONE = {
+    "answered": request(),
+    "refused": request(key="beta"),
+    "not HTTP": b"nonsense\r\n\r\n",
+    "in the middle of a head": request()[:20],
+    "in the middle of a body": request()[:-10],
+    "in the middle of chunks": CHUNKED + b"5\r\n123",
+    "nothing sent": b"",
+    "waiting for its answer": request(),
+}
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("name", GONE)
+async def test_nothing_is_left_of_a_connection_that_is_gone(
+    engine: FakeEngine, way: type[Wire], name: str
+) -> None:
+    """Not even until garbage is collected: that comes seldom, and bodies are big."""
+    async with listening(engine, way) as served:
+        caller = await served.caller()
+        await until(lambda: len(served.connections) == 1)
+        gone = weakref.ref(served.connections[0])
+        gc.collect()
+        gc.disable()
+        try:
+            if name == "waiting for its answer":
+                engine.gate.clear()
+            caller.send(GONE[name])
+            if name == "answered":
+                await caller.answer()
+            for _ in range(5):
+                await asyncio.sleep(0)
+            await caller.leave()
+            engine.gate.set()
+            await until(lambda: gone() is None)
+        finally:
+            gc.enable()
 
 
 @pytest.mark.parametrize(("count", "job_class"), [(32, "safety"), (33, "rollout")])
@@ -518,8 +654,8 @@ async def test_far_too_much_at_once_is_refused() -> None:
 
 
 async def test_a_request_that_stands_still_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.buffers._IDLE_INPUT_S", 0.05)
-    monkeypatch.setattr("service.buffers._LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr("service.http.buffers._IDLE_INPUT_S", 0.05)
+    monkeypatch.setattr("service.http.buffers._LOOK_EVERY_S", 0.01)
     intake = Intake(1000)
     idle, waiting = Upload(), Upload()
     idle.cut_input = lambda: (setattr(idle, "is_cut", True), intake.remove(idle))  # type: ignore[method-assign, assignment, func-returns-value]
@@ -545,8 +681,8 @@ class Answer:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.buffers._STALLED_AFTER_S", 0.02)
-    monkeypatch.setattr("service.buffers._LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr("service.http.buffers._STALLED_AFTER_S", 0.02)
+    monkeypatch.setattr("service.http.buffers._LOOK_EVERY_S", 0.01)
 
 
 @pytest.mark.usefixtures("quick")

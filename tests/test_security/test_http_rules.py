@@ -12,9 +12,9 @@ from typing import NamedTuple
 import orjson
 import pytest
 
-from service.wire import Wire
-from tests.test_service.fakes import STATE, FakeEngine
-from tests.test_service.sockets import BODY, Listening, LongWay, listening, request
+from service.http.protocol import Wire
+from tests.fakes.engine import STATE, FakeEngine
+from tests.fakes.sockets import BODY, Listening, LongWay, listening, request
 
 CLOSE = "Connection: close"
 NOT_HTTP = [400]
@@ -173,6 +173,9 @@ CASES: dict[str, Case] = {
         [100, 200, 200],
     ),
     # RFC 9110, 10.1.1: expectations.
+    "asks first in an old version": Case(
+        request(BODY, "Expect: 100-continue", version="1.0"), [200]
+    ),
     "asks first": Case(request(BODY, "Expect: 100-continue", CLOSE), [100, 200]),
     "asks first without a key": Case(
         request(BODY, "Expect: 100-continue", CLOSE, key="beta"), [401]

@@ -25,9 +25,9 @@ from schemathesis.schemas import APIOperation
 from schemathesis.specs.openapi import checks
 
 from service.app import DOCS_PATHS, ENDPOINTS, HOT_PATHS, create_app
-from service.metrics import Registry
-from tests.test_service import fakes
-from tests.test_service.fakes import ACTIONS, STATE, FakeEngine, error_of
+from service.telemetry.metrics import Registry
+from tests.fakes import engine as fakes
+from tests.fakes.engine import ACTIONS, STATE, FakeEngine, error_of
 
 EXAMPLES = 60
 Operation = APIOperation[Any, Any, Any, Any]

@@ -23,12 +23,12 @@ from pydantic import SecretStr, ValidationError
 from service.app import create_app
 from service.cli import main
 from service.errors import StartupError
-from service.logs import configure_logging
-from service.metrics import Registry
-from service.redaction import Redaction
 from service.server import serve
 from service.settings import PREFIX, Settings, explain_settings_error
-from tests.test_service.fakes import ACTIONS, STATE, FakeEngine, serving
+from service.telemetry.logs import configure_logging
+from service.telemetry.metrics import Registry
+from service.telemetry.redaction import Redaction
+from tests.fakes.engine import ACTIONS, STATE, FakeEngine, serving
 
 SECRET = "s3same-0pen.me"
 OLD_SECRET = "y3sterdays-K3Y"

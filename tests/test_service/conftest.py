@@ -12,7 +12,7 @@ import pytest
 import structlog
 import uvloop
 
-from tests.test_service.fakes import FakeEngine, serving
+from tests.fakes.engine import FakeEngine, serving
 
 ON_BOTH_LOOPS = (
     *("test_scheduler.py", "test_deadlines.py", "test_wire.py"),

@@ -17,7 +17,7 @@ from service.errors import (
     ServiceError,
     UnreachableError,
 )
-from tests.test_service.fakes import FakeEngine, expected, rows, serving
+from tests.fakes.engine import FakeEngine, expected, rows, serving
 
 
 def answering(

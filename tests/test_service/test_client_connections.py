@@ -25,9 +25,9 @@ from service.errors import (
     UnreachableError,
     WorldModelError,
 )
-from tests.test_service.fakes import FakeEngine, expected, rows
-from tests.test_service.misbehaving import Visit, answer_to, answered, misbehaving
-from tests.test_service.sockets import listening
+from tests.fakes.engine import FakeEngine, expected, rows
+from tests.fakes.misbehaving import Visit, answer_to, answered, misbehaving
+from tests.fakes.sockets import listening
 
 FORKING = """
 import asyncio, os, sys

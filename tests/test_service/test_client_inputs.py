@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+from array import array
+from collections import deque
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
@@ -12,6 +16,8 @@ import numpy as np
 import orjson
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.client import AsyncClient, Client
 from service.errors import ClosedClientError, InvalidInputError, UnreachableError
@@ -37,33 +43,117 @@ def check(**options: Any) -> Callable[[Client], object]:
     return lambda client: client.safety_check([0.0], [[0.0]], **options)
 
 
+class Broken:
+    def __array__(self, *arguments: Any) -> Any:
+        raise KeyError("lost")
+
+
+ENDLESS: list[Any] = []
+ENDLESS.append(ENDLESS)
+
 NOT_SENT: dict[str, tuple[Callable[[Client], object], str]] = {
     "NaN": (state([0.0, 1.0, 2.0, NAN]), r"^state\[3\] is nan \(allowed: finite as a 32-bit"),
     "infinity": (state(np.array([[0.0, 1.0], [-INF, 0.0]])), r"^state\[1\]\[0\] is -inf "),
     "NaN of 32 bits": (state(np.array([NAN], np.float32)), r"^state\[0\] is nan"),
     "beyond 32 bits": (state([1e39]), r"^state\[0\] is 1e\+39 "),
     "integer beyond 32 bits": (state([10**60]), r"^state\[0\] is 1e\+60 "),
-    "integer beyond all": (state([10**400]), "^state is not an array of numbers: int too large"),
+    "integer beyond all": (state([1.0, 10**400]), r"^state\[1\] is 1000\d*\.\.\.\d*, too large a"),
+    "integer beyond Python's digits": (
+        state([10**5000]),
+        r"^state\[0\] is a huge integer, too large",
+    ),
+    "long double": (state(np.array([1.0, np.longdouble("1e400")])), r"^state\[1\] is inf"),
     "dictionary": (state({"x": 1.0}), r"^state is \{'x': 1.0\}, not a number"),
-    "text": (state("fast"), "^state is not an array of numbers: it holds text"),
-    "text among numbers": (state([1.0, "2"]), "^state is not an array of numbers: it holds text"),
-    "bytes": (state(b"12"), "it holds bytes"),
+    "text": (state("fast"), "^state is 'fast', not a number"),
+    "text among numbers": (state([1.0, "2"]), r"^state\[1\] is '2', not a number"),
+    "array of text": (state(np.array(["2"])), "^state is not an array of numbers: it holds text"),
+    "bytes": (state(b"12"), "^state is b'12', not a number"),
+    "bytes among numbers": (state([1.0, b"2"]), r"^state\[1\] is b'2', not a number"),
+    "byte array": (state(bytearray(b"12")), "^state is not an array of numbers: it holds bytes"),
+    "byte arrays": (state([[1.0, 2.0], bytearray(b"12")]), r"^state\[1\] is .* it holds bytes"),
+    "memory": (state(memoryview(b"12")), "^state is not an array of numbers: it holds bytes"),
+    "memory of numbers": (state(memoryview(array("d", [0.5]))), "^state is .* it holds bytes"),
+    "memory among numbers": (state([[1.0], memoryview(b"1")]), r"^state\[1\] is .* it holds bytes"),
+    "mapped memory": (state(mmap.mmap(-1, 2)), "^state is not .* it holds bytes"),
     "nothing": (state(None), "^state is None, not a number"),
     "nothing among numbers": (state([1.0, None]), r"^state\[1\] is None, not a number"),
     "decimal": (state([Decimal("0.1")]), r"^state\[0\] is Decimal\('0.1'\), not a number"),
+    "object": (state([1.0, object()]), r"^state\[1\] is <object .*>, not a number"),
+    "array of objects": (
+        state(np.array([1.0, 2.0], object)),
+        "^state is not an array of numbers: it holds Python objects",
+    ),
+    "arrays of objects": (
+        state([np.ones(2), np.array([1.0, True], object)]),
+        r"^state\[1\] is not an array of numbers: it holds Python objects",
+    ),
+    "array of records": (state(np.zeros(2, "f4,f4")), "^state is .* it holds records"),
     "ragged": (state([[1.0, 2.0], [3.0]]), "^state is not an array of numbers: .*inhomogeneous"),
+    "ragged depth": (state([[1.0], 2.0]), "^state is not an array of numbers: .*inhomogeneous"),
+    "ragged arrays": (state([np.ones(2), np.ones(3)]), "^state is not an array of numbers: "),
+    "array among numbers": (state([1.0, np.ones(1)]), "^state is not an array of numbers: "),
+    "endless": (state(ENDLESS), "^state has more than 3 dimensions"),
     "generator": (state(x for x in [1.0]), r"^state is <generator .*>, not a number"),
+    "generators": (state([(x for x in [1.0])]), r"^state\[0\] is <generator .*>, not a number"),
     "set": (state({1.0}), r"^state is \{1.0\}, not a number"),
-    "complex": (state([1j]), "^state is not an array of numbers: it holds complex numbers"),
-    "booleans": (state([True, False]), "it holds booleans"),
+    "dictionary's values": (state({"x": 1.0}.values()), r"^state is dict_values.*, not a number"),
+    "complex": (state([0.0, 1j]), r"^state\[1\] is 1j, not a number"),
+    "complex of NumPy": (state([np.complex64(1)]), r"^state\[0\] is .*, not a number"),
+    "array of complex": (state(np.ones(1, complex)), "^state is .* it holds complex numbers"),
+    "booleans": (state([True, False]), r"^state\[0\] is True, not a number"),
+    "boolean among numbers": (state([0.0, True]), r"^state\[1\] is True, not a number"),
+    "boolean among integers": (state([[0, 1], [2, False]]), r"^state\[1\]\[1\] is False, not a nu"),
+    "boolean in a tuple": (state(((0.0,), (True,))), r"^state\[1\]\[0\] is True, not a number"),
+    "boolean of NumPy": (state([0.0, np.True_]), r"^state\[1\] is np.True_, not a number"),
+    "boolean array of one": (state([0.0, np.array(True)]), r"^state\[1\] is array\(True\), not a"),
+    "boolean of torch": (state([0.0, torch.tensor(True)]), r"^state\[1\] is tensor\(True\), not a"),
+    "array of booleans": (state(np.array([True])), "^state is not .* it holds booleans"),
+    "tensor of booleans": (
+        state(torch.ones(2, dtype=torch.bool)),
+        "^state is .* it holds booleans",
+    ),
+    "booleans of ctypes": (state((ctypes.c_bool * 2)()), "^state is .* it holds b"),
+    "booleans in an array": (
+        state([[1.0, 2.0], np.array([True, False])]),
+        r"^state\[1\] is not an array of numbers: it holds booleans",
+    ),
+    "date": (state([1.0, np.datetime64("2024-01-01")]), r"^state\[1\] is .*, not a number"),
     "dates": (state(np.array(["2024-01-01"], "M8[D]")), "it holds dates"),
+    "duration": (state([np.timedelta64(1, "s")]), r"^state\[0\] is .*, not a number"),
+    "durations": (state(np.array([1], "m8[s]")), "it holds durations"),
     "masked": (state(np.ma.masked_invalid([1.0, NAN])), "^state has masked values"),
+    "masked row": (
+        state([[1.0, 2.0], np.ma.array([1.0, 2.0], mask=[False, True])]),
+        r"^state\[1\] has masked values",
+    ),
+    "masked constant": (state([1.0, np.ma.masked]), r"^state\[1\] has masked values"),
     "needs gradients": (
         state(torch.zeros(3, requires_grad=True)),
         "^state is not an array of numbers: Can't call numpy",
     ),
+    "one needs gradients": (
+        state([0.0, torch.zeros((), requires_grad=True)]),
+        r"^state\[1\] is not an array of numbers: Can't call numpy",
+    ),
+    "on another device": (
+        state(torch.zeros(3, device="meta")),
+        "^state is not an array of numbers: .*meta",
+    ),
+    "half of torch": (
+        state(torch.zeros(3, dtype=torch.bfloat16)),
+        "^state is not an array of numbers: .*BFloat16",
+    ),
+    "broken array": (state(Broken()), "^state is not an array of numbers: 'lost'"),
     "one number": (state(1.0), r"^state has 0 dimensions \(allowed: 1 or 2\)"),
     "three dimensions": (state(np.zeros((1, 2, 3))), "^state has 3 dimensions"),
+    "action holds a boolean": (
+        lambda c: c.predict([0.0], [0.0, True]),
+        r"^action\[1\] is True, not a number",
+    ),
+    "actions hold a boolean": (
+        lambda c: c.safety_check([0.0], [[0.0, 0.0], [0.0, True]]),
+        r"^actions\[1\]\[1\] is True, not a number",
+    ),
     "action": (lambda c: c.predict([0.0], [[NAN]]), r"^action\[0\]\[0\] is nan"),
     "actions": (lambda c: c.rollout([0.0], [[[NAN]]]), r"^actions\[0\]\[0\]\[0\] is nan"),
     "one action": (
@@ -78,17 +168,39 @@ NOT_SENT: dict[str, tuple[Callable[[Client], object], str]] = {
     "threshold text": (check(threshold="0.1"), "^threshold is '0.1'"),
     "threshold yes": (check(threshold=True), "^threshold is True"),
     "threshold complex": (check(threshold=1j), "^threshold is 1j, not a number"),
+    "threshold yes of NumPy": (
+        check(threshold=np.array(True)),
+        r"^threshold is array\(True\), not",
+    ),
+    "threshold yes of torch": (
+        check(threshold=torch.tensor(True)),
+        r"^threshold is tensor\(True\)",
+    ),
+    "threshold decimal": (
+        check(threshold=Decimal("0.1")),
+        r"^threshold is Decimal\('0.1'\), not a",
+    ),
+    "threshold bytes": (check(threshold=b"1"), "^threshold is b'1', not a number"),
+    "threshold masked": (check(threshold=np.ma.masked), "^threshold has masked values"),
+    "threshold duration": (check(threshold=np.timedelta64(1, "s")), "^threshold is .*, not a num"),
+    "threshold huge": (check(threshold=10**400), "^threshold is 10000.*, too large a number"),
+    "threshold array": (
+        check(threshold=np.ones(1)),
+        r"^threshold is array\(\[1.\]\), not a number",
+    ),
+    "thresholds of booleans": (check(threshold=[True]), r"^threshold is \[True\], not a number"),
     "thresholds": (check(threshold=[0.1]), r"^threshold is \[0.1\]"),
     "include text": (check(include="trajectory"), r"^include is 'trajectory' \(allowed: a list"),
     "include numbers": (check(include=[1]), r"^include is \[1\]"),
     "outputs no text": (
         lambda c: c.rollout([0.0], [[0.0]], outputs=["\ud800"]),
-        "^the request cannot be written as JSON",
+        r"^outputs is \['\\ud800'\] \(allowed: a list of names\)",
     ),
     "deadline 0": (check(timeout_s=0), r"^timeout_s is 0 \(allowed: a positive number of seconds"),
     "deadline negative": (check(timeout_s=-1.5), "^timeout_s is -1.5"),
     "deadline NaN": (check(timeout_s=NAN), "^timeout_s is nan"),
     "deadline infinite": (check(timeout_s=INF), "^timeout_s is inf"),
+    "deadline yes": (check(timeout_s=True), "^timeout_s is True, not a number"),
     "deadline text": (check(timeout_s="1"), "^timeout_s is '1'"),
 }
 
@@ -128,6 +240,21 @@ SENT: dict[str, tuple[Any, list[Any]]] = {
     "columns first": (np.asfortranarray([[1.0, 2.0], [3.0, 4.0]]), [[1.0, 2.0], [3.0, 4.0]]),
     "torch": (torch.tensor([0.5, 1.5]), [0.5, 1.5]),
     "unmasked": (np.ma.array([1.0, 2.0]), [1.0, 2.0]),
+    "tensors": ([torch.tensor([0.5, 1.5]), torch.tensor([2.5, 3.5])], [[0.5, 1.5], [2.5, 3.5]]),
+    "tensors of one": ([torch.tensor(0.5), 1], [0.5, 1.0]),
+    "scalars": ([np.float32(0.1), np.float32(0.5)], [0.1, 0.5]),
+    "scalars of several types": ([np.float16(0.5), np.int8(-1), np.uint64(2), 3], [0.5, -1, 2, 3]),
+    "arrays in lists": ([np.array([1, 2]), [3.5, np.float64(4)]], [[1.0, 2.0], [3.5, 4.0]]),
+    "rows of float32": (list(np.array([[0.1], [0.2]], np.float32)), [[0.1], [0.2]]),
+    "rows unmasked": ([np.ma.array([1.0, 2.0], mask=[False, False])], [[1.0, 2.0]]),
+    "range": (range(3), [0.0, 1.0, 2.0]),
+    "queue": (deque([0.5, 1]), [0.5, 1.0]),
+    "array of Python": (array("d", [0.5, 1.5]), [0.5, 1.5]),
+    "small integers": (array("B", [1, 2]), [1.0, 2.0]),
+    "bytes of NumPy": (np.array([1, 2], np.uint8), [1.0, 2.0]),
+    "ctypes": ((ctypes.c_double * 2)(0.5, 1.5), [0.5, 1.5]),
+    "no rows": ([[], []], [[], []]),
+    "long double": (np.array([0.5], np.longdouble), [0.5]),
     "tuples": (((1.0,), (2.0,)), [[1.0], [2.0]]),
     "largest": ([3.4028234e38], [3.4028234e38]),
     "empty": ([], []),
@@ -142,6 +269,45 @@ def test_numbers_of_any_type_and_layout_are_sent_as_they_are(case: str) -> None:
     client.predict(given, [0])
 
     assert orjson.loads(seen[0].content) == {"state": written, "action": [0.0]}
+
+
+PLAIN_FAULTS = [True, 1j, "1", b"1", bytearray(b"1"), memoryview(b"1"), None, {}, set(), NAN, INF]
+FAULTS_OF_TYPES = [Decimal(1), np.False_, np.datetime64(1, "s"), np.timedelta64(1, "s"), object()]
+FAULTY_ARRAYS = [
+    np.array(True),
+    np.ma.masked,
+    np.array([1.0], object),
+    torch.tensor(True),
+    Broken(),
+]
+FAULTS_OF_SHAPE = [[], [[[[1.0]]]], np.ones(2)]
+NO_NUMBERS = st.sampled_from([*PLAIN_FAULTS, *FAULTS_OF_TYPES, *FAULTY_ARRAYS, *FAULTS_OF_SHAPE])
+ROW = st.lists(
+    st.one_of(
+        st.integers(-(10**30), 10**30),
+        st.floats(-1e30, 1e30),
+        st.fractions(-9, 9),
+        st.sampled_from([np.float32(0.5), np.int8(1), np.array(2.0), torch.tensor(3.0)]),
+    ),
+    min_size=2,
+    max_size=2,
+)
+
+
+@given(st.lists(ROW, min_size=2, max_size=3), NO_NUMBERS, st.data())
+def test_one_thing_that_is_no_number_is_refused_wherever_it_stands(
+    rows: list[list[Any]], wrong: object, data: st.DataObject
+) -> None:
+    client, seen = sending()
+    client.rollout([0.0], rows)
+    assert len(seen) == 1
+
+    i = data.draw(st.integers(0, len(rows) - 1))
+    rows[i][data.draw(st.integers(0, 1))] = wrong
+    shape = data.draw(st.sampled_from([list, tuple, deque]))
+    with pytest.raises(InvalidInputError, match=r"^actions"):
+        client.rollout([0.0], shape(map(shape, rows)))
+    assert len(seen) == 1
 
 
 def test_large_arrays_are_sent_bit_for_bit() -> None:

@@ -9,10 +9,10 @@ import pytest
 
 from models.safety import RULES
 from service.app import ENDPOINTS
-from service.bodies import OUTPUTS
 from service.errors import SERVICE_ERRORS
+from service.http.reading.bodies import OUTPUTS
 from service.settings import PREFIX, Settings
-from tests.test_service.test_metrics import VRAM, Read
+from tests.test_service.test_telemetry.test_metrics import VRAM, Read
 
 ROOT = Path(__file__).parents[2]
 

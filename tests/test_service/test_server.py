@@ -28,7 +28,7 @@ from service.errors import StartupError
 from service.interface import Array
 from service.server import _allow_files, _log_limits, serve
 from service.settings import Settings
-from tests.test_service.fakes import fake_info
+from tests.fakes.engine import fake_info
 from tests.test_service.test_engine.test_engine import checkpoint
 
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from service.engine import Engine
 from service.interface import Array, Prediction
-from service.jobs import Bounds, JobClass
-from service.scheduler import Scheduler
-from tests.test_service.bench import outcome_of
-from tests.test_service.fakes import Tally, same_bits
+from service.scheduling.jobs import Bounds, JobClass
+from service.scheduling.scheduler import Scheduler
+from tests.fakes.bench import outcome_of
+from tests.fakes.engine import Tally, same_bits
 from tests.test_service.test_engine.test_engine import checkpoint, inputs
 
 REQUEST = st.tuples(

@@ -1,0 +1,80 @@
+"""Who is let in: what has no room, or would come too late, is refused at once."""
+
+from __future__ import annotations
+
+from service.errors import DeadlineExceededError, OverloadedError, UnavailableError
+from service.interface import EngineLike
+from service.scheduling.jobs import JobClass
+from service.scheduling.observer import Observer
+from service.scheduling.queues import Queues
+from service.scheduling.vitals import Vitals
+
+
+class Admission:
+    """Decides on arrival, by what waits and by what it costs.
+
+    Args:
+        engine: Knows its costs.
+        queues: What waits.
+        vitals: Whether the engine lives, and its pace.
+        observer: Counts refusals.
+
+    Attributes:
+        refusal: Why nobody is let in; None if jobs are.
+    """
+
+    def __init__(
+        self, engine: EngineLike, queues: Queues, vitals: Vitals, observer: Observer
+    ) -> None:
+        self._engine = engine
+        self._queues = queues
+        self._vitals = vitals
+        self._observer = observer
+        self.refusal: str | None = "the service is starting"
+
+    def check(self, rows: int, horizon: int, job_class: JobClass, timeout_s: float) -> None:
+        """Let a job in.
+
+        Args:
+            rows: B.
+            horizon: H.
+            job_class: Decides its queue.
+            timeout_s: Time until its deadline.
+
+        Raises:
+            OverloadedError: The queue of its class is full, or its answer would be late.
+            UnavailableError: The service is starting or draining, or the engine is down.
+            DeadlineExceededError: `timeout_s` is not positive.
+        """
+        if self.refusal is not None:
+            self._observer.rejected("draining")
+            raise UnavailableError(self.refusal)
+        if not self._vitals.is_alive:
+            self._observer.rejected("engine_down")
+            raise UnavailableError("the engine is down")
+        if timeout_s <= 0:
+            self._observer.rejected("expired")
+            raise DeadlineExceededError("the deadline had passed on arrival")
+        backlog_s = self.backlog_s(job_class)
+        if not self._queues.has_room(job_class, rows):
+            self._observer.rejected("queue_full")
+            raise OverloadedError(
+                f"the queue for {job_class} holds {self._queues.rows(job_class)} of "
+                f"{self._queues.capacity[job_class]} rows and has no room for {rows} more",
+                retry_after_s=backlog_s,
+            )
+        if not backlog_s:
+            return  # the first in line is always tried
+        total_s = backlog_s + self._vitals.pace * self._engine.costs.launch_s(rows, horizon)
+        if total_s > timeout_s:
+            self._observer.rejected("too_late")
+            raise OverloadedError(
+                f"an answer would take {total_s:.3g} s, of which {backlog_s:.3g} s for work "
+                f"before it; the deadline is in {timeout_s:g} s",
+                retry_after_s=min(backlog_s, total_s - timeout_s),
+            )
+
+    def backlog_s(self, job_class: JobClass) -> float:
+        """Return how long the work before a new job of this class takes, as far as known."""
+        work = self._queues.work_before(job_class)
+        return self._vitals.pace * self._engine.costs.work_s(work) if work else 0.0

@@ -1,0 +1,301 @@
+"""Jobs in, outcomes out: one task computes what waits, as soon as the engine is free.
+
+Work-conserving: no timer ever holds a job back. Every job gets exactly one outcome: a result, an
+error of the engine, its deadline, the engine's death, shutdown, or none as it was cancelled.
+
+A safety check waits for at most one slice of another class (see `service.scheduling.queues`), which
+lasts about `preempt_after_s`, and for the safety checks that came before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from functools import partial
+
+import structlog
+
+from service.errors import DeadlineExceededError, EngineError, UnavailableError
+from service.interface import Array, EngineLike, Prediction
+from service.scheduling.admission import Admission
+from service.scheduling.deadlines import Deadlines
+from service.scheduling.jobs import Bounds, Job, JobClass, JobResult, Launch, Outcome
+from service.scheduling.launches import BadOutputError
+from service.scheduling.loops import incoming
+from service.scheduling.observer import Observer
+from service.scheduling.queues import Queues
+from service.scheduling.slices import compute, next_slice
+from service.scheduling.vitals import Vitals
+from service.scheduling.worker import Worker, WorkerLike, timed
+
+log = structlog.get_logger()
+
+CANARY_ATTEMPTS = 3
+_DRAINING = "the service is shutting down"
+
+
+class Scheduler:
+    """Bounded queues in front of one engine.
+
+    All state belongs to the event loop's thread. The engine is called by one thread at a time: by
+    the worker, or for slices shorter than the worker's thread is worth, here.
+
+    Args:
+        engine: Begins launches, and knows what they cost.
+        bounds: Limits.
+        observer: Counts what happens.
+        worker: Runs engine calls; a thread by default.
+        timer: Clock for durations. Deadlines use the loop's.
+
+    Attributes:
+        queues: What waits.
+        vitals: How the engine does.
+    """
+
+    def __init__(
+        self,
+        engine: EngineLike,
+        bounds: Bounds,
+        observer: Observer,
+        *,
+        worker: WorkerLike | None = None,
+        timer: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._engine = engine
+        self._observer = observer
+        self._bounds = bounds
+        self._worker = worker or Worker()
+        self._timer = timer
+        self.queues = Queues(bounds, self._most_rows)
+        self._live: dict[int, Job] = {}
+        self._emptied = asyncio.Event()
+        self._deadlines = Deadlines(self._live, self._expire)
+        self._seq = 0
+        self._is_canary_due = False
+        self._canary_timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._watched = -1
+        self._wake = asyncio.Event()
+        self.vitals = Vitals(timer)
+        self._admission = Admission(engine, self.queues, self.vitals, observer)
+
+    async def start(self) -> None:
+        """Start the worker and the launching task, and prove that the engine answers."""
+        self._worker.start()
+        self._watched = incoming(asyncio.get_running_loop())
+        await self._check()
+        self._admission.refusal = None
+        self._task = asyncio.create_task(self._serve(), name="scheduler")
+        self._task.add_done_callback(self._on_end)
+        self._arm_canary()
+
+    async def drain(self) -> None:
+        """Refuse new jobs and wait until those accepted are resolved."""
+        self._admission.refusal = _DRAINING
+        while self._live:
+            self._emptied.clear()
+            await self._emptied.wait()
+
+    def give_up(self) -> None:
+        """Refuse new jobs and resolve those accepted as unavailable, at once."""
+        self._admission.refusal = _DRAINING
+        self._fail_all("draining", _DRAINING)
+
+    async def close(self, timeout_s: float = 1.0) -> None:
+        """Refuse new jobs, resolve those that are left as unavailable, end the worker.
+
+        Args:
+            timeout_s: How long to wait for an engine call in progress.
+        """
+        self.give_up()
+        self._deadlines.close()
+        if self._canary_timer is not None:
+            self._canary_timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        await self._worker.close(timeout_s)
+
+    def enqueue(
+        self,
+        states: Array,
+        actions: Array,
+        *,
+        job_class: JobClass,
+        timeout_s: float,
+        respond: Callable[[Outcome], None],
+    ) -> Job:
+        """Queue a job.
+
+        Args:
+            states: [B, S], float32, finite.
+            actions: [B, H, A], float32, finite, H >= 1.
+            job_class: Decides its queue and its turn.
+            timeout_s: Time until its deadline.
+            respond: Gets its outcome, exactly once and later than this call: a result, an
+                EngineError, an UnavailableError, a DeadlineExceededError, or None.
+
+        Raises:
+            OverloadedError: The queue of its class is full, or its answer would be late.
+            UnavailableError: The service is starting or draining, or the engine is down.
+            DeadlineExceededError: `timeout_s` is not positive.
+        """
+        rows, horizon, _ = actions.shape
+        self._admission.check(rows, horizon, job_class, timeout_s)
+        loop = asyncio.get_running_loop()
+        seq = self._seq = self._seq + 1
+        job = Job(seq, job_class, states, actions, rows, horizon, respond)
+        job.submitted_s = self._timer()
+        job.timeout_s = timeout_s
+        job.deadline_s = loop.time() + timeout_s
+        # What can fail comes first: a job that is queued has a caller that waits for its outcome.
+        self._deadlines.watch(job, loop)
+        self.queues.add(job)
+        self._live[seq] = job
+        self._wake.set()
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """Free a job's place; its outcome is None, unless it had one already."""
+        if self._resolve(job, None):
+            self._observer.rejected("cancelled")
+
+    def _resolve(self, job: Job, outcome: Outcome) -> bool:
+        """Give a job its outcome; False if it had one already."""
+        if job.is_done:
+            return False
+        job.is_done = True
+        del self._live[job.seq]
+        self.queues.remove(job)
+        if not self._live:
+            self._emptied.set()
+        try:
+            job.respond(outcome)
+        except Exception as exc:
+            log.error("outcome refused", exc_info=exc)
+        return True
+
+    def _expire(self, job: Job) -> None:
+        where = "while it waited" if job.started_s is None else "while it was computed"
+        message = f"no answer within {job.timeout_s:g} s, {where}"
+        self._resolve(job, DeadlineExceededError(message))
+        self._observer.rejected("expired")
+
+    def _fail_all(self, reason: str, message: str) -> None:
+        for job in list(self._live.values()):
+            if self._resolve(job, UnavailableError(message)):
+                self._observer.rejected(reason)
+
+    async def _serve(self) -> None:
+        """Compute what waits, slice by slice; sleep when nothing does."""
+        while True:
+            launch = self.queues.next_launch()
+            if launch is not None:
+                await self._advance(launch)
+                await asyncio.sleep(0)  # lets others in between slices
+            if self._is_canary_due:
+                await self._check()
+            elif launch is None:
+                self._wake.clear()
+                await self._wake.wait()
+
+    async def _advance(self, launch: Launch) -> None:
+        """Compute a slice of a launch."""
+        is_overtaken = self.queues.is_overtaken(launch)
+        steps, is_inline = next_slice(
+            launch, self._engine, self._bounds, self.vitals.pace, self._watched, is_overtaken
+        )
+        if launch.running is None:
+            now = self._timer()
+            for job in launch.jobs:
+                job.started_s = now
+        if is_inline:
+            ran = timed(partial(compute, launch, self._engine, steps, self._watched))
+        else:
+            ran = await self._worker.run(partial(compute, launch, self._engine, steps))
+        launch.seconds += ran.seconds
+        if ran.value is None:
+            assert ran.error is not None
+            self._blame(launch, ran.error)
+            return
+        taken, prediction = ran.value
+        launch.taken += taken
+        self.vitals.succeeded(self._engine.costs.launch_s(launch.part_rows, taken), ran.seconds)
+        if prediction is not None:
+            self._deliver(launch, prediction)
+
+    def _most_rows(self, horizon: int) -> int:
+        return self._engine.costs.most_rows(self._bounds.preempt_after_s, horizon)
+
+    def _deliver(self, launch: Launch, prediction: Prediction) -> None:
+        """Give each job its own rows, if they come in time."""
+        self.queues.close(launch)
+        self._observer.launched(launch.rows, len(launch.jobs), launch.seconds)
+        now = asyncio.get_running_loop().time()
+        first = 0
+        for job in launch.jobs:
+            if job.is_done:
+                pass
+            elif job.deadline_s < now:  # timers wait for slices that are computed on the loop
+                self._expire(job)
+            else:
+                assert job.started_s is not None
+                queue_s = job.started_s - job.submitted_s
+                self._resolve(job, JobResult(prediction, first, job.rows, queue_s, launch.seconds))
+            first += job.rows
+
+    def _blame(self, launch: Launch, error: Exception) -> None:
+        """Fail the job that broke a launch; if several were in it, find out which."""
+        self.queues.close(launch)
+        kind = "bad_output" if isinstance(error, BadOutputError) else "exception"
+        self._observer.engine_failed(kind)
+        log.error(
+            "launch failed",
+            kind=kind,
+            error=repr(error),
+            job_class=launch.job_class,
+            rows=launch.rows,
+            requests=len(launch.jobs),
+        )
+        if len(launch.jobs) > 1:
+            self.queues.put_back(launch.jobs)
+        else:
+            cause = type(error).__name__
+            self._resolve(launch.jobs[0], EngineError(f"the engine failed: {cause}"))
+        self._is_canary_due = True
+
+    async def _check(self) -> None:
+        """Try the engine; after repeated failures all that waits is answered."""
+        self._is_canary_due = False
+        for _ in range(CANARY_ATTEMPTS):
+            ran = await self._worker.run(self._engine.canary)
+            if ran.error is None:
+                self.vitals.succeeded()
+                self.vitals.is_alive = True
+                return
+            self._observer.engine_failed("canary")
+            log.error("canary failed", kind="canary", error=repr(ran.error))
+        self.vitals.is_alive = False
+        self._fail_all("engine_down", "the engine is down")
+
+    def _arm_canary(self) -> None:
+        interval_s = self._bounds.canary_interval_s
+        self._canary_timer = asyncio.get_running_loop().call_later(interval_s, self._on_canary)
+
+    def _on_canary(self) -> None:
+        age_s = self.vitals.age_s
+        # A tenth of slack: a timer may fire a clock tick early.
+        is_stale = age_s is None or age_s >= 0.9 * self._bounds.canary_interval_s
+        if is_stale or not self.vitals.is_alive:
+            self._is_canary_due = True
+            self._wake.set()
+        self._arm_canary()
+
+    def _on_end(self, task: asyncio.Task[None]) -> None:
+        """Resolve everything if the launching task itself ends by a fault of ours."""
+        if task.cancelled() or task.exception() is None:
+            return
+        log.error("scheduler failed", error=repr(task.exception()))
+        self.vitals.is_alive = False
+        self._fail_all("engine_down", "the scheduler failed")

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from models.safety import Verdict
+from service.app import ENDPOINTS
+from service.telemetry.buckets import COUNTS, Buckets
+from service.telemetry.metrics import OTHER, Metrics, Registry
+from tests.fakes.engine import fake_info
+
+NAMES = {
+    "requests",
+    "request_seconds",
+    "stage_seconds",
+    "batch_rows",
+    "batch_requests",
+    "queue_depth",
+    "queue_rows",
+    "rejected",
+    "engine_errors",
+    "engine_busy_seconds",
+    "vram_bytes",
+    "vram_budget_bytes",
+    "vram_headroom_bytes",
+    "device_utilization_ratio",
+    "process_resident_bytes",
+    "crash_probability",
+    "safety_verdicts",
+    "uncertainty",
+    "ready",
+    "info",
+    "load_seconds",
+}
+
+GIB = 2**30
+VRAM = {
+    "allocated": 1 * GIB,
+    "reserved": 2 * GIB,
+    "peak": 1 * GIB,
+    "budget": 4 * GIB,
+    "device_used": 9 * GIB,
+    "device_total": 16 * GIB,
+}
+
+
+class Read:
+    """Metrics of a registry, watched things included."""
+
+    def __init__(self, vram: dict[str, int] | None = None) -> None:
+        self.registry = Registry()
+        self.metrics = Metrics(self.registry, ENDPOINTS)
+        self.metrics.watch_queues(lambda job_class: len(job_class), lambda job_class: 7)
+        self.metrics.watch_ready(lambda: True)
+        self.metrics.watch_model(fake_info(), lambda: 0.5)
+        self.metrics.watch_device(lambda: vram, lambda: None if vram is None else 0.25)
+
+    def value(self, name: str, **labels: str) -> float | None:
+        return self.registry.get_sample_value(f"world_model_{name}", labels)
+
+
+def test_every_name_of_the_contract_is_exported_and_no_other() -> None:
+    names = {family.name for family in Read(VRAM).registry.collect()}
+
+    assert names == {f"world_model_{name}" for name in NAMES}
+
+
+def test_series_exist_from_the_start_at_zero() -> None:
+    read = Read()
+
+    for endpoint in (*ENDPOINTS, OTHER):
+        assert read.value("requests_total", endpoint=endpoint, code="200") == 0
+    for stage in ("parse", "queue", "compute", "respond"):
+        assert read.value("stage_seconds_count", stage=stage) == 0
+    for reason in ("queue_full", "too_late", "expired", "cancelled", "draining", "engine_down"):
+        assert read.value("rejected_total", reason=reason) == 0
+    for kind in ("exception", "bad_output", "non_finite", "out_of_memory", "canary"):
+        assert read.value("engine_errors_total", kind=kind) == 0
+    for verdict in ("safe", "unsafe", "unknown"):
+        assert read.value("safety_verdicts_total", verdict=verdict) == 0
+    assert read.value("crash_probability_count") == 0
+
+
+def test_latency_buckets_start_at_100_microseconds() -> None:
+    read = Read()
+    read.metrics.answered("/predict", 200, 0.00005)
+    read.metrics.staged(0.00005, 0.0002, 1.0, 100.0)
+
+    assert read.value("request_seconds_bucket", endpoint="/predict", le="0.0001") == 1
+    assert read.value("stage_seconds_bucket", stage="queue", le="0.0001") == 0
+    assert read.value("stage_seconds_bucket", stage="respond", le="60.0") == 0
+
+
+def test_an_unforeseen_status_is_counted_all_the_same() -> None:
+    read = Read()
+    read.metrics.answered(OTHER, 304, 0.1)
+
+    assert read.value("requests_total", endpoint=OTHER, code="304") == 1
+
+
+def verdict(name: str, probability: float | None) -> Verdict:
+    return Verdict(name, probability, [probability], None, 0.1, 0.5, (), 0.1)
+
+
+def test_verdicts_and_probabilities_are_counted_in_bulk() -> None:
+    read = Read()
+    read.metrics.checked([verdict("safe", 0.0), verdict("safe", 0.05), verdict("unknown", None)])
+    read.metrics.checked([verdict("unsafe", 1.0)])
+    read.metrics.disagreed(np.array([0.001, 0.2, 50.0], np.float32))
+    read.metrics.disagreed_once(0.001)
+
+    assert read.value("safety_verdicts_total", verdict="safe") == 2
+    assert read.value("crash_probability_bucket", le="0.001") == 1
+    assert read.value("crash_probability_bucket", le="0.05") == 2
+    assert read.value("crash_probability_bucket", le="1.0") == 3
+    assert read.value("crash_probability_sum") == pytest.approx(1.05)
+    assert read.value("uncertainty_bucket", le="0.0025") == 2
+    assert read.value("uncertainty_bucket", le="10.0") == 3 + 4  # those of the verdicts
+    assert read.value("uncertainty_bucket", le="+Inf") == 4 + 4
+    assert read.value("uncertainty_sum") == pytest.approx(50.202 + 4 * 0.1)
+
+
+def test_one_value_and_many_fall_into_the_same_buckets() -> None:
+    one, many = Buckets(COUNTS), Buckets(COUNTS)
+    values = np.array([0.0, 1.0, 1.5, 2.0, 8192.0, 8193.0])
+    for value in values:
+        one.add(value)
+    many.add_all(values.tolist())
+
+    assert one.read() == many.read()
+    assert many.read()[0][0] == 2
+    one.sort()
+    assert one.read() == many.read()
+
+
+def test_buckets_keep_no_more_values_than_they_can_sort_quickly() -> None:
+    buckets = Buckets(COUNTS)
+    for _ in range(100):
+        buckets.add_all([1.0] * 256)
+        assert len(buckets._seen[2]) <= 4096
+
+    assert buckets.read()[0][0] == 25_600
+
+
+def test_buckets_may_be_read_while_they_are_filled_and_sorted() -> None:
+    buckets = Buckets(COUNTS)
+    is_over = threading.Event()
+    seen: list[int] = []
+
+    def read() -> None:
+        while not is_over.is_set():
+            counts, total = buckets.read()
+            assert total == counts[-1]
+            seen.append(counts[-1])
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for n in range(20_000):
+        buckets.add(1.0)
+        if n % 100 == 0:
+            buckets.sort()
+    is_over.set()
+    reader.join()
+
+    assert seen == sorted(seen)
+    assert buckets.read()[0][-1] == 20_000
+
+
+def test_many_requests_are_counted_as_few_are() -> None:
+    read = Read()
+    for _ in range(1000):
+        read.metrics.answered("/predict", 200, 0.25)
+        read.metrics.launched(3, 1, 0.5)
+
+    assert read.value("request_seconds_count", endpoint="/predict") == 1000
+    assert read.value("request_seconds_sum", endpoint="/predict") == 250
+    assert read.value("batch_rows_bucket", le="4.0") == 1000
+
+
+def test_gauges_are_read_at_each_scrape() -> None:
+    read = Read()
+
+    assert read.value("queue_depth", **{"class": "safety"}) == len("safety")
+    assert read.value("queue_rows", **{"class": "rollout"}) == 7
+    assert (read.value("ready"), read.value("load_seconds")) == (1, 0.5)
+    assert (read.value("process_resident_bytes") or 0) > 10**6
+    labels = {"version": "0123456789abcdef", "device": "cpu", "checkpoint": "fake-model"}
+    assert read.value("info", **labels) == 1
+
+
+def test_a_gpus_series_are_absent_without_one() -> None:
+    text = Read(None).metrics.render()
+
+    assert b"vram" not in text
+    assert b"device_utilization" not in text
+
+
+def test_a_gpus_memory_and_work_are_told_by_kind_and_by_component() -> None:
+    read = Read(VRAM)
+
+    assert {kind: read.value("vram_bytes", kind=kind) for kind in VRAM} == VRAM
+    for component, budget, room in (
+        ("world_model", 4, 2),
+        ("policy_network", 2, 2),
+        ("value_network", 2, 2),
+        ("replay_buffer", 4, 4),
+        ("gradients_and_optimizer", 4, 4),
+    ):
+        assert read.value("vram_budget_bytes", component=component) == budget * GIB
+        assert read.value("vram_headroom_bytes", component=component) == room * GIB
+    assert read.value("device_utilization_ratio") == 0.25
