@@ -17,7 +17,7 @@ class Guarantee:
 
     Attributes:
         alpha: That probability, the miss rate.
-        lead_s: In time means so long before the end, or earlier.
+        lead_s: In time means this long before the end, or earlier.
         episodes: Calibration episodes that end, and whose end could be seen coming in time.
         threshold: Highest crash threshold that keeps the promise; None if the episodes are too
             few for any.

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import uvicorn
 
+from models.backends.backend import NotCompiledError
 from models.backends.cpu_levels import usable_library
-from models.backends.native import NotCompiledError
 from models.checkpoint import load_checkpoint
 from models.checkpoint.files import CheckpointError
 from service.app import WorldModelApp, create_app

@@ -51,7 +51,7 @@ _SENSIBLE = {
     "done_shift": (-50.0, 50.0),
 }
 """What normalisers may hold. Beyond, the last two would make every hazard 0, or turn the order of
-hazards around, whatever the network says."""
+hazards around, whatever the network predicts."""
 ALLOW_UNGUARANTEED = "allow_unguaranteed"
 """Note of a calibration that limits were asked for which few data cannot vouch for."""
 
@@ -243,7 +243,7 @@ def load_checkpoint(folder: Path, *, device: str = "cpu", members: int | None = 
     Args:
         folder: Where `save_checkpoint` wrote.
         device: Torch device that receives the weights.
-        members: Load only the first so many members; all by default.
+        members: Number of members to load, the first ones; all by default.
 
     Raises:
         CheckpointError: A part is missing, damaged, or does not fit another; the message is

@@ -1,4 +1,4 @@
-"""Files of a checkpoint, and what is said if they cannot be read or make no sense."""
+"""Files of a checkpoint, and the errors if they cannot be read or make no sense."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from models.checkpoint import save_checkpoint
 from models.conformal import Guarantee
 from service.client import Client
 from service.engine import Engine
-from service.engine.parts import Progress
+from service.engine.parts import Parts
 from service.errors import StartupError
 from service.interface import Array
 from service.server import _allow_files, _log_limits, serve
@@ -314,7 +314,7 @@ def test_accepted_work_is_finished_or_answered_before_the_end(
     answers: list[httpx.Response] = []
     begin = Engine.begin
 
-    def held(self: Engine, states: Array, actions: Array, part_rows: int) -> Progress:
+    def held(self: Engine, states: Array, actions: Array, part_rows: int) -> Parts:
         if actions.shape[1] == 3:
             entered.set()
             gate.wait(20)

@@ -173,7 +173,7 @@ def _threshold(at_rate: float | None, guarantee: Guarantee, options: TrainOption
         bounds.append(guarantee.threshold)
     elif not options.allow_unguaranteed:
         return None
-    # A guarantee at 0: episodes were said to be certain not to end, and did. Nothing is told apart.
+    # A guarantee at 0: episodes were predicted to be certain not to end, and did.
     return threshold if (threshold := min(bounds)) > 0 else None
 
 
@@ -205,7 +205,7 @@ def episode_scores(
     Args:
         probability: [N], of the windows.
         windows: The N windows.
-        lead_steps: In time means so many steps before the end, or earlier.
+        lead_steps: In time means this many steps before the end, or earlier.
 
     Returns:
         [episodes that end and have a window that starts in time and contains the end].
