@@ -26,6 +26,7 @@ RUN python -m venv --without-pip /opt/world-model/venv \
 COPY pyproject.toml README.md LICENSE ./
 COPY service service
 COPY models models
+COPY client client
 RUN cd /opt/world-model \
     && pip --python venv/bin/python install "/build[otel$(echo ",$DEVICE" | sed 's/,cpu//')]" \
     && venv/bin/world-model prepare --levels --cache-dir steps

@@ -28,9 +28,9 @@ from models.training.closed_loop_results import MODEL, PHYSICS, plot_closed_loop
 from models.training.evaluate import DEFAULT_HORIZON
 from models.training.monitors import Judge, Opinion, PhysicsJudge
 from models.training.report import CLOSED_LOOP_PLOT, rounded, write_report
-from service.client import AsyncClient, Client
 from service.errors import StartupError
 from service.settings import Settings
+from world_model_client.client import AsyncClient, Client
 
 Floats = NDArray[np.floating[Any]]
 

@@ -17,21 +17,21 @@ import numpy as np
 import orjson
 import pytest
 
-import service.client_exchange
-from service.client import AsyncClient, Client
+import world_model_client.exchange
 from service.errors import (
     DeadlineExceededError,
     UnavailableError,
     UnreachableError,
     WorldModelError,
 )
+from tests.test_client.misbehaving import Visit, answer_to, answered, misbehaving
 from tests.test_service.fakes import FakeEngine, expected, rows
-from tests.test_service.misbehaving import Visit, answer_to, answered, misbehaving
 from tests.test_service.sockets import listening
+from world_model_client.client import AsyncClient, Client
 
 FORKING = """
 import asyncio, os, sys
-from service.client import AsyncClient, Client
+from world_model_client.client import AsyncClient, Client
 
 def is_own(answer, number):
     return answer["echo"]["state"] == [float(number)]
@@ -289,7 +289,7 @@ def test_a_calls_deadline_ends_the_wait_however_the_answer_drips(ask: Any, piece
 class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        monkeypatch.setattr(service.client_exchange, "monotonic", lambda: self.now)
+        monkeypatch.setattr(world_model_client.exchange, "monotonic", lambda: self.now)
 
 
 def test_a_calls_deadline_is_the_transports_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,9 +28,9 @@ from typing import Any, Generic, Self, TypeVar
 import httpx
 from numpy.typing import ArrayLike
 
-from service.client_exchange import READINESS, Exchange, place_of
-from service.client_inputs import Call, address, bearer, seconds
 from service.errors import ClosedClientError, ServiceError, UnavailableError, UnreachableError
+from world_model_client.exchange import READINESS, Exchange, place_of
+from world_model_client.inputs import Call, address, bearer, seconds
 
 _LIMITS = httpx.Limits(
     # More threads than this wait for each other: a process may often open 1,024 files only.

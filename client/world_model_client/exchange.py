@@ -12,7 +12,6 @@ from typing import Any
 import httpx
 import orjson
 
-from service.client_inputs import Call, seconds
 from service.errors import (
     SERVICE_ERRORS,
     EngineError,
@@ -21,6 +20,7 @@ from service.errors import (
     UnavailableError,
     UnreachableError,
 )
+from world_model_client.inputs import Call, seconds
 
 READINESS = "/readyz"
 _BY_CODE = {error.code: error for error in SERVICE_ERRORS}
