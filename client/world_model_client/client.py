@@ -28,7 +28,12 @@ from typing import Any, Generic, Self, TypeVar
 import httpx
 from numpy.typing import ArrayLike
 
-from service.errors import ClosedClientError, ServiceError, UnavailableError, UnreachableError
+from world_model_client.errors import (
+    ClosedClientError,
+    ServiceError,
+    UnavailableError,
+    UnreachableError,
+)
 from world_model_client.exchange import READINESS, Exchange, place_of
 from world_model_client.inputs import Call, address, bearer, seconds
 

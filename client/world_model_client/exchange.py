@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import orjson
 
-from service.errors import (
+from world_model_client.errors import (
     SERVICE_ERRORS,
     EngineError,
     OverloadedError,
