@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from examples.driving import Action, MakePolicy, Policy, compare, write_document
 from examples.outlook import check_spec, value
 from models.training.simulator import Simulation
-from world_model_client.client import Client
+from world_model_client import Client
 
 NAME = "MPPI planner"
 CANDIDATES = 64

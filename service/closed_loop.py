@@ -30,7 +30,7 @@ from models.training.monitors import Judge, Opinion, PhysicsJudge
 from models.training.report import CLOSED_LOOP_PLOT, rounded, write_report
 from service.errors import StartupError
 from service.settings import Settings
-from world_model_client.client import AsyncClient, Client
+from world_model_client import AsyncClient, Client
 
 Floats = NDArray[np.floating[Any]]
 

@@ -1,4 +1,8 @@
-"""Every error the service can answer with; `world_model_client.errors` holds the tree."""
+"""Every error of the service: those that it answers with, and `StartupError`.
+
+The tree is drawn in `world_model_client.errors`: the client raises the same classes, and must not
+import the service.
+"""
 
 from world_model_client.errors import (
     FIELD_BYTES,
@@ -19,7 +23,6 @@ from world_model_client.errors import (
     PayloadTooLargeError,
     RequestTimeoutError,
     ServiceError,
-    StartupError,
     UnauthorizedError,
     UnavailableError,
     UnreachableError,
@@ -57,3 +60,7 @@ __all__ = [
     "WorldModelError",
     "printable",
 ]
+
+
+class StartupError(WorldModelError):
+    """The service cannot start; the message is one sentence for the person who started it."""

@@ -1,10 +1,12 @@
-"""Every error the service can answer with, and the few that only its operator sees.
+"""Every error of a call: what the service answers with, and what goes wrong before or without that.
+
+The service raises the same classes, and answers with their `status`, `headers` and `body`. So there
+is one tree, and it is here, since the client must not import the service.
 
 WorldModelError
-├── StartupError              the service cannot start; one sentence for the terminal
-├── UnreachableError          client only: no answer came back, or not the request's own
-├── InvalidInputError         client only: refused before it was sent; also a ValueError
-├── ClosedClientError         client only: used after it was closed; also a RuntimeError
+├── UnreachableError          no answer came back, or not the request's own
+├── InvalidInputError         refused before it was sent; also a ValueError
+├── ClosedClientError         the client was used after it was closed; also a RuntimeError
 └── ServiceError              has an HTTP status, a code and details
     ├── BadRequestError           400  bad_request
     ├── UnauthorizedError         401  unauthorized
@@ -56,10 +58,6 @@ def printable(text: str, most_bytes: int) -> str:
 
 class WorldModelError(Exception):
     """Base of all errors of the service and its client."""
-
-
-class StartupError(WorldModelError):
-    """The service cannot start; the message is one sentence for the person who started it."""
 
 
 class UnreachableError(WorldModelError):

@@ -82,9 +82,9 @@ class Exchange:
             headers["x-request-timeout-seconds"] = f"{left_s:.6f}".rstrip("0").rstrip(".")
         # Where nobody has imported OpenTelemetry, no span is active; then it need not be there.
         if "opentelemetry.trace" in sys.modules:
-            from service.tracing import outgoing
+            from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-            headers.update(outgoing())
+            TraceContextTextMapPropagator().inject(headers)
         return http.build_request(
             "GET" if self._body is None else "POST",
             self._call.path,

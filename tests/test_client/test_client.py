@@ -17,7 +17,7 @@ from service.errors import (
     UnreachableError,
 )
 from tests.test_service.fakes import FakeEngine, expected, rows, serving
-from world_model_client.client import AsyncClient, Client
+from world_model_client import AsyncClient, Client
 
 
 def answering(

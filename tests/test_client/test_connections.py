@@ -27,11 +27,11 @@ from service.errors import (
 from tests.test_client.misbehaving import Visit, answer_to, answered, misbehaving
 from tests.test_service.fakes import FakeEngine, expected, rows
 from tests.test_service.sockets import listening
-from world_model_client.client import AsyncClient, Client
+from world_model_client import AsyncClient, Client
 
 FORKING = """
 import asyncio, os, sys
-from world_model_client.client import AsyncClient, Client
+from world_model_client import AsyncClient, Client
 
 def is_own(answer, number):
     return answer["echo"]["state"] == [float(number)]

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import ClosedClientError, InvalidInputError, UnreachableError
-from world_model_client.client import AsyncClient, Client
+from world_model_client import AsyncClient, Client
 
 NAN, INF = float("nan"), float("inf")
 

@@ -40,7 +40,7 @@ from models.kinematics import KinematicStep
 from models.training.closed_loop import TRAINED_ROADS
 from models.training.simulator import Simulation, draw_episode, run_episode
 from tests.test_end_to_end.conftest import Start
-from world_model_client.client import Client
+from world_model_client import Client
 
 SPEC = highway_spec()
 ROAD = {"speed": 20.0, "left_edge": 6.0, "right_edge": 6.0}

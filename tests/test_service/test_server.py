@@ -29,7 +29,7 @@ from service.server import _allow_files, _log_limits, serve
 from service.settings import Settings
 from tests.test_service.fakes import fake_info
 from tests.test_service.test_engine import checkpoint
-from world_model_client.client import Client
+from world_model_client import Client
 
 
 @pytest.fixture(scope="module")
