@@ -5,8 +5,9 @@
 
 Requests made while a span of OpenTelemetry is active continue its trace.
 
-Failures are the classes of `service.errors`: the service's own by code, `UnreachableError` where
-no answer came, `InvalidInputError` where nothing was sent because it could not be right.
+Failures are the classes of `world_model_client.errors`: the service's own by code,
+`UnreachableError` where no answer came, `InvalidInputError` where nothing was sent because it could
+not be right.
 
 A call is tried a second time, on a new connection and within the same deadline, where it was not
 answered because
@@ -28,12 +29,7 @@ from typing import Any, Generic, Self, TypeVar
 import httpx
 from numpy.typing import ArrayLike
 
-from world_model_client.errors import (
-    ClosedClientError,
-    ServiceError,
-    UnavailableError,
-    UnreachableError,
-)
+from world_model_client.errors import ClosedClientError, ServiceError, UnreachableError
 from world_model_client.exchange import READINESS, Exchange, place_of
 from world_model_client.inputs import Call, address, bearer, seconds
 
@@ -240,23 +236,14 @@ class Client(_Calls[httpx.Client, httpx.BaseTransport, dict[str, Any]]):
 
     def _call(self, call: Call) -> dict[str, Any]:
         exchange = self._exchange(call)
-
-        def trace(event: str, info: dict[str, Any]) -> None:
-            exchange.notice(event)
-
-        while True:
+        while not exchange.is_over:
             http = self._http(fresh=exchange.is_retry)
-            try:
-                response = http.send(exchange.request(http, trace), stream=True)
-                try:
-                    exchange.begin(response)
-                    for part in response.iter_bytes():
-                        exchange.take(part)
-                finally:
-                    response.close()  # and the connection, unless the body was read to its end
-                return exchange.answer()
-            except (httpx.RequestError, UnavailableError) as exc:
-                exchange.again(exc)
+            with exchange.attempt(), http.stream(**exchange.request(exchange.notice)) as response:
+                exchange.take_head(response)
+                for part in response.iter_bytes():
+                    exchange.take_part(part)
+                exchange.finish()
+        return exchange.answer
 
 
 class AsyncClient(
@@ -304,19 +291,15 @@ class AsyncClient(
     async def _call(self, call: Call) -> dict[str, Any]:
         exchange = self._exchange(call)
 
-        async def trace(event: str, info: dict[str, Any]) -> None:
-            exchange.notice(event)
+        async def notice(event: str, info: dict[str, Any]) -> None:
+            exchange.notice(event, info)
 
-        while True:
+        while not exchange.is_over:
             http = self._http(fresh=exchange.is_retry)
-            try:
-                response = await http.send(exchange.request(http, trace), stream=True)
-                try:
-                    exchange.begin(response)
+            with exchange.attempt():
+                async with http.stream(**exchange.request(notice)) as response:
+                    exchange.take_head(response)
                     async for part in response.aiter_bytes():
-                        exchange.take(part)
-                finally:
-                    await response.aclose()
-                return exchange.answer()
-            except (httpx.RequestError, UnavailableError) as exc:
-                exchange.again(exc)
+                        exchange.take_part(part)
+                    exchange.finish()
+        return exchange.answer

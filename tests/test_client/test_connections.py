@@ -111,7 +111,11 @@ async def test_a_hundred_threads_share_one_client(engine: FakeEngine) -> None:
         assert all(np.array(x["states"], np.float32).tobytes() == true.tobytes() for x in answer)
 
 
-def test_more_threads_than_connections_wait_for_each_other() -> None:
+def test_more_threads_than_connections_wait_for_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)  # no connection is idle for too long
     with misbehaving(answer_to) as server, Client(server.url, timeout_s=60) as client:
         barrier = threading.Barrier(250)
 
