@@ -24,7 +24,6 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from models.checkpoint import save_checkpoint
-from service.client import AsyncClient, Client
 from service.errors import StartupError
 from service.http.exchange import Exchange
 from service.http.protocol import Protocol
@@ -44,6 +43,7 @@ from tests.fakes.engine import (
 from tests.fakes.sockets import BODY, LIMIT, LongWay, listening, request
 from tests.test_service.test_engine.test_engine import checkpoint
 from tests.test_service.test_server import in_thread, wait_ready
+from world_model_client import AsyncClient, Client
 
 ROOT = Path(__file__).parents[3]
 TRACE_ID, SPAN_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -482,7 +482,7 @@ def test_off_by_default_the_sdk_is_not_loaded() -> None:
 def test_the_client_loads_nothing_of_opentelemetry() -> None:
     loaded = python(
         "import sys, httpx\n"
-        "from service.client import Client\n"
+        "from world_model_client import Client\n"
         "answer = httpx.MockTransport(lambda request: httpx.Response(200, content=b'{}'))\n"
         "Client('http://car', transport=answer).model()\n"
         "print([m for m in sys.modules if m.startswith(('opentelemetry', 'torch'))])"
