@@ -235,6 +235,7 @@ FLOODS: dict[str, Send] = {
     "bodies left unfinished": left(_PART + b" " * 4_000_000, count=10),
     "small bodies left unfinished": left(_PART + b" " * 100_000, count=100),
     "endless bodies": endless(_PART.replace(b"8000000", b"80000000"), b" "),
+    "empty lines": endless(b"", b"\r\n"),
     "slow heads": slow(b"GET /", 900),
     "slow bodies": slow(_PART + b" " * 50_000, 500),
     "connections": opened,

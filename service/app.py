@@ -90,7 +90,13 @@ def create_app(
     readiness = Readiness(scheduler.vitals, settings.readiness_max_age_s)
     contract = Contract(info.spec, settings.max_horizon, settings.max_rows)
     exchanges = Exchanges(
-        BodyParser(contract), scheduler, Answers(info, metrics), _policy(settings), metrics, tracing
+        BodyParser(contract),
+        scheduler,
+        Answers(info, metrics),
+        _policy(settings),
+        metrics,
+        tracing,
+        max_buffered_bytes=settings.max_buffered_bytes,
     )
     engine.report_errors_to(metrics.engine_failed)
     metrics.watch_queues(scheduler.queues.depth, scheduler.queues.rows)

@@ -16,8 +16,11 @@ _LOOK_EVERY_S = 0.1
 _STALLED_AFTER_S = 0.25
 """An answer that is read without such a pause never counts, however big it is."""
 
-_IDLE_INPUT_S = 2.0
-"""A request that sends nothing for so long gives way to those that wait for its room."""
+_SLOW_AFTER_S, _SLOW_BYTES = 2.0, 2**15
+"""A request of which fewer bytes come in so long gives way to those that wait for its room."""
+
+_SMALL_BYTES = 2**15
+"""A request of so many bytes is not counted."""
 
 _ONE_READ = 2**18
 """Bytes that event loops read at once, at most: what comes when a connection is read again."""
@@ -66,9 +69,10 @@ class Ticker:
 
 
 class Intake:
-    """Bytes of requests that are not complete.
+    """Bytes of requests that are not complete, and of bodies that wait to be read.
 
-    The one that came first may always go on, so that some request always gets complete.
+    Small requests are not counted, and never wait. Of the others the one that came first may always
+    go on, unless bodies are being read: so some request always gets complete.
 
     Args:
         limit_bytes: Of all requests together.
@@ -77,17 +81,25 @@ class Intake:
     def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes
         self._total = 0
+        self._complete = 0  # bytes of bodies that wait to be read
+        self._small: dict[Sender, int] = {}
         self._held: dict[Sender, int] = {}  # in the order of arrival
-        self._moved_s: dict[Sender, float] = {}
+        self._progress: dict[Sender, tuple[float, int]] = {}  # bytes since a moment
         self._waiting: set[Sender] = set()
         self._ticker = Ticker(self._look)
 
     def add(self, sender: Sender, count: int) -> None:
         """Count more bytes of a request that is not complete; it may have to wait."""
+        if sender not in self._held:
+            count += self._small.pop(sender, 0)
+            if count <= _SMALL_BYTES:
+                self._small[sender] = count
+                return
         self._held[sender] = self._held.get(sender, 0) + count
-        self._moved_s[sender] = asyncio.get_running_loop().time()
+        since_s, moved = self._progress.get(sender) or (asyncio.get_running_loop().time(), 0)
+        self._progress[sender] = since_s, moved + count
         self._total += count
-        if self._total <= self._limit or sender is next(iter(self._held)):
+        if self._may_go_on(sender):
             return
         if self._total > 2 * self._limit:  # as many begin at once as one read each is too much
             sender.cut_input()
@@ -98,24 +110,46 @@ class Intake:
 
     def remove(self, sender: Sender) -> None:
         """Forget a request: it is complete, or gone."""
+        self._small.pop(sender, None)
         if sender not in self._held:
             return
         self._total -= self._held.pop(sender)
-        del self._moved_s[sender]
-        self._waiting.discard(sender)
+        del self._progress[sender]
+        if sender in self._waiting:
+            self._waiting.discard(sender)
+            sender.take_input()
+        self._wake()
+
+    def keep(self, count: int) -> None:
+        """Count a body that waits to be read."""
+        self._complete += count
+        self._total += count
+
+    def give_back(self, count: int) -> None:
+        """Forget a body that waited: it was read, or is not wanted any more."""
+        self._complete -= count
+        self._total -= count
+        self._wake()
+
+    def _may_go_on(self, sender: Sender) -> bool:
+        is_first = not self._complete and sender is next(iter(self._held))
+        return is_first or self._total <= self._limit
+
+    def _wake(self) -> None:
         places = max(1, (self._limit - self._total) // _ONE_READ)
-        for other in [other for other in self._held if other in self._waiting][:places]:
-            if self._total <= self._limit or other is next(iter(self._held)):
-                self._waiting.discard(other)
-                other.take_input()
+        for sender in [sender for sender in self._held if sender in self._waiting][:places]:
+            if self._may_go_on(sender):
+                self._waiting.discard(sender)
+                sender.take_input()
 
     def _look(self, now: float) -> bool:
-        for sender, moved_s in [*self._moved_s.items()]:
-            is_idle = now - moved_s > _IDLE_INPUT_S
-            if is_idle and self._waiting and sender not in self._waiting:
-                sender.cut_input()
-        # Who waits for room is not idle.
-        self._moved_s.update(dict.fromkeys(self._waiting, now))
+        for sender, (since_s, moved) in [*self._progress.items()]:
+            if sender in self._waiting:  # who waits for room is not slow
+                self._progress[sender] = now, 0
+            elif now - since_s > _SLOW_AFTER_S:
+                self._progress[sender] = now, 0
+                if moved < _SLOW_BYTES and self._waiting:
+                    sender.cut_input()
         return bool(self._waiting)
 
 

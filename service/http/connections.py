@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from service.http.buffers import Intake, Unread
+from service.http.buffers import Unread
 from service.http.exchange import Exchanges, Head, as_lines
 
 
@@ -47,6 +47,7 @@ class Connections:
         is_draining: Whether the service ends: connections are not kept any more.
         common: Headers of all answers, as the server had them last.
         common_lines: The same as they are sent.
+        refused: Open connections that were refused because there were too many.
         next_look_for_idle_s: When an idle connection is looked for again, on the loop's clock.
     """
 
@@ -54,10 +55,11 @@ class Connections:
         self.exchanges = exchanges
         self.limits = limits
         self.turns = exchanges.turns
-        self.intake = Intake(limits.max_buffered_bytes)
+        self.intake = exchanges.intake
         self.unread = Unread(limits.max_buffered_bytes, limits.answer_timeout_s)
         self.heads: dict[bytes, Head] = {}
         self.is_draining = False
+        self.refused = 0
         self.next_look_for_idle_s = 0.0
         self.common: Sequence[tuple[bytes, bytes]] = []
         self.common_lines = b""

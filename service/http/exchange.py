@@ -7,10 +7,10 @@ bytes from here: identity, admission, clock, trace and metrics of a request are 
 
 from __future__ import annotations
 
+import asyncio
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +19,7 @@ import structlog
 
 from service.errors import DeadlineExceededError, EngineError, ServiceError
 from service.http.answers import Answers, Parts
+from service.http.buffers import Intake
 from service.http.endpoints import ENDPOINTS, Endpoint
 from service.http.policy import Policy
 from service.http.reading.bodies import AT_ONCE_BYTES, BodyParser, Parsed
@@ -85,9 +86,11 @@ class Exchanges:
         policy: What is let in.
         metrics: Counts requests.
         tracing: Makes spans of requests; None: nobody does.
+        max_buffered_bytes: Of requests that are not complete, and of bodies that wait to be read.
 
     Attributes:
         endpoints: By path.
+        intake: Counts the bytes of such requests and bodies.
         turns: Runs long work between short requests.
     """
 
@@ -99,6 +102,8 @@ class Exchanges:
         policy: Policy,
         metrics: Metrics,
         tracing: Tracing | None = None,
+        *,
+        max_buffered_bytes: int,
     ) -> None:
         self.parser = parser
         self.scheduler = scheduler
@@ -107,6 +112,7 @@ class Exchanges:
         self.metrics = metrics
         self.tracing = tracing
         self.turns = Turns()
+        self.intake = Intake(max_buffered_bytes)
         self.endpoints: Mapping[str, Endpoint] = {x.path: x for x in ENDPOINTS}
 
     def head(self, path: str, headers: Headers, length: int = 0) -> Head:
@@ -136,12 +142,13 @@ class Exchange:
     Attributes:
         label: The metric label of its route.
         request_id: As in the answer and in logs.
+        shared: With all others.
         trace: Its spans; None if it has none.
     """
 
     __slots__ = (
-        "_cancel_reading", "_head", "_job", "_parse_s", "_parsed", "_path", "_respond", "_shared",
-        "_started_s", "label", "request_id", "trace",
+        "_head", "_job", "_parse_s", "_parsed", "_path", "_reading", "_respond", "_started_s",
+        "label", "request_id", "shared", "trace",
     )  # fmt: skip
 
     _head: Head
@@ -152,14 +159,14 @@ class Exchange:
         self, shared: Exchanges, method: str, path: str, headers: Headers, label: str | None
     ) -> None:
         self._started_s = perf_counter()
-        self._shared = shared
+        self.shared = shared
         self._path = path
         self.label = label
         self.request_id = request_id_of(headers)
         self.trace: Trace | None = None
         self._parse_s = 0.0
         self._job: Job | None = None
-        self._cancel_reading: Callable[[], None] | None = None
+        self._reading: _Reading | None = None
         # Spans of probes would drown all others.
         if shared.tracing is not None and path not in shared.policy.open_paths:
             self.trace = shared.tracing.begin(method, path, label, headers, self.request_id)
@@ -175,7 +182,7 @@ class Exchange:
         started_s = perf_counter()
         self._head = head
         self._respond = respond
-        shared, kind = self._shared, head.endpoint.kind
+        shared, kind = self.shared, head.endpoint.kind
         if self.trace is not None:
             self.trace.parsing()
         try:
@@ -183,20 +190,18 @@ class Exchange:
                 parsed = shared.parser.read(kind, body)
                 self._enqueue(parsed, perf_counter() - started_s, head.timeout_s)
             else:
-                slices = shared.parser.in_slices(kind, body)
-                on_read = partial(self._on_read, started_s)
-                self._cancel_reading = shared.turns.run(slices, on_read, self._on_read_failed)
+                self._reading = _Reading(self, head, body, started_s)
         except Exception as exc:  # noqa: BLE001 (the app's last resort, see `failure`)
             self._respond(self.failure(exc))
 
     def cancel(self) -> None:
         """Free the job's place; the reply is None then. After the reply, do nothing."""
-        if self._cancel_reading is not None:
-            self._cancel_reading()
-            self._cancel_reading = None
+        if self._reading is not None:
+            self._reading.end()
+            self._reading = None
             self._respond(None)
         elif self._job is not None:
-            self._shared.scheduler.cancel(self._job)
+            self.shared.scheduler.cancel(self._job)
 
     def finish(self, status: int) -> None:
         """Count the request and end its spans, now that its answer is sent.
@@ -205,7 +210,7 @@ class Exchange:
             status: Of the answer, or `CLIENT_GONE`.
         """
         seconds = perf_counter() - self._started_s
-        self._shared.metrics.answered(self.label or OTHER, status, seconds)
+        self.shared.metrics.answered(self.label or OTHER, status, seconds)
         if self.trace is not None:
             self.trace.end(status)
 
@@ -218,7 +223,7 @@ class Exchange:
         self._parsed, self._parse_s = parsed, parse_s
         rows, horizon, _ = parsed.actions.shape
         is_urgent = rows * horizon <= endpoint.urgent_work
-        self._job = self._shared.scheduler.enqueue(
+        self._job = self.shared.scheduler.enqueue(
             parsed.states,
             parsed.actions,
             job_class=endpoint.job_class if is_urgent else JobClass.ROLLOUT,
@@ -226,21 +231,17 @@ class Exchange:
             respond=self._on_outcome,
         )
 
-    def _on_read(self, started_s: float, parsed: Parsed) -> None:
-        self._cancel_reading = None
-        took_s = perf_counter() - started_s
-        timeout_s = self._head.timeout_s
+    def read_late(self, parsed: Parsed, took_s: float) -> None:
+        """Queue the job of a long body, which was read."""
+        self._reading = None
         try:
-            if took_s >= timeout_s:
-                raise DeadlineExceededError(
-                    f"no answer within {timeout_s:g} s, while its body was read"
-                )
-            self._enqueue(parsed, took_s, timeout_s - took_s)
+            self._enqueue(parsed, took_s, max(0.0, self._head.timeout_s - took_s))
         except Exception as exc:  # noqa: BLE001 (the app's last resort, see `failure`)
             self._respond(self.failure(exc))
 
-    def _on_read_failed(self, error: Exception) -> None:
-        self._cancel_reading = None
+    def refuse(self, error: Exception) -> None:
+        """End it by an error, before it has a job."""
+        self._reading = None
         self._respond(self.failure(error))
 
     def _on_outcome(self, outcome: Outcome) -> None:
@@ -258,7 +259,7 @@ class Exchange:
             if isinstance(outcome, ServiceError):
                 raise outcome
             compose = self._head.endpoint.answer
-            answer = self._shared.answers.text(compose, parsed, self._parse_s, outcome)
+            answer = self.shared.answers.text(compose, parsed, self._parse_s, outcome)
             reply = self._traced(_success(answer, self.request_id, outcome))
         except Exception as exc:  # noqa: BLE001 (the app's last resort, see `failure`)
             reply = self.failure(exc)
@@ -268,6 +269,47 @@ class Exchange:
         if self.trace is None:
             return reply
         return reply._replace(head=reply.head + as_lines(self.trace.headers))
+
+
+class _Reading:
+    """A long body on its way to arrays: it is counted, takes turns, and is bound by its deadline.
+
+    Args:
+        exchange: Gets the result.
+        head: The request's.
+        body: The body.
+        started_s: When it was there, on the clock for durations.
+    """
+
+    def __init__(self, exchange: Exchange, head: Head, body: bytes, started_s: float) -> None:
+        self._exchange = exchange
+        self._timeout_s = head.timeout_s
+        self._started_s = started_s
+        shared = exchange.shared
+        self._intake, self._length = shared.intake, len(body)
+        slices = shared.parser.in_slices(head.endpoint.kind, body)
+        self._intake.keep(self._length)
+        self._cancel = shared.turns.run(slices, self._on_read, self._on_failed)
+        self._timer = asyncio.get_running_loop().call_later(head.timeout_s, self._on_late)
+
+    def end(self) -> None:
+        """Read no more."""
+        self._cancel()
+        self._timer.cancel()
+        self._intake.give_back(self._length)
+
+    def _on_read(self, parsed: Parsed) -> None:
+        self.end()
+        self._exchange.read_late(parsed, perf_counter() - self._started_s)
+
+    def _on_failed(self, error: Exception) -> None:
+        self.end()
+        self._exchange.refuse(error)
+
+    def _on_late(self) -> None:
+        self.end()
+        text = f"no answer within {self._timeout_s:g} s, while its body was read"
+        self._exchange.refuse(DeadlineExceededError(text))
 
 
 def request_id_of(headers: Headers) -> str:

@@ -5,9 +5,27 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from service.errors import BadRequestError, ServiceError, UnsupportedMediaTypeError
+from service.errors import (
+    BadRequestError,
+    HeadersTooLargeError,
+    MethodNotAllowedError,
+    ServiceError,
+    UnsupportedMediaTypeError,
+    UriTooLongError,
+)
 
 _LONGEST_KEPT = 2**12
+
+_LONGEST_LINE = 2**13
+"""Of a request: what RFC 9112 (3) asks for at least. Longer ones take long to decode."""
+
+_MOST_FIELDS = 100
+"""Thousands of tiny ones would hold the event loop for milliseconds."""
+
+_LONGEST_LENGTH = 18
+"""Digits of a body's length: no number of them needs more than 64 bits."""
+
+_HTTP_LINE = re.compile(rb" HTTP/\d\.\d\r?$")
 
 HEAD_END = re.compile(rb"\n\r?\n")
 """The end of a head, or of trailers; only `CRLF CRLF` is valid, the parser refuses others."""
@@ -15,7 +33,14 @@ HEAD_END = re.compile(rb"\n\r?\n")
 _UPGRADE = re.compile(rb"\r\n[Uu][Pp][Gg][Rr][Aa][Dd][Ee][ \t]*:[^\n]*(?=\r\n)")
 _INVALID_IN_HOST = re.compile(rb"[\s/?#@\\,]")
 _SINGLE = frozenset(
-    {b"host", b"authorization", b"content-length", b"x-request-id", b"x-request-timeout-seconds"}
+    {
+        b"authorization",
+        b"content-length",
+        b"host",
+        b"transfer-encoding",
+        b"x-request-id",
+        b"x-request-timeout-seconds",
+    }
 )
 """Fields that say something different to different readers if they come twice."""
 
@@ -26,6 +51,26 @@ def without_upgrade(head: bytes) -> bytes:
     The parser would take all that follows for that protocol, the body too.
     """
     return _UPGRADE.sub(b"", head) if b"pgrade" in head.lower() else head
+
+
+def fault_of_lines(head: bytes) -> ServiceError | None:
+    """Return why a head cannot be taken, by its lines; None if it can.
+
+    Args:
+        head: A whole one, or as much of it as is read.
+    """
+    line, end, _ = head.partition(b"\n")
+    if len(line) > _LONGEST_LINE or not end:
+        return UriTooLongError(f"the target is longer than the {_LONGEST_LINE} bytes read")
+    if line.startswith(b"CONNECT "):
+        return MethodNotAllowedError("this server is no proxy", allow="GET, HEAD, POST")
+    if line.startswith(b"PRI "):
+        return BadRequestError("HTTP/2 is not spoken here (allowed: HTTP/1.1, HTTP/1.0)")
+    if _HTTP_LINE.search(line) is None:  # the parser takes RTSP and others as well
+        return BadRequestError("this is not HTTP/1.1: the request line does not end in HTTP/1.1")
+    if head.count(b"\n") > _MOST_FIELDS + 2:
+        return HeadersTooLargeError(f"the head has more than {_MOST_FIELDS} fields")
+    return None
 
 
 def fault_of(version: str, fields: Sequence[tuple[bytes, bytes]]) -> ServiceError | None:
@@ -47,6 +92,8 @@ def fault_of(version: str, fields: Sequence[tuple[bytes, bytes]]) -> ServiceErro
         return BadRequestError("the header host is missing")
     if host is not None and _INVALID_IN_HOST.search(host):
         return BadRequestError("the header host is not a host with an optional port")
+    if len(given.get(b"content-length", b"")) > _LONGEST_LENGTH:
+        return BadRequestError(f"content-length has more than {_LONGEST_LENGTH} digits")
     if b"transfer-encoding" in given:
         if version == "1.0":
             return BadRequestError("HTTP/1.0 knows no transfer-encoding")

@@ -20,15 +20,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from service.errors import (
     BadRequestError,
     HeadersTooLargeError,
-    MethodNotAllowedError,
     RequestTimeoutError,
     ServiceError,
     UnavailableError,
-    UriTooLongError,
 )
 from service.http.connections import Connections
 from service.http.exchange import Head
-from service.http.heads import HEAD_END, without_upgrade
+from service.http.heads import HEAD_END, fault_of_lines, without_upgrade
 
 _LONGEST_FED = 2**13
 """Of chunks, at once: in tiny ones so much takes a third of a millisecond."""
@@ -112,11 +110,13 @@ class Input(HttpToolsProtocol):
             return
         self._is_parsing = True
         parsed = self._parsed
-        is_over = False
+        is_over = is_in_body = False
         while self._input and not is_over and self._step():
-            is_in_body = self._expects is Expected.BODY
-            # One request is enough.
-            is_over = perf_counter() >= until if is_in_body else self._parsed != parsed
+            was_in_body, is_in_body = is_in_body, self._expects is Expected.BODY
+            if not is_in_body:
+                is_over = self._parsed != parsed  # one request is enough
+            elif was_in_body:
+                is_over = perf_counter() >= until
         self._is_parsing = False
         if is_over and self._input and (self._expects is Expected.BODY or self._is_free()):
             self._parse_later()
@@ -187,8 +187,8 @@ class Input(HttpToolsProtocol):
             self._expects = Expected.HEAD
             self._unset_keepalive_if_required()
             self._arm(self._limits.head_timeout_s, self._on_head_timeout)
-        while data.startswith((b"\r", b"\n")):  # empty lines may come first (RFC 9112, 2.2)
-            del data[:1]
+        if data.startswith((b"\r", b"\n")):  # empty lines may come first (RFC 9112, 2.2)
+            del data[: len(data) - len(data.lstrip(b"\r\n"))]
         end = HEAD_END.search(data, max(0, self._scanned - 2))
         length = end.end() if end is not None else len(data)
         if length > self._limits.max_head_bytes:
@@ -215,11 +215,10 @@ class Input(HttpToolsProtocol):
         """Let the parser read a whole head."""
         self._expects = Expected.BODY
         self._is_taken = False
-        if head.startswith(b"CONNECT "):
-            self._refuse(MethodNotAllowedError("this server is no proxy", allow="GET, HEAD, POST"))
-            return
-        if head.startswith(b"PRI "):
-            self._refuse(BadRequestError("HTTP/2 is not spoken here (allowed: HTTP/1.1, HTTP/1.0)"))
+        self._lingering = 0
+        fault = fault_of_lines(head)
+        if fault is not None:
+            self._refuse(fault)
             return
         self._raw_head = head
         self._feed(without_upgrade(head))
@@ -350,10 +349,10 @@ class Input(HttpToolsProtocol):
 
     def _refuse_long_head(self, data: bytearray) -> None:
         limit = self._limits.max_head_bytes
-        if 0 <= data.find(b"\n") < limit:
-            self._refuse(HeadersTooLargeError(f"the head is longer than the {limit} bytes read"))
-        else:
-            self._refuse(UriTooLongError(f"the target is longer than the {limit} bytes read"))
+        fault = fault_of_lines(bytes(data[:limit]))
+        self._refuse(
+            fault or HeadersTooLargeError(f"the head is longer than the {limit} bytes read")
+        )
 
     def _on_head_timeout(self) -> None:
         limit_s = self._limits.head_timeout_s

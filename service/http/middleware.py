@@ -64,6 +64,8 @@ class Middleware:
             if scope["method"] == "HEAD":  # as GET, but for the body (RFC 9110, 9.3.2)
                 scope["method"] = "GET"
                 answer.is_bodyless = True
+            # Nothing here means cookies, and the framework would parse them.
+            scope["headers"] = [field for field in scope["headers"] if field[0] != b"cookie"]
             await self._app(scope, self._limited(receive, scope), answer.send)
             return
         if scope["method"] != "POST":

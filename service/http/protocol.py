@@ -52,6 +52,9 @@ _LAST_REQUEST_S = 0.25
 _LINGER_S = 1.0
 _LONGEST_DROPPED = 2**16
 
+_MOST_REFUSED = 64
+"""Open connections that wait for their caller to read that there are too many."""
+
 _MAY_GO_AFTER_S = 1.0
 _LOOK_FOR_IDLE_EVERY_S = 0.1
 
@@ -84,6 +87,7 @@ class Protocol(Input):
         self._refusals: list[ServiceError] = []  # of the request on the long way
         self._is_half_closed = False
         self._is_refused = False
+        self._is_too_much = False  # as there are too many connections
         self._idle_since: float | None = None
         self._unheard = asyncio.Event()
 
@@ -94,7 +98,18 @@ class Protocol(Input):
         self._idle_since = self.loop.time()
         self._set_idle_timer(self.timeout_keep_alive)
         if len(self.connections) > self._limits.max_connections and not self._replace_idle():
-            self.connections.discard(self)
+            self._refuse_connection()
+
+    def _refuse_connection(self) -> None:
+        """Answer that there are too many; while many were told so, only close."""
+        self.connections.discard(self)
+        self.shared.refused += 1
+        self._is_too_much = True
+        if self.shared.refused > _MOST_REFUSED:
+            self._metrics.answered(OTHER, UnavailableError.status, 0.0)
+            self._stop_reading()
+            self.transport.abort()
+        else:
             self._refuse(UnavailableError("too many connections are open"), is_logged=False)
 
     def _replace_idle(self) -> bool:
@@ -289,6 +304,9 @@ class Protocol(Input):
         """Take back the request that nobody waits for any more."""
         super().connection_lost(exc)
         self._disarm()
+        if self._is_too_much:
+            self._is_too_much = False
+            self.shared.refused -= 1
         self._input.clear()
         self._body.clear()
         self._expects = Expected.NOTHING

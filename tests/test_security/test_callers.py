@@ -544,6 +544,44 @@ async def test_a_caller_may_leave_while_its_long_body_is_read(
     assert len(engine.launches) == 1
 
 
+async def test_long_bodies_are_counted_until_they_are_read(
+    engine: FakeEngine, slices: Slices
+) -> None:
+    body = long_body()
+    limit = 7 * len(body) // 2
+    async with listening(engine, max_body_bytes=2**20, max_buffered_bytes=limit) as served:
+        callers = [await served.caller() for _ in range(6)]
+        for caller in callers:
+            caller.send(request(body)[:-1])
+        await until(lambda: served.app.connections.intake._waiting)
+        for caller in callers:
+            caller.send(body[-1:])
+        await until(lambda: slices.begun >= 1)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert slices.begun < 6
+        slices.are_held = False
+        assert [(await caller.answer())[0] for caller in callers] == [200] * 6
+        assert served.app.connections.intake._total == 0
+
+
+@BOTH_WAYS
+async def test_a_refused_body_does_not_use_up_a_connection(
+    engine: FakeEngine, way: type[Protocol]
+) -> None:
+    """Bodies of refused requests are thrown away; how much, counts for each request alone."""
+    raw = request(b"x" * 30_000, key="beta")
+    async with listening(engine, way, max_body_bytes=2**20) as served:
+        caller = await served.caller()
+        for _ in range(20):
+            caller.send(raw[:-100])
+            status, headers, _ = await caller.answer()
+            assert (status, "connection" in headers) == (401, False)
+            caller.send(raw[-100:])
+        caller.send(request())
+        assert (await caller.answer())[0] == 200
+
+
 async def test_reading_a_long_body_counts_towards_its_deadline(
     engine: FakeEngine, slices: Slices
 ) -> None:
@@ -551,9 +589,8 @@ async def test_reading_a_long_body_counts_towards_its_deadline(
         caller = await served.caller()
         caller.send(request(long_body(), "X-Request-Timeout-Seconds: 0.05"))
         await until(lambda: slices.begun == 1)
-        await asyncio.sleep(0.06)
+        status, _, text = await caller.answer()  # while the body is still read
         slices.are_held = False
-        status, _, text = await caller.answer()
 
     assert (status, orjson.loads(text)["error"]["code"]) == (504, "deadline_exceeded")
     assert engine.launches == []
@@ -592,6 +629,23 @@ async def test_too_many_connections_are_refused_and_idle_ones_replaced(engine: F
         assert len(alive) >= 6
 
 
+async def test_of_very_many_connections_most_are_only_closed(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is told that there are too many takes a connection, too."""
+    monkeypatch.setattr("service.http.protocol._MOST_REFUSED", 3)
+    monkeypatch.setattr("service.http.protocol._LINGER_S", 60.0)
+    async with listening(engine, max_connections=8) as served:
+        for _ in range(8):
+            await served.caller()
+        await until(lambda: len(served.connections) == 8)
+        refused = [await served.caller() for _ in range(5)]
+        answers = await asyncio.gather(*(c.rest() for c in refused), return_exceptions=True)
+        assert [bool(x) and not isinstance(x, OSError) for x in answers] == [True] * 3 + [False] * 2
+        assert served.app.connections.refused == 3
+        assert served.count("503", "other") == 5
+
+
 async def test_busy_connections_are_never_replaced(engine: FakeEngine) -> None:
     async with listening(engine, max_connections=8) as served:
         engine.gate.clear()
@@ -626,6 +680,15 @@ class Upload:
         self.is_cut = True
 
 
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.http.buffers._SMALL_BYTES", 10)
+    monkeypatch.setattr("service.http.buffers._SLOW_AFTER_S", 0.05)
+    monkeypatch.setattr("service.http.buffers._SLOW_BYTES", 100)
+    monkeypatch.setattr("service.http.buffers._LOOK_EVERY_S", 0.01)
+
+
+@pytest.mark.usefixtures("counted")
 async def test_incomplete_requests_wait_for_room_but_for_the_first() -> None:
     intake = Intake(1000)
     first, second, third = Upload(), Upload(), Upload()
@@ -634,7 +697,7 @@ async def test_incomplete_requests_wait_for_room_but_for_the_first() -> None:
     intake.add(first, 600)
 
     assert [u.is_held for u in (first, second)] == [False, True]
-    intake.add(third, 1)
+    intake.add(third, 11)
     assert third.is_held
     intake.remove(first)
     assert [u.is_held for u in (second, third)] == [False, True]
@@ -643,6 +706,43 @@ async def test_incomplete_requests_wait_for_room_but_for_the_first() -> None:
     assert not any(u.is_cut for u in (first, second, third))
 
 
+@pytest.mark.usefixtures("counted")
+async def test_small_requests_never_wait() -> None:
+    intake = Intake(1000)
+    big, small = Upload(), Upload()
+    intake.add(big, 1500)
+    for count in (0, 4, 6):
+        intake.add(small, count)
+        assert not small.is_held
+    intake.add(small, 1)
+    assert small.is_held
+
+
+@pytest.mark.usefixtures("counted")
+async def test_a_request_that_waited_is_read_again_when_it_is_forgotten() -> None:
+    intake = Intake(1000)
+    first, kept = Upload(), Upload()
+    intake.add(first, 900)
+    intake.add(kept, 900)
+    assert kept.is_held
+    intake.remove(kept)
+    assert not kept.is_held
+
+
+@pytest.mark.usefixtures("counted")
+async def test_bodies_that_wait_to_be_read_take_room() -> None:
+    intake = Intake(1000)
+    upload = Upload()
+    intake.keep(900)
+    intake.add(upload, 200)
+    assert upload.is_held, "not even the first goes on while bodies are read"
+    intake.give_back(900)
+    assert not upload.is_held
+    intake.add(upload, 2000)
+    assert not upload.is_held
+
+
+@pytest.mark.usefixtures("counted")
 async def test_far_too_much_at_once_is_refused() -> None:
     intake = Intake(1000)
     uploads = [Upload() for _ in range(5)]
@@ -652,16 +752,19 @@ async def test_far_too_much_at_once_is_refused() -> None:
     assert [u.is_cut for u in uploads] == [False, False, False, True, True]
 
 
-async def test_a_request_that_stands_still_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.http.buffers._IDLE_INPUT_S", 0.05)
-    monkeypatch.setattr("service.http.buffers._LOOK_EVERY_S", 0.01)
+@pytest.mark.usefixtures("counted")
+@pytest.mark.parametrize("is_dripping", [False, True])
+async def test_a_request_that_stands_still_gives_way(is_dripping: bool) -> None:
     intake = Intake(1000)
     idle, waiting = Upload(), Upload()
     idle.cut_input = lambda: (setattr(idle, "is_cut", True), intake.remove(idle))  # type: ignore[method-assign, assignment, func-returns-value]
     intake.add(idle, 900)
     intake.add(waiting, 900)
     assert waiting.is_held
-    await until(lambda: idle.is_cut)
+    while not idle.is_cut:
+        if is_dripping:
+            intake.add(idle, 1)
+        await asyncio.sleep(0.005)
 
     assert not waiting.is_held
     assert not waiting.is_cut

@@ -68,6 +68,14 @@ CASES: dict[str, Case] = {
     "unknown minor version": Case(request(version="1.2"), NOT_HTTP),
     "lower-case name of HTTP": Case(LAST.replace(b"HTTP/1.1", b"http/1.1"), NOT_HTTP),
     "lower-case method": Case(LAST.replace(b"POST", b"post"), NOT_HTTP),
+    "another protocol": Case(b"SETUP /healthz RTSP/1.0\r\nHost: service\r\n\r\n", NOT_HTTP),
+    "yet another protocol": Case(b"SOURCE /healthz ICE/1.0\r\nHost: service\r\n\r\n", NOT_HTTP),
+    "many empty lines first": Case(b"\r\n" * 20_000 + LAST, [200]),
+    "a long target": Case(request(BODY, CLOSE, path="/" + "x" * 8192), [414]),
+    "as long a target as is read": Case(request(BODY, CLOSE, path="/" + "x" * 8000), [404]),
+    "many fields": Case(request(BODY, *["a:"] * 100), [431]),
+    "as many fields as are read": Case(request(BODY, CLOSE, *["a:"] * 96), [200]),
+    "cookies": Case(request(b"", CLOSE, "Cookie: a=1; b", method="GET", path="/healthz"), [200]),
     "unknown method": Case(request(method="BREW"), NOT_HTTP),
     "tunnel": Case(b"CONNECT service:80 HTTP/1.1\r\nHost: service\r\n\r\n", [405]),
     "whole address": Case(request(BODY, CLOSE, path="http://other/rollout"), [200]),
@@ -121,6 +129,15 @@ CASES: dict[str, Case] = {
     ),
     "chunks and trailers": Case(chunked(BODY, b"0\r\nX-Own: 1\r\nHost: x\r\n\r\n", CLOSE), [200]),
     "chunks in an old version": Case(chunked().replace(b"/1.1", b"/1.0"), NOT_HTTP),
+    "codings in two lines": Case(
+        chunked(BODY, b"0\r\n\r\n", "Transfer-Encoding: gzip"), NOT_HTTP
+    ),
+    "a length of many zeros": Case(
+        request(BODY, CLOSE).replace(b"Length: ", b"Length: " + b"0" * 5000), NOT_HTTP
+    ),
+    "a length of many zeros for a probe": Case(
+        PROBE.replace(b"Length: ", b"Length: " + b"0" * 5000), NOT_HTTP
+    ),
     "chunks twice": Case(chunked(BODY, b"", "Transfer-Encoding: chunked"), NOT_HTTP),
     "compressed chunks": Case(
         chunked(BODY, b"0\r\n\r\n", CLOSE).replace(b"chunked", b"gzip, chunked"), [415]
