@@ -15,7 +15,7 @@ from models.safety import SafetyLimits
 from models.spec import Spec
 from service.costs import Costs
 
-__all__ = ["Array", "EngineLike", "Headers", "ModelInfo", "Prediction", "Running"]
+__all__ = ["Array", "Costs", "EngineLike", "Headers", "ModelInfo", "Prediction", "Running"]
 
 Headers = Mapping[bytes, bytes]
 """HTTP headers by name in lower case; for `http` and `telemetry`, which may not meet."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from service.errors import DeadlineExceededError, OverloadedError, UnavailableError
 from service.interface import EngineLike
-from service.scheduling.jobs import JobClass
-from service.scheduling.observer import Observer
+from service.scheduling.jobs import JobClass, Observer
 from service.scheduling.queues import Queues
 from service.scheduling.vitals import Vitals
 
@@ -56,11 +55,12 @@ class Admission:
             self._observer.rejected("expired")
             raise DeadlineExceededError("the deadline had passed on arrival")
         backlog_s = self.backlog_s(job_class)
-        if not self._queues.has_room(job_class, rows):
+        lane = self._queues.lanes[job_class]
+        if lane.rows + rows > lane.capacity:
             self._observer.rejected("queue_full")
             raise OverloadedError(
-                f"the queue for {job_class} holds {self._queues.rows(job_class)} of "
-                f"{self._queues.capacity[job_class]} rows and has no room for {rows} more",
+                f"the queue for {job_class} holds {lane.rows} of {lane.capacity} rows and has no "
+                f"room for {rows} more",
                 retry_after_s=backlog_s,
             )
         if not backlog_s:

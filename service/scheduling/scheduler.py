@@ -20,14 +20,11 @@ from service.errors import DeadlineExceededError, EngineError, UnavailableError
 from service.interface import Array, EngineLike, Prediction
 from service.scheduling.admission import Admission
 from service.scheduling.deadlines import Deadlines
-from service.scheduling.jobs import Bounds, Job, JobClass, JobResult, Launch, Outcome
-from service.scheduling.launches import BadOutputError
-from service.scheduling.loops import incoming
-from service.scheduling.observer import Observer
+from service.scheduling.jobs import Bounds, Job, JobClass, JobResult, Observer, Outcome
+from service.scheduling.launches import BadOutputError, Launch, timed
 from service.scheduling.queues import Queues
-from service.scheduling.slices import compute, next_slice
 from service.scheduling.vitals import Vitals
-from service.scheduling.worker import Worker, WorkerLike, timed
+from service.scheduling.worker import Worker, WorkerLike, input_file
 
 log = structlog.get_logger()
 
@@ -67,7 +64,7 @@ class Scheduler:
         self._bounds = bounds
         self._worker = worker or Worker()
         self._timer = timer
-        self.queues = Queues(bounds, self._most_rows)
+        self.queues = Queues(bounds)
         self._live: dict[int, Job] = {}
         self._emptied = asyncio.Event()
         self._deadlines = Deadlines(self._live, self._expire)
@@ -75,7 +72,8 @@ class Scheduler:
         self._is_canary_due = False
         self._canary_timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
-        self._watched = -1
+        self._is_quick = False
+        self._stop_when_readable: int | None = None
         self._wake = asyncio.Event()
         self.vitals = Vitals(timer)
         self._admission = Admission(engine, self.queues, self.vitals, observer)
@@ -83,7 +81,8 @@ class Scheduler:
     async def start(self) -> None:
         """Start the worker and the launching task, and prove that the engine answers."""
         self._worker.start()
-        self._watched = incoming(asyncio.get_running_loop())
+        self._is_quick = self._engine.is_quick_to_call
+        self._stop_when_readable = input_file(asyncio.get_running_loop())
         await self._check()
         self._admission.refusal = None
         self._task = asyncio.create_task(self._serve(), name="scheduler")
@@ -167,13 +166,14 @@ class Scheduler:
             return False
         job.is_done = True
         del self._live[job.seq]
-        self.queues.remove(job)
+        if job.is_waiting:
+            self.queues.remove(job)
         if not self._live:
             self._emptied.set()
         try:
             job.respond(outcome)
         except Exception as exc:
-            log.error("outcome refused", exc_info=exc)
+            log.error("respond callback failed", exc_info=exc)
         return True
 
     def _expire(self, job: Job) -> None:
@@ -190,7 +190,7 @@ class Scheduler:
     async def _serve(self) -> None:
         """Compute what waits, slice by slice; sleep when nothing does."""
         while True:
-            launch = self.queues.next_launch()
+            launch = self.queues.next_launch(self._engine.costs)
             if launch is not None:
                 await self._advance(launch)
                 await asyncio.sleep(0)  # lets others in between slices
@@ -202,18 +202,22 @@ class Scheduler:
 
     async def _advance(self, launch: Launch) -> None:
         """Compute a slice of a launch."""
-        is_overtaken = self.queues.is_overtaken(launch)
-        steps, is_inline = next_slice(
-            launch, self._engine, self._bounds, self.vitals.pace, self._watched, is_overtaken
+        engine, stop_when_readable = self._engine, self._stop_when_readable
+        steps, expected_s, is_inline = launch.next_slice(
+            engine.costs,
+            self._bounds,
+            self.vitals.pace,
+            is_quick=self._is_quick,
+            stops_early=stop_when_readable is not None,
         )
         if launch.running is None:
             now = self._timer()
             for job in launch.jobs:
                 job.started_s = now
         if is_inline:
-            ran = timed(partial(compute, launch, self._engine, steps, self._watched))
+            ran = timed(partial(launch.run, engine, steps, stop_when_readable))
         else:
-            ran = await self._worker.run(partial(compute, launch, self._engine, steps))
+            ran = await self._worker.run(partial(launch.run, engine, steps))
         launch.seconds += ran.seconds
         if ran.value is None:
             assert ran.error is not None
@@ -221,12 +225,9 @@ class Scheduler:
             return
         taken, prediction = ran.value
         launch.taken += taken
-        self.vitals.succeeded(self._engine.costs.launch_s(launch.part_rows, taken), ran.seconds)
+        self.vitals.succeeded(expected_s * taken / steps, ran.seconds)
         if prediction is not None:
             self._deliver(launch, prediction)
-
-    def _most_rows(self, horizon: int) -> int:
-        return self._engine.costs.most_rows(self._bounds.preempt_after_s, horizon)
 
     def _deliver(self, launch: Launch, prediction: Prediction) -> None:
         """Give each job its own rows, if they come in time."""

@@ -24,8 +24,7 @@ from prometheus_client.registry import Collector
 
 from models.safety import VERDICTS, Verdict
 from service.interface import Array, ModelInfo
-from service.scheduling.jobs import JobClass
-from service.scheduling.observer import ENGINE_FAULTS, REJECTIONS
+from service.scheduling.jobs import ENGINE_FAULTS, REJECTIONS, JobClass
 from service.telemetry.buckets import COUNTS, LATENCY_S, PROBABILITIES, UNCERTAINTIES
 from service.telemetry.series import Counts, Histogram
 from service.telemetry.vram import budgets, headroom

@@ -19,7 +19,7 @@ from models.spec import Feature, Spec
 from service.app import WorldModelApp, create_app
 from service.costs import Costs
 from service.interface import Array, ModelInfo, Prediction
-from service.scheduling.worker import Ran
+from service.scheduling.launches import Ran
 from service.settings import Settings
 from service.telemetry.metrics import Registry
 

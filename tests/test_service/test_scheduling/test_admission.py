@@ -35,7 +35,7 @@ class Entrance:
         engine = FakeEngine()
         engine.costs = slow_costs(row_step_s)
         bounds = Bounds(queue_rows=dict.fromkeys(JobClass, CAPACITY))
-        self.queues = Queues(bounds, lambda horizon: 64)
+        self.queues = Queues(bounds)
         self.vitals = Vitals(lambda: 0.0)
         self.tally = Tally()
         self.admission = Admission(engine, self.queues, self.vitals, self.tally)

@@ -17,7 +17,7 @@ from service.errors import (
     OverloadedError,
     UnavailableError,
 )
-from service.interface import Prediction
+from service.interface import Costs, Prediction
 from service.scheduling.jobs import JobClass, JobResult, Outcome
 from service.scheduling.scheduler import CANARY_ATTEMPTS
 from tests.fakes.bench import Bench, outcome_of
@@ -395,7 +395,7 @@ async def test_jobs_before_the_start_are_refused(engine: FakeEngine) -> None:
 async def test_a_fault_of_the_scheduler_itself_resolves_everything(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken() -> None:
+    def broken(costs: Costs) -> None:
         raise AssertionError("a bug")
 
     monkeypatch.setattr(bench.scheduler.queues, "next_launch", broken)

@@ -11,6 +11,7 @@ from typing import Any, TypeVarTuple
 import pytest
 
 from service.errors import DeadlineExceededError, EngineError, ServiceError, UnavailableError
+from service.interface import Costs
 from service.scheduling.jobs import JobClass, JobResult
 from service.scheduling.scheduler import Scheduler
 from tests.fakes.bench import Bench, simulate
@@ -83,7 +84,7 @@ def test_a_dead_engine_says_so_to_each_and_counts_each() -> None:
 
 
 def test_a_fault_of_ours_says_so_to_each_and_counts_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken() -> None:
+    def broken(costs: Costs) -> None:
         raise AssertionError("a bug")
 
     async def play(bench: Bench, loop: VirtualLoop) -> None:
