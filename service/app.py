@@ -34,8 +34,8 @@ from service.http.policy import Policy
 from service.http.reading.bodies import BodyParser
 from service.http.schemas import Contract, contract_for
 from service.interface import EngineLike
+from service.scheduling.health import Readiness
 from service.scheduling.jobs import Bounds, JobClass
-from service.scheduling.readiness import Readiness
 from service.scheduling.scheduler import Scheduler
 from service.settings import Settings
 from service.telemetry.metrics import Metrics, Registry

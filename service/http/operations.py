@@ -10,7 +10,7 @@ from fastapi import APIRouter, Response
 
 from service.errors import UnavailableError
 from service.http.schemas import ErrorAnswer
-from service.scheduling.readiness import Readiness
+from service.scheduling.health import Readiness
 from service.telemetry.metrics import CONTENT_TYPE, Metrics
 
 _REST = 9.0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from service.errors import DeadlineExceededError, OverloadedError, UnavailableError
 from service.interface import EngineLike
+from service.scheduling.health import Vitals
 from service.scheduling.jobs import JobClass, Observer
 from service.scheduling.queues import Queues
-from service.scheduling.vitals import Vitals
 
 
 class Admission:

@@ -20,10 +20,10 @@ from service.errors import DeadlineExceededError, EngineError, UnavailableError
 from service.interface import Array, EngineLike, Prediction
 from service.scheduling.admission import Admission
 from service.scheduling.deadlines import Deadlines
+from service.scheduling.health import Vitals
 from service.scheduling.jobs import Bounds, Job, JobClass, JobResult, Observer, Outcome
 from service.scheduling.launches import BadOutputError, Launch, timed
 from service.scheduling.queues import Queues
-from service.scheduling.vitals import Vitals
 from service.scheduling.worker import Worker, WorkerLike, input_file
 
 log = structlog.get_logger()

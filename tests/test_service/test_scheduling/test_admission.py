@@ -16,9 +16,9 @@ from service.errors import (
     UnavailableError,
 )
 from service.scheduling.admission import Admission
+from service.scheduling.health import Vitals
 from service.scheduling.jobs import Bounds, Job, JobClass
 from service.scheduling.queues import Queues
-from service.scheduling.vitals import Vitals
 from tests.fakes.engine import FakeEngine, Tally, slow_costs
 
 SAFETY, PREDICT, ROLLOUT = JobClass
