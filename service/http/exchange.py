@@ -22,6 +22,7 @@ from service.http.policy import Policy, request_id_of
 from service.http.reading.bodies import AT_ONCE_BYTES, Parsed
 from service.http.turns import Turns
 from service.interface import Headers
+from service.scheduling.health import Health
 from service.scheduling.jobs import JobResult, Outcome
 from service.telemetry.metrics import Metrics
 
@@ -81,12 +82,12 @@ class Desk:
         routes: Hot routes by path; all answer POST only.
         policy: What is let in.
         metrics: Counts requests; whoever sends a reply tells it.
+        health: Says whether connections are kept.
         tracing: Makes spans of requests; None: nobody does.
 
     Attributes:
         heads: What bytes mean that came before; the wire keeps them, for all connections.
         turns: Runs long work between short requests.
-        is_draining: Whether the service ends: connections are not kept any more.
     """
 
     def __init__(
@@ -95,17 +96,18 @@ class Desk:
         policy: Policy,
         metrics: Metrics,
         limits: ConnectionLimits,
+        health: Health,
         tracing: Tracing | None = None,
     ) -> None:
         self.routes = routes
         self.policy = policy
         self.metrics = metrics
         self.limits = limits
+        self.health = health
         self.tracing = tracing
         self.turns = Turns()
         self.intake = Intake(limits.max_buffered_bytes)
         self.unread = Unread(limits.max_buffered_bytes, limits.answer_timeout_s)
-        self.is_draining = False
         self.next_look_for_idle_s = 0.0
         self.heads: dict[bytes, Head] = {}
         self._common: tuple[Lines, bytes] = [], b""

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Response
 
 from service.errors import UnavailableError
 from service.http.schemas import ErrorAnswer
-from service.scheduling.health import Readiness
+from service.scheduling.health import Health
 from service.telemetry.metrics import CONTENT_TYPE, Metrics
 
 _REST = 9.0
@@ -19,11 +19,11 @@ _REST = 9.0
 PATHS = ("/healthz", "/readyz", "/metrics")
 
 
-def health_router(readiness: Readiness, metrics: Metrics) -> APIRouter:
+def health_router(health: Health, metrics: Metrics) -> APIRouter:
     """Return the routes.
 
     Args:
-        readiness: Says whether requests should be sent here.
+        health: Says whether requests should be sent here.
         metrics: Rendered for Prometheus.
     """
     router = APIRouter(tags=["operations"])
@@ -38,7 +38,8 @@ def health_router(readiness: Readiness, metrics: Metrics) -> APIRouter:
         responses={503: {"model": ErrorAnswer, "description": "No; the message says why."}},
     )
     async def readyz() -> dict[str, Any]:
-        if reason := readiness.problem():
+        _, reason = health.status
+        if reason is not None:
             raise UnavailableError(reason)
         return {"status": "ready"}
 

@@ -444,7 +444,7 @@ class Wire(HttpToolsProtocol):
         self.headers += headers
         self._refusals = self.scope["state"][REFUSALS] = []
         super().on_headers_complete()
-        if self._desk.is_draining:
+        if self._desk.health.is_draining:
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
@@ -675,7 +675,7 @@ class Wire(HttpToolsProtocol):
         if reply is None or self.transport.is_closing():
             self._end_exchange(CLIENT_GONE if reply is None else reply.status)
             return
-        keep_alive = exchange.keep_alive and not self._desk.is_draining
+        keep_alive = exchange.keep_alive and not self._desk.health.is_draining
         if reply.parts is None:
             # Before it is written: to write may be to learn that the caller does not read.
             exchange.response_complete = True

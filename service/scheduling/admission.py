@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from service.errors import DeadlineExceededError, OverloadedError, UnavailableError
 from service.interface import EngineLike
-from service.scheduling.health import Vitals
+from service.scheduling.health import Health
 from service.scheduling.jobs import JobClass, Observer
 from service.scheduling.queues import Queues
 
@@ -15,21 +15,17 @@ class Admission:
     Args:
         engine: Knows its costs.
         queues: What waits.
-        vitals: Whether the engine lives, and its pace.
+        health: Says whether jobs are accepted at all, and the engine's pace.
         observer: Counts refusals.
-
-    Attributes:
-        refusal: Why nobody is let in; None if jobs are.
     """
 
     def __init__(
-        self, engine: EngineLike, queues: Queues, vitals: Vitals, observer: Observer
+        self, engine: EngineLike, queues: Queues, health: Health, observer: Observer
     ) -> None:
         self._engine = engine
         self._queues = queues
-        self._vitals = vitals
+        self._health = health
         self._observer = observer
-        self.refusal: str | None = "the service is starting"
 
     def check(self, rows: int, horizon: int, job_class: JobClass, timeout_s: float) -> None:
         """Let a job in.
@@ -45,12 +41,10 @@ class Admission:
             UnavailableError: The service is starting or draining, or the engine is down.
             DeadlineExceededError: `timeout_s` is not positive.
         """
-        if self.refusal is not None:
-            self._observer.rejected("draining")
-            raise UnavailableError(self.refusal)
-        if not self._vitals.is_alive:
-            self._observer.rejected("engine_down")
-            raise UnavailableError("the engine is down")
+        if self._health.refusal is not None:
+            reason, message = self._health.refusal
+            self._observer.rejected(reason)
+            raise UnavailableError(message)
         if timeout_s <= 0:
             self._observer.rejected("expired")
             raise DeadlineExceededError("the deadline had passed on arrival")
@@ -65,7 +59,7 @@ class Admission:
             )
         if not backlog_s:
             return  # the first in line is always tried
-        total_s = backlog_s + self._vitals.pace * self._engine.costs.launch_s(rows, horizon)
+        total_s = backlog_s + self._health.pace * self._engine.costs.launch_s(rows, horizon)
         if total_s > timeout_s:
             self._observer.rejected("too_late")
             raise OverloadedError(
@@ -77,4 +71,4 @@ class Admission:
     def backlog_s(self, job_class: JobClass) -> float:
         """Return how long the work before a new job of this class takes, as far as known."""
         work = self._queues.work_before(job_class)
-        return self._vitals.pace * self._engine.costs.work_s(work) if work else 0.0
+        return self._health.pace * self._engine.costs.work_s(work) if work else 0.0

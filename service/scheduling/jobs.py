@@ -27,7 +27,7 @@ class JobClass(StrEnum):
 
 @dataclass(frozen=True)
 class Bounds:
-    """Limits of the queues.
+    """Limits of queues, launches and canaries.
 
     Attributes:
         queue_rows: Most waiting rows per class.
@@ -35,6 +35,7 @@ class Bounds:
         inline_s: Longest slice that is computed on the event loop.
         max_passes: Slices that may pass over a waiting class in a row.
         canary_interval_s: Time without a success after which the engine is tried.
+        readiness_max_age_s: Time for which a success means that the service is ready.
     """
 
     queue_rows: Mapping[JobClass, int] = field(
@@ -44,6 +45,7 @@ class Bounds:
     inline_s: float = 0.0
     max_passes: int = 8
     canary_interval_s: float = 5.0
+    readiness_max_age_s: float = 15.0
 
 
 class JobResult(NamedTuple):
