@@ -164,7 +164,7 @@ COLUMNS = {
     help="So many variants, in the order of the list.",
 )
 def main(data: Path, run: Path, workers: int, first: int) -> None:
-    """Train the variants, and print the table for docs/model-card.md."""
+    """Train the variants, and print the table for docs/training.md."""
     windows = run / "windows"
     if not (windows / "test" / "states.npy").exists():
         _make_parts(data, windows)

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from benchmarks.machine import describe_machine
-from models.backends.fused import CudaKernels, FusedRollouts
+from models.backends.fused import CudaKernels, Fused
 from models.checkpoint import load_checkpoint
 from models.network.ensemble import WorldModelEnsemble
 from service.engine import Engine
@@ -56,22 +56,22 @@ class Repeated(CudaKernels):
         super().__call__(*self._last)
 
 
-def ways(engine: Engine, ensemble: WorldModelEnsemble, rows: int) -> dict[str, Call]:
-    """Return the ways to compute a rollout of so many rows, by name."""
+def candidates(engine: Engine, ensemble: WorldModelEnsemble, rows: int) -> dict[str, Call]:
+    """Return calls that compute a rollout of so many rows, by name."""
     states, actions = _inputs(ensemble, rows)
     on_device = [torch.from_numpy(x).cuda() for x in (states, actions)]
     kernels: list[Repeated] = []
 
-    def repeated(shared: int) -> Repeated:
-        kernels.append(Repeated(shared))
+    def repeated() -> Repeated:
+        kernels.append(Repeated())
         return kernels[-1]
 
     @torch.inference_mode()
     def eager() -> None:
         ensemble.rollout(*on_device)
 
-    fused = FusedRollouts(ensemble, on_device[0].device, repeated)
-    fused.rollout(states, actions, fused.blank(rows, STEPS, states.shape[1]))
+    fused = Fused(ensemble, on_device[0].device, repeated)
+    fused.compute(states, actions, fused.blank(rows, STEPS, states.shape[1]))
     return {
         "engine": lambda: engine.rollout(states, actions),
         "kernels": kernels[0].again,
@@ -93,10 +93,10 @@ def measure(members: int, roof: float) -> Iterator[list[str]]:
     ensemble = load_checkpoint(settings.checkpoint, members=members).ensemble.cuda().eval()
     try:
         for rows in ROWS:
-            candidates = ways(engine, ensemble, rows)
-            medians = _interleaved(candidates)
+            calls = candidates(engine, ensemble, rows)
+            medians = _interleaved(calls)
             reached = rollout_flop(ensemble, rows, STEPS) / medians["kernels"]
-            times = [f"{1e3 * medians[name]:.3f}" for name in candidates]
+            times = [f"{1e3 * medians[name]:.3f}" for name in calls]
             yield [str(members), str(rows), *times, f"{reached / roof:.1%}"]
     finally:
         engine.close()

@@ -1,4 +1,4 @@
-"""The spec of the bundled model, and what it is told in: cars, their sizes, the sensor's range."""
+"""The spec of the bundled model, and its constants: sizes of cars, the sensor's range, the step."""
 
 from __future__ import annotations
 

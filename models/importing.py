@@ -34,7 +34,7 @@ from models.spec import anonymous_spec
 _NEEDED = ("encoder.0.weight", "dynamics.0.weight", "decoder.weight")
 _SAVE = "write it by torch.save(model.state_dict(), 'weights.pt')"
 _DEPTH = 3
-"""Dictionaries in a file are searched so many levels down."""
+"""Dictionaries in a file are searched down to this level."""
 _MOST_MODELS = 16
 """So many are compared at most."""
 _SHOWN = 3

@@ -16,7 +16,7 @@ def _ordinary(numbers: int) -> Array:
     return np.empty(numbers, np.float32)
 
 
-@dataclass(slots=True)  # not frozen: that makes it thrice as dear to make
+@dataclass(slots=True)  # not frozen: making one would take three times as long
 class Prediction:
     """What a model predicts for B rows over H steps.
 
@@ -50,7 +50,7 @@ class Prediction:
             rows: B.
             horizon: H.
             state_dim: S.
-            memory: Returns so many numbers, of whatever value.
+            memory: Returns an array of that many numbers, of any value.
         """
         steps = rows * horizon
         rewards = (steps + rows) * state_dim

@@ -54,7 +54,7 @@ class Feature:
 
 @dataclass(frozen=True)
 class Slot:
-    """Names of the state features that place one neighbour in the ego frame, and say how it moves.
+    """Names of the state features that place a neighbour in the ego frame, and describe its motion.
 
     Attributes:
         presence: 1 if the slot holds a vehicle, else 0.
@@ -82,7 +82,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Which features say how far the ego is from hitting something.
+    """Which features show how far the ego is from hitting something.
 
     Attributes:
         length_m: Length of every vehicle's rectangle.

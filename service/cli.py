@@ -134,8 +134,8 @@ def prepare(levels: bool, **options: Any) -> None:
     It takes seconds and needs a C++ compiler; it serves any checkpoint.
     """
     settings = _settings(options)
+    from models.backends.backend import NotCompiledError
     from models.backends.cpu_levels import compile_levels
-    from models.backends.native import NotCompiledError
     from service.server import cache_folder, prepared_library
 
     try:
@@ -301,7 +301,7 @@ def evaluate(
         if examples is not None:
             export_held_out(checkpoint, data, examples)
         if model_card is not None:
-            update_model_card(model_card, metrics)
+            update_model_card(model_card, metrics, report)
         click.echo(model_card_table(metrics))
 
 

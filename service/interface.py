@@ -5,15 +5,16 @@ NumPy only, so that whoever imports it loads neither torch nor a web framework.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 from models.conformal import Guarantee
 from models.prediction import Array, Prediction
 from models.safety import SafetyLimits
 from models.spec import Spec
-from service.costs import Costs
 
 __all__ = ["Array", "Costs", "EngineLike", "Headers", "ModelInfo", "Prediction", "Running"]
 
@@ -46,6 +47,64 @@ class ModelInfo:
     guarantee: Guarantee | None = None
 
 
+@dataclass(frozen=True)
+class Costs:
+    """Durations of launches, undisturbed.
+
+    Attributes:
+        launch_rows: Row counts of launches, ascending.
+        step_s: Seconds of one step of a launch of each row count, with its share of the copies.
+        is_divisible: Whether a launch can be left between steps and gone on with later.
+    """
+
+    launch_rows: tuple[int, ...]
+    step_s: tuple[float, ...]
+    is_divisible: bool = True
+
+    def launch_s(self, rows: int, steps: int) -> float:
+        """Return how long `steps` steps of `rows` rows take, in as many launches as needed."""
+        whole, rest = divmod(rows, self.launch_rows[-1])
+        seconds = whole * steps * self.step_s[-1]
+        if rest:
+            seconds += steps * self.step_s[bisect_left(self.launch_rows, rest)]
+        return seconds
+
+    def work_s(self, work: int) -> float:
+        """Return how long `work` rows x steps take in launches of the best row count."""
+        return work * self._best_s
+
+    @cached_property
+    def _best_s(self) -> float:
+        return min(s / rows for rows, s in zip(self.launch_rows, self.step_s, strict=True))
+
+    def most_rows(self, seconds: float, horizon: int) -> int:
+        """Return the rows of the biggest launch that occupies the engine for no longer at once.
+
+        Where launches can be left between steps, that is one step; else the whole horizon. The
+        smallest launch is always allowed.
+        """
+        step_s = seconds if self.is_divisible else seconds / horizon
+        for rows, seconds_a_step in self._biggest_first:
+            if seconds_a_step <= step_s:
+                return rows
+        return self.launch_rows[0]
+
+    @cached_property
+    def _biggest_first(self) -> list[tuple[int, float]]:
+        return list(zip(reversed(self.launch_rows), reversed(self.step_s), strict=True))
+
+    def most_steps(self, seconds: float, rows: int, horizon: int) -> int:
+        """Return the steps that `rows` rows may take in that time; at least one.
+
+        Where launches cannot be left between steps, they are whole horizons, at least one.
+        """
+        least = 1 if self.is_divisible else horizon
+        least_s = (
+            least * self.step_s[min(bisect_left(self.launch_rows, rows), len(self.launch_rows) - 1)]
+        )
+        return least * max(1, int(seconds / least_s)) if least_s else 1 << 30
+
+
 class Running(Protocol):
     """Rows that an engine has begun to compute."""
 
@@ -53,12 +112,13 @@ class Running(Protocol):
     def is_complete(self) -> bool:
         """Whether all rows have taken all their steps."""
 
-    def advance(self, steps: int, watched: int = -1) -> int:
-        """Compute up to so many more steps; return how many.
+    def advance(self, steps: int, stop_when_readable: int | None = None) -> int:
+        """Compute up to `steps` more steps; return how many.
 
         Args:
             steps: At most.
-            watched: File descriptor; when it is readable, those who can stop early. None if -1.
+            stop_when_readable: File descriptor; when it is readable, an engine on a CPU stops
+                early. None, or below 0: there is none.
         """
 
     def result(self) -> Prediction:

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import uvicorn
 
+from models.backends.backend import NotCompiledError
 from models.backends.cpu_levels import usable_library
-from models.backends.native import NotCompiledError
 from models.checkpoint import load_checkpoint
 from models.checkpoint.files import CheckpointError
 from service.app import WorldModelApp, create_app
 from service.engine import Engine
 from service.errors import StartupError
-from service.http.protocol import Wire
+from service.http.protocol import Protocol, protocol_for
 from service.interface import ModelInfo
 from service.setting_checks import is_easily_guessed
 from service.settings import Settings
@@ -229,7 +229,7 @@ def _quiet_collector() -> None:
 def _run(app: WorldModelApp, settings: Settings, listener: socket.socket, engine: Engine) -> None:
     config = uvicorn.Config(
         app,
-        http=Wire,
+        http=protocol_for(app.connections),
         lifespan="on",
         log_config=None,
         access_log=False,
@@ -290,7 +290,7 @@ def _start_draining(server: uvicorn.Server, app: WorldModelApp) -> None:
     """
     app.health.start_draining()
     for connection in server.server_state.connections:
-        if isinstance(connection, Wire):
+        if isinstance(connection, Protocol):
             connection.stop_keeping()
 
 
@@ -337,9 +337,11 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _protocol(self) -> asyncio.Protocol:
-        return Wire(
+        protocol: Any = self.config.http_protocol_class
+        made: asyncio.Protocol = protocol(
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
+        return made
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from models.backends.native import NotCompiledError
+from models.backends.backend import NotCompiledError
 from service.server import prepared_library, serve
 from service.settings import Settings
 

@@ -1,6 +1,6 @@
 """Folders and files of machine code: nothing is loaded that was cut short or that others may write.
 
-Loading a file that was cut short kills the process by SIGBUS, without a word; loading one that
+Loading a file that was cut short kills the process by SIGBUS, without a message; loading one that
 somebody else wrote runs their code with our rights. Both are found out before, by reading.
 """
 
@@ -58,7 +58,9 @@ def make_folder(folder: Path) -> None:
 
 
 def seal(path: Path, name: str) -> None:
-    """Add to a finished library what tells later that it is whole; the linker ignores it.
+    """Add a seal to a finished library, by which it is later known to be whole.
+
+    The linker ignores it.
 
     Args:
         path: Written and closed.

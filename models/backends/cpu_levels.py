@@ -11,12 +11,12 @@ import logging
 import os
 from pathlib import Path
 
+from models.backends.backend import NotCompiledError
 from models.backends.code_cache import fault_of
 from models.backends.native import (
-    NotCompiledError,
     checked_folder,
+    compile_cpu,
     compile_library,
-    compiled,
     named_library,
     processor,
 )
@@ -41,7 +41,7 @@ def compile_levels(folder: Path) -> list[Path]:
     Raises:
         NotCompiledError: As for `compile_library`; compilers of other processors refuse, too.
     """
-    return [compiled(named_library(folder, level), level) for level in LEVELS]
+    return [compile_cpu(named_library(folder, level), level) for level in LEVELS]
 
 
 def usable_library(folder: Path) -> Path:

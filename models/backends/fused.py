@@ -1,8 +1,8 @@
-"""Rollouts of an ensemble as two kernels on a GPU: `fused.cu`, compiled when they are first needed.
+"""Two kernels on a GPU: `csrc/fused.cu`, compiled at start.
 
 As PyTorch calls them, a step's operations are hundreds of kernels, each of which takes longer to
-begin than to compute. Here all steps of a rollout are one kernel, and what its members say
-together is another. The two ways agree to a few units in the last place, not in bits.
+start than to compute. Here all steps of a rollout are one kernel, and combining its members is
+another.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.backends.native import NotCompiledError
-from models.backends.packing import layers_of, pack, padded
+from models.backends.backend import NotCompiledError, WholeRollout
+from models.backends.packing import DEFINITIONS, definitions, pack
 from models.network.ensemble import WorldModelEnsemble
-from models.network.world_model import WorldModel
 from models.prediction import Array, Prediction
 
 SOURCE = Path(__file__).parent / "csrc" / "fused.cu"
@@ -28,49 +27,63 @@ TILE_ROWS, THREADS = 16, 256
 TRACE_EXTRAS = 3
 """Columns of the trace after the state's."""
 
+GPU_DEFINITIONS = DEFINITIONS + definitions(
+    (), {"TILE_ROWS": TILE_ROWS, "THREADS": THREADS, "TRACE_EXTRAS": TRACE_EXTRAS}
+)
+
 _CLOSE = 1e-3
 _CLOSE_SHARE = 0.99
 
 
-class FusedRollouts:
-    """Rollouts on a GPU: one copy in, two kernels, one copy out, one wait.
+class Fused:
+    """The `Backend` of a GPU: one copy in, two kernels, one copy out, one wait.
 
     Its memory is fixed and grows: one rollout at a time.
 
     Args:
         ensemble: Its present weights are taken.
         device: Where the kernels compute.
-        kernels: Makes what computes there; its argument is the shared memory of a block in bytes.
+        kernels: Makes what computes there.
 
     Raises:
         NotCompiledError: The kernels cannot be had there.
     """
 
+    label = ""
+    is_padded = False
+
     def __init__(
         self,
         ensemble: WorldModelEnsemble,
         device: torch.device,
-        kernels: Callable[[int], CudaKernels] | None = None,
+        kernels: Callable[[], CudaKernels] | None = None,
     ) -> None:
         members = list(ensemble.members)
         self._ensemble = ensemble
         self._device = device
-        self._kernels = (kernels or CudaKernels)(shared_bytes(members[0]))
+        self._kernels = (kernels or CudaKernels)()
         self._members, self._state_dim = len(members), members[0].state_dim
         self._weights = torch.empty(len(pack(members, 0)[0]), dtype=torch.uint8, device=device)
         block, at = pack(members, self._weights.data_ptr())
         self._weights.copy_(torch.from_numpy(block.copy()))
         self._model = self._weights.data_ptr() + at
-        self._given = _Growing(device)
-        self._trace = _Growing(device)
-        self._told = _Growing(device)
-        self._host = _Growing(torch.device("cpu"), is_pinned=device.type == "cuda")
+        self._kernels.reserve(self._model, torch.zeros(1, dtype=torch.int32, device=device))
+        self._inputs = _GrowingBuffer(device)
+        self._trace = _GrowingBuffer(device)
+        self._outputs = _GrowingBuffer(device)
+        self._host = _GrowingBuffer(torch.device("cpu"), is_pinned=device.type == "cuda")
 
     def blank(self, rows: int, horizon: int, state_dim: int) -> Prediction:
         """Return a prediction to be written, where the device can write it itself."""
         return Prediction.blank(rows, horizon, state_dim, self._pinned)
 
-    def rollout(self, states: Array, actions: Array, prediction: Prediction) -> None:
+    def start(
+        self, states: Array, actions: Array, launch_rows: int, prediction: Prediction
+    ) -> WholeRollout:
+        """Return a rollout of which no step is taken yet; see `Backend`."""
+        return WholeRollout(self.compute, states, actions, prediction)
+
+    def compute(self, states: Array, actions: Array, prediction: Prediction) -> None:
         """Take all steps.
 
         Args:
@@ -84,32 +97,32 @@ class FusedRollouts:
         host = self._host.numbers(numbers)
         host.numpy()[:starts] = states.reshape(-1)
         host.numpy()[starts:] = actions.reshape(-1)
-        given = self._given.numbers(numbers)
-        given.copy_(host, non_blocking=True)
+        inputs = self._inputs.numbers(numbers)
+        inputs.copy_(host, non_blocking=True)
         columns = self._state_dim + TRACE_EXTRAS
         trace = self._trace.numbers(self._members * horizon * rows * columns)
         sizes = [x.size for x in _arrays(prediction)]
-        told = torch.split(self._told.numbers(sum(sizes)), sizes)
-        memory = [given, given[starts:], trace, *told]
+        outputs = self._outputs.numbers(sum(sizes))
+        memory = [inputs, inputs[starts:], trace, *torch.split(outputs, sizes)]
         addresses = [x.data_ptr() for x in memory]
         self._kernels(self._model, self._members, addresses, rows, horizon)
-        self._fetch(self._told.numbers(sum(sizes)), prediction)
+        self._fetch(outputs, prediction)
 
     def check(self, states: Array, actions: Array) -> None:
-        """Compare with what the ensemble says.
+        """Compare with the ensemble in PyTorch.
 
         Args:
             states: [B, S].
             actions: [B, H, A].
 
         Raises:
-            NotCompiledError: It says something else.
+            NotCompiledError: The two differ.
         """
         seen = self.blank(len(states), actions.shape[1], states.shape[1])
-        self.rollout(states, actions, seen)
+        self.compute(states, actions, seen)
         with torch.inference_mode():
-            given = (torch.from_numpy(x).to(self._device) for x in (states, actions))
-            truth = self._ensemble.rollout(*given)
+            inputs = (torch.from_numpy(x).to(self._device) for x in (states, actions))
+            truth = self._ensemble.rollout(*inputs)
         for name in ("states", "rewards", "dones", "uncertainty"):
             expected = getattr(truth, name).cpu().numpy()
             is_close = np.isclose(getattr(seen, name), expected, _CLOSE, _CLOSE, equal_nan=True)
@@ -117,14 +130,14 @@ class FusedRollouts:
             if is_close.mean() < _CLOSE_SHARE:
                 raise NotCompiledError(f"the GPU's {name} differ from the model's")
 
-    def _fetch(self, told: Tensor, prediction: Prediction) -> None:
-        """Copy what was told back, and wait for it."""
+    def _fetch(self, outputs: Tensor, prediction: Prediction) -> None:
+        """Copy outputs back, and wait for them: the one sync of a rollout."""
         if prediction.block is not None:
-            torch.from_numpy(prediction.block).copy_(told, non_blocking=True)
+            torch.from_numpy(prediction.block).copy_(outputs, non_blocking=True)
             self._kernels.wait()
             return
-        host = self._host.numbers(len(told))
-        host.copy_(told, non_blocking=True)
+        host = self._host.numbers(len(outputs))
+        host.copy_(outputs, non_blocking=True)
         self._kernels.wait()
         first = 0
         for array in _arrays(prediction):
@@ -141,67 +154,66 @@ def _arrays(prediction: Prediction) -> tuple[Array, ...]:
     return prediction.states, prediction.rewards, prediction.dones, prediction.uncertainty
 
 
-class _Growing:
-    """Memory for as many numbers as have been asked for at most."""
+class _GrowingBuffer:
+    """Memory that grows to the most numbers that were ever needed at once."""
 
     def __init__(self, device: torch.device, *, is_pinned: bool = False) -> None:
         self._options: dict[str, Any] = {"device": device, "pin_memory": is_pinned}
         self._memory = torch.empty(0, **self._options)
 
     def numbers(self, count: int) -> Tensor:
-        """Return memory for so many numbers, of whatever value."""
+        """Return memory for `count` numbers, of whatever value."""
         if count > len(self._memory):
             self._memory = torch.empty(0, **self._options)  # first give back, then take
             self._memory = torch.empty(count, **self._options)
         return self._memory[:count]
 
 
-def shared_bytes(member: WorldModel) -> int:
-    """Return the shared memory of a block: what `Tile` in fused.cu takes."""
-    depth = len(member.hidden_dims)
-    layers = [layer for layer, _ in layers_of(member)]
-    widest = max(
-        member.state_dim, member.action_dim, *(padded(layer.out_features) for layer in layers)
-    )
-    latent = padded(member.latent_dim)
-    widths = (
-        2 * widest,
-        max(latent, layers[depth].in_features),
-        max(latent, layers[2 * depth + 3].in_features),
-        2 * member.state_dim,
-        member.action_dim,
-        1 + 3,
-    )
-    return 4 * TILE_ROWS * sum(widths)
-
-
 class CudaKernels:
     """Both kernels on the current CUDA device, in PyTorch's current stream.
 
-    Args:
-        shared: Bytes of shared memory that a block needs.
+    Attributes:
+        shared_bytes: Shared memory of a block.
 
     Raises:
-        NotCompiledError: NVIDIA's compiler or its Python bindings are missing, or a block needs
-            more than the device has.
+        NotCompiledError: NVIDIA's compiler or its Python bindings are missing, or the device does
+            not take the code.
     """
 
-    def __init__(self, shared: int) -> None:
+    def __init__(self) -> None:
         major, minor = torch.cuda.get_device_capability()
-        binary = compiled(f"sm_{major}{minor}")
+        binary = compile_gpu(f"sm_{major}{minor}")
         from cuda.bindings import driver
 
-        most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        self._driver = driver
+        self.shared_bytes = 0
         torch.cuda.synchronize()  # makes the context
         try:
             module = _good(driver.cuModuleLoadData(binary))
             self._rollout = _good(driver.cuModuleGetFunction(module, b"world_model_rollout"))
             self._combine = _good(driver.cuModuleGetFunction(module, b"world_model_combine"))
-            _good(driver.cuFuncSetAttribute(self._rollout, most, shared))
+            self._needed = _good(driver.cuModuleGetFunction(module, b"world_model_shared_bytes"))
         except RuntimeError as exc:
             raise NotCompiledError(f"the GPU does not take {SOURCE.name}: {exc}") from exc
-        self._shared = shared
-        self._queue = driver.cuLaunchKernel
+
+    def reserve(self, model: int, answer: Tensor) -> None:
+        """Reserve the shared memory that a block needs; the code itself knows how much.
+
+        Args:
+            model: Address of the packed model.
+            answer: [1], int32, on the device; written.
+
+        Raises:
+            NotCompiledError: A block needs more than the device has.
+        """
+        attributes = self._driver.CUfunction_attribute
+        most = attributes.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        try:
+            self._launch(self._needed, (1, 1), 0, (model, answer.data_ptr()), ())
+            self.shared_bytes = int(answer.item())
+            _good(self._driver.cuFuncSetAttribute(self._rollout, most, self.shared_bytes))
+        except RuntimeError as exc:
+            raise NotCompiledError(f"the GPU does not take {SOURCE.name}: {exc}") from exc
 
     def __call__(
         self, model: int, members: int, memory: Sequence[int], rows: int, horizon: int
@@ -221,8 +233,8 @@ class CudaKernels:
         starts, actions, trace, *_, uncertainty = memory
         sizes = rows, horizon
         tiles, blocks = -(-rows // TILE_ROWS), -(-rows // THREADS)
-        given = model, starts, actions, trace, uncertainty
-        self._launch(self._rollout, (tiles, members), self._shared, given, sizes)
+        inputs = model, starts, actions, trace, uncertainty
+        self._launch(self._rollout, (tiles, members), self.shared_bytes, inputs, sizes)
         self._launch(self._combine, (blocks, horizon), 0, (model, starts, *memory[2:]), sizes)
 
     def wait(self) -> None:
@@ -240,10 +252,11 @@ class CudaKernels:
         kinds = [ctypes.c_void_p] * len(addresses) + [ctypes.c_int] * len(sizes)
         stream = torch.cuda.current_stream().cuda_stream
         arguments = (*addresses, *sizes), tuple(kinds)
-        _good(self._queue(kernel, *blocks, 1, THREADS, 1, 1, shared, stream, arguments, 0))
+        launch = self._driver.cuLaunchKernel
+        _good(launch(kernel, *blocks, 1, THREADS, 1, 1, shared, stream, arguments, 0))
 
 
-def compiled(architecture: str) -> bytes:
+def compile_gpu(architecture: str) -> bytes:
     """Return the kernels' machine code.
 
     Args:
@@ -261,13 +274,14 @@ def compiled(architecture: str) -> bytes:
     except (ImportError, RuntimeError) as exc:
         raise NotCompiledError(f"NVIDIA's compiler is not at hand: {exc}") from exc
     options = [b"--std=c++17", f"--gpu-architecture={architecture}".encode()]
+    options += [definition.encode() for definition in GPU_DEFINITIONS]
     try:
         _good(nvrtc.nvrtcCompileProgram(program, len(options), options))
     except RuntimeError as exc:
         log = b" " * _good(nvrtc.nvrtcGetProgramLogSize(program))
         nvrtc.nvrtcGetProgramLog(program, log)
-        said = log.decode(errors="replace").strip("\0 \n")[:300]
-        raise NotCompiledError(f"NVIDIA's compiler refuses {architecture}: {said}") from exc
+        reason = log.decode(errors="replace").strip("\0 \n")[:300]
+        raise NotCompiledError(f"NVIDIA's compiler refuses {architecture}: {reason}") from exc
     binary = b" " * _good(nvrtc.nvrtcGetCUBINSize(program))
     _good(nvrtc.nvrtcGetCUBIN(program, binary))
     nvrtc.nvrtcDestroyProgram(program)
@@ -275,7 +289,7 @@ def compiled(architecture: str) -> bytes:
 
 
 def _good(answer: tuple[Any, ...]) -> Any:
-    """Return what a call of CUDA's answers beside its error.
+    """Return what a call of CUDA returns beside its error.
 
     Raises:
         RuntimeError: It has one.

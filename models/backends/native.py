@@ -1,9 +1,8 @@
-"""An ensemble's steps as machine code for a CPU: `native.cpp`, compiled once a machine.
+"""Machine code for a CPU: `csrc/native.cpp`, compiled once per machine.
 
-Eager, a step is hundreds of small calls from Python, each dearer than its work for a few rows, and
-libraries pack a layer's weights anew at every call. Compiling takes seconds and needs a C++
-compiler; whoever cannot have it steps eagerly. The two agree to a few units in the last place, not
-in bits.
+In PyTorch a step is hundreds of small calls from Python, each of which costs more than its work for
+a few rows, and libraries pack a layer's weights anew at every call. Compiling takes seconds and
+needs a C++ compiler; without one, `eager` computes.
 """
 
 from __future__ import annotations
@@ -24,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from models.backends.backend import NotCompiledError
 from models.backends.code_cache import fault_of, make_folder, seal, trusted_folder
-from models.backends.packing import Bytes, pack
+from models.backends.packing import DEFINITIONS, Bytes, definitions, pack
 from models.network.ensemble import WorldModelEnsemble
 from models.network.world_model import WorldModel
 from models.prediction import Array, Prediction
@@ -33,7 +33,23 @@ from models.prediction import Array, Prediction
 SOURCE = Path(__file__).parent / "csrc" / "native.cpp"
 INCLUDED = SOURCE.with_name("steps.h")
 COMPILERS = ("c++", "g++", "clang++")
-_OPTIONS = ("-O3", "-std=c++17", "-shared", "-fPIC")
+
+_INT, _POINTER = ctypes.c_int32, ctypes.c_void_p
+
+
+class _Rows(ctypes.Structure):
+    """What native.cpp calls `Rows`."""
+
+    _fields_ = [
+        ("rows", _INT),
+        ("horizon", _INT),
+        ("start_stride", ctypes.c_int64),
+        *((name, _POINTER) for name in ["starts", "actions", "carried", "states"]),
+        *((name, _POINTER) for name in ["rewards", "dones", "uncertainty"]),
+    ]
+
+
+_OPTIONS = ("-O3", "-std=c++17", "-shared", "-fPIC", *DEFINITIONS, *definitions([_Rows], {}))
 _FORMAT = "sealed"
 """Of the file; another one has another name, so that old files are not taken for broken ones."""
 
@@ -41,10 +57,6 @@ _LONGEST_S = 300
 _ALIGNMENT = 64
 
 log = logging.getLogger(__name__)
-
-
-class NotCompiledError(Exception):
-    """The machine code cannot be had; the message says why."""
 
 
 def library_file(folder: Path) -> Path:
@@ -68,10 +80,10 @@ def compile_library(folder: Path) -> Path:
     Raises:
         NotCompiledError: There is no compiler, no place to write that is trusted, or it failed.
     """
-    return compiled(library_file(folder), "native")
+    return compile_cpu(library_file(folder), "native")
 
 
-def compiled(path: Path, march: str) -> Path:
+def compile_cpu(path: Path, march: str) -> Path:
     """Return a library's file, which is compiled for what `-march` calls so if need be.
 
     Need is if it is not there, or must not be loaded: cut short, damaged, a link, somebody else's.
@@ -115,7 +127,7 @@ def _run(command: Sequence[str]) -> None:
         check=True,
         capture_output=True,
         text=True,
-        errors="replace",  # compilers speak the language of the locale, in its encoding
+        errors="replace",  # compilers write messages in the encoding of the locale
         timeout=_LONGEST_S,
     )
 
@@ -132,8 +144,8 @@ def checked_folder(folder: Path) -> Path:
         raise NotCompiledError(f"{exc.filename or folder} {exc.strerror}") from exc
 
 
-class NativeSteps:
-    """Machine code with the members' present weights.
+class Native:
+    """The `Backend` of a CPU: machine code with the members' present weights.
 
     Args:
         library: File of `compile_library`.
@@ -143,6 +155,10 @@ class NativeSteps:
     Raises:
         NotCompiledError: The file cannot be used.
     """
+
+    label = ""
+    is_padded = False
+    blank = staticmethod(Prediction.blank)
 
     def __init__(self, library: Path, ensemble: WorldModelEnsemble, threads: int = 1) -> None:
         fault = fault_of(library)
@@ -160,40 +176,48 @@ class NativeSteps:
         self._threads = threads
         self._weights, self._address = _placed(members)
 
-    def take(self, rows: RowsUnderway, begin: int, end: int, watched: int = -1) -> int:
+    def start(
+        self, states: Array, actions: Array, launch_rows: int, prediction: Prediction
+    ) -> NativeRollout:
+        """Return a rollout of which no step is taken yet; see `Backend`."""
+        return NativeRollout(self, states, actions, prediction)
+
+    def take(
+        self, rollout: NativeRollout, begin: int, end: int, stop_when_readable: int | None
+    ) -> int:
         """Take steps of all rows; see `world_model_steps` in native.cpp.
 
         Args:
-            rows: All but the first steps go on with what those before have left there.
+            rollout: All but the first steps go on with what those before have left there.
             begin: First step.
             end: The step after the last one.
-            watched: File descriptor; when it is readable, no further step is begun. None if -1.
+            stop_when_readable: File descriptor; when it is readable, no further step is begun.
 
         Returns:
             The step that comes next.
         """
-        count = rows.count
+        count, watched = rollout.rows, -1 if stop_when_readable is None else stop_when_readable
         if self._pool is None or count < self._threads * _FEWEST_ROWS:
-            return self._take(rows, begin, end, 0, count, watched)
+            return self._take(rollout, begin, end, 0, count, watched)
         bounds = [count * k // self._threads for k in range(self._threads + 1)]
         shares = list(itertools.pairwise(bounds))
         parts = [
-            self._pool.submit(self._take, rows, begin, end, first, last, watched)
+            self._pool.submit(self._take, rollout, begin, end, first, last, watched)
             for first, last in shares
         ]
         reached = [part.result() for part in parts]
         # They look at different moments; those behind catch up.
         for (first, last), step in zip(shares, reached, strict=True):
             if step < max(reached):
-                self._take(rows, step, max(reached), first, last, -1)
+                self._take(rollout, step, max(reached), first, last, -1)
         return max(reached)
 
     def _take(
-        self, rows: RowsUnderway, begin: int, end: int, first: int, last: int, watched: int
+        self, rollout: NativeRollout, begin: int, end: int, first: int, last: int, watched: int
     ) -> int:
-        # ctypes lets go of the interpreter for the whole call.
+        # ctypes releases the interpreter's lock for the whole call.
         step: int = self._call(
-            self._address, rows.address, begin, end, first, last - first, watched
+            self._address, rollout.address, begin, end, first, last - first, watched
         )
         return step
 
@@ -208,61 +232,66 @@ def _placed(members: Sequence[WorldModel]) -> tuple[Bytes, int]:
     return block, block.ctypes.data + model
 
 
-class RowsUnderway:
-    """Rows that take steps: where they start, what is done, and where predictions go.
+class NativeRollout:
+    """A rollout that machine code computes, and can leave between steps.
 
     Args:
-        steps: Who takes them.
+        backend: Takes the steps.
         states: [B, S].
         actions: [B, H, A].
         prediction: Of B rows over H steps; written, but for `is_finite`.
+
+    Attributes:
+        rows: B.
+        address: Of what native.cpp calls `Rows`.
     """
 
     def __init__(
-        self, steps: NativeSteps, states: Array, actions: Array, prediction: Prediction
+        self, backend: Native, states: Array, actions: Array, prediction: Prediction
     ) -> None:
-        self.count, horizon, _ = actions.shape
+        self.rows, self._horizon, _ = actions.shape
         size = states.itemsize
         if states.strides[1] != size or states.dtype != np.float32:
             states = np.ascontiguousarray(states, np.float32)
         actions = np.ascontiguousarray(actions, np.float32)
-        carried = np.empty(steps.member_count * self.count * (steps.state_dim + 1), np.float32)
+        carried = np.empty(backend.member_count * self.rows * (backend.state_dim + 1), np.float32)
         written = (
             prediction.states, prediction.rewards, prediction.dones, prediction.uncertainty
         )  # fmt: skip
         arrays = (states, actions, carried, *written)
         self._kept = arrays
-        self._rows = _Rows(self.count, horizon, states.strides[0] // size, *map(_address, arrays))
-        self.address = ctypes.addressof(self._rows)
+        addresses = map(_address, arrays)
+        self._struct = _Rows(self.rows, self._horizon, states.strides[0] // size, *addresses)
+        self.address = ctypes.addressof(self._struct)
+        self._backend = backend
+        self._taken = 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all steps are taken."""
+        return bool(self._taken == self._horizon)
+
+    def advance(self, steps: int, stop_when_readable: int | None = None) -> int:
+        """Take up to `steps` more steps, at least one; return how many. See `Rollout`."""
+        taken = self._taken
+        end = min(taken + steps, self._horizon)
+        self._taken = self._backend.take(self, taken, end, stop_when_readable)
+        return self._taken - taken
 
 
 def _address(array: Any) -> int:
     try:
         return ctypes.addressof(ctypes.c_char.from_buffer(array))
     except (TypeError, ValueError, BufferError):  # read-only, or not in one piece
-        return int(array.ctypes.data)  # takes thrice as long
+        return int(array.ctypes.data)  # takes three times as long
 
 
 _FEWEST_ROWS = 16
 """Fewer are not worth another thread."""
 
-_INT, _POINTER = ctypes.c_int32, ctypes.c_void_p
-
-
-class _Rows(ctypes.Structure):
-    """What native.cpp calls so, field by field."""
-
-    _fields_ = [
-        ("rows", _INT),
-        ("horizon", _INT),
-        ("start_stride", ctypes.c_int64),
-        *((name, _POINTER) for name in ["starts", "actions", "carried", "states"]),
-        *((name, _POINTER) for name in ["rewards", "dones", "uncertainty"]),
-    ]
-
 
 def processor() -> str:
-    """Return what tells kinds of processors apart as far as the kernel knows it."""
+    """Return what distinguishes kinds of processors, as far as the kernel shows it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,13 +1,14 @@
-"""An ensemble's weights as machine code wants them: the structures of `steps.h`, in one block.
+"""An ensemble's weights as machine code reads them: the structures of `steps.h`, in one block.
 
-The block may be copied to wherever it is told to lie, a GPU's memory included: all pointers in it
-point into it.
+The block is made for the address where it will lie, in a GPU's memory too: all pointers in it point
+into it. What Python and C++ must agree on is fixed here and passed to the compilers, which refuse
+code that puts a field elsewhere; see `definitions`.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from models.network.kinematics import MOST_SIN, SLOWEST_MPS
 from models.network.world_model import WorldModel
 
 PANEL = 32
+"""Columns of weights that lie side by side."""
+
 _ACTIVATIONS = {"relu": 1, "elu": 2, "tanh": 3}
 _ALIGNMENT = 64
 
@@ -194,3 +197,28 @@ class _Model(ctypes.Structure):
         + _fields(" ".join(_CAR), _FLOAT)
         + _fields("slowest_mps most_sin", _FLOAT)
     )
+
+
+def definitions(
+    structures: Sequence[type[ctypes.Structure]], numbers: Mapping[str, int]
+) -> tuple[str, ...]:
+    """Return compiler options that define as macros what Python has fixed.
+
+    Args:
+        structures: Their sizes and where their fields are: `BYTES_Model`, `AT_Model_members`, ...
+        numbers: By the macro's name.
+    """
+    macros = dict(numbers)
+    for structure in structures:
+        name = structure.__name__.lstrip("_")
+        macros[f"BYTES_{name}"] = ctypes.sizeof(structure)
+        for field, *_ in structure._fields_:
+            macros[f"AT_{name}_{field}"] = getattr(structure, field).offset
+    return tuple(f"-D{name}={number}" for name, number in macros.items())
+
+
+DEFINITIONS = definitions(
+    (_Layer, _Member, _Model),
+    {"PANEL": PANEL, **{f"ACTIVATION_{name.upper()}": x for name, x in _ACTIVATIONS.items()}},
+)
+"""Those of `steps.h`."""

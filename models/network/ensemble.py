@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.network.rows import lanewise, pad_rows
-from models.network.stacking import stack
 from models.network.unroll import unroll
 from models.network.world_model import WorldModel
+
+_MIN_COLUMNS = 16
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class WorldModelEnsemble(nn.Module):
             raise ValueError("horizon must be at least 1, got actions with 0 steps")
         rows = initial_state.shape[0]
         step = self.step()
-        states, log_alive = step.begin(pad_rows(initial_state))
+        states, log_alive = step.start(pad_rows(initial_state))
         summaries = []
         for action in pad_rows(actions, dim=-3).unbind(-2):
             states, log_alive, summary = step(states, log_alive, action)
@@ -168,12 +170,12 @@ class WorldModelEnsemble(nn.Module):
         if not self._stacked or self._stacked[0][0] != key:
             # Inference tensors would bar gradients to states and actions ever after.
             with torch.inference_mode(False), torch.no_grad():
-                self._stacked[:] = [(key, stack(list(self.members)))]
+                self._stacked[:] = [(key, _stack(list(self.members)))]
         return self._stacked[0][1]
 
 
 class EnsembleStep(nn.Module):
-    """One step of all members, each on its own, and what they say together.
+    """One step of all members, each on its own, and what they predict together.
 
     Tensors in, tensors out, no host in between: it can be compiled, or captured as a graph.
 
@@ -190,7 +192,7 @@ class EnsembleStep(nn.Module):
         """E."""
         return len(self.stacked.state_scale)
 
-    def begin(self, state: Tensor) -> tuple[Tensor, Tensor]:
+    def start(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return what `forward` takes at the first step, for states [B, S]."""
         states = state.expand(self.member_count, *state.shape).contiguous()
         return states, torch.zeros_like(states[..., 0])
@@ -257,3 +259,45 @@ def _member_mean(values: Tensor) -> Tensor:
 
 def _member_variance(values: Tensor) -> Tensor:
     return _member_mean((values - _member_mean(values)).square())
+
+
+class _StackedLinear(nn.Module):
+    """E linear layers as one batched product: [E, B, in] -> [E, B, out].
+
+    Outputs narrower than a vector are computed with zero columns beside them: matrix kernels treat
+    the rows of narrow products differently, and a row's bits would depend on its place.
+    """
+
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        weight = torch.stack([x.weight.detach().T for x in layers])
+        bias = torch.stack([x.bias.detach() for x in layers]).unsqueeze(1)
+        self.width = weight.shape[-1]
+        missing = max(0, _MIN_COLUMNS - self.width)
+        self.register_buffer("weight", functional.pad(weight, (0, missing)))
+        self.register_buffer("bias", functional.pad(bias, (0, missing)))
+
+    weight: Tensor
+    bias: Tensor
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, rows, self.weight)[..., : self.width]
+
+
+def _stack(members: Sequence[WorldModel]) -> WorldModel:
+    """Return a model whose layers and normalisers hold all members' along a leading dim."""
+    stacked = copy.deepcopy(members[0])
+    for name, module in list(stacked.named_modules()):
+        if isinstance(module, nn.Linear):
+            layers = [member.get_submodule(name) for member in members]
+            parent, _, child = name.rpartition(".")
+            setattr(
+                stacked.get_submodule(parent),
+                child,
+                _StackedLinear([layer for layer in layers if isinstance(layer, nn.Linear)]),
+            )
+    for name in stacked.state_dict():
+        if "." not in name:  # the model's own buffers, [S] or [1] each -> [E, 1, S] or [E, 1, 1]
+            values = torch.stack([member.get_buffer(name) for member in members])
+            setattr(stacked, name, values.unsqueeze(1))
+    return stacked

@@ -21,7 +21,7 @@ CONTACT_SCALE_M = 0.2
 
 
 class GeometryMap(nn.Module):
-    """State to gaps: one a neighbour slot, their minimum, and the nearest road edge.
+    """State to gaps: one per neighbour slot, their minimum, and the nearest road edge.
 
     Args:
         spec: Must name a geometry.
@@ -65,7 +65,7 @@ class GeometryMap(nn.Module):
             state: [..., B, S], physical units.
 
         Returns:
-            [..., B, slots + 2]: a gap a slot, their minimum, the edge gap; clamped to
+            [..., B, slots + 2]: a gap per slot, their minimum, the edge gap; clamped to
             +-`GAP_LIMIT_M`.
         """
         values = state.index_select(-1, self.columns)

@@ -16,7 +16,7 @@ from models.network.rows import columnwise
 from models.spec import Spec
 
 SLOWEST_MPS = 0.5
-"""Below, the slip angle that belongs to a turn rate is not asked for: it would be noise."""
+"""Below, the slip angle that belongs to a turn rate is not computed: it would be noise."""
 
 MOST_SIN = 0.95
 
@@ -96,7 +96,7 @@ class KinematicStep(nn.Module):
         path = speed * dt_s
         forward, sideways = path * cos_slip, path * sin_slip
         turned = path * sin_slip * (2 / car.length_m)
-        # The same motion along and across the lane, which itself turns on the way.
+        # The same motion along and across the lane, which itself turns meanwhile.
         sin_error = sin_error.clamp(-MOST_SIN, MOST_SIN)
         cos_error = (1 - sin_error.square()).sqrt()
         along = forward * cos_error - sideways * sin_error

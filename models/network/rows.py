@@ -1,8 +1,8 @@
 """Same row, same bits: what makes a row's answer independent of the rows beside it.
 
-On a CPU, matrix kernels treat the last rows of a ragged batch unlike the others, and elementwise
-loops round the elements left over after whole vectors unlike the others. Whole tiles of rows and
-whole vectors leave nothing over.
+On a CPU, matrix kernels treat the last rows of a ragged batch differently from the others, and
+elementwise loops round the elements left over after whole vectors differently. Whole tiles of rows
+and whole vectors leave nothing over.
 
 This holds for one or two threads. With more, torch cuts big tensors at places that split vectors;
 whoever promises bits then must check them, as `service.engine` does at start.
@@ -24,7 +24,15 @@ LANES = 32
 
 
 def pad_rows(rows: Tensor, dim: int = -2) -> Tensor:
-    """Append zero rows along `dim` up to a multiple of `ROW_TILE`."""
+    """Append zero rows up to a multiple of `ROW_TILE`.
+
+    Args:
+        rows: [..., B, n] if `dim` is -2, [..., B, n, m] if it is -3.
+        dim: That of B.
+
+    Returns:
+        The same shape, with B rounded up; the same tensor if it is a multiple already.
+    """
     missing = -rows.shape[dim] % ROW_TILE
     if not missing:
         return rows
@@ -34,14 +42,27 @@ def pad_rows(rows: Tensor, dim: int = -2) -> Tensor:
 
 
 def lanewise(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-    """Apply an elementwise function to [..., n], each value repeated over all lanes of a vector."""
+    """Apply an elementwise function, each value repeated over all lanes of a vector.
+
+    Args:
+        function: From a tensor to one of the same shape.
+        values: [...], any shape.
+
+    Returns:
+        [...], the shape of `values`.
+    """
     return function(values.unsqueeze(-1).expand(*values.shape, LANES).contiguous())[..., 0]
 
 
 def columnwise(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-    """Apply an elementwise function to [..., B, n], B a multiple of `ROW_TILE`.
+    """Apply an elementwise function, columns filled up so that a tile of rows is whole vectors.
 
-    Columns are filled up so that a tile of rows is whole vectors.
+    Args:
+        function: From a tensor to one of the same shape.
+        values: [..., B, n], B a multiple of `ROW_TILE`.
+
+    Returns:
+        [..., B, n].
     """
     columns = values.shape[-1]
     missing = -columns % (LANES // ROW_TILE)
@@ -59,7 +80,7 @@ class PaddedActivation(nn.Module):
         self.activation = activation
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Apply the activation to [..., n]."""
+        """Return the activation of rows [..., n]; the same shape."""
         width = rows.shape[-1]
         padded: Tensor = self.activation(functional.pad(rows, (0, -width % LANES)))
         return padded[..., :width]

@@ -28,7 +28,7 @@ class DeviceMemory:
             raise OSError(f"NVML is not available: {exc}") from exc
 
     def read(self) -> dict[str, int]:
-        """Return bytes used and present on the device; empty if the driver cannot tell."""
+        """Return bytes used and present on the device; empty if the driver does not report them."""
         try:
             handle = pynvml.nvmlDeviceGetHandleByUUID(self._uuid)
             memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
@@ -39,7 +39,7 @@ class DeviceMemory:
     def utilization(self) -> float | None:
         """Return the share of the last moment in which the device computed; None if unknown.
 
-        The driver's moment lasts between a sixth of a second and a second. It does not tell for a
+        The driver's moment lasts between a sixth of a second and a second. It reports none for a
         slice of a device (MIG).
         """
         try:

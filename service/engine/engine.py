@@ -1,7 +1,7 @@
-"""Rows in, rows out, on one device. The only file of the service that imports torch.
+"""A checkpoint on a device: rows in, predictions out.
 
-Rows are laid into launch shapes that were warmed and verified at start: in each of them a row's
-answer has the same bits, whatever shares the launch.
+Rows are computed in launches whose row counts were warmed and verified at start: in each of them a
+row's answer has the same bits, whatever shares the launch.
 """
 
 from __future__ import annotations
@@ -9,48 +9,31 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import structlog
 import torch
 
-from models.backends.backend import Compiled, Eager, Graphs, Way
+from models.backends.backend import Backend, NotCompiledError
 from models.backends.cpus import usable_cpus
-from models.backends.fused import FusedRollouts
-from models.backends.graphs import NativeRollout, Rollout, WholeRollout
-from models.backends.native import NativeSteps, NotCompiledError
+from models.backends.eager import Eager
+from models.backends.fused import Fused
+from models.backends.graphs import Graphs
+from models.backends.native import Native
 from models.checkpoint import Checkpoint
-from service.costs import Costs
+from models.network.rows import ROW_TILE
 from service.engine.device_memory import DeviceMemory
-from service.engine.launch_rows import ROW_TILE, launch_shapes, probe_rows
-from service.engine.parts import Progress
-from service.engine.warmup import Trial
+from service.engine.launch_rows import launch_row_counts, probe_rows
+from service.engine.parts import Parts
+from service.engine.warmup import WarmUp
 from service.errors import StartupError
-from service.interface import Array, ModelInfo, Prediction
+from service.interface import Array, Costs, ModelInfo, Prediction
 
 log = structlog.get_logger()
 
 _LONGEST_STEP_S = 0.008
-"""A CPU's launch shapes end where a step takes longer: no launch would be made of them."""
-
-
-class MemoryReader(Protocol):
-    """Where device-wide memory figures come from."""
-
-    def start(self) -> None:
-        """Connect; raise OSError if impossible."""
-
-    def read(self) -> Mapping[str, int]:
-        """Return bytes by kind."""
-
-    def utilization(self) -> float | None:
-        """Return the share of time in which the device computes; None if unknown."""
-
-    def close(self) -> None:
-        """Disconnect."""
+"""A CPU's launches end at the row count whose step takes longer: none would be bigger."""
 
 
 class Engine:
@@ -83,9 +66,9 @@ class Engine:
         self._vram_budget = vram_budget_bytes
         self._library = library
         self._device = torch.device("cpu")
-        self._device_memory: MemoryReader | None = None
+        self._device_memory: DeviceMemory | None = None
         self._count_error: Callable[[str], None] = lambda kind: None
-        self._way: Way
+        self._backend: Backend
         self.costs = Costs((ROW_TILE,), (0.0,))
         self._is_cpu = True
         self.load_s = 0.0
@@ -95,13 +78,8 @@ class Engine:
         """Whether a short call may be made on the event loop: it computes and never waits."""
         return self._is_cpu
 
-    @property
-    def shapes(self) -> tuple[int, ...]:
-        """Row counts that launches are padded to, ascending."""
-        return self.costs.rows
-
     def start(self) -> None:
-        """Move the weights to the device, then warm, verify and time every launch shape.
+        """Move the weights to the device, then warm, verify and time the launches.
 
         Raises:
             StartupError: The device is missing, or the model does not run on it.
@@ -119,10 +97,10 @@ class Engine:
             self._checkpoint.ensemble.to(self._device).eval().requires_grad_(False)
             if self._device.type == "cuda":
                 self._start_cuda()
-                self._way = self._gpu_way()
+                self._backend = self._gpu_backend()
             else:
-                self._way = self._cpu_way(threads)
-            self.costs = self._tried_costs()
+                self._backend = self._cpu_backend(threads)
+            self.costs = self._measured_costs()
         except (RuntimeError, ValueError) as exc:
             raise StartupError(f"the model does not run on {self._device}: {exc}") from exc
         self.load_s = time.perf_counter() - started
@@ -133,12 +111,12 @@ class Engine:
             self._device_memory.close()
             self._device_memory = None
         if self._device.type == "cuda":
-            del self._way
+            del self._backend
             self._checkpoint.ensemble.to("cpu")
             torch.cuda.empty_cache()
 
     def report_errors_to(self, count: Callable[[str], None]) -> None:
-        """Have errors that the engine survives counted by kind."""
+        """Set what counts errors that the engine survives, by kind."""
         self._count_error = count
 
     def describe(self) -> ModelInfo:
@@ -147,8 +125,8 @@ class Engine:
         device = "cpu"
         if self._device.type == "cuda":
             device = torch.cuda.get_device_name(self._device)
-        if self._way.label:
-            device = f"{device} ({self._way.label})"
+        if self._backend.label:
+            device = f"{device} ({self._backend.label})"
         return ModelInfo(
             name=checkpoint.name,
             version=checkpoint.version,
@@ -160,16 +138,18 @@ class Engine:
             guarantee=checkpoint.calibration.guarantee,
         )
 
-    def begin(self, states: Array, actions: Array, part_rows: int) -> Progress:
+    def begin(self, states: Array, actions: Array, part_rows: int) -> Parts:
         """Take rows; nothing is computed yet.
 
         Args:
             states: [B, S].
             actions: [B, H, A].
             part_rows: Rows that take their steps together, before the next ones do; at most those
-                of the biggest shape.
+                of the biggest launch.
         """
-        return Progress(self, states, actions, min(part_rows, self.shapes[-1]))
+        launch_rows = self.costs.launch_rows
+        part_rows = min(part_rows, launch_rows[-1])
+        return Parts(self._backend, launch_rows, states, actions, part_rows, self._count_error)
 
     def rollout(self, states: Array, actions: Array) -> Prediction:
         """Predict B rows over H steps in one go.
@@ -177,13 +157,14 @@ class Engine:
         A row's bits depend on the checkpoint and the device only. Rows that do not fit the
         device's memory together are computed in halves.
 
+        Args:
+            states: [B, S].
+            actions: [B, H, A].
+
         Raises:
             RuntimeError: The device failed, or not even the smallest launch fits its memory.
         """
-        progress = self.begin(states, actions, self.shapes[-1])
-        while not progress.is_complete:
-            progress.advance(actions.shape[1])
-        return progress.result()
+        return self.begin(states, actions, self.costs.launch_rows[-1]).run()
 
     def canary(self) -> None:
         """Make the smallest forward pass.
@@ -224,72 +205,37 @@ class Engine:
         else:
             self._device_memory = memory
 
-    def _cpu_way(self, threads: int) -> Way:
+    def _cpu_backend(self, threads: int) -> Backend:
         """Return machine code if it can be had, else PyTorch."""
         ensemble = self._checkpoint.ensemble
         if self._library is not None:
             try:
-                steps = NativeSteps(self._library(), ensemble, threads)
-                return Compiled(partial(NativeRollout, steps))
+                return Native(self._library(), ensemble, threads)
             except NotCompiledError as exc:
                 log.warning("no machine code: steps are eager, many times slower", reason=str(exc))
         return Eager(ensemble)
 
-    def _gpu_way(self) -> Way:
-        """Return fused kernels if they can be had and say what the model says, else PyTorch."""
+    def _gpu_backend(self) -> Backend:
+        """Return fused kernels if they can be had and agree with the model, else PyTorch."""
         checkpoint = self._checkpoint
         if self._library is not None:
             try:
-                rollouts = FusedRollouts(checkpoint.ensemble, self._device)
-                rollouts.check(*probe_rows(64, 4, checkpoint.spec, checkpoint.limits))
-                return Compiled(partial(WholeRollout, rollouts), rollouts.blank)
+                fused = Fused(checkpoint.ensemble, self._device)
+                fused.check(*probe_rows(64, 4, checkpoint.spec, checkpoint.limits))
+                return fused
             except NotCompiledError as exc:
                 log.warning("no fused kernels: steps are graphs, slower", reason=str(exc))
         return Graphs(checkpoint.ensemble)
 
-    def blank(self, rows: int, horizon: int, state_dim: int) -> Prediction:
-        """Return a prediction to be written, where the device writes best."""
-        return self._way.blank(rows, horizon, state_dim)
-
-    def launch(self, states: Array, actions: Array, prediction: Prediction) -> Rollout:
-        """Begin a rollout of as many rows as fit the biggest shape."""
-        shape = next(shape for shape in self.shapes if shape >= len(states))
-        return self._way.begin(states, actions, shape, prediction)
-
-    def fits(self, compute: Callable[[], None]) -> bool:
-        """Compute something; tell whether the device's memory sufficed."""
-        try:
-            compute()
-        except torch.OutOfMemoryError:
-            return False
-        return True
-
-    def free_memory(self, rows: int) -> None:
-        """Make room after a launch of so many rows did not fit.
-
-        Not while its error is handled: the traceback keeps its tensors alive.
-
-        Raises:
-            RuntimeError: It was the smallest one.
-        """
-        self._count_error("out_of_memory")
-        if rows <= self.shapes[0]:
-            raise RuntimeError("not even the smallest launch fits the device's memory")
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-        log.warning("launch split", kind="out_of_memory", rows=rows)
-
-    def _tried_costs(self) -> Costs:
-        """Warm, verify and time the launch shapes."""
-
-        def rollout(shape: int, states: Array, actions: Array) -> Prediction:
-            self.costs = Costs((shape,), (0.0,))
-            return self.rollout(states, actions)
-
-        is_cpu = self._device.type == "cpu"
-        shapes = launch_shapes(self._device.type, is_any=not self._way.is_padded)
-        trial = Trial(rollout, self._checkpoint.spec, self._checkpoint.limits)
-        return trial.costs(shapes, _LONGEST_STEP_S if is_cpu else math.inf, is_divisible=is_cpu)
+    def _measured_costs(self) -> Costs:
+        """Warm, verify and time the launches."""
+        checkpoint, kind = self._checkpoint, self._device.type
+        warm_up = WarmUp(self._backend, checkpoint.spec, checkpoint.limits, self._count_error)
+        return warm_up.costs(
+            launch_row_counts(kind, is_padded=self._backend.is_padded),
+            _LONGEST_STEP_S if kind == "cpu" else math.inf,
+            is_divisible=kind == "cpu",
+        )
 
 
 def _pick_device(wanted: str) -> torch.device:

@@ -1,99 +1,124 @@
-"""Rows on their way through an engine."""
+"""Rows under way through an engine: part by part if they are many, step by step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
-from models.backends.graphs import Rollout
-from service.engine.launch_rows import ROW_TILE
+import structlog
+import torch
+
+from models.backends.backend import Backend, Rollout
+from models.network.rows import ROW_TILE
 from service.interface import Array, Prediction
 
-
-class Launcher(Protocol):
-    """What an engine does for those whose rows it takes."""
-
-    def blank(self, rows: int, horizon: int, state_dim: int) -> Prediction:
-        """Return a prediction to be written."""
-
-    def launch(self, states: Array, actions: Array, prediction: Prediction) -> Rollout:
-        """Begin a rollout of as many rows as fit the biggest shape; the prediction is written."""
-
-    def fits(self, compute: Callable[[], None]) -> bool:
-        """Compute something; tell whether the device's memory sufficed."""
-
-    def free_memory(self, rows: int) -> None:
-        """Make room after a launch of so many rows did not fit; raise RuntimeError if it cannot."""
+log = structlog.get_logger()
 
 
-class Progress:
-    """Rows on their way through an engine: part by part if they are many, step by step.
+class Parts:
+    """Rows of one call, divided into parts that take their steps one after the other.
 
     Args:
-        launcher: Computes them.
+        backend: Computes them.
+        launch_rows: Row counts that it is started with, ascending.
         states: [B, S].
         actions: [B, H, A].
-        part_rows: Rows of a part.
+        part_rows: Rows of a part; at most the biggest of `launch_rows`.
+        count_error: Counts errors that are survived, by kind.
     """
 
-    def __init__(self, launcher: Launcher, states: Array, actions: Array, part_rows: int) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        launch_rows: Sequence[int],
+        states: Array,
+        actions: Array,
+        part_rows: int,
+        count_error: Callable[[str], None],
+    ) -> None:
         (rows, dim), horizon = states.shape, actions.shape[1]
-        self._launcher = launcher
-        self._given = states, actions
+        self._backend = backend
+        self._launch_rows = launch_rows
+        self._count_error = count_error
+        self._inputs = states, actions
         # The next part is the last one in the list.
         self._parts = [(first, min(first + part_rows, rows)) for first in range(0, rows, part_rows)]
         self._parts.reverse()
         self._rollout: Rollout | None = None
-        self._prediction = launcher.blank(rows, horizon, dim)
-        self._last_taken = 0
+        self._prediction = backend.blank(rows, horizon, dim)
 
     @property
     def is_complete(self) -> bool:
         """Whether all rows have taken all their steps."""
         return not self._parts
 
-    def advance(self, steps: int, watched: int = -1) -> int:
-        """Compute up to so many more steps, of one part after the other; return how many.
+    def advance(self, steps: int, stop_when_readable: int | None = None) -> int:
+        """Compute up to `steps` more steps, of one part after the other; return how many.
 
         Args:
             steps: At most.
-            watched: File descriptor; when it is readable, a CPU stops early. None if -1.
+            stop_when_readable: File descriptor; when it is readable, a CPU stops early.
 
         Raises:
             RuntimeError: The device failed, or not even the smallest launch fits its memory.
         """
         taken = 0
         while taken < steps and self._parts:
-            asked = steps - taken
-            if self._launcher.fits(partial(self._compute, asked, watched)):
-                taken += self._last_taken
-                if self._rollout is not None:
-                    break
-            else:
-                self._halve()
+            part_steps = self._advance_part(steps - taken, stop_when_readable)
+            if part_steps is None:
+                # Not where the error is handled: its traceback keeps tensors alive.
+                self._halve_part()
+                continue
+            taken += part_steps
+            if self._rollout is not None:
+                break
         return taken
 
-    def _compute(self, steps: int, watched: int) -> None:
-        if self._rollout is None:
-            first, last = self._parts[-1]
-            states, actions = self._given
-            self._rollout = self._launcher.launch(
-                states[first:last], actions[first:last], self._prediction.part(first, last)
-            )
-        self._last_taken = self._rollout.advance(steps, watched)
+    def run(self) -> Prediction:
+        """Take all steps; return the prediction.
+
+        Raises:
+            RuntimeError: As for `advance`.
+        """
+        horizon = self._inputs[1].shape[1]
+        while self._parts:
+            self.advance(horizon)
+        return self._prediction
+
+    def result(self) -> Prediction:
+        """Return the prediction of all rows, once they are complete."""
+        return self._prediction
+
+    def _advance_part(self, steps: int, stop_when_readable: int | None) -> int | None:
+        """Compute the present part; return its steps, None if the device's memory is too small."""
+        try:
+            if self._rollout is None:
+                self._rollout = self._start_part(*self._parts[-1])
+            taken = self._rollout.advance(steps, stop_when_readable)
+        except torch.OutOfMemoryError:
+            self._rollout = None
+            return None
         if self._rollout.is_complete:
             self._parts.pop()
             self._rollout = None
+        return taken
 
-    def _halve(self) -> None:
-        """Begin the present part anew, in halves."""
-        self._rollout = None
+    def _start_part(self, first: int, last: int) -> Rollout:
+        states, actions = self._inputs
+        launch_rows = next(count for count in self._launch_rows if count >= last - first)
+        prediction = self._prediction.part(first, last)
+        return self._backend.start(states[first:last], actions[first:last], launch_rows, prediction)
+
+    def _halve_part(self) -> None:
+        """Make room on the device, and take the present part anew in halves.
+
+        Raises:
+            RuntimeError: It was the smallest launch.
+        """
         first, last = self._parts.pop()
-        self._launcher.free_memory(last - first)
+        self._count_error("out_of_memory")
+        if last - first <= self._launch_rows[0]:
+            raise RuntimeError("not even the smallest launch fits the device's memory")
+        torch.cuda.empty_cache()  # does nothing where there is no GPU
+        log.warning("launch split", kind="out_of_memory", rows=last - first)
         half = first + -(-(last - first) // (2 * ROW_TILE)) * ROW_TILE
         self._parts += [(half, last), (first, half)]
-
-    def result(self) -> Prediction:
-        """Return all rows, once they are complete."""
-        return self._prediction

@@ -1,4 +1,4 @@
-"""Launch shapes tried out before anything is served: warmed, verified, timed."""
+"""Launches tried before anything is served: each row count is warmed, verified, timed."""
 
 from __future__ import annotations
 
@@ -9,45 +9,51 @@ from dataclasses import dataclass
 import numpy as np
 import structlog
 
+from models.backends.backend import Backend
+from models.network.rows import ROW_TILE
 from models.safety import SafetyLimits
 from models.spec import Spec
-from service.costs import Costs
-from service.engine.launch_rows import ROW_TILE, probe_rows
-from service.interface import Array, Prediction
+from service.engine.launch_rows import probe_rows
+from service.engine.parts import Parts
+from service.interface import Array, Costs, Prediction
 
 log = structlog.get_logger()
 
 _PROBE_STEPS = 2
 _TIMED_STEPS = 4
 _TIMED_WHOLE = 16
-"""Where launches cannot be left between steps: what one costs beside them is shared by them all."""
+"""Where launches cannot be left between steps: the cost of a launch is shared by all its steps."""
 
 _TIMED_LAUNCHES = 5
 
 
 @dataclass(frozen=True)
-class Trial:
-    """How launch shapes are tried.
+class WarmUp:
+    """How the launches of a backend are tried.
 
     Attributes:
-        rollout: (shape, states of as many rows, actions) -> prediction by one launch of it.
+        backend: Computes them.
         spec: Ranges that rows are made from.
         limits: Trained ranges, narrower.
+        count_error: Counts errors that are survived, by kind.
     """
 
-    rollout: Callable[[int, Array, Array], Prediction]
+    backend: Backend
     spec: Spec
     limits: SafetyLimits
+    count_error: Callable[[str], None]
 
-    def costs(self, shapes: Sequence[int], longest_step_s: float, *, is_divisible: bool) -> Costs:
-        """Return the costs of the shapes in which a row has the bits it has in others.
+    def costs(
+        self, launch_rows: Sequence[int], longest_step_s: float, *, is_divisible: bool
+    ) -> Costs:
+        """Return the costs of the row counts at which a row has the bits it has at others.
 
-        Every shape is filled with the same few rows, turned by one place from tile to tile: bits
-        may depend neither on the shape nor on the place in it.
+        Every launch is filled with the same few rows, turned by one place from tile to tile: bits
+        may depend neither on the number of rows nor on the place among them.
 
         Args:
-            shapes: Ascending.
-            longest_step_s: Shapes end where a step takes longer.
+            launch_rows: Row counts, ascending.
+            longest_step_s: Row counts end where a step takes longer.
             is_divisible: Whether a launch can be left between steps.
         """
         rows = probe_rows(ROW_TILE, _PROBE_STEPS, self.spec, self.limits)
@@ -56,33 +62,38 @@ class Trial:
         if not is_reproducible:
             log.warning("rows are not reproducible", reason="bits depend on the place in a launch")
         kept: dict[int, float] = {}
-        for shape in shapes:
-            if is_reproducible and not self._probed(shape, *rows, turn=1) <= first:
-                log.warning("launch shape dropped", rows=shape, reason="a row's bits differ")
+        for count in launch_rows:
+            if is_reproducible and not self._probed(count, *rows, turn=1) <= first:
+                log.warning("launch shape dropped", rows=count, reason="a row's bits differ")
                 continue
-            kept[shape] = self._step_s(shape, _TIMED_STEPS if is_divisible else _TIMED_WHOLE)
-            if kept[shape] > longest_step_s:
+            kept[count] = self._step_s(count, _TIMED_STEPS if is_divisible else _TIMED_WHOLE)
+            if kept[count] > longest_step_s:
                 break
         return Costs(tuple(kept), tuple(kept.values()), is_divisible=is_divisible)
 
+    def _launched(self, launch_rows: int, states: Array, actions: Array) -> Prediction:
+        """Return the prediction of as many rows as one launch takes."""
+        parts = Parts(self.backend, (launch_rows,), states, actions, launch_rows, self.count_error)
+        return parts.run()
+
     def _probed(
-        self, shape: int, states: Array, actions: Array, *, turn: int
+        self, launch_rows: int, states: Array, actions: Array, *, turn: int
     ) -> set[tuple[int, bytes]]:
-        """Fill a shape with rows; return which bits each of them got."""
-        places = np.arange(shape)
+        """Fill a launch with rows; return which bits each of them got."""
+        places = np.arange(launch_rows)
         which = (places + turn * (1 + places // len(states))) % len(states)
-        seen = self.rollout(shape, states[which], actions[which])
+        seen = self._launched(launch_rows, states[which], actions[which])
         numbers = np.column_stack(
-            [seen.states.reshape(shape, -1), seen.rewards, seen.dones, seen.uncertainty]
+            [seen.states.reshape(launch_rows, -1), seen.rewards, seen.dones, seen.uncertainty]
         )
         return {(int(row), numbers[place].tobytes()) for place, row in enumerate(which)}
 
-    def _step_s(self, shape: int, steps: int) -> float:
-        """Return the median time of a step of so many, with its share of the copies."""
-        rows = probe_rows(shape, steps, self.spec, self.limits)
+    def _step_s(self, launch_rows: int, steps: int) -> float:
+        """Return the median time of a step of a launch, with its share of the copies."""
+        rows = probe_rows(launch_rows, steps, self.spec, self.limits)
         times = []
         for _ in range(_TIMED_LAUNCHES):
             started = time.perf_counter()
-            self.rollout(shape, *rows)
+            self._launched(launch_rows, *rows)
             times.append(time.perf_counter() - started)
         return float(np.median(times)) / steps

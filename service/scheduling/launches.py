@@ -111,8 +111,7 @@ class Launch:
         """
         if self.running is None:
             self.running = engine.begin(*self._arrays(), self.part_rows)
-        file = -1 if stop_when_readable is None else stop_when_readable
-        taken = self.running.advance(steps, file)
+        taken = self.running.advance(steps, stop_when_readable)
         if not self.running.is_complete:
             return taken, None
         return taken, self._checked(self.running.result())

@@ -17,8 +17,7 @@ from models.conformal import Guarantee
 from models.safety import SafetyLimits
 from models.spec import Feature, Spec
 from service.app import WorldModelApp, create_app
-from service.costs import Costs
-from service.interface import Array, ModelInfo, Prediction
+from service.interface import Array, Costs, ModelInfo, Prediction
 from service.scheduling.launches import Ran
 from service.settings import Settings
 from service.telemetry.metrics import Registry
@@ -174,10 +173,11 @@ class FakeRunning:
     def is_complete(self) -> bool:
         return bool(self.taken == self._steps)
 
-    def advance(self, steps: int, watched: int = -1) -> int:
+    def advance(self, steps: int, stop_when_readable: int | None = None) -> int:
         steps = min(steps, self._steps - self.taken)
-        self._engine.watched.append(watched >= 0)
-        if self._engine.leave_after and watched >= 0:
+        is_watched = stop_when_readable is not None and stop_when_readable >= 0
+        self._engine.watched.append(is_watched)
+        if self._engine.leave_after and is_watched:
             steps, self._engine.leave_after = min(steps, self._engine.leave_after), 0
             self._engine.on_leaving()
         self._engine.advance(self, steps)

@@ -20,9 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.backends import native
+from models.backends.backend import NotCompiledError
 from models.backends.code_cache import fault_of, seal, trusted_folder
 from models.backends.cpu_levels import LEVELS, compile_levels, usable_library
-from models.backends.native import NativeSteps, NotCompiledError, compile_library, library_file
+from models.backends.native import Native, compile_library, library_file
 from service.engine import Engine
 from service.server import prepared_library
 from service.settings import Settings
@@ -172,7 +173,7 @@ def test_a_broken_library_is_not_loaded_where_there_is_no_compiler(
     assert reason in str(refused.value)
     assert "no C++ compiler" in str(refused.value)
     with pytest.raises(NotCompiledError, match="cannot be loaded") as refused:
-        NativeSteps(path, ensemble_of(MODELS["plain"]))
+        Native(path, ensemble_of(MODELS["plain"]))
     assert reason in str(refused.value)
 
 
@@ -215,9 +216,10 @@ def test_a_real_library_that_is_cut_short_ends_no_process(library: Path, tmp_pat
     cut.write_bytes(library.read_bytes()[:4096])
     code = f"""
 from pathlib import Path
-from models.backends.native import NativeSteps, NotCompiledError
+from models.backends.backend import NotCompiledError
+from models.backends.native import Native
 try:
-    NativeSteps(Path({str(cut)!r}), None)
+    Native(Path({str(cut)!r}), None)
 except NotCompiledError as exc:
     print(exc)
 """

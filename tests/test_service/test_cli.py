@@ -197,7 +197,7 @@ def test_evaluate_writes_report_metrics_examples_and_model_card(
         "write_metrics": (tmp_path, {"the": "metrics"}),
         "model_card_table": ({"the": "metrics"},),
         "export_held_out": (tmp_path, tmp_path, examples),
-        "update_model_card": (card, {"the": "metrics"}),
+        "update_model_card": (card, {"the": "metrics"}, report),
     }
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from service.costs import Costs
+from service.interface import Costs
 
 COSTS = Costs((8, 16, 32), (0.001, 0.0015, 0.0025))
 
@@ -28,7 +28,7 @@ def test_waiting_work_is_counted_at_the_best_shape() -> None:
 def test_a_launch_is_as_big_as_may_be_computed_at_once(
     seconds: float, is_divisible: bool, rows: int
 ) -> None:
-    costs = Costs(COSTS.rows, COSTS.step_s, is_divisible)
+    costs = Costs(COSTS.launch_rows, COSTS.step_s, is_divisible)
 
     assert costs.most_rows(seconds, horizon=16) == rows
 
@@ -43,6 +43,6 @@ def test_a_slice_has_the_steps_that_fit_and_one_at_least(
 
 
 def test_what_cannot_be_left_between_steps_takes_whole_horizons() -> None:
-    costs = Costs(COSTS.rows, COSTS.step_s, is_divisible=False)
+    costs = Costs(COSTS.launch_rows, COSTS.step_s, is_divisible=False)
 
     assert [costs.most_steps(s, 8, horizon=16) for s in (0.001, 0.02, 0.05)] == [16, 16, 48]

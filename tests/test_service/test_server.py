@@ -22,15 +22,15 @@ import torch
 
 from models.checkpoint import save_checkpoint
 from models.conformal import Guarantee
-from service.client import Client
 from service.engine import Engine
-from service.engine.parts import Progress
+from service.engine.parts import Parts
 from service.errors import StartupError
 from service.interface import Array
 from service.server import _allow_files, _log_limits, serve
 from service.settings import Settings
 from tests.fakes.engine import fake_info
 from tests.test_service.test_engine.test_engine import checkpoint
+from world_model_client import Client
 
 
 @pytest.fixture(scope="module")
@@ -315,7 +315,7 @@ def test_accepted_work_is_finished_or_answered_before_the_end(
     answers: list[httpx.Response] = []
     begin = Engine.begin
 
-    def held(self: Engine, states: Array, actions: Array, part_rows: int) -> Progress:
+    def held(self: Engine, states: Array, actions: Array, part_rows: int) -> Parts:
         if actions.shape[1] == 3:
             entered.set()
             gate.wait(20)

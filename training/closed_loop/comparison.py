@@ -39,7 +39,7 @@ FIRST_TUNING_SEED = 30_000_000
 TRAINED_ROADS = {k: x for k, x in ENVIRONMENT_SHARES.items() if k != UNSEEN_ENVIRONMENT}
 
 SHIELD_LIMIT = 0.08
-"""A shield may override so many of the tuning steps: 10 % are allowed, and drives differ."""
+"""Share of the tuning steps that a shield may override: 10 % are allowed, and drives differ."""
 
 SHIELD_THRESHOLDS = {
     MODEL: (0.003, 0.01, 0.03, 0.1, 0.3),
@@ -70,7 +70,7 @@ def check_unseen(data: Path, seeds: Iterable[int]) -> None:
 
 
 def seeds_of(episodes: int) -> list[int]:
-    """Return all seeds that `compare_monitors` drives with so many episodes an arm."""
+    """Return all seeds that `compare_monitors` drives with, for a number of episodes per arm."""
     few = _few(episodes)
     return [*_seeds(FIRST_SEED, episodes), *_seeds(FIRST_TUNING_SEED, few)]
 
@@ -101,7 +101,7 @@ async def drive_fleet(
 
     Args:
         monitor: Decides.
-        seeds: One a drive.
+        seeds: One per drive.
         environments: Share of each environment.
         cars: How many at once.
         done: Called with each drive that is over.
@@ -131,7 +131,7 @@ async def drive_all(
 
     Args:
         monitor: Decides.
-        seeds: One a drive.
+        seeds: One per drive.
         environments: Share of each environment.
         tick: Called after each drive.
     """

@@ -1,6 +1,6 @@
 """Monitors of a driver: each step they let its action pass, or take another one instead.
 
-A monitor asks a judge, which says of action sequences how risky they are: the service, or physics.
+A monitor asks a judge how risky action sequences are: the service, or physics.
 Both take N cars at once.
 """
 
@@ -22,12 +22,12 @@ Booleans = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Opinion:
-    """What a judge says of K sequences of each of N cars.
+    """What a judge returns for K sequences of each of N cars.
 
     Attributes:
         verdict: [N, K], "safe", "unsafe" or "unknown".
         risk: [N, K], higher is riskier; infinite if not known.
-        round_trip_s: [N], how long the answer took; empty if nobody was asked over a wire.
+        round_trip_s: [N], how long the answer took; empty if no request was sent.
     """
 
     verdict: NDArray[np.str_]
@@ -54,7 +54,7 @@ class Opinion:
 
 
 class Judge(Protocol):
-    """Says how risky sequences are."""
+    """Judges how risky sequences are."""
 
     async def judge(self, states: Floats, sequences: Floats, threshold: float | None) -> Opinion:
         """Judge K sequences of each of N cars.
@@ -93,7 +93,7 @@ class Choice:
     Attributes:
         actions: [N, 3].
         is_overridden: [N], whether it is not what the driver wanted.
-        opinion: What was asked to decide; None if nobody was.
+        opinion: On which it was decided; None if no judge was asked.
     """
 
     actions: Floats
@@ -135,7 +135,7 @@ class BrakeMonitor:
     horizon: int
 
     async def choose(self, states: Floats, wanted: Floats) -> Choice:
-        """Ask about one sequence a car."""
+        """Ask about one sequence per car."""
         opinion = await self.judge.judge(states, hold(wanted, self.horizon)[:, None], None)
         is_overridden = ~opinion.is_safe[:, 0]
         brake = manoeuvres(states, 1)[:, 0, 0]
@@ -158,7 +158,7 @@ class FallbackMonitor:
     horizon: int
 
     async def choose(self, states: Floats, wanted: Floats) -> Choice:
-        """Ask about 1 + `len(MANOEUVRES)` sequences a car."""
+        """Ask about 1 + `len(MANOEUVRES)` sequences per car."""
         held = hold(wanted, self.horizon)[:, None]
         sequences = np.concatenate([held, manoeuvres(states, self.horizon)], axis=1)
         opinion = await self.judge.judge(states, sequences, None)
@@ -184,7 +184,7 @@ class Shield:
     threshold: float
 
     async def choose(self, states: Floats, wanted: Floats) -> Choice:
-        """Ask about 2 `len(MANOEUVRES)` sequences a car."""
+        """Ask about 2 `len(MANOEUVRES)` sequences per car."""
         count = len(MANOEUVRES)
         after, now = manoeuvres(states, self.horizon, wanted), manoeuvres(states, self.horizon)
         sequences = np.concatenate([after, now], axis=1)

@@ -1,4 +1,4 @@
-"""What drives with and without monitors say: numbers and a plot."""
+"""Results of drives with and without monitors: numbers and a plot."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def compare_arms(drives: Mapping[str, Sequence[Drive]]) -> dict[str, Any]:
             ", model" and ", physics" are held against each other.
 
     Returns:
-        By arm what `arm_scores` says; `prevented`, the share of terminations without a monitor
+        By arm what `arm_scores` returns; `prevented`, the share of terminations without a monitor
         that did not happen; `speed_kept`, the mean speed as a share of that without a monitor,
         over the steps that both drove; and `above_physics`, the model's terminated share minus
         that of physics; each with its interval.

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from service.client import AsyncClient, Client
 from training.closed_loop.comparison import (
     check_unseen,
     compare_monitors,
@@ -29,6 +28,7 @@ from training.closed_loop.results import MODEL, PHYSICS, plot_closed_loop
 from training.evaluation.baselines import FULL_PHYSICS
 from training.evaluation.evaluate import DEFAULT_HORIZON
 from training.evaluation.report import CLOSED_LOOP_PLOT, rounded, write_report
+from world_model_client import AsyncClient, Client
 
 Floats = NDArray[np.floating[Any]]
 
@@ -61,8 +61,8 @@ class ServiceJudge:
             ServiceError: The service refused or failed.
             UnreachableError: No answer came.
         """
-        asked = (self._ask(*car, threshold) for car in zip(states, sequences, strict=True))
-        answers = await asyncio.gather(*asked)
+        calls = (self._ask(*car, threshold) for car in zip(states, sequences, strict=True))
+        answers = await asyncio.gather(*calls)
         return Opinion(
             np.array([[v["verdict"] for v in verdicts] for verdicts, _ in answers]),
             np.array([[_risk(v) for v in verdicts] for verdicts, _ in answers]),
@@ -139,7 +139,7 @@ def run_closed_loop(
         api_key: One that the service accepts, if its environment sets any.
 
     Returns:
-        What `training.closed_loop.comparison.compare_monitors` says.
+        What `training.closed_loop.comparison.compare_monitors` returns.
 
     Raises:
         ValueError: The data set holds one of the drives.
@@ -218,7 +218,7 @@ def _address(process: subprocess.Popen[bytes], log: Path) -> str:
 
 
 def _announced(text: str) -> str | None:
-    """Return the address in the line that tells of the start, if it is there."""
+    """Return the address in the line that announces the start, if it is there."""
     for line in text.splitlines():
         if '"event": "started"' in line and line.endswith("}"):
             return str(json.loads(line)["url"])

@@ -65,7 +65,7 @@ def collect(
         seed: Of everything.
         environments: Share of each environment; `ENVIRONMENT_SHARES` by default.
         surprising_share: Of the drivers, how many have a sudden manoeuvre in store.
-        workers: Processes; one a usable CPU by default. 1 runs in this process.
+        workers: Processes; one per usable CPU by default. 1 runs in this process.
         progress: Whether to show a bar.
 
     Raises:
@@ -114,10 +114,10 @@ def _existing_counts(folder: Path, settings: dict[str, Any]) -> dict[int, Counts
     for path in sorted(folder.glob("shard-*.safetensors")):
         found, counted = read_shard_note(path)
         for key in sorted(settings.keys() | found.keys()):
-            here, asked = found.get(key), settings.get(key)
-            if here != asked:
+            here, wanted = found.get(key), settings.get(key)
+            if here != wanted:
                 raise ValueError(
-                    f"{path} was collected with {key}={here!r}, but {key}={asked!r} is asked for; "
+                    f"{path} was collected with {key}={here!r}, but {key}={wanted!r} is asked for; "
                     "use another folder"
                 )
         counts[int(path.stem.removeprefix("shard-"))] = counted

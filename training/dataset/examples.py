@@ -26,7 +26,7 @@ _MIN_STEPS = 32
 def choose_examples(
     store: EpisodeStore, episodes: NDArray[np.int64], count: int
 ) -> dict[str, list[int]]:
-    """Choose episodes by their recorded outcome alone, never by what a model says of them.
+    """Choose episodes by their recorded outcome alone, never by what a model predicts for them.
 
     Args:
         store: Where the episodes are.

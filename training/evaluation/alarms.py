@@ -36,7 +36,7 @@ def warning_scores(
 
     Returns:
         Recall of windows that end in the first and in the second half of the horizon; by cause of
-        the end, and for `all`, what `summarise_leads` says.
+        the end, and for `all`, what `summarise_leads` returns.
     """
     ahead, half = steps_to_end(windows), windows.horizon // 2
     leads = lead_times(alarm, windows)

@@ -33,7 +33,7 @@ _MOST_SIN = 0.95
 
 @dataclass(frozen=True)
 class BaselinePrediction:
-    """What a baseline says about N windows of H steps.
+    """What a baseline predicts for N windows of H steps.
 
     Attributes:
         states: [N, H+1, S], or None if it predicts none.

@@ -151,7 +151,7 @@ def _drive(world: Simulation, actions: NDArray[np.float32]) -> tuple[NDArray[Any
 
 
 def _tracked(frames: NDArray[np.float64], features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return states [T, S] with one vehicle a slot, as `features.tracked_states` does.
+    """Return states [T, S] with one vehicle per slot, as `features.tracked_states` does.
 
     Args:
         frames: [1 + T, 1 + others, 4], one before the first state, the ego first.

@@ -1,6 +1,6 @@
 """Named ways in which a state can be wrong, to see whether a model notices.
 
-Some leave a state that other traffic could really be in: one state alone cannot tell those. They
+Some leave a state that other traffic could really be in: one state alone cannot show those. They
 are here too, marked `plausible`, as what is not to be expected of any detector.
 """
 

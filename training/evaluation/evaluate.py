@@ -103,7 +103,7 @@ def evaluate(
 
 
 def _judge(test: Trial, bar: tqdm) -> tuple[dict[str, Any], dict[str, Risk], Curves]:
-    """Return all that test windows tell; risks and mean errors by step, by method."""
+    """Return all results on test windows; risks and mean errors by step, by method."""
     metrics: dict[str, Any] = {}
     metrics["methods"], risks, curves = judgements.methods(test)
     bar.update()

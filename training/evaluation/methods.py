@@ -51,7 +51,7 @@ class Rival:
 
 @dataclass(frozen=True)
 class Lineup:
-    """All methods, ready to be asked about any windows.
+    """All methods, ready to predict any windows.
 
     Attributes:
         checkpoint: The model.
@@ -82,7 +82,7 @@ class Lineup:
     def forecasts(
         self, windows: Windows, prediction: Prediction | None = None
     ) -> Iterator[Forecast]:
-        """Yield what each method says of N windows, the model first.
+        """Yield what each method predicts for N windows, the model first.
 
         Args:
             windows: N windows.

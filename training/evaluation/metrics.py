@@ -100,7 +100,7 @@ class Scorecard:
         ]
 
     def scores(self, counts: Floats | None = None) -> NDArray[np.float64]:
-        """Return `SCORES`, each episode counted as often as `counts` [episodes] says.
+        """Return `SCORES`, each episode counted as often as `counts` [episodes] asks.
 
         NaN where a score does not exist: without ends there is no recall.
         """

@@ -140,7 +140,7 @@ def plot_reliability(curves: Mapping[str, Mapping[str, Sequence[float]]], path: 
 
 
 def plot_roc(scores: Mapping[str, Floats], ends: NDArray[np.bool_], path: Path) -> None:
-    """Draw recall against false alarms near zero, one line a method."""
+    """Draw recall against false alarms near zero, one line per method."""
     figure = Figure(figsize=(6.5, 5))
     axes = figure.subplots()
     for name, score in scores.items():
@@ -237,7 +237,7 @@ def plot_uncertainty(disagreement: Floats, error: Floats, path: Path) -> None:
 
 
 def plot_corruptions(corruptions: Mapping[str, Any], path: Path) -> None:
-    """Draw how well disagreement tells each kind of wrong state, and how often it is refused."""
+    """Draw how well disagreement shows each kind of wrong state, and how often it is refused."""
     names = sorted(
         corruptions, key=lambda n: (not corruptions[n]["plausible"], corruptions[n]["auroc"])
     )

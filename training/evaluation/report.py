@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -101,8 +102,13 @@ def report_text(metrics: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def update_model_card(path: Path, metrics: dict[str, Any]) -> None:
-    """Replace the results between the markers of a model card.
+def update_model_card(path: Path, metrics: dict[str, Any], report: Path) -> None:
+    """Replace the results between the markers of a model card: those that a reader decides by.
+
+    Args:
+        path: Of the card.
+        metrics: Of an evaluation.
+        report: Folder of its report, to which the card refers for all others.
 
     Raises:
         ValueError: The file lacks the markers.
@@ -112,7 +118,16 @@ def update_model_card(path: Path, metrics: dict[str, Any]) -> None:
     _, end, after = rest.partition(RESULTS_END)
     if not start or not end:
         raise ValueError(f"{path} lacks the markers {RESULTS_START} and {RESULTS_END}")
-    results = "\n".join(_sections(metrics))
+    link = os.path.relpath(report / "report.md", path.parent)
+    results = "\n".join(
+        [
+            model_card_table(metrics),
+            *_guarantee(metrics),
+            *_verdicts(metrics),
+            "By environment, in hard cases, of states and of uncertainty, and in the closed loop: "
+            f"see the [report]({link}).\n",
+        ]
+    )
     path.write_text(f"{before}{start}\n{results}\n{end}{after}")
 
 
@@ -124,9 +139,7 @@ def _sections(metrics: dict[str, Any]) -> list[str]:
         *_states(metrics),
         *_uncertainty(metrics),
         *_guarantee(metrics),
-        "### Verdicts at the checkpoint's own limits\n",
-        verdict_table(metrics["verdicts"]),
-        _careful_alarms(metrics["verdicts"]),
+        *_verdicts(metrics),
         *_closed_loop(metrics),
     ]
 
@@ -245,10 +258,12 @@ def _closed_loop(metrics: dict[str, Any]) -> list[str]:
     return ["### Closed loop\n", closed_loop_table(metrics["closed_loop"])]
 
 
-def _careful_alarms(verdicts: Mapping[str, Any]) -> str:
-    alarms = verdicts["careful_alarms"]
-    return (
+def _verdicts(metrics: dict[str, Any]) -> list[str]:
+    alarms = metrics["verdicts"]["careful_alarms"]
+    return [
+        "### Verdicts at the checkpoint's own limits\n",
+        verdict_table(metrics["verdicts"]),
         f"False alarms in {number(alarms['minutes'], 1)} minutes of careful driving, unsafe "
         f"windows in a row counted once, a window every 0.1 s: "
-        f"{ranged(alarms['per_minute'], alarms['interval'], 2)} a minute.\n"
-    )
+        f"{ranged(alarms['per_minute'], alarms['interval'], 2)} a minute.\n",
+    ]

@@ -226,7 +226,7 @@ def choice_table(choice: Mapping[str, Any]) -> str:
 
 
 def corruption_table(corruptions: Mapping[str, Any]) -> str:
-    """Return how corrupted states are told, and what the service answers to them."""
+    """Return how well corrupted states are noticed, and what the service answers to them."""
 
     def row(name: str, scores: Mapping[str, Any]) -> list[str]:
         reasons = ", ".join(f"{rule} {number(x, 2)}" for rule, x in scores["reasons"].items())

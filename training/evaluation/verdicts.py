@@ -40,7 +40,7 @@ def verdict_scores(
     stride: int,
     draws: int,
 ) -> dict[str, Any]:
-    """Return how often the service says what, by behaviour and by cause of the end.
+    """Return how often the service gives which verdict, by behaviour and by cause of the end.
 
     Args:
         checkpoint: Whose limits count.
@@ -82,18 +82,18 @@ def verdict_scores(
 
 
 def one_an_episode(windows: Windows, count: int, seed: int = 0) -> Windows:
-    """Return at most so many windows, at random, each from another episode."""
+    """Return at most `count` windows, at random, each from another episode."""
     order = np.random.default_rng(seed).permutation(len(windows))
     _, first = np.unique(windows.episode[order], return_index=True)
     return windows.take(np.sort(order[np.sort(first)[:count]]))
 
 
 def corruption_scores(checkpoint: Checkpoint, windows: Windows, draws: int) -> dict[str, Any]:
-    """Return whether disagreement tells corrupted states from clean ones, and what is answered.
+    """Return whether disagreement separates corrupted states from clean ones, and the verdicts.
 
     Args:
         checkpoint: The model.
-        windows: N clean windows, one an episode; their actions are kept.
+        windows: N clean windows, one per episode; their actions are kept.
         draws: Resamples of windows for the intervals.
 
     Returns:
@@ -103,7 +103,7 @@ def corruption_scores(checkpoint: Checkpoint, windows: Windows, draws: int) -> d
         `told`, the lowest AUROC, and mean answers.
     """
     clean = predict_windows(checkpoint.ensemble, windows)
-    table, told = {}, {}
+    table, outcomes = {}, {}
     for number, corruption in enumerate(CORRUPTIONS):
         start = corruption.apply(windows.states[:, 0], seed=number)
         states = np.array(windows.states)
@@ -113,11 +113,11 @@ def corruption_scores(checkpoint: Checkpoint, windows: Windows, draws: int) -> d
             continue
         part = replace(windows, states=states).take(rows)
         prediction = predict_windows(checkpoint.ensemble, part)
-        told[corruption.name] = rows, prediction.uncertainty
+        outcomes[corruption.name] = rows, prediction.uncertainty
         table[corruption.name] = {
             "plausible": corruption.plausible,
             "windows": len(rows),
-            **_told_apart(clean.uncertainty, [told[corruption.name]], draws),
+            **_separation(clean.uncertainty, [outcomes[corruption.name]], draws),
             **_answers(judge(checkpoint, prediction)),
         }
     summary = {}
@@ -126,7 +126,7 @@ def corruption_scores(checkpoint: Checkpoint, windows: Windows, draws: int) -> d
         auroc = [table[name]["auroc"] for name in names]
         summary[kind] = {
             "corruptions": len(names),
-            **_told_apart(clean.uncertainty, [told[name] for name in names], draws),
+            **_separation(clean.uncertainty, [outcomes[name] for name in names], draws),
             "told": sum(x >= TOLD_AUROC for x in auroc),
             "lowest_auroc": min(auroc),
             **{answer: np.mean([table[n][answer] for n in names]).item() for answer in VERDICTS},
@@ -138,15 +138,15 @@ def corruption_scores(checkpoint: Checkpoint, windows: Windows, draws: int) -> d
 def _answers(verdicts: list[Verdict]) -> dict[str, Any]:
     """Return the share of each verdict, and of each reason among all."""
     count = len(verdicts)
-    said = Counter(verdict.verdict for verdict in verdicts)
+    counts = Counter(verdict.verdict for verdict in verdicts)
     reasons = Counter(reason.rule for verdict in verdicts for reason in verdict.reasons)
     return {
-        **{name: said[name] / count for name in VERDICTS},
+        **{name: counts[name] / count for name in VERDICTS},
         "reasons": {name: hits / count for name, hits in reasons.most_common()},
     }
 
 
-def _told_apart(
+def _separation(
     clean: Floats, corrupted: list[tuple[NDArray[np.int64], Floats]], draws: int
 ) -> dict[str, Any]:
     """Return the AUROC of uncertainty: all of [N] clean ones against (rows, uncertainty) pairs."""

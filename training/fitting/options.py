@@ -1,10 +1,11 @@
-"""What a training run can be told."""
+"""Options of a training run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from models.checkpoint import Architecture
+from models.conformal import HIGHEST_ALPHA, LOWEST_ALPHA
 from models.spec import Spec
 
 
@@ -36,7 +37,7 @@ CURRICULUM = (
 )
 """One step first, so that rollouts start from a sane model; then the horizon that is served; then
 the heads alone, on rollouts that no longer change. At last the rewards of measured states alone:
-wrong states are made of measured ones, and must not be told by having been measured."""
+wrong states are made of measured ones, and must not be recognised by having been measured."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class TrainOptions:
         false_alarm_rate: Share of harmless calibration windows that the crash threshold may
             call unsafe, unless the guarantee below needs more.
         miss_rate: Largest probability that an episode that ends gets no alarm in time.
-        lead_steps: In time means so many steps before the end, or earlier.
+        lead_steps: In time means this many steps before the end, or earlier.
         uncertainty_quantile: Share of calibration windows below the uncertainty limit.
         allow_unguaranteed: Whether a crash threshold and an uncertainty limit are wanted even if
             calibration episodes or windows are too few to vouch for them.
@@ -91,7 +92,11 @@ class TrainOptions:
         for name in ("members", "stride", "validate_every", "workers", "lead_steps"):
             if not getattr(self, name) >= 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("false_alarm_rate", "miss_rate", "uncertainty_quantile"):
+        if not LOWEST_ALPHA <= self.miss_rate <= HIGHEST_ALPHA:
+            raise ValueError(
+                f"miss_rate must be from {LOWEST_ALPHA} to {HIGHEST_ALPHA}, got {self.miss_rate}"
+            )
+        for name in ("false_alarm_rate", "uncertainty_quantile"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
         if not self.stages:

@@ -18,7 +18,7 @@ from models.spec import Spec
 Floats = NDArray[np.float32]
 
 OUTLIER_REWARD_SD = 10.0
-"""Rewards of wrong states are spread evenly over members, up to so many standard deviations.
+"""Rewards of wrong states are spread evenly over members, up to this many standard deviations.
 
 Far apart, because the loss is linear there: a state that is rather right than wrong keeps its own.
 """

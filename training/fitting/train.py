@@ -19,8 +19,12 @@ from models.highway import highway_spec
 from models.network.ensemble import WorldModelEnsemble
 from models.spec import Spec
 from training.dataset.store import load_store
-from training.dataset.windows import Windows, make_windows, split_episodes
-from training.fitting.augment import hide_far_neighbours
+from training.dataset.windows import (
+    Windows,
+    hide_far_neighbours,
+    make_windows,
+    split_episodes,
+)
 from training.fitting.calibrate import (
     calibrate,
     counted,

@@ -1,19 +1,20 @@
-// Rollouts of an ensemble on a GPU: what `models.network.ensemble.EnsembleStep` computes, step after step.
+// Rollouts of an ensemble on a GPU: what `EnsembleStep` in models/network/ensemble.py computes, step
+// after step.
 //
 // A step is hundreds of small kernels if each operation is one. Here a block takes a tile of rows
 // through all their steps by one member, and keeps them in shared memory; then a second kernel
-// says what the members say together. Every output of a layer is its bias plus its products in the
+// combines the members' predictions. Every output of a layer is its bias plus its products in the
 // order of the inputs, in one thread, and everything else is computed row by row: a row's bits
 // depend neither on its company nor on its place.
 //
 // Work between two synchronisations is one loop over a block's threads. On a GPU that runs once in
-// each of them; tests/test_models/test_backends/driver.cpp has it run over all, so that a CPU computes what a GPU would, to
-// the index.
+// each of them; driver.cpp among the tests has it run over all, so that a CPU computes what a GPU
+// would, to the index.
 
 #include "steps.h"
 
-constexpr int kRows = 16;  // of a tile
-constexpr int kThreads = 256;
+constexpr int kRows = TILE_ROWS;
+constexpr int kThreads = THREADS;
 
 #ifdef __CUDACC__
 #define KERNEL(name, ...) extern "C" __global__ void __launch_bounds__(kThreads) name(__VA_ARGS__)
@@ -30,12 +31,14 @@ extern __shared__ float4 shared_memory[];
 
 // What follows a row's states in the trace.
 enum Column { kReward, kLogit, kLogAlive, kColumns };
+static_assert(kColumns == TRACE_EXTRAS, "Python's trace has other columns");
 
 // A block's shared memory: numbers of all rows of the tile, a feature after the other.
 struct Tile {
   float *a, *b, *latent_action, *done_inputs, *state, *after, *action, *log_alive, *motion;
+  int bytes;
 
-  INSIDE Tile(const Model& m, float* memory) {
+  INSIDE Tile(const Model& m, float* memory) : bytes(0) {
     const Layer* layers = m.member[0].layers;
     int widest = larger(m.state_dim, m.action_dim);
     for (int i = 0; i < 2 * m.depth + 5; ++i) widest = larger(widest, padded(layers[i].outputs));
@@ -43,6 +46,7 @@ struct Tile {
     const auto take = [&](int width) {
       float* const part = memory;
       memory += width * kRows;
+      bytes += width * kRows * int(sizeof(float));
       return part;
     };
     a = take(widest);
@@ -73,7 +77,7 @@ INSIDE float activated(float x, int activation) {
   }
 }
 
-// Weights of so many columns for the next four inputs.
+// Weights of `kWidth` columns for the next four inputs.
 template <int kWidth>
 struct Weights {
   float inputs[4][kWidth];
@@ -92,7 +96,7 @@ struct Weights {
   }
 };
 
-// Sums of four rows of so many columns.
+// Sums of four rows of `kWidth` columns.
 template <int kWidth>
 struct Sums {
   float rows[kWidth][4];
@@ -112,8 +116,8 @@ struct Sums {
   }
 };
 
-// A thread's share of a layer. Weights come from far: the next ones are under way while those that
-// have come are used.
+// A thread's share of a layer. Weights are in slow memory: the next ones are loaded while the last
+// ones are used.
 template <int kWidth>
 INSIDE void columns_of(int thread, const Layer& layer, const float* x, float* y) {
   using Four = Weights<kWidth>;
@@ -229,9 +233,18 @@ INSIDE void look_around(const Model& m, const Member& member, const Tile& s) {
   EACH_THREAD(t) {
     if (t < kRows) {
       float nearest = m.gap_limit_m;
-      for (int slot = 0; slot < m.slots; ++slot) nearest = smaller(nearest, to_slots[slot * kRows + t]);
+      for (int slot = 0; slot < m.slots; ++slot) {
+        nearest = smaller(nearest, to_slots[slot * kRows + t]);
+      }
       put_gap(m, m.slots, nearest, written(gaps, t));
     }
+  }
+}
+
+// Writes the bytes of shared memory that a block needs. One block.
+KERNEL(world_model_shared_bytes, const Model* model, int* bytes) {
+  EACH_THREAD(t) {
+    if (t == 0) *bytes = Tile(*model, SHARED).bytes;
   }
 }
 
@@ -283,15 +296,16 @@ KERNEL(world_model_rollout, const Model* model, const float* starts, const float
     EACH_THREAD(t) {
       for (int i = t; i < dim * kRows; i += kThreads) s.state[i] = s.after[i];
     }
-    float* const told = trace + ((static_cast<long long>(BLOCK_Y) * horizon + step) * rows + first) * columns;
+    const long long place = (static_cast<long long>(BLOCK_Y) * horizon + step) * rows + first;
+    float* const outputs = trace + place * columns;
     through(layers + 2 * m.depth + 1, 2, s.latent_action, s.a, s);
     EACH_THREAD(t) {
       for (int i = t; i < dim * count; i += kThreads) {
-        told[i / dim * columns + i % dim] = s.state[i % dim * kRows + i / dim];
+        outputs[i / dim * columns + i % dim] = s.state[i % dim * kRows + i / dim];
       }
       if (t < count) {
-        told[t * columns + dim + kReward] = member.reward_mean + member.reward_scale * s.a[t];
-        told[t * columns + dim + kLogAlive] = s.log_alive[t];
+        outputs[t * columns + dim + kReward] = member.reward_mean + member.reward_scale * s.a[t];
+        outputs[t * columns + dim + kLogAlive] = s.log_alive[t];
       }
     }
     if (m.has_geometry) look_around(m, member, s);
@@ -299,14 +313,14 @@ KERNEL(world_model_rollout, const Model* model, const float* starts, const float
     EACH_THREAD(t) {
       if (t < count) {
         const float logit = member.done_scale * s.a[t] + member.done_shift;
-        told[t * columns + dim + kLogit] = logit;
+        outputs[t * columns + dim + kLogit] = logit;
         s.log_alive[t] -= softplus(logit);
       }
     }
   }
 }
 
-// Says what the members say together. Blocks: `kThreads` rows each, steps.
+// Combines the members' predictions. Blocks: `kThreads` rows each, steps.
 //   trace        [members][horizon][rows][state_dim + kColumns]
 //   states       [rows][horizon + 1][state_dim], written, the start included
 //   rewards      [rows][horizon], written
@@ -320,20 +334,21 @@ KERNEL(world_model_combine, const Model* model, const float* starts, const float
   EACH_THREAD(t) {
     const int row = BLOCK_X * kThreads + t;
     if (row < rows) {
-      const float* told = trace + (static_cast<long long>(step) * rows + row) * columns;
+      const float* inputs = trace + (static_cast<long long>(step) * rows + row) * columns;
       float* path = states + static_cast<long long>(row) * (horizon + 1) * dim;
       if (step == 0) {
         for (int i = 0; i < dim; ++i) path[i] = starts[static_cast<long long>(row) * dim + i];
       }
-      const Said said = combine(m, {told, stride}, {told + dim + kReward, stride},
-                                {told + dim + kLogit, stride}, {told + dim + kLogAlive, stride},
-                                path + (step + 1) * dim);
+      const float* const extras = inputs + dim;
+      const Combined all = combine(m, {inputs, stride}, {extras + kReward, stride},
+                                   {extras + kLogit, stride}, {extras + kLogAlive, stride},
+                                   path + (step + 1) * dim);
       const long long at = static_cast<long long>(row) * horizon + step;
-      rewards[at] = said.reward;
-      dones[at] = said.done;
+      rewards[at] = all.reward;
+      dones[at] = all.done;
       // As integers, floats from 0 up are in order, and what is not a number is above all.
-      const bool is_number = said.spread == said.spread;
-      const int spread = is_number ? __float_as_int(said.spread) : 0x7fc00000;
+      const bool is_number = all.spread == all.spread;
+      const int spread = is_number ? __float_as_int(all.spread) : 0x7fc00000;
       atomicMax(reinterpret_cast<int*>(uncertainty + row), spread);
     }
   }

@@ -1,9 +1,11 @@
-// Steps of an ensemble of world models on a CPU: what `models.network.ensemble.EnsembleStep` computes.
+// Steps of an ensemble of world models on a CPU: what `EnsembleStep` in models/network/ensemble.py
+// computes.
 //
-// Libraries for matrix products are made for big ones, and pack the weights anew at every call. Here
-// weights are packed once, rows go through a layer in registers, and all steps that are asked for
-// are one call. Every output of a layer is its bias plus its products in the order of the inputs,
-// and everything else is computed row by row: a row's bits do not depend on the rows beside it.
+// Libraries for matrix products are made for big ones, and pack the weights anew at every call.
+// Here weights are packed once, rows go through a layer in registers, and all steps of a call are taken
+// without leaving this code. Every output of a layer is its bias plus its products in the order of
+// the inputs, and everything else is computed row by row: a row's bits do not depend on the rows
+// beside it.
 
 #include <poll.h>
 
@@ -118,7 +120,7 @@ void apply(const Layer& layer, int rows, const float* x, float* y, int64_t strid
   }
 }
 
-// Rows on their way.
+// A rollout under way.
 struct Rows {
   int32_t rows, horizon;
   int64_t start_stride;  // 0 if all rows have the same start
@@ -130,6 +132,12 @@ struct Rows {
   float* dones;          // [rows][horizon]
   float* uncertainty;    // [rows], the largest spread so far
 };
+
+SAME_SIZE(Rows);
+SAME_PLACE(Rows, rows); SAME_PLACE(Rows, horizon); SAME_PLACE(Rows, start_stride);
+SAME_PLACE(Rows, starts); SAME_PLACE(Rows, actions); SAME_PLACE(Rows, carried);
+SAME_PLACE(Rows, states); SAME_PLACE(Rows, rewards); SAME_PLACE(Rows, dones);
+SAME_PLACE(Rows, uncertainty);
 
 // Memory of one call: rows of equal stride, wide enough for every layer's whole panels.
 struct Scratch {
@@ -215,8 +223,8 @@ void member_step(const Model& m, const Member& member, int rows, const float* ac
 }
 
 bool is_readable(int32_t file) {
-  pollfd asked = {file, POLLIN, 0};
-  return file >= 0 && poll(&asked, 1, 0) > 0;
+  pollfd entry = {file, POLLIN, 0};
+  return file >= 0 && poll(&entry, 1, 0) > 0;
 }
 
 int64_t stride_of(const Model& m) {
@@ -232,7 +240,7 @@ int64_t stride_of(const Model& m) {
 
 // Takes the steps from `begin` to `end`, and returns the one that comes next. That is `end`, or an
 // earlier one if the file descriptor `watched` is readable by then; below 0, none is watched.
-// `first` and `count` tell which rows to compute.
+// Rows from `first` on are computed, `count` of them.
 extern "C" int32_t world_model_steps(const Model* model, const Rows* all, int32_t begin,
                                      int32_t end, int32_t first, int32_t count, int32_t watched) {
   const Model& m = *model;
@@ -264,18 +272,18 @@ extern "C" int32_t world_model_steps(const Model* model, const Rows* all, int32_
     }
     for (int r = 0; r < count; ++r) {
       const int64_t row = first + r;
-      const Said said = combine(m, {carried + int64_t(r) * dim, member_stride},
-                                {rewards.data() + r, count}, {logits.data() + r, count},
-                                {log_alive + r, rows},
-                                t.states + row * path + int64_t(step + 1) * dim);
+      const Combined together = combine(m, {carried + int64_t(r) * dim, member_stride},
+                                        {rewards.data() + r, count}, {logits.data() + r, count},
+                                        {log_alive + r, rows},
+                                        t.states + row * path + int64_t(step + 1) * dim);
       for (int e = 0; e < m.members; ++e) {
         log_alive[int64_t(e) * rows + r] -= softplus(logits[e * count + r]);
       }
-      t.rewards[row * horizon + step] = said.reward;
-      t.dones[row * horizon + step] = said.done;
-      // Of two, one not a number is: it must show.
-      const float most = t.uncertainty[row];
-      t.uncertainty[row] = said.spread > most || std::isnan(said.spread) ? said.spread : most;
+      t.rewards[row * horizon + step] = together.reward;
+      t.dones[row * horizon + step] = together.done;
+      // NaN wins: it must not be hidden by a number.
+      const float most = t.uncertainty[row], spread = together.spread;
+      t.uncertainty[row] = spread > most || std::isnan(spread) ? spread : most;
     }
     ++step;
     if (step < end && is_readable(watched)) break;

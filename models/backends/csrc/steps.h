@@ -1,5 +1,8 @@
-// What a step of one row needs beside matrix products, for CPUs and GPUs alike: `native.cpp` and
-// `fused.cu` say the rest. No standard library: GPU code is compiled where there is none.
+// What a step of one row needs beside matrix products, for CPUs and GPUs alike; the rest is in
+// `native.cpp` and `fused.cu`. No standard library: GPU code is compiled where there is none.
+//
+// Macros that are not defined here are passed by `models.backends.packing`, which lays the
+// structures out: they hold its numbers, and where it puts each field.
 #pragma once
 
 #ifdef __CUDACC__
@@ -9,9 +12,14 @@
 #define ANYWHERE inline
 #endif
 
-constexpr int kPanel = 32;  // columns of weights that are packed together
+constexpr int kPanel = PANEL;  // columns of weights that are packed together
 
-enum Activation { kNone = 0, kRelu = 1, kElu = 2, kTanh = 3 };
+enum Activation {
+  kNone = 0,
+  kRelu = ACTIVATION_RELU,
+  kElu = ACTIVATION_ELU,
+  kTanh = ACTIVATION_TANH
+};
 
 struct Layer {
   int inputs, outputs, activation;
@@ -31,7 +39,8 @@ struct Model {
   const Member* member;
   const float *gate_always, *gate_if_present;
   const int* gate_presence;
-  // Columns of the state: dx, dy, heading, speed, acceleration, yaw rate, presence, a slot each.
+  // Columns of the state: those of dx in all slots, then of dy, heading, speed, acceleration, yaw
+  // rate, presence.
   const int* slot_columns;
   const int* edge_columns;
   // Columns of the ego: speed, offset, sine of its heading, edges, curvature; of the action.
@@ -69,7 +78,7 @@ ANYWHERE Angle small_angle(float angle) {
           1 - square * (0.5f - square * (1.0f / 24 - square / 720))};
 }
 
-// The ego's way in its own frame: m, m to the right, rad.
+// The ego's motion in its own frame: m, m to the right, rad.
 struct Motion {
   float forward, sideways, turned;
 };
@@ -121,9 +130,9 @@ ANYWHERE void move_neighbour(const Model& m, int slot, Row<const float> state, M
   const float slip = was[5] * (m.length_m / 2) / larger(was[3], m.slowest_mps);
   const float slip_sin = clamped(slip, -m.most_sin, m.most_sin);
   const float slip_cos = sqrtf(1 - slip_sin * slip_sin);
-  const float way = was[3] * m.dt_s;
-  const float ahead = was[0] + way * (cos_h * slip_cos - sin_h * slip_sin) - ego.forward;
-  const float aside = was[1] + way * (sin_h * slip_cos + cos_h * slip_sin) - ego.sideways;
+  const float path = was[3] * m.dt_s;
+  const float ahead = was[0] + path * (cos_h * slip_cos - sin_h * slip_sin) - ego.forward;
+  const float aside = was[1] + path * (sin_h * slip_cos + cos_h * slip_sin) - ego.sideways;
   const float faster = was[3] + was[4] * m.dt_s;
   const float goes_on = faster > 0 ? 1.0f : 0.0f;
   const float then[6] = {
@@ -135,7 +144,7 @@ ANYWHERE void move_neighbour(const Model& m, int slot, Row<const float> state, M
   after[at[6]] = was[6];
 }
 
-// A feature after the step: its analytic one, or the present one, and what the decoder says.
+// A feature after the step: its analytic one, or the present one, plus the decoder's change.
 ANYWHERE float decoded_feature(const Model& m, const Member& member, int i, Row<const float> state,
                                float base, float decoded) {
   float change = member.delta_scale[i] * decoded;
@@ -206,14 +215,15 @@ ANYWHERE float mean_of(int members, Row<const float> values) {
   return total / members;
 }
 
-struct Said {
+struct Combined {
   float reward, done, spread;
 };
 
-// What the members say of one row together, and its mean state; see `models.network.ensemble.EnsembleStep`.
+// What the members predict for one row together, and its mean state; see `EnsembleStep` in
+// models/network/ensemble.py.
 // Strides are from member to member. `log_alive` is from before the step.
-ANYWHERE Said combine(const Model& m, Row<const float> states, Row<const float> rewards,
-                      Row<const float> logits, Row<const float> log_alive, float* mean_state) {
+ANYWHERE Combined combine(const Model& m, Row<const float> states, Row<const float> rewards,
+                          Row<const float> logits, Row<const float> log_alive, float* mean_state) {
   const int dim = m.state_dim, members = m.members;
   float squares = 0;
   for (int i = 0; i < dim; ++i) {
@@ -233,3 +243,30 @@ ANYWHERE Said combine(const Model& m, Row<const float> states, Row<const float> 
   }
   return {mean_of(members, rewards), ending / alive, sqrtf(squares / (dim + 1))};
 }
+
+// Code for other structures than Python lays out does not compile.
+#define SAME_SIZE(structure) \
+  static_assert(sizeof(structure) == BYTES_##structure, "Python's " #structure " differs")
+#define SAME_PLACE(structure, field)                                              \
+  static_assert(__builtin_offsetof(structure, field) == AT_##structure##_##field, \
+                "Python puts " #structure "::" #field " elsewhere")
+
+SAME_SIZE(Layer);
+SAME_PLACE(Layer, inputs); SAME_PLACE(Layer, outputs); SAME_PLACE(Layer, activation);
+SAME_PLACE(Layer, weights); SAME_PLACE(Layer, biases);
+SAME_SIZE(Member);
+SAME_PLACE(Member, layers); SAME_PLACE(Member, state_mean); SAME_PLACE(Member, state_scale);
+SAME_PLACE(Member, delta_scale); SAME_PLACE(Member, reward_mean); SAME_PLACE(Member, reward_scale);
+SAME_PLACE(Member, done_scale); SAME_PLACE(Member, done_shift);
+SAME_SIZE(Model);
+SAME_PLACE(Model, members); SAME_PLACE(Model, state_dim); SAME_PLACE(Model, action_dim);
+SAME_PLACE(Model, depth); SAME_PLACE(Model, latent_dim); SAME_PLACE(Model, is_residual);
+SAME_PLACE(Model, has_geometry); SAME_PLACE(Model, has_kinematics); SAME_PLACE(Model, slots);
+SAME_PLACE(Model, edges); SAME_PLACE(Model, member); SAME_PLACE(Model, gate_always);
+SAME_PLACE(Model, gate_if_present); SAME_PLACE(Model, gate_presence);
+SAME_PLACE(Model, slot_columns); SAME_PLACE(Model, edge_columns); SAME_PLACE(Model, ego_columns);
+SAME_PLACE(Model, action_columns); SAME_PLACE(Model, half_length_m);
+SAME_PLACE(Model, half_width_m); SAME_PLACE(Model, gap_limit_m); SAME_PLACE(Model, contact_scale_m);
+SAME_PLACE(Model, dt_s); SAME_PLACE(Model, length_m); SAME_PLACE(Model, full_throttle_mps2);
+SAME_PLACE(Model, full_brake_mps2); SAME_PLACE(Model, max_speed_mps); SAME_PLACE(Model, grip_mps2);
+SAME_PLACE(Model, max_steering_rad); SAME_PLACE(Model, slowest_mps); SAME_PLACE(Model, most_sin);

@@ -1,5 +1,5 @@
-// NVIDIA's driver as far as `models.backends.fused` calls it. What is launched this CPU computes: block after
-// block, thread after thread. Loaded under the driver's name, it is what NVIDIA's bindings find.
+// NVIDIA's driver as far as `models.backends.fused` calls it. What is launched this CPU computes:
+// block after block, thread after thread. Loaded under the driver's name, it is what NVIDIA's bindings find.
 
 #include <algorithm>
 #include <cmath>
@@ -82,7 +82,8 @@ Function of(void (*)(int, int, float*, Given...)) {
 }
 
 Function functions[] = {of<world_model_rollout>(world_model_rollout),
-                        of<world_model_combine>(world_model_combine)};
+                        of<world_model_combine>(world_model_combine),
+                        of<world_model_shared_bytes>(world_model_shared_bytes)};
 
 }  // namespace
 
@@ -99,9 +100,10 @@ int cuModuleLoadData(void** module, const void* image) {
 }
 
 int cuModuleGetFunction(Function** function, void*, const char* name) {
-  *function = !strcmp(name, "world_model_rollout")   ? &functions[0]
-              : !strcmp(name, "world_model_combine") ? &functions[1]
-                                                     : nullptr;
+  *function = !strcmp(name, "world_model_rollout")        ? &functions[0]
+              : !strcmp(name, "world_model_combine")      ? &functions[1]
+              : !strcmp(name, "world_model_shared_bytes") ? &functions[2]
+                                                          : nullptr;
   return *function ? kSuccess : kNotFound;
 }
 

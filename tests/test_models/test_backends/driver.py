@@ -28,10 +28,11 @@ class Driver:
     def __init__(self, compiler: str, folder: Path) -> None:
         made = folder / "driver.so"
         options = ["-O2", "-std=c++17", "-shared", "-fPIC", "-Wall", "-Werror"]
+        options += fused.GPU_DEFINITIONS
         named = [f"-Wl,-soname,{_NAME}", "-I", str(fused.SOURCE.parent), "-o", str(made)]
         subprocess.run([compiler, *options, *named, str(_SOURCE)], check=True)
         self._library = ctypes.CDLL(str(made))
-        self._compiled = functools.cache(fused.compiled)
+        self._compiled = functools.cache(fused.compile_gpu)
 
     def reset(self) -> None:
         """Be an RTX A4000 that has nothing to complain of."""
@@ -45,7 +46,7 @@ class Driver:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
         monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
-        monkeypatch.setattr(fused, "compiled", self._compiled)
+        monkeypatch.setattr(fused, "compile_gpu", self._compiled)
 
     def shared_bytes(self, most: int) -> None:
         """Have so much shared memory for a block at most."""

@@ -12,12 +12,12 @@ import torch
 
 from models.backends import cpu_levels as levels
 from models.backends import native
+from models.backends.backend import NotCompiledError
 from models.backends.code_cache import seal
 from models.backends.cpu_levels import LEVELS, compile_levels, usable_library
 from models.backends.native import (
     COMPILERS,
-    NativeSteps,
-    NotCompiledError,
+    Native,
     library_file,
     named_library,
 )
@@ -26,7 +26,7 @@ from tests.test_models.test_backends.test_native import (
     close,
     ensemble_of,
     highway_rows,
-    told,
+    rolled_out,
 )
 
 EPYC_9004 = f"flags : fpu sse2 {LEVELS['x86-64-v4']} avx512_vnni"
@@ -134,7 +134,7 @@ def test_every_level_says_what_the_model_says(carried: Path, level: str) -> None
     ensemble = ensemble_of(MODELS["kinematics"])
     states, actions = highway_rows(19, 4)
 
-    seen = told(NativeSteps(named_library(carried, level), ensemble), states, actions)
+    seen = rolled_out(Native(named_library(carried, level), ensemble), states, actions)
 
     truth = ensemble.rollout(torch.from_numpy(states), torch.from_numpy(actions))
     close(seen.states, truth.states, rtol=2e-5, atol=2e-4)

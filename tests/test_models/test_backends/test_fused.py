@@ -10,15 +10,14 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from models.backends import fused
-from models.backends.fused import CudaKernels, FusedRollouts, compiled, shared_bytes
-from models.backends.native import NotCompiledError
+from models.backends.backend import NotCompiledError
+from models.backends.fused import CudaKernels, Fused, compile_gpu
 from models.checkpoint import Architecture, load_checkpoint
 from models.network.ensemble import WorldModelEnsemble
 from models.network.world_model import WorldModel
@@ -38,17 +37,19 @@ from tests.test_models.test_backends.test_native import (
 CPU = torch.device("cpu")
 
 
-Make = Callable[[WorldModelEnsemble], FusedRollouts]
+Make = Callable[[WorldModelEnsemble], Fused]
 
 
 @pytest.fixture
 def made(driver: Driver) -> Make:
-    return lambda ensemble: FusedRollouts(ensemble, CPU)
+    return lambda ensemble: Fused(ensemble, CPU)
 
 
-def told(rollouts: FusedRollouts, states: Array, actions: Array) -> Prediction:
-    prediction = rollouts.blank(len(states), actions.shape[1], states.shape[1])
-    rollouts.rollout(states, actions, prediction)
+def rolled_out(backend: Fused, states: Array, actions: Array) -> Prediction:
+    prediction = backend.blank(len(states), actions.shape[1], states.shape[1])
+    rollout = backend.start(states, actions, len(states), prediction)
+    assert rollout.advance(1) == actions.shape[1]
+    assert rollout.is_complete
     return prediction
 
 
@@ -61,7 +62,7 @@ def test_they_say_what_the_ensemble_says(made: Make, name: str, members: int) ->
     ensemble = ensemble_of(MODELS.get(name, wide), members)
     states, actions = highway_rows(37, 5)
 
-    seen = told(made(ensemble), states, actions)
+    seen = rolled_out(made(ensemble), states, actions)
 
     truth = ensemble.rollout(torch.from_numpy(states), torch.from_numpy(actions))
     close(seen.states, truth.states, rtol=2e-5, atol=2e-4)
@@ -74,7 +75,7 @@ def test_the_bundled_model_agrees_over_the_whole_horizon(made: Make) -> None:
     ensemble = load_checkpoint(PRETRAINED).ensemble
     states, actions = highway_rows(33, 16, seed=1)
 
-    seen = told(made(ensemble), states, actions)
+    seen = rolled_out(made(ensemble), states, actions)
 
     truth = ensemble.rollout(torch.from_numpy(states), torch.from_numpy(actions))
     close(seen.states, truth.states, rtol=1e-4, atol=2e-3)
@@ -83,13 +84,13 @@ def test_the_bundled_model_agrees_over_the_whole_horizon(made: Make) -> None:
 
 
 def test_a_row_has_the_same_bits_in_any_company_and_any_place(made: Make) -> None:
-    rollouts = made(ensemble_of(MODELS["kinematics"]))
+    backend = made(ensemble_of(MODELS["kinematics"]))
     states, actions = highway_rows(300, 4)
-    whole = told(rollouts, states, actions)
+    whole = rolled_out(backend, states, actions)
 
     for first, last in ((0, 1), (3, 10), (15, 17), (20, 60), (299, 300)):
-        part = told(rollouts, states[first:last], actions[first:last])
-        shorter = told(rollouts, states[first:last], actions[first:last, :2])
+        part = rolled_out(backend, states[first:last], actions[first:last])
+        shorter = rolled_out(backend, states[first:last], actions[first:last, :2])
         for name in NUMBERS:
             assert np.array_equal(getattr(part, name), getattr(whole, name)[first:last]), name
         assert np.array_equal(shorter.states, part.states[:, :3])
@@ -100,41 +101,41 @@ def test_no_thread_waits_for_another_between_synchronisations(
     made: Make, driver: Driver, name: str
 ) -> None:
     """Threads that run one after the other, in either order, tell a race."""
-    rollouts = made(ensemble_of(MODELS[name]))
+    backend = made(ensemble_of(MODELS[name]))
     states, actions = highway_rows(37, 3)
 
-    forward = told(rollouts, states, actions)
+    forward = rolled_out(backend, states, actions)
     driver.thread_order(is_backward=True)
-    backward = told(rollouts, states, actions)
+    backward = rolled_out(backend, states, actions)
 
     for numbers in NUMBERS:
         assert np.array_equal(getattr(forward, numbers), getattr(backward, numbers)), numbers
 
 
 def test_numbers_that_are_not_finite_stay_in_their_row(made: Make) -> None:
-    broken_rows_break_alone(partial(told, made(ensemble_of(MODELS["kinematics"]))))
+    broken_rows_break_alone(partial(rolled_out, made(ensemble_of(MODELS["kinematics"]))))
 
 
 def test_a_part_of_a_prediction_is_written_where_it_is(made: Make) -> None:
-    rollouts = made(ensemble_of(MODELS["plain"]))
+    backend = made(ensemble_of(MODELS["plain"]))
     states, actions = highway_rows(20, 3)
-    whole = told(rollouts, states, actions)
+    whole = rolled_out(backend, states, actions)
 
-    joined = rollouts.blank(20, 3, 34)
+    joined = backend.blank(20, 3, 34)
     for first, last in ((0, 13), (13, 20)):
         part = joined.part(first, last)
-        rollouts.rollout(states[first:last], actions[first:last], part)
+        backend.compute(states[first:last], actions[first:last], part)
 
     for name in NUMBERS:
         assert np.array_equal(getattr(joined, name), getattr(whole, name)), name
 
 
 def test_rows_that_share_a_start_need_not_repeat_it(made: Make) -> None:
-    rollouts = made(ensemble_of(MODELS["plain"]))
+    backend = made(ensemble_of(MODELS["plain"]))
     states, actions = highway_rows(9, 3)
     shared = np.broadcast_to(states[:1], states.shape)
 
-    seen, truth = told(rollouts, shared, actions), told(rollouts, shared.copy(), actions)
+    seen, truth = rolled_out(backend, shared, actions), rolled_out(backend, shared.copy(), actions)
 
     assert np.array_equal(seen.states, truth.states)
 
@@ -150,14 +151,14 @@ def test_kernels_that_say_something_else_are_not_used(driver: Driver) -> None:
 
     ensemble, rows = ensemble_of(MODELS["kinematics"]), highway_rows(16, 2)
 
-    FusedRollouts(ensemble, CPU).check(*rows)
+    Fused(ensemble, CPU).check(*rows)
     with pytest.raises(NotCompiledError, match="dones differ"):
-        FusedRollouts(ensemble, CPU, Wrong).check(*rows)
+        Fused(ensemble, CPU, Wrong).check(*rows)
 
 
 def test_a_device_with_too_little_shared_memory_is_told(made: Make, driver: Driver) -> None:
     ensemble = ensemble_of(MODELS["plain"])
-    needed = shared_bytes(next(iter(ensemble.members)))
+    needed = made(ensemble)._kernels.shared_bytes
     driver.shared_bytes(needed)
     made(ensemble)
 
@@ -171,50 +172,66 @@ def test_a_device_with_too_little_shared_memory_is_told(made: Make, driver: Driv
 def test_machine_code_that_the_device_refuses_is_told(
     made: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fused, "compiled", lambda architecture: b"for something else")
+    monkeypatch.setattr(fused, "compile_gpu", lambda architecture: b"for something else")
 
     with pytest.raises(NotCompiledError, match="CUDA_ERROR_INVALID_IMAGE"):
         made(ensemble_of(MODELS["plain"]))
 
 
 def test_a_launch_that_the_device_refuses_fails(made: Make, driver: Driver) -> None:
-    rollouts = made(ensemble_of(MODELS["plain"]))
+    backend = made(ensemble_of(MODELS["plain"]))
     driver.launch_error(702)
 
     with pytest.raises(RuntimeError, match="CUDA_ERROR_LAUNCH_TIMEOUT"):
-        told(rollouts, *highway_rows(3, 2))
+        rolled_out(backend, *highway_rows(3, 2))
 
     driver.launch_error(0)
-    assert np.isfinite(told(rollouts, *highway_rows(3, 2)).states).all()
+    assert np.isfinite(rolled_out(backend, *highway_rows(3, 2)).states).all()
 
 
 @pytest.mark.parametrize("architecture", ["sm_86", "sm_90"], ids=["RTX A4000", "H100"])
 def test_nvidias_compiler_takes_the_source(architecture: str) -> None:
     pytest.importorskip("cuda.bindings.nvrtc")
 
-    binary = compiled(architecture)
+    binary = compile_gpu(architecture)
 
     assert binary.startswith(b"\x7fELF")
     assert b"world_model_rollout" in binary
     assert b"world_model_combine" in binary
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [("AT_Model_slots=4", "Python puts Model::slots elsewhere"), ("TRACE_EXTRAS=4", "columns")],
+)
+def test_kernels_for_another_layout_do_not_compile(
+    monkeypatch: pytest.MonkeyPatch, option: str, message: str
+) -> None:
+    pytest.importorskip("cuda.bindings.nvrtc")
+    name = option.partition("=")[0]
+    options = [f"-D{option}" if f"-D{name}=" in x else x for x in fused.GPU_DEFINITIONS]
+    monkeypatch.setattr(fused, "GPU_DEFINITIONS", options)
+
+    with pytest.raises(NotCompiledError, match=message):
+        compile_gpu("sm_86")
+
+
 def test_what_nvidias_compiler_refuses_is_told() -> None:
     pytest.importorskip("cuda.bindings.nvrtc")
 
     with pytest.raises(NotCompiledError, match=r"refuses sm_10: .*architecture"):
-        compiled("sm_10")
+        compile_gpu("sm_10")
 
 
 def test_without_nvidias_compiler_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "cuda.bindings", None)
 
     with pytest.raises(NotCompiledError, match="not at hand"):
-        compiled("sm_86")
+        compile_gpu("sm_86")
 
 
-def test_a_block_of_the_bundled_model_fits_twice_into_an_a4000() -> None:
-    member: Any = next(load_checkpoint(PRETRAINED).ensemble.members)
+def test_a_block_of_the_bundled_model_fits_twice_into_an_a4000(made: Make) -> None:
+    needed = made(load_checkpoint(PRETRAINED).ensemble)._kernels.shared_bytes
 
     # 100 KiB a multiprocessor, of which each block takes one more (CUDA guide, compute 8.6).
-    assert 2 * (shared_bytes(member) + 1024) <= 100 * 1024
+    assert 2 * (needed + 1024) <= 100 * 1024

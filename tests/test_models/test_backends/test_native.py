@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from models.backends import native
-from models.backends.graphs import NativeRollout
-from models.backends.native import NativeSteps, NotCompiledError, compile_library, library_file
+from models.backends.backend import NotCompiledError
+from models.backends.native import Native, compile_library, library_file
 from models.checkpoint import Architecture, load_checkpoint
 from models.highway import highway_spec
 from models.network.ensemble import WorldModelEnsemble
@@ -46,9 +46,9 @@ def slots() -> tuple[Any, ...]:
     return HIGHWAY.geometry.slots
 
 
-def told(steps: NativeSteps, states: Array, actions: Array, *slices: int) -> Prediction:
+def rolled_out(backend: Native, states: Array, actions: Array, *slices: int) -> Prediction:
     prediction = Prediction.blank(len(states), actions.shape[1], states.shape[1])
-    rollout = NativeRollout(steps, states, actions, prediction)
+    rollout = backend.start(states, actions, len(states), prediction)
     for count in slices or (actions.shape[1],):
         rollout.advance(count)
     assert rollout.is_complete
@@ -97,11 +97,11 @@ MODELS: dict[str, Callable[[], WorldModel]] = {
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("members", [1, 3])
-def test_it_says_what_the_ensemble_says(library: Path, name: str, members: int) -> None:
+def test_a_prediction_is_the_ensembles(library: Path, name: str, members: int) -> None:
     ensemble = ensemble_of(MODELS[name], members)
     states, actions = highway_rows(37, 6)
 
-    seen = told(NativeSteps(library, ensemble), states, actions)
+    seen = rolled_out(Native(library, ensemble), states, actions)
 
     truth = ensemble.rollout(torch.from_numpy(states), torch.from_numpy(actions))
     close(seen.states, truth.states, rtol=2e-5, atol=2e-4)
@@ -114,7 +114,7 @@ def test_the_bundled_model_agrees_over_the_whole_horizon(library: Path) -> None:
     loaded = load_checkpoint(PRETRAINED)
     states, actions = highway_rows(64, 16, seed=1)
 
-    seen = told(NativeSteps(library, loaded.ensemble), states, actions)
+    seen = rolled_out(Native(library, loaded.ensemble), states, actions)
 
     truth = loaded.ensemble.rollout(torch.from_numpy(states), torch.from_numpy(actions))
     close(seen.states, truth.states, rtol=1e-4, atol=2e-3)
@@ -123,29 +123,29 @@ def test_the_bundled_model_agrees_over_the_whole_horizon(library: Path) -> None:
 
 
 def test_a_row_has_the_same_bits_in_any_company_and_any_slices(library: Path) -> None:
-    steps = NativeSteps(library, ensemble_of(MODELS["kinematics"]))
+    backend = Native(library, ensemble_of(MODELS["kinematics"]))
     states, actions = highway_rows(60, 5)
-    whole = told(steps, states, actions)
-    threads = told(
-        NativeSteps(library, ensemble_of(MODELS["kinematics"]), threads=3), states, actions
+    whole = rolled_out(backend, states, actions)
+    threads = rolled_out(
+        Native(library, ensemble_of(MODELS["kinematics"]), threads=3), states, actions
     )
 
     for first, last in ((0, 1), (3, 10), (7, 8), (20, 60), (59, 60)):
-        part = told(steps, states[first:last], actions[first:last], 2, 1, 9)
+        part = rolled_out(backend, states[first:last], actions[first:last], 2, 1, 9)
         for name in NUMBERS:
             assert np.array_equal(getattr(part, name), getattr(whole, name)[first:last]), name
             assert np.array_equal(getattr(threads, name), getattr(whole, name)), name
 
 
 def test_rows_that_share_a_start_need_not_repeat_it(library: Path) -> None:
-    steps = NativeSteps(library, ensemble_of(MODELS["plain"]))
+    backend = Native(library, ensemble_of(MODELS["plain"]))
     states, actions = highway_rows(9, 3)
     shared = np.broadcast_to(states[:1], states.shape)
     same_actions = np.broadcast_to(actions[:1], actions.shape)
 
     for given in ((shared, actions), (states, same_actions), (states.T.copy().T, actions)):
-        seen = told(steps, *given)
-        truth = told(steps, given[0].copy(), given[1].copy())
+        seen = rolled_out(backend, *given)
+        truth = rolled_out(backend, given[0].copy(), given[1].copy())
         for name in NUMBERS:
             assert np.array_equal(getattr(seen, name), getattr(truth, name)), name
 
@@ -153,10 +153,10 @@ def test_rows_that_share_a_start_need_not_repeat_it(library: Path) -> None:
 @pytest.mark.parametrize("threads", [1, 2])
 def test_steps_stop_while_a_file_is_readable(library: Path, threads: int) -> None:
     states, actions = highway_rows(40, 6)
-    steps = NativeSteps(library, ensemble_of(MODELS["plain"]), threads)
-    whole = told(steps, states, actions)
+    backend = Native(library, ensemble_of(MODELS["plain"]), threads)
+    whole = rolled_out(backend, states, actions)
     seen = Prediction.blank(len(states), actions.shape[1], states.shape[1])
-    rollout = NativeRollout(steps, states, actions, seen)
+    rollout = backend.start(states, actions, len(states), seen)
     reader, writer = os.pipe()
     try:
         assert rollout.advance(2, reader) == 2
@@ -193,7 +193,7 @@ def test_activations_are_exact_to_a_few_units_in_the_last_place(
     ).reshape(-1, 32)
 
     ensemble = WorldModelEnsemble.from_members([model.eval().requires_grad_(False)])
-    seen = told(NativeSteps(library, ensemble), values, np.zeros((len(values), 1, 3), np.float32))
+    seen = rolled_out(Native(library, ensemble), values, np.zeros((len(values), 1, 3), np.float32))
 
     act = {"elu": torch.nn.ELU(), "relu": torch.nn.ReLU(), "tanh": torch.nn.Tanh()}[activation]
     truth = act(act(torch.from_numpy(values).double()))
@@ -201,9 +201,9 @@ def test_activations_are_exact_to_a_few_units_in_the_last_place(
 
 
 def test_numbers_that_are_not_finite_stay_in_their_row(library: Path) -> None:
-    steps = NativeSteps(library, ensemble_of(MODELS["kinematics"]))
+    backend = Native(library, ensemble_of(MODELS["kinematics"]))
 
-    broken_rows_break_alone(partial(told, steps))
+    broken_rows_break_alone(partial(rolled_out, backend))
 
 
 def broken_rows_break_alone(roll_out: Callable[[Array, Array], Prediction]) -> None:
@@ -256,6 +256,19 @@ def test_a_compiler_that_fails_says_why_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "field", ["Layer_weights", "Member_done_shift", "Model_slots", "Rows_dones"]
+)
+def test_code_for_another_layout_does_not_compile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    options = [f"-DAT_{field}=4" if f"_{field}=" in x else x for x in native._OPTIONS]
+    monkeypatch.setattr(native, "_OPTIONS", options)
+
+    with pytest.raises(NotCompiledError, match=f"Python puts {field.replace('_', '::', 1)} else"):
+        compile_library(tmp_path)
+
+
 def test_a_missing_compiler_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
 
@@ -275,7 +288,7 @@ def test_a_broken_library_is_refused(tmp_path: Path) -> None:
     broken.write_bytes(b"not a library")
 
     with pytest.raises(NotCompiledError, match="cannot be loaded"):
-        NativeSteps(broken, ensemble_of(MODELS["plain"]))
+        Native(broken, ensemble_of(MODELS["plain"]))
 
 
 def test_without_the_kernels_list_of_abilities_others_are_used(

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from models.backends.graphs import GraphedSteps, SteppedRollout, WholeRollout
+from models.backends.eager import Eager
+from models.backends.graphs import Graphs
 from models.network.ensemble import WorldModelEnsemble
-from models.prediction import Prediction
+from models.prediction import Array, Prediction
 
 NUMBERS = ("states", "rewards", "dones", "uncertainty")
 
@@ -26,14 +27,18 @@ def inputs(horizon: int) -> tuple[torch.Tensor, torch.Tensor]:
     return states, torch.rand(horizon, 8, 2, generator=generator)
 
 
+def arrays(states: torch.Tensor, actions: torch.Tensor) -> tuple[Array, Array]:
+    """Return states [B, S] and actions [B, H, A] of tensors [B, S] and [H, B, A]."""
+    return states.numpy(), actions.swapaxes(0, 1).numpy()
+
+
 @pytest.mark.parametrize("slices", [(5,), (1, 1, 1, 1, 1), (2, 9)], ids=str)
-def test_a_stepped_rollout_is_the_ensembles_however_it_is_sliced(
+def test_an_eager_rollout_is_the_ensembles_however_it_is_sliced(
     ensemble: WorldModelEnsemble, slices: tuple[int, ...]
 ) -> None:
     states, actions = inputs(5)
-    step = ensemble.step()
     prediction = Prediction.blank(8, 5, 4)
-    rollout = SteppedRollout(step, 2, states, actions, prediction)
+    rollout = Eager(ensemble).start(*arrays(states, actions), 8, prediction)
 
     seen = [rollout.is_complete]
     for steps in slices:
@@ -47,12 +52,12 @@ def test_a_stepped_rollout_is_the_ensembles_however_it_is_sliced(
 
 
 def test_padding_is_left_out(ensemble: WorldModelEnsemble) -> None:
-    states, actions = inputs(3)
-    step = ensemble.step()
+    states, actions = arrays(*inputs(3))
+    backend = Eager(ensemble)
     whole, part = Prediction.blank(8, 3, 4), Prediction.blank(5, 3, 4)
 
-    for prediction in (whole, part):
-        SteppedRollout(step, 2, states, actions, prediction).advance(3)
+    for rows, prediction in ((8, whole), (5, part)):
+        backend.start(states[:rows], actions[:rows], 8, prediction).advance(3)
 
     for name in NUMBERS:
         assert np.array_equal(getattr(part, name), getattr(whole, name)[:5]), name
@@ -69,19 +74,18 @@ def test_recorded_graphs_take_any_horizon_with_one_wait_for_sixteen_steps(
         recorded.append(work)
         return work
 
-    step = ensemble.step()
-    graphs = GraphedSteps(step, 8, 4, 2, capture=capture, wait=lambda: waits.append(1))
-    states, actions = inputs(horizon)
+    backend = Graphs(ensemble, capture=capture, wait=lambda: waits.append(1))
+    states, actions = arrays(*inputs(horizon))
 
     seen, truth = Prediction.blank(8, horizon, 4), Prediction.blank(8, horizon, 4)
 
     for _ in range(2):
-        rollout = WholeRollout(graphs, states.numpy(), actions.swapaxes(0, 1).numpy(), seen)
+        rollout = backend.start(states, actions, 8, seen)
         assert not rollout.is_complete
         rollout.advance(1)
         assert rollout.is_complete
 
-    SteppedRollout(step, 2, states, actions, truth).advance(horizon)
+    Eager(ensemble).start(states, actions, 8, truth).advance(horizon)
     for name in NUMBERS:
         assert np.array_equal(getattr(seen, name), getattr(truth, name)), name
     assert len(waits) == 2 * -(-horizon // 16)

@@ -16,14 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-import models.network.rows
-from models.backends.native import NotCompiledError
+from models.backends.backend import NotCompiledError
 from models.checkpoint import Architecture, Calibration, Checkpoint
 from models.network.ensemble import WorldModelEnsemble
+from models.network.rows import ROW_TILE
 from models.spec import anonymous_spec
 from service.engine import Engine
-from service.engine import launch_rows as shapes
-from service.engine.launch_rows import launch_shapes
+from service.engine.launch_rows import launch_row_counts
 from service.errors import StartupError
 from service.interface import Array, EngineLike, Prediction
 
@@ -48,7 +47,7 @@ def checkpoint(members: int = 2) -> Checkpoint:
         ensemble=ensemble.eval().requires_grad_(False),
         spec=spec,
         architecture=architecture,
-        calibration=Calibration(0.2, 0.9, *bounds, 16),
+        calibration=Calibration(0.2, 0.9, *bounds, 16, {"allow_unguaranteed": True}),
         name="small",
         version="v1",
         metrics={"auroc": 0.5},
@@ -134,7 +133,7 @@ def test_a_launch_can_be_left_and_gone_on_with(engine: Engine, part_rows: int) -
 
 
 def test_more_rows_than_the_biggest_shape_are_several_launches(engine: Engine) -> None:
-    states, actions = inputs(engine.shapes[-1] + 5, 2)
+    states, actions = inputs(engine.costs.launch_rows[-1] + 5, 2)
 
     seen = engine.rollout(states, actions)
 
@@ -144,7 +143,9 @@ def test_more_rows_than_the_biggest_shape_are_several_launches(engine: Engine) -
 def test_costs_are_measured_for_every_shape(engine: Engine) -> None:
     costs = engine.costs
 
-    assert costs.rows == engine.shapes
+    kind = {"is_padded": engine.describe().device == "cpu (eager)"}
+    assert costs.launch_rows == tuple(launch_row_counts("cpu", **kind))
+    assert len(costs.step_s) == len(costs.launch_rows)
     assert all(seconds > 0 for seconds in costs.step_s)
     assert costs.is_divisible
     assert engine.is_quick_to_call
@@ -196,27 +197,23 @@ def test_the_model_is_described(engine: Engine) -> None:
     as_protocol.canary()
 
 
-def test_launch_shapes_of_a_cpu_are_dense_and_tiled() -> None:
-    cpu = launch_shapes("cpu")
+def test_launch_row_counts_of_a_cpu_are_dense_and_tiled() -> None:
+    cpu = launch_row_counts("cpu")
 
     assert cpu[:9] == [8, 16, 24, 32, 40, 48, 56, 64, 80]
-    assert launch_shapes("cpu", is_any=True) == [1, 2, 4, *cpu]
+    assert launch_row_counts("cpu", is_padded=False) == [1, 2, 4, *cpu]
     assert cpu[-1] == 512
-    assert not any(shape % shapes.ROW_TILE for shape in (*cpu, *launch_shapes("cuda")))
+    assert not any(count % ROW_TILE for count in (*cpu, *launch_row_counts("cuda")))
 
 
-def test_launch_shapes_of_a_gpu_are_few_if_each_is_a_graph() -> None:
-    graphs, fused = launch_shapes("cuda"), launch_shapes("cuda", is_any=True)
+def test_launch_row_counts_of_a_gpu_are_few_if_each_is_a_graph() -> None:
+    graphs, fused = launch_row_counts("cuda"), launch_row_counts("cuda", is_padded=False)
 
     assert len(graphs) == 5
     assert set(graphs) < set(fused)
     assert (fused[0], fused[-1]) == (graphs[0], graphs[-1]) == (8, 4096)
     # Costs are known to a quarter at most.
     assert all(b <= max(1.25 * a, a + 8) for a, b in itertools.pairwise(fused))
-
-
-def test_row_tiles_are_the_models() -> None:
-    assert shapes.ROW_TILE == models.network.rows.ROW_TILE
 
 
 class Moody(nn.Module):
@@ -295,7 +292,7 @@ def test_a_shape_with_other_bits_is_dropped_and_not_used() -> None:
     ensemble.launches.clear()
     small.rollout(*inputs(20, 2))
 
-    assert 24 not in small.shapes
+    assert 24 not in small.costs.launch_rows
     assert ensemble.launches == [32, 32]
     assert (lines[0]["event"], lines[0]["rows"]) == ("launch shape dropped", 24)
 
@@ -307,7 +304,7 @@ def test_a_model_whose_bits_depend_on_the_place_is_told() -> None:
         small.start()
 
     assert [line["event"] for line in lines] == ["rows are not reproducible"]
-    assert small.shapes == tuple(launch_shapes("cpu"))
+    assert small.costs.launch_rows == tuple(launch_row_counts("cpu"))
 
 
 def test_the_canary_notices_a_prediction_that_is_not_finite() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pynvml
@@ -13,12 +13,13 @@ import pytest
 import structlog
 import torch
 
-from models.backends.backend import Graphs
-from models.backends.graphs import GraphedSteps
-from models.backends.native import NotCompiledError
-from models.network.ensemble import EnsembleStep
+from models.backends import graphs
+from models.backends.backend import NotCompiledError
+from models.backends.eager import Eager
+from models.network.ensemble import WorldModelEnsemble
 from service.engine import Engine
 from service.engine.device_memory import DeviceMemory
+from service.engine.parts import Parts
 from tests.test_models.test_backends.driver import Driver
 from tests.test_service.test_engine.test_engine import checkpoint, inputs, moody, row_bits
 
@@ -66,7 +67,7 @@ def test_the_memory_budget_is_enforced_and_reported(
     engine = Engine(checkpoint(), vram_budget_bytes=2 * 2**30)
     engine._device = torch.device("cuda", 0)
     engine._start_cuda()
-    engine._way = Graphs(checkpoint().ensemble)
+    engine._backend = graphs.Graphs(checkpoint().ensemble)
 
     assert cuda["share"] == 0.25
     assert engine.vram() == {
@@ -96,30 +97,29 @@ def test_a_budget_beyond_the_device_is_cut_to_it(
 
 
 def test_memory_is_given_back_before_a_launch_is_split(cuda: dict[str, Any]) -> None:
-    _, small = moody()
-    small.start()
-    small._device = torch.device("cuda", 0)
+    ensemble, _ = moody(fits_rows=16)
+    backend = Eager(cast(WorldModelEnsemble, ensemble))
+    counted: list[str] = []
 
-    small.free_memory(32)
+    Parts(backend, (8, 16, 32), *inputs(32, 2), 32, counted.append).run()
 
-    assert cuda["emptied"] == 1
+    assert (cuda["emptied"], counted) == (1, ["out_of_memory"])
+    assert ensemble.launches == [32, 16, 16, 16, 16]
 
 
 @pytest.fixture
 def graphs_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    def on_cpu(step: EnsembleStep, rows: int, state_dim: int, action_dim: int) -> GraphedSteps:
-        return GraphedSteps(
-            step, rows, state_dim, action_dim, capture=lambda work: work, wait=lambda: None
-        )
+    def on_cpu(ensemble: WorldModelEnsemble) -> graphs.Graphs:
+        return graphs.Graphs(ensemble, capture=lambda work: work, wait=lambda: None)
 
-    monkeypatch.setattr("models.backends.backend.GraphedSteps", on_cpu)
+    monkeypatch.setattr("service.engine.engine.Graphs", on_cpu)
 
 
 def rolled_out_as_on_a_gpu(engine: Engine) -> tuple[list[list[bytes]], Engine]:
-    """Return the bits of 20 rows and 21 steps by the GPU's way of an engine, computed here."""
+    """Return the bits of 20 rows and 21 steps by the GPU's backend of an engine, computed here."""
     engine.start()
     engine._is_cpu = False
-    engine._way = engine._gpu_way()
+    engine._backend = engine._gpu_backend()
     states, actions = inputs(20, 21)
 
     begun = engine.begin(states, actions, 20)
@@ -159,7 +159,7 @@ def test_without_nvidias_compiler_graphs_do_it_and_it_is_said(
     def refuse(architecture: str) -> bytes:
         raise NotCompiledError("no compiler")
 
-    monkeypatch.setattr("models.backends.fused.compiled", refuse)
+    monkeypatch.setattr("models.backends.fused.compile_gpu", refuse)
 
     with structlog.testing.capture_logs() as lines:
         rolled_out_as_on_a_gpu(

@@ -61,7 +61,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
         state_low=(-1e6,) * dim,
         state_high=(1e6,) * dim,
         horizon=HORIZON,
-        notes={"conformal": promise},
+        notes={"conformal": promise, "allow_unguaranteed": True},
     )
     save_untrained(folder / "checkpoint", limits)
     return folder
@@ -308,17 +308,21 @@ def test_report_tables_are_markdown() -> None:
 def test_a_model_cards_results_are_replaced_and_the_rest_is_kept(
     metrics: dict[str, Any], tmp_path: Path
 ) -> None:
-    card = tmp_path / "card.md"
+    card, report = tmp_path / "docs" / "card.md", tmp_path / "report"
+    card.parent.mkdir()
     card.write_text(f"before\n{RESULTS_START}\nstale figures\n{RESULTS_END}\nafter\n")
 
-    update_model_card(card, metrics)
+    update_model_card(card, metrics, report)
     once = card.read_text()
-    update_model_card(card, metrics)
+    update_model_card(card, metrics, report)
 
     assert once.startswith("before\n")
     assert once.endswith("after\n")
     assert "stale figures" not in once
     assert model_card_table(metrics) in once
+    assert "### Guarantee" in once
+    assert "### Errors of states" not in once
+    assert "[report](../report/report.md)" in once
     assert card.read_text() == once
 
 
@@ -327,4 +331,4 @@ def test_a_model_card_without_markers_is_refused(metrics: dict[str, Any], tmp_pa
     card.write_text("nothing")
 
     with pytest.raises(ValueError, match="lacks the markers"):
-        update_model_card(card, metrics)
+        update_model_card(card, metrics, tmp_path)

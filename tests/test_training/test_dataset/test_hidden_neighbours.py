@@ -4,8 +4,7 @@ import numpy as np
 
 from models.highway import highway_spec
 from tests.test_training.toy import toy_spec, toy_windows
-from training.dataset.windows import Windows
-from training.fitting.augment import KEEP_DISTANCE_M, hide_far_neighbours
+from training.dataset.windows import KEEP_DISTANCE_M, Windows, hide_far_neighbours
 
 SPEC = highway_spec()
 
