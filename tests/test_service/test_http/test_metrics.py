@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from service.scheduling.jobs import JobClass
-from service.telemetry.buckets import COUNTS, PROBABILITIES
 from service.telemetry.metrics import Registry
+from service.telemetry.series import COUNTS, PROBABILITIES
 from tests.fakes.engine import ACTIONS, POISON, STATE, FakeEngine, serving, slow_costs, until
 from tests.fakes.sockets import BODY, LIMIT, listening, request
 from tests.fakes.told import BODIES, Labels, bucketed, counted, value
