@@ -41,7 +41,7 @@ OTHER = "other"
 """Label of paths that no route has: a scanner must not create series."""
 
 _SORTED_AFTER = 1024
-"""Requests after which histograms sort what came."""
+"""Requests and verdicts after which histograms sort what came."""
 
 STATUSES = (
     *("200", "400", "401", "404", "405", "408", "413", "414", "415", "422", "429", "431"),
@@ -84,7 +84,7 @@ class Metrics:
         registry.register(_Parsed(self.render))
 
     def _add_traffic(self, endpoints: Sequence[str]) -> None:
-        self._requests = Counts(
+        requests = Counts(
             "world_model_requests",
             "Answered HTTP requests by route and status; 499 if the caller left.",
             ("endpoint", "code"),
@@ -104,7 +104,8 @@ class Metrics:
             "stage",
             STAGES,
         )
-        self._hot += self._requests, seconds, stages
+        self._hot += requests, seconds, stages
+        self._requests = requests.counts
         self._seconds = seconds.series
         self._stages = [stages.series[stage] for stage in STAGES]
 
@@ -124,7 +125,7 @@ class Metrics:
         self._errors = {kind: errors.labels(kind) for kind in ENGINE_FAULTS}
 
     def _add_answers(self) -> None:
-        self._verdicts = Counts(
+        verdicts = Counts(
             "world_model_safety_verdicts",
             "Verdicts of safety checks.",
             ("verdict",),
@@ -141,7 +142,8 @@ class Metrics:
             "of the training states.",
             UNCERTAINTIES,
         )
-        self._hot += self._verdicts, crash_probability, uncertainty
+        self._hot += verdicts, crash_probability, uncertainty
+        self._verdicts = verdicts.counts
         self._crash_probability, self._uncertainty = crash_probability.only, uncertainty.only
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -183,7 +185,7 @@ class Metrics:
 
     def answered(self, endpoint: str, status: int, seconds: float) -> None:
         """Note an answered request; `endpoint` is a route template or `OTHER`."""
-        self._requests.add((endpoint, str(status)))
+        self._requests[endpoint, str(status)] += 1
         self._seconds[endpoint].add(seconds)
         self._unsorted += 1
         if self._unsorted >= _SORTED_AFTER:
@@ -195,7 +197,9 @@ class Metrics:
             if isinstance(metric, Histogram):
                 metric.sort()
 
-    def staged(self, parse_s: float, queue_s: float, compute_s: float, respond_s: float) -> None:
+    def observe_stages(
+        self, parse_s: float, queue_s: float, compute_s: float, respond_s: float
+    ) -> None:
         """Note a prediction request's seconds in each of `STAGES`."""
         parse, queue, compute, respond = self._stages
         parse.add(parse_s)
@@ -217,20 +221,21 @@ class Metrics:
         """Note a fault of the engine."""
         self._errors[kind].inc()
 
-    def checked(self, verdicts: Sequence[Verdict]) -> None:
+    def observe_verdicts(self, verdicts: Sequence[Verdict]) -> None:
         """Note the verdicts on the sequences of one safety check."""
         for verdict in verdicts:
-            self._verdicts.add((verdict.verdict,))
-        known = [v.crash_probability for v in verdicts if v.crash_probability is not None]
-        self._crash_probability.add_all(known)
-        known = [v.uncertainty for v in verdicts if v.uncertainty is not None]
-        self._uncertainty.add_all(known)
+            self._verdicts[verdict.verdict,] += 1
+            if verdict.crash_probability is not None:
+                self._crash_probability.add(verdict.crash_probability)
+            if verdict.uncertainty is not None:
+                self._uncertainty.add(verdict.uncertainty)
+        self._unsorted += len(verdicts)
 
-    def disagreed(self, uncertainty: Array) -> None:
+    def observe_uncertainties(self, uncertainty: Array) -> None:
         """Note the finite uncertainty of each answered sequence, [K]."""
         self._uncertainty.add_all(uncertainty.tolist())
 
-    def disagreed_once(self, uncertainty: float) -> None:
+    def observe_uncertainty(self, uncertainty: float) -> None:
         """Note the finite uncertainty of the only answered sequence."""
         self._uncertainty.add(uncertainty)
 

@@ -8,6 +8,7 @@ dicts and lists, to which the event loop's thread alone adds, and whose lines ar
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 
@@ -86,7 +87,11 @@ class Counts:
         name: Without `_total`.
         text: Help.
         labels: Names of the labels.
-        known: Values of the labels, one tuple a series; none holds quotes or backslashes.
+        known: Values of the labels, one tuple per series; none holds quotes or backslashes.
+
+    Attributes:
+        counts: Events by the values of their labels, even of labels that nobody foresaw. Changed
+            on the event loop's thread.
     """
 
     def __init__(
@@ -95,16 +100,12 @@ class Counts:
         self._name = f"{name}_total"
         self._text = text
         self._labels = labels
-        self._counts = dict.fromkeys(known, 0)
-        self._heads = {values: self._head(values) for values in self._counts}
-
-    def add(self, values: tuple[str, ...]) -> None:
-        """Count one event, even one with labels that nobody foresaw."""
-        self._counts[values] = self._counts.get(values, 0) + 1
+        self.counts = Counter(dict.fromkeys(known, 0))
+        self._heads = {values: self._head(values) for values in self.counts}
 
     def lines(self) -> list[str]:
         """Return the present counts; any thread."""
-        counts, heads = self._counts.copy(), self._heads
+        counts, heads = dict(self.counts), self._heads
         if len(counts) > len(heads):
             heads = self._heads = {values: self._head(values) for values in counts}
         return [
@@ -124,7 +125,7 @@ class Histogram:
         text: Help.
         bounds: Upper bounds of the buckets, in order.
         label: Name of the label.
-        values: Its values, one a series; none holds quotes or backslashes.
+        values: Its values, one per series; none holds quotes or backslashes.
 
     Attributes:
         series: Buckets by the label's value.

@@ -87,7 +87,7 @@ def test_series_exist_from_the_start_at_zero() -> None:
 def test_latency_buckets_start_at_100_microseconds() -> None:
     read = Read()
     read.metrics.answered("/predict", 200, 0.00005)
-    read.metrics.staged(0.00005, 0.0002, 1.0, 100.0)
+    read.metrics.observe_stages(0.00005, 0.0002, 1.0, 100.0)
 
     assert read.value("request_seconds_bucket", endpoint="/predict", le="0.0001") == 1
     assert read.value("stage_seconds_bucket", stage="queue", le="0.0001") == 0
@@ -107,10 +107,12 @@ def verdict(name: str, probability: float | None) -> Verdict:
 
 def test_verdicts_and_probabilities_are_counted_in_bulk() -> None:
     read = Read()
-    read.metrics.checked([verdict("safe", 0.0), verdict("safe", 0.05), verdict("unknown", None)])
-    read.metrics.checked([verdict("unsafe", 1.0)])
-    read.metrics.disagreed(np.array([0.001, 0.2, 50.0], np.float32))
-    read.metrics.disagreed_once(0.001)
+    read.metrics.observe_verdicts(
+        [verdict("safe", 0.0), verdict("safe", 0.05), verdict("unknown", None)]
+    )
+    read.metrics.observe_verdicts([verdict("unsafe", 1.0)])
+    read.metrics.observe_uncertainties(np.array([0.001, 0.2, 50.0], np.float32))
+    read.metrics.observe_uncertainty(0.001)
 
     assert read.value("safety_verdicts_total", verdict="safe") == 2
     assert read.value("crash_probability_bucket", le="0.001") == 1
@@ -143,6 +145,16 @@ def test_buckets_keep_no_more_values_than_they_can_sort_quickly() -> None:
         assert len(buckets._seen[2]) <= 4096
 
     assert buckets.read()[0][0] == 25_600
+
+
+def test_values_of_verdicts_do_not_wait_for_long() -> None:
+    read = Read()
+    for _ in range(100):
+        read.metrics.observe_verdicts([verdict("safe", 0.0)] * 256)
+        read.metrics.answered("/safety-check", 200, 0.1)
+        assert len(read.metrics._crash_probability._seen[2]) <= 1024
+
+    assert read.value("crash_probability_count") == 25_600
 
 
 def test_buckets_may_be_read_while_they_are_filled_and_sorted() -> None:
