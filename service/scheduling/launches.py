@@ -89,8 +89,12 @@ class Launch:
         # A slice that stops for what comes in need not be short to look for it.
         if is_quick and stops_early and not self.is_overtaken:
             longest_s = max(longest_s, bounds.inline_s / pace)
-        steps = min(self.steps_left, costs.most_steps(longest_s, self.part_rows, self.horizon))
-        expected_s = costs.launch_s(self.part_rows, steps)
+        steps, step_s = self.steps_left, costs.step_s_of[self.part_rows]
+        if step_s:
+            # Where launches cannot be left between steps, only whole horizons can be computed.
+            least = 1 if costs.is_divisible else self.horizon
+            steps = min(steps, least * max(1, int(longest_s / (least * step_s))))
+        expected_s = steps * step_s
         return Slice(steps, expected_s, is_quick and pace * expected_s <= bounds.inline_s)
 
     def run(

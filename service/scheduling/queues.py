@@ -67,6 +67,8 @@ class Queues:
         self._bounds = bounds
         self._in_order = list(self.lanes.values())
         self._last: Lane | None = None
+        self._costs: Costs | None = None
+        self._most_rows: dict[int, int] = {}  # by horizon, with those costs
 
     def depth(self, job_class: JobClass) -> int:
         """Return how many jobs wait."""
@@ -169,7 +171,12 @@ class Queues:
         # Those that share the horizon of the one waiting longest.
         same_horizon = min(lane.by_horizon.values(), key=lambda jobs: next(iter(jobs)))
         horizon = next(iter(same_horizon.values())).horizon
-        most = costs.most_rows(self._bounds.preempt_after_s, horizon)
+        if costs is not self._costs:
+            self._costs, self._most_rows = costs, {}
+        most = self._most_rows.get(horizon)
+        if most is None:
+            most = costs.most_rows(self._bounds.preempt_after_s, horizon)
+            self._most_rows[horizon] = most
         jobs: list[Job] = []
         rows = 0
         for job in same_horizon.values():

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from service.interface import Costs
 from service.scheduling.jobs import Bounds, Job, JobClass
 from service.scheduling.launches import BadOutputError, Launch, Slice
 from tests.fakes.engine import FakeEngine, expected, rows, same_bits, slow_costs
@@ -66,6 +67,47 @@ def test_a_slice_longer_than_the_loop_may_wait_is_left_to_the_worker() -> None:
     found = launch.next_slice(slow_costs(0.001), bounds, 2.0, is_quick=True, stops_early=False)
 
     assert tuple(found) == pytest.approx((3, 0.006, False))
+
+
+@pytest.mark.parametrize(
+    ("rows", "longest_s", "steps"),
+    [(8, 0.0035, 3), (9, 0.001, 1), (16, 0.0031, 2), (32, 1.0, 16)],
+    ids=str,
+)
+def test_a_slice_has_the_steps_that_fit_and_at_least_one(
+    rows: int, longest_s: float, steps: int
+) -> None:
+    costs = Costs((8, 16, 32), (0.001, 0.0015, 0.0025))
+
+    found = launch_of(rows, horizon=16).next_slice(
+        costs, Bounds(preempt_after_s=longest_s), 1.0, is_quick=False, stops_early=False
+    )
+
+    assert found.steps == steps
+
+
+@pytest.mark.parametrize(("longest_s", "steps"), [(0.001, 16), (0.04, 32), (0.1, 48)])
+def test_what_cannot_be_left_between_steps_takes_whole_horizons(
+    longest_s: float, steps: int
+) -> None:
+    launch = launch_of(24, horizon=16, part_rows=8)
+    costs = replace(slow_costs(0.000125), is_divisible=False)
+
+    found = launch.next_slice(
+        costs, Bounds(preempt_after_s=longest_s), 1.0, is_quick=False, stops_early=False
+    )
+
+    assert found.steps == steps
+
+
+def test_a_slice_whose_cost_is_unknown_is_all_that_is_left() -> None:
+    launch = launch_of(3, horizon=20, part_rows=2)
+
+    found = launch.next_slice(
+        Costs((64,), (0.0,)), Bounds(), 1.0, is_quick=False, stops_early=False
+    )
+
+    assert found == Slice(40, 0.0, is_inline=False)
 
 
 def test_jobs_are_computed_in_their_order_slice_by_slice() -> None:

@@ -160,6 +160,22 @@ def test_a_launch_is_overtaken_for_as_long_as_more_urgent_work_waits() -> None:
     assert seen == [False, True, False]
 
 
+def test_a_launch_has_the_rows_that_the_present_costs_allow() -> None:
+    """Costs may have been measured anew since the last launch of that horizon."""
+    line, seen = Line(), []
+    for step_s in (1.0, 2.0, 1.0):
+        for _ in range(4):
+            line.add(ROLLOUT, horizon=256)
+        launch = line.queues.next_launch(Costs((1, 2, 4), (step_s, 2 * step_s, 4 * step_s), False))
+        assert launch is not None
+        seen.append(launch.rows)
+        line.queues.close(launch)
+        while line.next_launch() is not None:
+            line.next()
+
+    assert seen == [4, 2, 4]
+
+
 def test_a_row_longer_than_the_budget_is_a_part_of_its_own() -> None:
     line = Line(launch_work=8)
     line.add(ROLLOUT, rows=2, horizon=20)
