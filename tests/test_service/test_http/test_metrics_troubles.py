@@ -28,8 +28,8 @@ from tests.fakes.engine import (
     slow_costs,
     until,
 )
+from tests.fakes.registry import BODIES, counted, value
 from tests.fakes.sockets import listening, request
-from tests.fakes.told import BODIES, counted, value
 
 
 async def refuse_for_room(app: WorldModelApp, client: httpx.AsyncClient, engine: FakeEngine) -> int:
