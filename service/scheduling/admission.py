@@ -1,4 +1,4 @@
-"""Who is let in: what has no room, or would come too late, is refused at once."""
+"""Which jobs are accepted: what has no room, or would be late, is refused at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from service.scheduling.queues import Queues
 
 
 class Admission:
-    """Decides on arrival, by what waits and by what it costs.
+    """Decides when a job arrives, by what waits and by what that costs.
 
     Args:
         engine: Knows its costs.
@@ -28,7 +28,7 @@ class Admission:
         self._observer = observer
 
     def check(self, rows: int, horizon: int, job_class: JobClass, timeout_s: float) -> None:
-        """Let a job in.
+        """Return if a job is accepted.
 
         Args:
             rows: B.

@@ -36,7 +36,7 @@ class State(StrEnum):
 
 
 class Health:
-    """State of the service, and the canary that asks its engine for a sign of life.
+    """State of the service, and the canary: a small forward pass that shows if the engine works.
 
     Changed on the event loop's thread, read on any.
 
@@ -48,8 +48,8 @@ class Health:
     Attributes:
         pace: How much longer computing takes now than it did undisturbed.
         is_draining: Whether the service was asked to end: no connection is kept any more.
-        refusal: Why jobs are refused: a label of the rejection counter and what the caller is
-            told. None: they are accepted.
+        refusal: Why jobs are refused: a label of the rejection counter and the message for the
+            caller. None: they are accepted.
         is_canary_due: Whether the engine should be tried as soon as it is free.
     """
 
@@ -123,7 +123,7 @@ class Health:
             self.pace += _SMOOTHING * (min(seconds / expected_s, _SLOWEST_PACE) - self.pace)
 
     async def try_engine(self, canary: Callable[[], Awaitable[Ran[None]]]) -> bool:
-        """Try the engine, several times if need be; tell whether it can be used.
+        """Try the engine, several times if need be; return whether it can be used.
 
         Args:
             canary: Makes one small forward pass.

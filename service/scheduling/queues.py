@@ -90,7 +90,7 @@ class Queues:
         return work
 
     def add(self, job: Job) -> None:
-        """Append a job to its lane; bounds are the caller's business."""
+        """Append a job to its lane; the caller has checked the bounds."""
         lane = self.lanes[job.job_class]
         jobs = lane.by_horizon.get(job.horizon)
         if jobs is None:

@@ -1,4 +1,4 @@
-"""Structured logs: one line an event, as JSON or for eyes; other libraries' lines included.
+"""Structured logs: one line per event, as JSON or for people; other libraries' lines included.
 
 No line holds a secret, whatever breaks: exceptions are shown without local variables, among which
 headers and keys are, and each line is searched for what is left of them.
@@ -65,14 +65,14 @@ def configure_logging(log_format: str, level: str, secrets: Iterable[str] = ()) 
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                *(_as_json(redaction) if log_format == "json" else _for_eyes(redaction)),
+                *(_as_json(redaction) if log_format == "json" else _for_people(redaction)),
             ],
         )
     )
     root = logging.getLogger()
     root.handlers[:] = [output]
     root.setLevel(threshold)
-    # uvicorn tells of each start and stop, which our own lines say with more.
+    # uvicorn logs each start and stop, of which our own lines say more.
     logging.getLogger("uvicorn").setLevel(max(threshold, logging.WARNING))
     sys.excepthook = _log_crash
     threading.excepthook = _log_crash_of_thread
@@ -88,7 +88,7 @@ def _as_json(redaction: Redaction) -> list[Any]:
     ]
 
 
-def _for_eyes(redaction: Redaction) -> list[Any]:
+def _for_people(redaction: Redaction) -> list[Any]:
     return [
         structlog.dev.ConsoleRenderer(
             colors=sys.stdout.isatty(), exception_formatter=structlog.dev.plain_traceback

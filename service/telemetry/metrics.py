@@ -311,9 +311,9 @@ def headroom(usage: Mapping[str, int]) -> dict[str, int]:
     """Return how many bytes of its budget each component could still take now.
 
     The world model's own use is known. The others live in other processes, of which the driver
-    tells only the sum; so for each of them, taken alone, it is what the device has free once the
+    reports only the sum; so for each of them, taken alone, it is what the device has free once the
     rest of the world model's budget is set aside, at most the component's whole budget. They are
-    absent if the driver cannot tell.
+    absent if the driver does not report it.
     """
     own = usage["budget"] - usage["reserved"]
     if "device_total" not in usage:

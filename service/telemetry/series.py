@@ -1,9 +1,9 @@
 """Counters and histograms that write their own Prometheus text.
 
 The library's take a lock for every value, and histograms walk their buckets: a microsecond each,
-eight times a request. And its text is made anew, label by label, at every scrape: milliseconds, in
-which a thread that renders keeps the event loop's thread from the interpreter. These are plain
-dicts and lists, to which the event loop's thread alone adds, and whose lines are all but written.
+eight times per request. And their text is made anew, label by label, at every scrape: milliseconds
+in which a thread that renders keeps the event loop's thread from the interpreter. These are plain
+dicts and lists, to which only the event loop's thread adds, and whose lines lack only numbers.
 """
 
 from __future__ import annotations
