@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import fields
@@ -31,8 +30,8 @@ from service.http.operations import OPEN_PATHS, add_docs, health_router, model_r
 from service.http.policy import Policy
 from service.http.reading.bodies import BodyParser
 from service.interface import EngineLike
+from service.scheduling.health import Health
 from service.scheduling.jobs import Bounds, JobClass
-from service.scheduling.readiness import Readiness
 from service.scheduling.scheduler import Scheduler
 from service.settings import Settings
 from service.telemetry.metrics import Metrics, Registry
@@ -51,12 +50,12 @@ class WorldModelApp(FastAPI):
 
     Attributes:
         connections: For the server's protocol.
-        readiness: Turned off when the server is asked to end.
-        scheduler: Holds accepted work, which the server waits for.
+        health: Told to drain when the server is asked to end.
+        scheduler: Holds accepted work, which the server gives up at last.
     """
 
     connections: Connections
-    readiness: Readiness
+    health: Health
     scheduler: Scheduler
     contract: Contract
 
@@ -87,7 +86,7 @@ def create_app(
     info = engine.describe()
     metrics = Metrics(registry, PATHS)
     scheduler = Scheduler(engine, _bounds(settings), metrics)
-    readiness = Readiness(scheduler.vitals, settings.readiness_max_age_s)
+    health = scheduler.health
     contract = Contract(info.spec, settings.max_horizon, settings.max_rows)
     exchanges = Exchanges(
         BodyParser(contract),
@@ -100,7 +99,7 @@ def create_app(
     )
     engine.report_errors_to(metrics.engine_failed)
     metrics.watch_queues(scheduler.queues.depth, scheduler.queues.rows)
-    metrics.watch_ready(lambda: readiness.is_ready)
+    metrics.watch_ready(lambda: health.is_ready)
     metrics.watch_model(info, lambda: engine.load_s)
     metrics.watch_device(engine.vram, engine.utilization)
 
@@ -116,11 +115,11 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
         telemetry=_TELEMETRY,
-        lifespan=_lifespan(scheduler, readiness, settings.shutdown_timeout_s),
+        lifespan=_lifespan(scheduler),
     )
-    app.connections = Connections(exchanges, _connection_limits(settings))
-    app.readiness, app.scheduler, app.contract = readiness, scheduler, contract
-    app.include_router(health_router(readiness, metrics))
+    app.connections = Connections(exchanges, _connection_limits(settings), health)
+    app.health, app.scheduler, app.contract = health, scheduler, contract
+    app.include_router(health_router(health, metrics))
     app.include_router(
         model_router(info, max_horizon=settings.max_horizon, max_rows=settings.max_rows)
     )
@@ -142,6 +141,7 @@ def _bounds(settings: Settings) -> Bounds:
         inline_s=_INLINE_S,
         max_passes=settings.max_passes,
         canary_interval_s=settings.canary_interval_s,
+        readiness_max_age_s=settings.readiness_max_age_s,
     )
 
 
@@ -161,16 +161,12 @@ def _connection_limits(settings: Settings) -> ConnectionLimits:
     )
 
 
-def _lifespan(scheduler: Scheduler, readiness: Readiness, shutdown_timeout_s: float) -> Any:
+def _lifespan(scheduler: Scheduler) -> Any:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await scheduler.start()
         yield
-        readiness.start_draining()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(shutdown_timeout_s):
-                await scheduler.drain()
-        await scheduler.close()
+        await scheduler.close()  # the server has waited for what was accepted
 
     return lifespan
 

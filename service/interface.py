@@ -69,6 +69,12 @@ class Costs:
             seconds += steps * self.step_s[bisect_left(self.launch_rows, rest)]
         return seconds
 
+    @cached_property
+    def step_s_of(self) -> list[float]:
+        """Seconds of one step by the rows that take it, up to those of the biggest launch."""
+        most = self.launch_rows[-1]
+        return [self.step_s[bisect_left(self.launch_rows, rows)] for rows in range(most + 1)]
+
     def work_s(self, work: int) -> float:
         """Return how long `work` rows x steps take in launches of the best row count."""
         return work * self._best_s
@@ -92,17 +98,6 @@ class Costs:
     @cached_property
     def _biggest_first(self) -> list[tuple[int, float]]:
         return list(zip(reversed(self.launch_rows), reversed(self.step_s), strict=True))
-
-    def most_steps(self, seconds: float, rows: int, horizon: int) -> int:
-        """Return the steps that `rows` rows may take in that time; at least one.
-
-        Where launches cannot be left between steps, they are whole horizons, at least one.
-        """
-        least = 1 if self.is_divisible else horizon
-        least_s = (
-            least * self.step_s[min(bisect_left(self.launch_rows, rows), len(self.launch_rows) - 1)]
-        )
-        return least * max(1, int(seconds / least_s)) if least_s else 1 << 30
 
 
 class Running(Protocol):

@@ -41,7 +41,9 @@ __all__ = ["StartupError", "serve"]
 log = structlog.get_logger()
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_LAST_RESORT_S = 2
+_LAST_RESORT_S = 2.0
+"""Time for the last answers, which say that the service ends, to be sent and read."""
+
 _BACKLOG = 64
 """New connections that are taken in one go, while nobody is answered; more wait in the network."""
 
@@ -234,7 +236,6 @@ def _run(app: WorldModelApp, settings: Settings, listener: socket.socket, engine
         server_header=False,
         backlog=_BACKLOG,
         timeout_keep_alive=math.ceil(settings.idle_timeout_s),
-        timeout_graceful_shutdown=math.ceil(settings.shutdown_timeout_s) + _LAST_RESORT_S,
     )
     server = Server(config, partial(_announce, settings, listener, engine))
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
@@ -248,44 +249,61 @@ async def _serve(
     for number in _SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, stops.put_nowait, number)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    stopping = asyncio.create_task(_stop(server, app, settings, stops, serving))
+    stopping = asyncio.create_task(_shut_down(server, app, settings, stops, serving))
     await serving
     stopping.cancel()
 
 
-async def _stop(
+async def _shut_down(
     server: uvicorn.Server,
     app: WorldModelApp,
     settings: Settings,
     stops: asyncio.Queue[signal.Signals],
     serving: asyncio.Task[None],
 ) -> None:
-    """Wait for a signal, then end in three steps, each noticed by somebody else.
+    """Wait for a signal, then end in this order; no other place waits for the end.
 
-    Load balancers see /readyz first; new connections are refused next, while accepted requests
-    finish; those that do not in time are answered 503. A second signal skips the first wait.
+    1. /readyz says so, and each reply closes its connection: load balancers go elsewhere. A
+       second signal ends this step.
+    2. No new connection is accepted; requests that have come are answered.
+    3. What was not answered in time is answered 503.
+    4. Whoever does not send or read even now is cut off.
+
+    uvicorn, which listens and waits for its connections, ends the app's lifespan at last.
     """
     received = await stops.get()
     log.info("stopping", signal=received.name, drain_delay_s=settings.drain_delay_s)
-    app.readiness.start_draining()
-    _stop_keeping_connections(server, app)
+    _start_draining(server, app)
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(stops.get(), settings.drain_delay_s)
     server.should_exit = True
     await asyncio.wait([serving], timeout=settings.shutdown_timeout_s)
     app.scheduler.give_up()
+    await asyncio.wait([serving], timeout=_LAST_RESORT_S)
+    _cut_off(server)
 
 
-def _stop_keeping_connections(server: uvicorn.Server, app: WorldModelApp) -> None:
-    """Have every answer from now on close its connection, so that none is closed before one."""
-    app.connections.is_draining = True
+def _start_draining(server: uvicorn.Server, app: WorldModelApp) -> None:
+    """Be not ready, and have every reply from now on close its connection.
+
+    So no connection is closed before a request that may be on its way.
+    """
+    app.health.start_draining()
     for connection in server.server_state.connections:
         if isinstance(connection, Protocol):
             connection.stop_keeping()
 
 
+def _cut_off(server: uvicorn.Server) -> None:
+    for connection in list(server.server_state.connections):
+        log.warning("connection cut", reason="the service ends")
+        connection.transport.abort()
+    for task in list(server.server_state.tasks):
+        task.cancel()
+
+
 class Server(uvicorn.Server):
-    """uvicorn that tells when it listens, leaves signals to us, and loses no connection at its end.
+    """uvicorn that reports when it listens, leaves signals to us, and loses no connection at its end.
 
     Its own signal handling ends the process by the signal it caught, not with exit code 0.
     """

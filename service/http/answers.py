@@ -92,7 +92,9 @@ class Answers:
             return answer._replace(texts=self._timed(answer.texts, parse_s, result))
         answer["model_version"] = self._info.version
         body = orjson.dumps(answer, option=_JSON)
-        self._metrics.staged(parse_s, result.queue_s, result.compute_s, perf_counter() - started)
+        self._metrics.observe_stages(
+            parse_s, result.queue_s, result.compute_s, perf_counter() - started
+        )
         return body
 
     def _timed(
@@ -108,7 +110,7 @@ class Answers:
                 break
             yield text
         yield b',"model_version":%b}' % orjson.dumps(self._info.version)
-        self._metrics.staged(parse_s, result.queue_s, result.compute_s, respond_s)
+        self._metrics.observe_stages(parse_s, result.queue_s, result.compute_s, respond_s)
 
     def predicted(self, parsed: Parsed, result: JobResult) -> dict[str, Any] | Parts:
         """Return the answer of `/predict`."""
@@ -116,7 +118,7 @@ class Answers:
             # The most frequent request of all: no detour by views of its rows.
             row, launched = result.first, result.launched
             uncertainty = launched.uncertainty[row]
-            self._metrics.disagreed_once(float(uncertainty))
+            self._metrics.observe_uncertainty(float(uncertainty))
             return {
                 "next_state": launched.states[row, 1],
                 "reward": launched.rewards[row, 0],
@@ -170,7 +172,7 @@ class Answers:
             self._info.limits,
             threshold=parsed.threshold,
         )
-        self._metrics.checked(verdicts)
+        self._metrics.observe_verdicts(verdicts)
         return verdicts
 
     def _finite(self, result: JobResult) -> Prediction:
@@ -184,7 +186,7 @@ class Answers:
             self._metrics.engine_failed("non_finite")
             row = _first_broken_row(prediction)
             raise EngineError(f"non-finite prediction in row {row}: the model diverged")
-        self._metrics.disagreed(prediction.uncertainty)
+        self._metrics.observe_uncertainties(prediction.uncertainty)
         return prediction
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from service.http.buffers import Unread
 from service.http.exchange import Exchanges, Head, as_lines
+from service.scheduling.health import Health
 
 
 @dataclass(frozen=True)
@@ -38,27 +39,27 @@ class Connections:
     Args:
         exchanges: What their requests share.
         limits: Of connections.
+        health: Says when connections are not kept any more.
 
     Attributes:
         turns: Runs long work between short requests.
         intake: Bounds the memory of requests that are not complete.
         unread: Bounds the memory of answers that are not read.
         heads: What heads mean that came before, by their bytes.
-        is_draining: Whether the service ends: connections are not kept any more.
         common: Headers of all answers, as the server had them last.
         common_lines: The same as they are sent.
         refused: Open connections that were refused because there were too many.
         next_look_for_idle_s: When an idle connection is looked for again, on the loop's clock.
     """
 
-    def __init__(self, exchanges: Exchanges, limits: ConnectionLimits) -> None:
+    def __init__(self, exchanges: Exchanges, limits: ConnectionLimits, health: Health) -> None:
         self.exchanges = exchanges
         self.limits = limits
+        self.health = health
         self.turns = exchanges.turns
         self.intake = exchanges.intake
         self.unread = Unread(limits.max_buffered_bytes, limits.answer_timeout_s)
         self.heads: dict[bytes, Head] = {}
-        self.is_draining = False
         self.refused = 0
         self.next_look_for_idle_s = 0.0
         self.common: Sequence[tuple[bytes, bytes]] = []

@@ -23,7 +23,7 @@ from service.errors import UnavailableError
 from service.http.endpoints import PROBES
 from service.http.schemas import ErrorAnswer
 from service.interface import ModelInfo
-from service.scheduling.readiness import Readiness
+from service.scheduling.health import Health
 from service.telemetry.metrics import CONTENT_TYPE, Metrics
 
 _REST = 9.0
@@ -44,11 +44,11 @@ OPEN_PATHS = (
 """Need no key: probes, and what a browser fetches before anybody could enter one."""
 
 
-def health_router(readiness: Readiness, metrics: Metrics) -> APIRouter:
+def health_router(health: Health, metrics: Metrics) -> APIRouter:
     """Return the routes.
 
     Args:
-        readiness: Says whether requests should be sent here.
+        health: Says whether requests should be sent here.
         metrics: Rendered for Prometheus.
     """
     router = APIRouter(tags=["operations"])
@@ -63,7 +63,8 @@ def health_router(readiness: Readiness, metrics: Metrics) -> APIRouter:
         responses={503: {"model": ErrorAnswer, "description": "No; the message says why."}},
     )
     async def readyz() -> dict[str, Any]:
-        if reason := readiness.problem():
+        _, reason = health.status
+        if reason is not None:
             raise UnavailableError(reason)
         return {"status": "ready"}
 

@@ -225,7 +225,7 @@ class Protocol(Input):
         self.headers += headers
         self._refusals = self.scope["state"][REFUSALS] = []
         HttpToolsProtocol.on_headers_complete(self)
-        if self.shared.is_draining:
+        if self.shared.health.is_draining:
             self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
@@ -395,7 +395,7 @@ class Protocol(Input):
         if reply is None or self.transport.is_closing():
             self._end_request(CLIENT_GONE if reply is None else reply.status)
             return
-        keep_alive = request.keep_alive and not self.shared.is_draining
+        keep_alive = request.keep_alive and not self.shared.health.is_draining
         if reply.parts is None:
             # Before it is written: to write may be to learn that the caller does not read.
             request.response_complete = True

@@ -1,39 +1,34 @@
-"""Who is let in: what has no room, or would come too late, is refused at once."""
+"""Which jobs are accepted: what has no room, or would be late, is refused at once."""
 
 from __future__ import annotations
 
 from service.errors import DeadlineExceededError, OverloadedError, UnavailableError
 from service.interface import EngineLike
-from service.scheduling.jobs import JobClass
-from service.scheduling.observer import Observer
+from service.scheduling.health import Health
+from service.scheduling.jobs import JobClass, Observer
 from service.scheduling.queues import Queues
-from service.scheduling.vitals import Vitals
 
 
 class Admission:
-    """Decides on arrival, by what waits and by what it costs.
+    """Decides when a job arrives, by what waits and by what that costs.
 
     Args:
         engine: Knows its costs.
         queues: What waits.
-        vitals: Whether the engine lives, and its pace.
+        health: Says whether jobs are accepted at all, and the engine's pace.
         observer: Counts refusals.
-
-    Attributes:
-        refusal: Why nobody is let in; None if jobs are.
     """
 
     def __init__(
-        self, engine: EngineLike, queues: Queues, vitals: Vitals, observer: Observer
+        self, engine: EngineLike, queues: Queues, health: Health, observer: Observer
     ) -> None:
         self._engine = engine
         self._queues = queues
-        self._vitals = vitals
+        self._health = health
         self._observer = observer
-        self.refusal: str | None = "the service is starting"
 
     def check(self, rows: int, horizon: int, job_class: JobClass, timeout_s: float) -> None:
-        """Let a job in.
+        """Return if a job is accepted.
 
         Args:
             rows: B.
@@ -46,26 +41,25 @@ class Admission:
             UnavailableError: The service is starting or draining, or the engine is down.
             DeadlineExceededError: `timeout_s` is not positive.
         """
-        if self.refusal is not None:
-            self._observer.rejected("draining")
-            raise UnavailableError(self.refusal)
-        if not self._vitals.is_alive:
-            self._observer.rejected("engine_down")
-            raise UnavailableError("the engine is down")
+        if self._health.refusal is not None:
+            reason, message = self._health.refusal
+            self._observer.rejected(reason)
+            raise UnavailableError(message)
         if timeout_s <= 0:
             self._observer.rejected("expired")
             raise DeadlineExceededError("the deadline had passed on arrival")
         backlog_s = self.backlog_s(job_class)
-        if not self._queues.has_room(job_class, rows):
+        lane = self._queues.lanes[job_class]
+        if lane.rows + rows > lane.capacity:
             self._observer.rejected("queue_full")
             raise OverloadedError(
-                f"the queue for {job_class} holds {self._queues.rows(job_class)} of "
-                f"{self._queues.capacity[job_class]} rows and has no room for {rows} more",
+                f"the queue for {job_class} holds {lane.rows} of {lane.capacity} rows and has no "
+                f"room for {rows} more",
                 retry_after_s=backlog_s,
             )
         if not backlog_s:
             return  # the first in line is always tried
-        total_s = backlog_s + self._vitals.pace * self._engine.costs.launch_s(rows, horizon)
+        total_s = backlog_s + self._health.pace * self._engine.costs.launch_s(rows, horizon)
         if total_s > timeout_s:
             self._observer.rejected("too_late")
             raise OverloadedError(
@@ -77,4 +71,4 @@ class Admission:
     def backlog_s(self, job_class: JobClass) -> float:
         """Return how long the work before a new job of this class takes, as far as known."""
         work = self._queues.work_before(job_class)
-        return self._vitals.pace * self._engine.costs.work_s(work) if work else 0.0
+        return self._health.pace * self._engine.costs.work_s(work) if work else 0.0

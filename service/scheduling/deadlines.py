@@ -17,10 +17,10 @@ _MOST_ENDED = 1024
 
 
 class Deadlines:
-    """Calls when the deadline of a live job passes. A timer of its own each job costs more.
+    """Calls when the deadline of a live job passes. A timer per job costs more.
 
     The time that the timer is set to is kept here and never asked of the loop: what a loop returns
-    from `call_at` need not know it (uvloop's does not if the delay rounds to nothing).
+    from `call_at` need not have it (uvloop's has not if the delay rounds to nothing).
 
     Args:
         live: Jobs that wait for their outcome, by `Job.seq`.

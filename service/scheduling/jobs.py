@@ -1,15 +1,20 @@
-"""What is queued and computed: jobs, launches, and the lanes that jobs wait in."""
+"""Jobs, how they end, and who counts that."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from service.errors import ServiceError
-from service.interface import Array, Prediction, Running
+from service.interface import Array, Prediction
+
+REJECTIONS = ("queue_full", "too_late", "expired", "cancelled", "draining", "engine_down")
+"""Why a job got no answer: label values of the rejection counter."""
+
+ENGINE_FAULTS = ("exception", "bad_output", "non_finite", "out_of_memory", "canary")
+"""Kinds of engine faults: label values of the error counter."""
 
 
 class JobClass(StrEnum):
@@ -22,14 +27,15 @@ class JobClass(StrEnum):
 
 @dataclass(frozen=True)
 class Bounds:
-    """Limits of the queues.
+    """Limits of queues, launches and canaries.
 
     Attributes:
-        queue_rows: Most waiting rows a class.
+        queue_rows: Most waiting rows per class.
         preempt_after_s: Longest time that the engine computes without looking for urgent work.
         inline_s: Longest slice that is computed on the event loop.
         max_passes: Slices that may pass over a waiting class in a row.
         canary_interval_s: Time without a success after which the engine is tried.
+        readiness_max_age_s: Time for which a success means that the service is ready.
     """
 
     queue_rows: Mapping[JobClass, int] = field(
@@ -39,6 +45,7 @@ class Bounds:
     inline_s: float = 0.0
     max_passes: int = 8
     canary_interval_s: float = 5.0
+    readiness_max_age_s: float = 15.0
 
 
 class JobResult(NamedTuple):
@@ -87,7 +94,8 @@ class Job:
         submitted_s: When it came, on the clock for durations.
         deadline_s: When it must be answered, on the loop's clock.
         timeout_s: How long that was from submission.
-        lane: Where it waits; None if it does not.
+        is_waiting: Whether it is in the queues.
+        started_s: When its launch began, on the clock for durations; None before.
         is_alone: Whether it was in a launch that failed and must be launched by itself.
         is_done: Whether it has its outcome.
     """
@@ -102,65 +110,20 @@ class Job:
     submitted_s: float = 0.0
     deadline_s: float = 0.0
     timeout_s: float = 0.0
-    lane: Lane | None = None
+    is_waiting: bool = False
     started_s: float | None = None
     is_alone: bool = False
     is_done: bool = False
 
 
-@dataclass(eq=False, slots=True)
-class Launch:
-    """Jobs of one class and horizon, computed together in slices.
+class Observer(Protocol):
+    """Counts what happens; called on the event loop's thread. The scheduler knows no metrics."""
 
-    Attributes:
-        part_rows: Rows that take their steps together; a launch of more goes part by part.
-        running: What the engine has begun; None before the first slice.
-        taken: Steps computed, of all parts.
-        seconds: Time in slices.
-    """
+    def launched(self, rows: int, requests: int, seconds: float) -> None:
+        """Note a launch that succeeded: its rows, the jobs that shared it, its time computing."""
 
-    job_class: JobClass
-    jobs: list[Job]
-    rows: int
-    horizon: int
-    part_rows: int
-    running: Running | None = None
-    taken: int = 0
-    seconds: float = 0.0
+    def rejected(self, reason: str) -> None:
+        """Note a job without an answer, for one of `REJECTIONS`."""
 
-    @property
-    def steps_left(self) -> int:
-        """Steps of all parts that are left; at least one, for parts may have to be halved."""
-        return max(1, self.horizon * -(-self.rows // self.part_rows) - self.taken)
-
-    @property
-    def work(self) -> int:
-        """Rows x steps that are left."""
-        return min(self.rows * self.horizon, self.steps_left * self.part_rows)
-
-    @property
-    def is_abandoned(self) -> bool:
-        """Whether nobody waits for it any more."""
-        return all(job.is_done for job in self.jobs)
-
-
-class Lane:
-    """Waiting jobs of one class: by horizon, in order of arrival."""
-
-    def __init__(self) -> None:
-        # Ordered dicts, for a job that leaves from the middle must not cost a search.
-        self.by_horizon: dict[int, OrderedDict[int, Job]] = {}
-        self.jobs = 0
-        self.rows = 0
-        self.work = 0
-        self.passes = 0
-        self.open: Launch | None = None
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether it wants the engine."""
-        return self.jobs > 0 or self.open is not None
-
-    def head(self) -> OrderedDict[int, Job]:
-        """Return the jobs that share the horizon of the one waiting longest."""
-        return min(self.by_horizon.values(), key=lambda jobs: next(iter(jobs)))
+    def engine_failed(self, kind: str) -> None:
+        """Note an engine fault, one of `ENGINE_FAULTS`."""

@@ -17,68 +17,98 @@ with at once. It is computed in slices; between two of them another class may ge
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 
-from service.scheduling.jobs import Bounds, Job, JobClass, Lane, Launch
+from service.interface import Costs
+from service.scheduling.jobs import Bounds, Job, JobClass
+from service.scheduling.launches import Launch
+
+
+class Lane:
+    """Waiting jobs of one class: by horizon, in order of arrival.
+
+    Args:
+        job_class: Of all its jobs.
+        capacity: Most rows that may wait; whoever adds jobs looks at it.
+
+    Attributes:
+        jobs: How many wait.
+        rows: Their rows.
+        work: Their rows x steps.
+        open: The launch that was begun and is not finished.
+        passes: Slices in a row that other lanes got while this one waited.
+    """
+
+    __slots__ = ("by_horizon", "capacity", "job_class", "jobs", "open", "passes", "rows", "work")
+
+    def __init__(self, job_class: JobClass, capacity: int) -> None:
+        self.job_class = job_class
+        self.capacity = capacity
+        # Ordered dicts, for a job that leaves from the middle must not cost a search.
+        self.by_horizon: dict[int, OrderedDict[int, Job]] = {}
+        self.jobs = 0
+        self.rows = 0
+        self.work = 0
+        self.open: Launch | None = None
+        self.passes = 0
 
 
 class Queues:
-    """Bounded lanes, one a class. Used on the event loop's thread only.
+    """Bounded lanes, one per class. Used on the event loop's thread only.
 
     Args:
         bounds: Limits.
-        most_rows: Horizon -> most rows that take their steps together.
+
+    Attributes:
+        lanes: By class, most urgent first.
     """
 
-    def __init__(self, bounds: Bounds, most_rows: Callable[[int], int]) -> None:
-        self.capacity = dict(bounds.queue_rows)
-        self.max_passes = bounds.max_passes
-        self._most_rows = most_rows
-        self._lanes = {job_class: Lane() for job_class in JobClass}
-        self._last: JobClass | None = None
+    def __init__(self, bounds: Bounds) -> None:
+        self.lanes = {c: Lane(c, bounds.queue_rows[c]) for c in JobClass}
+        self._bounds = bounds
+        self._in_order = list(self.lanes.values())
+        self._last: Lane | None = None
+        self._costs: Costs | None = None
+        self._most_rows: dict[int, int] = {}  # by horizon, with those costs
 
     def depth(self, job_class: JobClass) -> int:
         """Return how many jobs wait."""
-        return self._lanes[job_class].jobs
+        return self.lanes[job_class].jobs
 
     def rows(self, job_class: JobClass) -> int:
         """Return how many rows wait."""
-        return self._lanes[job_class].rows
+        return self.lanes[job_class].rows
 
     def work_before(self, job_class: JobClass) -> int:
         """Return the rows x steps that wait or are begun, of this class and more urgent ones."""
         work = 0
-        for other, lane in self._lanes.items():
-            work += lane.work + (lane.open.work if lane.open is not None else 0)
-            if other is job_class:
+        for lane in self._in_order:
+            work += lane.work
+            if lane.open is not None:
+                work += lane.open.work
+            if lane.job_class is job_class:
                 break
         return work
 
-    def has_room(self, job_class: JobClass, rows: int) -> bool:
-        """Tell whether so many more rows may wait."""
-        return self._lanes[job_class].rows + rows <= self.capacity[job_class]
-
     def add(self, job: Job) -> None:
-        """Append a job to its lane; bounds are the caller's business."""
-        lane = job.lane = self._lanes[job.job_class]
+        """Append a job to its lane; the caller has checked the bounds."""
+        lane = self.lanes[job.job_class]
         jobs = lane.by_horizon.get(job.horizon)
         if jobs is None:
             jobs = lane.by_horizon[job.horizon] = OrderedDict()
         jobs[job.seq] = job
+        job.is_waiting = True
         lane.jobs += 1
         lane.rows += job.rows
         lane.work += job.rows * job.horizon
 
     def remove(self, job: Job) -> None:
-        """Take a job out; nothing happens if it does not wait."""
-        lane = job.lane
-        if lane is None:
-            return
+        """Take a job out that waits."""
+        lane = self.lanes[job.job_class]
         same_horizon = lane.by_horizon[job.horizon]
         del same_horizon[job.seq]
         if not same_horizon:
             del lane.by_horizon[job.horizon]
-        job.lane = None
+        job.is_waiting = False
         lane.jobs -= 1
         lane.rows -= job.rows
         lane.work -= job.rows * job.horizon
@@ -89,45 +119,64 @@ class Queues:
             if not job.is_done:
                 job.is_alone = True
                 self.add(job)
-                lane = self._lanes[job.job_class]
-                lane.by_horizon[job.horizon].move_to_end(job.seq, last=False)
+                same_horizon = self.lanes[job.job_class].by_horizon[job.horizon]
+                same_horizon.move_to_end(job.seq, last=False)
 
-    def next_launch(self) -> Launch | None:
+    def next_launch(self, costs: Costs) -> Launch | None:
         """Return the launch that gets the next slice; None if nothing waits.
 
         It stays the open one of its class until `close`.
-        """
-        for lane in self._lanes.values():
-            if lane.open is not None and lane.open.is_abandoned:
-                lane.open = None
-        chosen = self._choose()
-        if chosen is None:
-            return None
-        for job_class, lane in self._lanes.items():
-            lane.passes = lane.passes + 1 if lane.is_waiting and job_class is not chosen else 0
-        self._last = chosen
-        lane = self._lanes[chosen]
-        if lane.open is None:
-            lane.open = self._begun(chosen, lane)
-        return lane.open
 
-    def is_overtaken(self, launch: Launch) -> bool:
-        """Tell whether a class more urgent than a launch's waits."""
-        for job_class, lane in self._lanes.items():
-            if job_class is launch.job_class:
-                return False
-            if lane.is_waiting:
-                return True
-        return False
+        Args:
+            costs: Say how many rows may take their steps together.
+        """
+        waiting = self._waiting()
+        if not waiting:
+            return None
+        lane = self._chosen(waiting)
+        for other in self._in_order:
+            other.passes = other.passes + 1 if other is not lane and other in waiting else 0
+        self._last = lane
+        launch = lane.open
+        if launch is None:
+            launch = lane.open = self._begun(lane, costs)
+        launch.is_overtaken = lane is not waiting[0]
+        return launch
 
     def close(self, launch: Launch) -> None:
         """Note that a launch is finished, or has failed."""
-        self._lanes[launch.job_class].open = None
+        self.lanes[launch.job_class].open = None
 
-    def _begun(self, job_class: JobClass, lane: Lane) -> Launch:
-        same_horizon = lane.head()
+    def _waiting(self) -> list[Lane]:
+        """Return the lanes that want the engine, most urgent first."""
+        waiting = []
+        for lane in self._in_order:
+            if lane.open is not None and lane.open.is_abandoned:
+                lane.open = None
+            if lane.jobs or lane.open is not None:
+                waiting.append(lane)
+        return waiting
+
+    def _chosen(self, waiting: list[Lane]) -> Lane:
+        """Return the lane that gets the next slice."""
+        first = waiting[0]
+        owed = [lane for lane in waiting if lane.passes >= self._bounds.max_passes]
+        is_safety_first = first.job_class is JobClass.SAFETY and self._last is not first
+        if not owed or is_safety_first:
+            return first
+        return max(owed, key=lambda lane: lane.passes)
+
+    def _begun(self, lane: Lane, costs: Costs) -> Launch:
+        """Return a launch of the lane's first jobs, which do not wait any more."""
+        # Those that share the horizon of the one waiting longest.
+        same_horizon = min(lane.by_horizon.values(), key=lambda jobs: next(iter(jobs)))
         horizon = next(iter(same_horizon.values())).horizon
-        most = self._most_rows(horizon)
+        if costs is not self._costs:
+            self._costs, self._most_rows = costs, {}
+        most = self._most_rows.get(horizon)
+        if most is None:
+            most = costs.most_rows(self._bounds.preempt_after_s, horizon)
+            self._most_rows[horizon] = most
         jobs: list[Job] = []
         rows = 0
         for job in same_horizon.values():
@@ -140,14 +189,4 @@ class Queues:
         for job in jobs:
             self.remove(job)
         parts = -(-rows // most)
-        return Launch(job_class, jobs, rows, horizon, -(-rows // parts))
-
-    def _choose(self) -> JobClass | None:
-        waiting = [job_class for job_class, lane in self._lanes.items() if lane.is_waiting]
-        if not waiting:
-            return None
-        owed = [c for c in waiting if self._lanes[c].passes >= self.max_passes]
-        is_safety_first = waiting[0] is JobClass.SAFETY and self._last is not JobClass.SAFETY
-        if not owed or is_safety_first:
-            return waiting[0]
-        return max(owed, key=lambda c: self._lanes[c].passes)
+        return Launch(lane.job_class, jobs, rows, horizon, -(-rows // parts))

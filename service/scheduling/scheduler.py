@@ -20,19 +20,15 @@ from service.errors import DeadlineExceededError, EngineError, UnavailableError
 from service.interface import Array, EngineLike, Prediction
 from service.scheduling.admission import Admission
 from service.scheduling.deadlines import Deadlines
-from service.scheduling.jobs import Bounds, Job, JobClass, JobResult, Launch, Outcome
-from service.scheduling.launches import BadOutputError
-from service.scheduling.loops import incoming
-from service.scheduling.observer import Observer
+from service.scheduling.health import ENGINE_DOWN, SHUTTING_DOWN, Health
+from service.scheduling.jobs import Bounds, Job, JobClass, JobResult, Observer, Outcome
+from service.scheduling.launches import BadOutputError, Launch, timed
 from service.scheduling.queues import Queues
-from service.scheduling.slices import compute, next_slice
-from service.scheduling.vitals import Vitals
-from service.scheduling.worker import Worker, WorkerLike, timed
+from service.scheduling.worker import Worker, WorkerLike, input_file
 
 log = structlog.get_logger()
 
-CANARY_ATTEMPTS = 3
-_DRAINING = "the service is shutting down"
+_FAILED = "the scheduler failed"
 
 
 class Scheduler:
@@ -50,7 +46,7 @@ class Scheduler:
 
     Attributes:
         queues: What waits.
-        vitals: How the engine does.
+        health: Whether jobs are accepted and the engine can be used.
     """
 
     def __init__(
@@ -67,40 +63,32 @@ class Scheduler:
         self._bounds = bounds
         self._worker = worker or Worker()
         self._timer = timer
-        self.queues = Queues(bounds, self._most_rows)
+        self.queues = Queues(bounds)
         self._live: dict[int, Job] = {}
-        self._emptied = asyncio.Event()
         self._deadlines = Deadlines(self._live, self._expire)
         self._seq = 0
-        self._is_canary_due = False
-        self._canary_timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
-        self._watched = -1
+        self._is_quick = False
+        self._stop_when_readable: int | None = None
         self._wake = asyncio.Event()
-        self.vitals = Vitals(timer)
-        self._admission = Admission(engine, self.queues, self.vitals, observer)
+        self.health = Health(bounds, observer, timer)
+        self._admission = Admission(engine, self.queues, self.health, observer)
 
     async def start(self) -> None:
         """Start the worker and the launching task, and prove that the engine answers."""
         self._worker.start()
-        self._watched = incoming(asyncio.get_running_loop())
-        await self._check()
-        self._admission.refusal = None
+        self._is_quick = self._engine.is_quick_to_call
+        self._stop_when_readable = input_file(asyncio.get_running_loop())
+        await self._try_engine()
+        self.health.accept_jobs()
         self._task = asyncio.create_task(self._serve(), name="scheduler")
         self._task.add_done_callback(self._on_end)
-        self._arm_canary()
-
-    async def drain(self) -> None:
-        """Refuse new jobs and wait until those accepted are resolved."""
-        self._admission.refusal = _DRAINING
-        while self._live:
-            self._emptied.clear()
-            await self._emptied.wait()
+        self.health.watch(self._wake.set)
 
     def give_up(self) -> None:
         """Refuse new jobs and resolve those accepted as unavailable, at once."""
-        self._admission.refusal = _DRAINING
-        self._fail_all("draining", _DRAINING)
+        self.health.refuse_jobs()
+        self._fail_all("draining", SHUTTING_DOWN)
 
     async def close(self, timeout_s: float = 1.0) -> None:
         """Refuse new jobs, resolve those that are left as unavailable, end the worker.
@@ -110,8 +98,7 @@ class Scheduler:
         """
         self.give_up()
         self._deadlines.close()
-        if self._canary_timer is not None:
-            self._canary_timer.cancel()
+        self.health.stop_watching()
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -167,13 +154,12 @@ class Scheduler:
             return False
         job.is_done = True
         del self._live[job.seq]
-        self.queues.remove(job)
-        if not self._live:
-            self._emptied.set()
+        if job.is_waiting:
+            self.queues.remove(job)
         try:
             job.respond(outcome)
         except Exception as exc:
-            log.error("outcome refused", exc_info=exc)
+            log.error("respond callback failed", exc_info=exc)
         return True
 
     def _expire(self, job: Job) -> None:
@@ -190,30 +176,34 @@ class Scheduler:
     async def _serve(self) -> None:
         """Compute what waits, slice by slice; sleep when nothing does."""
         while True:
-            launch = self.queues.next_launch()
+            launch = self.queues.next_launch(self._engine.costs)
             if launch is not None:
                 await self._advance(launch)
                 await asyncio.sleep(0)  # lets others in between slices
-            if self._is_canary_due:
-                await self._check()
+            if self.health.is_canary_due:
+                await self._try_engine()
             elif launch is None:
                 self._wake.clear()
                 await self._wake.wait()
 
     async def _advance(self, launch: Launch) -> None:
         """Compute a slice of a launch."""
-        is_overtaken = self.queues.is_overtaken(launch)
-        steps, is_inline = next_slice(
-            launch, self._engine, self._bounds, self.vitals.pace, self._watched, is_overtaken
+        engine, stop_when_readable = self._engine, self._stop_when_readable
+        steps, expected_s, is_inline = launch.next_slice(
+            engine.costs,
+            self._bounds,
+            self.health.pace,
+            is_quick=self._is_quick,
+            stops_early=stop_when_readable is not None,
         )
         if launch.running is None:
             now = self._timer()
             for job in launch.jobs:
                 job.started_s = now
         if is_inline:
-            ran = timed(partial(compute, launch, self._engine, steps, self._watched))
+            ran = timed(partial(launch.run, engine, steps, stop_when_readable))
         else:
-            ran = await self._worker.run(partial(compute, launch, self._engine, steps))
+            ran = await self._worker.run(partial(launch.run, engine, steps))
         launch.seconds += ran.seconds
         if ran.value is None:
             assert ran.error is not None
@@ -221,12 +211,9 @@ class Scheduler:
             return
         taken, prediction = ran.value
         launch.taken += taken
-        self.vitals.succeeded(self._engine.costs.launch_s(launch.part_rows, taken), ran.seconds)
+        self.health.succeeded(expected_s * taken / steps, ran.seconds)
         if prediction is not None:
             self._deliver(launch, prediction)
-
-    def _most_rows(self, horizon: int) -> int:
-        return self._engine.costs.most_rows(self._bounds.preempt_after_s, horizon)
 
     def _deliver(self, launch: Launch, prediction: Prediction) -> None:
         """Give each job its own rows, if they come in time."""
@@ -263,39 +250,18 @@ class Scheduler:
         else:
             cause = type(error).__name__
             self._resolve(launch.jobs[0], EngineError(f"the engine failed: {cause}"))
-        self._is_canary_due = True
+        self.health.is_canary_due = True
 
-    async def _check(self) -> None:
-        """Try the engine; after repeated failures all that waits is answered."""
-        self._is_canary_due = False
-        for _ in range(CANARY_ATTEMPTS):
-            ran = await self._worker.run(self._engine.canary)
-            if ran.error is None:
-                self.vitals.succeeded()
-                self.vitals.is_alive = True
-                return
-            self._observer.engine_failed("canary")
-            log.error("canary failed", kind="canary", error=repr(ran.error))
-        self.vitals.is_alive = False
-        self._fail_all("engine_down", "the engine is down")
-
-    def _arm_canary(self) -> None:
-        interval_s = self._bounds.canary_interval_s
-        self._canary_timer = asyncio.get_running_loop().call_later(interval_s, self._on_canary)
-
-    def _on_canary(self) -> None:
-        age_s = self.vitals.age_s
-        # A tenth of slack: a timer may fire a clock tick early.
-        is_stale = age_s is None or age_s >= 0.9 * self._bounds.canary_interval_s
-        if is_stale or not self.vitals.is_alive:
-            self._is_canary_due = True
-            self._wake.set()
-        self._arm_canary()
+    async def _try_engine(self) -> None:
+        """Try the engine; if it cannot be used, all that waits is answered."""
+        canary = partial(self._worker.run, self._engine.canary)
+        if not await self.health.try_engine(canary):
+            self._fail_all("engine_down", ENGINE_DOWN)
 
     def _on_end(self, task: asyncio.Task[None]) -> None:
         """Resolve everything if the launching task itself ends by a fault of ours."""
         if task.cancelled() or task.exception() is None:
             return
         log.error("scheduler failed", error=repr(task.exception()))
-        self.vitals.is_alive = False
-        self._fail_all("engine_down", "the scheduler failed")
+        self.health.set_down(_FAILED)
+        self._fail_all("engine_down", _FAILED)

@@ -1,4 +1,4 @@
-"""One thread that makes all engine calls, one after the other.
+"""The engine's thread, which makes calls one after the other, and what interrupts a call.
 
 A daemon thread rather than an executor: executors are joined when the interpreter exits, and a
 device that hangs would keep the process alive for ever.
@@ -10,21 +10,12 @@ import asyncio
 import contextlib
 import queue
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
+
+from service.scheduling.launches import Ran, timed
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Ran(Generic[T]):
-    """How a call ended: with a value or with an error, and after how many seconds."""
-
-    value: T | None
-    error: Exception | None
-    seconds: float
 
 
 class WorkerLike(Protocol):
@@ -59,7 +50,7 @@ class Worker:
 
         def report() -> None:
             ran = timed(call)
-            # The loop may be gone if the call outlived the service: nobody waits then.
+            # The loop may be gone if the call outlived the service: no one waits for the outcome then.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(_resolve, future, ran)
 
@@ -78,16 +69,21 @@ class Worker:
             del report  # or the launch's arrays, and all its callers, stay until the next call
 
 
-def timed(call: Callable[[], T]) -> Ran[T]:
-    """Make a call, whatever comes of it."""
-    started = time.perf_counter()
-    try:
-        value = call()
-    except Exception as exc:  # noqa: BLE001 (the one place around a launch, design section 6)
-        return Ran(None, exc, time.perf_counter() - started)
-    return Ran(value, None, time.perf_counter() - started)
-
-
 def _resolve(future: asyncio.Future[Any], ran: Ran[Any]) -> None:
     if not future.done():
         future.set_result(ran)
+
+
+def input_file(loop: asyncio.AbstractEventLoop) -> int | None:
+    """Return the file descriptor that is readable while input waits for a loop; None: it has none.
+
+    A call made on the loop can look at it, and stop for what has come in. Neither kind of loop
+    promises that descriptor; without it the engine is asked for work in small slices instead.
+    """
+    any_loop: Any = loop
+    try:
+        if hasattr(loop, "_get_backend_id"):  # uvloop: libuv's epoll
+            return int(any_loop._get_backend_id())
+        return int(any_loop._selector.fileno())  # asyncio
+    except (AttributeError, NotImplementedError, TypeError, ValueError):
+        return None

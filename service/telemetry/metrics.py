@@ -24,11 +24,15 @@ from prometheus_client.registry import Collector
 
 from models.safety import VERDICTS, Verdict
 from service.interface import Array, ModelInfo
-from service.scheduling.jobs import JobClass
-from service.scheduling.observer import ENGINE_FAULTS, REJECTIONS
-from service.telemetry.buckets import COUNTS, LATENCY_S, PROBABILITIES, UNCERTAINTIES
-from service.telemetry.series import Counts, Histogram
-from service.telemetry.vram import budgets, headroom
+from service.scheduling.jobs import ENGINE_FAULTS, REJECTIONS, JobClass
+from service.telemetry.series import (
+    COUNTS,
+    LATENCY_S,
+    PROBABILITIES,
+    UNCERTAINTIES,
+    Counts,
+    Histogram,
+)
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 Registry = CollectorRegistry
@@ -37,13 +41,23 @@ OTHER = "other"
 """Label of paths that no route has: a scanner must not create series."""
 
 _SORTED_AFTER = 1024
-"""Requests after which histograms sort what came."""
+"""Requests and verdicts after which histograms sort what came."""
 
 STATUSES = (
     *("200", "400", "401", "404", "405", "408", "413", "414", "415", "422", "429", "431"),
     *("499", "500", "503", "504"),
 )
 """499: the caller left before the answer."""
+
+WORLD_MODEL = "world_model"
+OTHER_BUDGETS = {
+    "policy_network": 2 * 2**30,
+    "value_network": 2 * 2**30,
+    "replay_buffer": 4 * 2**30,
+    "gradients_and_optimizer": 4 * 2**30,
+}
+"""Bytes that training beside this service may take, by the specification's table for 16 GB; the
+table's row of the world model is the setting `vram_budget_bytes`."""
 
 
 class Metrics:
@@ -70,7 +84,7 @@ class Metrics:
         registry.register(_Parsed(self.render))
 
     def _add_traffic(self, endpoints: Sequence[str]) -> None:
-        self._requests = Counts(
+        requests = Counts(
             "world_model_requests",
             "Answered HTTP requests by route and status; 499 if the caller left.",
             ("endpoint", "code"),
@@ -90,7 +104,8 @@ class Metrics:
             "stage",
             STAGES,
         )
-        self._hot += self._requests, seconds, stages
+        self._hot += requests, seconds, stages
+        self._requests = requests.counts
         self._seconds = seconds.series
         self._stages = [stages.series[stage] for stage in STAGES]
 
@@ -110,7 +125,7 @@ class Metrics:
         self._errors = {kind: errors.labels(kind) for kind in ENGINE_FAULTS}
 
     def _add_answers(self) -> None:
-        self._verdicts = Counts(
+        verdicts = Counts(
             "world_model_safety_verdicts",
             "Verdicts of safety checks.",
             ("verdict",),
@@ -127,7 +142,8 @@ class Metrics:
             "of the training states.",
             UNCERTAINTIES,
         )
-        self._hot += self._verdicts, crash_probability, uncertainty
+        self._hot += verdicts, crash_probability, uncertainty
+        self._verdicts = verdicts.counts
         self._crash_probability, self._uncertainty = crash_probability.only, uncertainty.only
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -169,7 +185,7 @@ class Metrics:
 
     def answered(self, endpoint: str, status: int, seconds: float) -> None:
         """Note an answered request; `endpoint` is a route template or `OTHER`."""
-        self._requests.add((endpoint, str(status)))
+        self._requests[endpoint, str(status)] += 1
         self._seconds[endpoint].add(seconds)
         self._unsorted += 1
         if self._unsorted >= _SORTED_AFTER:
@@ -181,7 +197,9 @@ class Metrics:
             if isinstance(metric, Histogram):
                 metric.sort()
 
-    def staged(self, parse_s: float, queue_s: float, compute_s: float, respond_s: float) -> None:
+    def observe_stages(
+        self, parse_s: float, queue_s: float, compute_s: float, respond_s: float
+    ) -> None:
         """Note a prediction request's seconds in each of `STAGES`."""
         parse, queue, compute, respond = self._stages
         parse.add(parse_s)
@@ -203,20 +221,21 @@ class Metrics:
         """Note a fault of the engine."""
         self._errors[kind].inc()
 
-    def checked(self, verdicts: Sequence[Verdict]) -> None:
+    def observe_verdicts(self, verdicts: Sequence[Verdict]) -> None:
         """Note the verdicts on the sequences of one safety check."""
         for verdict in verdicts:
-            self._verdicts.add((verdict.verdict,))
-        known = [v.crash_probability for v in verdicts if v.crash_probability is not None]
-        self._crash_probability.add_all(known)
-        known = [v.uncertainty for v in verdicts if v.uncertainty is not None]
-        self._uncertainty.add_all(known)
+            self._verdicts[verdict.verdict,] += 1
+            if verdict.crash_probability is not None:
+                self._crash_probability.add(verdict.crash_probability)
+            if verdict.uncertainty is not None:
+                self._uncertainty.add(verdict.uncertainty)
+        self._unsorted += len(verdicts)
 
-    def disagreed(self, uncertainty: Array) -> None:
+    def observe_uncertainties(self, uncertainty: Array) -> None:
         """Note the finite uncertainty of each answered sequence, [K]."""
         self._uncertainty.add_all(uncertainty.tolist())
 
-    def disagreed_once(self, uncertainty: float) -> None:
+    def observe_uncertainty(self, uncertainty: float) -> None:
         """Note the finite uncertainty of the only answered sequence."""
         self._uncertainty.add(uncertainty)
 
@@ -281,3 +300,27 @@ def _by(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
     for value, number in values.items():
         family.add_metric([value], number)
     return family
+
+
+def budgets(usage: Mapping[str, int]) -> dict[str, int]:
+    """Return bytes by component; `usage` is bytes by kind, its `budget` this service's cap."""
+    return {WORLD_MODEL: usage["budget"], **OTHER_BUDGETS}
+
+
+def headroom(usage: Mapping[str, int]) -> dict[str, int]:
+    """Return how many bytes of its budget each component could still take now.
+
+    The world model's own use is known. The others live in other processes, of which the driver
+    reports only the sum; so for each of them, taken alone, it is what the device has free once the
+    rest of the world model's budget is set aside, at most the component's whole budget. They are
+    absent if the driver does not report it.
+    """
+    own = usage["budget"] - usage["reserved"]
+    if "device_total" not in usage:
+        return {WORLD_MODEL: own}
+    free = usage["device_total"] - usage["device_used"]
+    left = max(0, free - own)
+    return {
+        WORLD_MODEL: min(own, free),
+        **{component: min(budget, left) for component, budget in OTHER_BUDGETS.items()},
+    }

@@ -1,7 +1,7 @@
 """Spans of requests, for OpenTelemetry. The only importer of opentelemetry.
 
 It is imported only where tracing is on. A request's stages become spans when it is over, from times
-noted on the way: no context has to follow it through the queue, to the engine's thread, or into a
+noted as they pass: no context has to follow it through the queue, to the engine's thread, or into a
 launch that it shares with others.
 """
 
@@ -178,7 +178,7 @@ class Trace:
             self._describe(status)
             self._stages(ended_s)
         self._span.end(self._ns(ended_s))
-        self._job = None  # it knows the errand, which knows this: nothing is left to the collector
+        self._job = None  # it refers to the request, which refers to this: no cycle is left
 
     def _describe(self, status: int) -> None:
         self._span.set_attribute("http.response.status_code", status)
@@ -204,7 +204,7 @@ class Trace:
         self._stage("queue", job.submitted_s, launched_s, {"world_model.class": job.job_class})
         if job.started_s is not None:
             self._stage("launch", launched_s, self._settled_s, {**size, **self._shared()})
-        if self._outcome is not None:  # else nobody was there to hear of it
+        if self._outcome is not None:  # else its caller had left
             self._stage("respond", self._settled_s, ended_s)
 
     def _shared(self) -> Attributes:

@@ -18,7 +18,7 @@ from models.safety import SafetyLimits
 from models.spec import Feature, Spec
 from service.app import WorldModelApp, create_app
 from service.interface import Array, Costs, ModelInfo, Prediction
-from service.scheduling.worker import Ran
+from service.scheduling.launches import Ran
 from service.settings import Settings
 from service.telemetry.metrics import Registry
 

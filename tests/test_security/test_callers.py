@@ -18,7 +18,7 @@ from service.http.buffers import Intake, Unread
 from service.http.protocol import Protocol
 from service.http.reading.bodies import AT_ONCE_BYTES, BodyParser
 from service.scheduling.jobs import JobClass
-from service.server import _stop_keeping_connections
+from service.server import _start_draining
 from tests.fakes.engine import STATE, FakeEngine, bits, expected, rows, until
 from tests.fakes.sockets import BODY, Caller, Listening, LongWay, listening, request
 
@@ -323,7 +323,7 @@ async def test_a_service_that_ends_closes_connections_by_its_answers(
         busy.send(request())
         await engine.entered()
         engine.gate.set()
-        _stop_keeping_connections(served.server, served.app)
+        _start_draining(served.server, served.app)
         new = await served.caller()
         for caller, raw in ((busy, b""), (kept, request()), (new, request())):
             caller.send(raw)
@@ -341,7 +341,7 @@ async def test_a_service_that_ends_loses_no_connection(
         kept = await served.caller()
         kept.send(request())
         await kept.answer()
-        _stop_keeping_connections(served.server, served.app)
+        _start_draining(served.server, served.app)
         new = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(8)]
         for connection in new:
             connection.sendall(request())

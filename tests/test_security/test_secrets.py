@@ -25,9 +25,8 @@ from service.cli import main
 from service.errors import StartupError
 from service.server import serve
 from service.settings import PREFIX, Settings, explain_settings_error
-from service.telemetry.logs import configure_logging
+from service.telemetry.logs import Redaction, configure_logging
 from service.telemetry.metrics import Registry
-from service.telemetry.redaction import Redaction
 from tests.fakes.engine import ACTIONS, STATE, FakeEngine, serving
 
 SECRET = "s3same-0pen.me"

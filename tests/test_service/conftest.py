@@ -15,7 +15,7 @@ import uvloop
 from tests.fakes.engine import FakeEngine, serving
 
 ON_BOTH_LOOPS = (
-    *("test_scheduler.py", "test_deadlines.py", "test_wire.py"),
+    *("test_scheduler.py", "test_deadlines.py", "test_protocol.py"),
     *("test_http_rules.py", "test_callers.py"),
 )
 """Tests of what depends on timers or sockets: the service runs on uvloop where there is one."""

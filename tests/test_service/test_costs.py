@@ -33,16 +33,5 @@ def test_a_launch_is_as_big_as_may_be_computed_at_once(
     assert costs.most_rows(seconds, horizon=16) == rows
 
 
-@pytest.mark.parametrize(
-    ("rows", "seconds", "steps"), [(8, 0.0035, 3), (16, 0.001, 1), (99, 0.005, 2)], ids=str
-)
-def test_a_slice_has_the_steps_that_fit_and_one_at_least(
-    rows: int, seconds: float, steps: int
-) -> None:
-    assert COSTS.most_steps(seconds, rows, horizon=16) == steps
-
-
-def test_what_cannot_be_left_between_steps_takes_whole_horizons() -> None:
-    costs = Costs(COSTS.launch_rows, COSTS.step_s, is_divisible=False)
-
-    assert [costs.most_steps(s, 8, horizon=16) for s in (0.001, 0.02, 0.05)] == [16, 16, 48]
+def test_a_step_costs_what_the_next_bigger_launch_does() -> None:
+    assert COSTS.step_s_of == [0.001] * 9 + [0.0015] * 8 + [0.0025] * 16

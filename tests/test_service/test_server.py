@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -350,3 +351,42 @@ def test_accepted_work_is_finished_or_answered_before_the_end(
 
     assert code == 0
     assert answers[0].status_code == 503
+
+
+def test_a_caller_that_goes_on_sending_does_not_keep_the_service_alive(
+    folder: Path, port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody waits for the rest of a body when all that could be answered has been."""
+    monkeypatch.setattr("service.server._LAST_RESORT_S", 0.1)
+    rest: list[bytes] = []
+
+    def visitor() -> None:
+        wait_ready(port).close()
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as caller:
+            caller.sendall(b"POST /rollout HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{")
+            os.kill(os.getpid(), signal.SIGTERM)
+            with contextlib.suppress(ConnectionResetError):
+                rest.append(caller.recv(1))
+
+    thread = in_thread(visitor)
+    code = serve(
+        Settings(
+            port=port,
+            checkpoint=folder,
+            device="cpu",
+            compile=False,
+            threads=1,
+            log_format="json",
+            drain_delay_s=0.0,
+            shutdown_timeout_s=0.1,
+            body_timeout_s=60,
+        )
+    )
+    thread.join(20)
+
+    assert code == 0
+    assert not thread.is_alive()
+    assert rest in ([], [b""])
+    lines = [orjson.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [x["reason"] for x in lines if x["event"] == "connection cut"] == ["the service ends"]
+    assert lines[-1]["event"] == "stopped"

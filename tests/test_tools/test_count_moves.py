@@ -13,7 +13,7 @@ import pytest
 
 from tools.count_moves import ROOT, Tracer
 
-MOST = {"/predict": (25, 145), "/safety-check": (29, 159)}
+MOST = {"/predict": (17, 75), "/safety-check": (20, 83)}
 """Files and moves; see `tools/count_moves.py`."""
 
 

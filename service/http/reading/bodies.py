@@ -263,7 +263,7 @@ def _as_check(given: _Given) -> Parsed:
     options = given.options
     if not given.is_one_state:
         refuse([detail("state", "is a list of states", "one state: a list of numbers")])
-    if not is_number_within(options.get("threshold", 0.0), 0.0, 1.0):
+    if "threshold" in options and not is_number_within(options["threshold"], 0.0, 1.0):
         refuse([detail("threshold", "is not a probability", "a number from 0 to 1")])
     return Parsed(
         *_paired(given, "actions"),

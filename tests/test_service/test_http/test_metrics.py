@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from service.scheduling.jobs import JobClass
-from service.telemetry.buckets import COUNTS, PROBABILITIES
 from service.telemetry.metrics import Registry
+from service.telemetry.series import COUNTS, PROBABILITIES
 from tests.fakes.engine import ACTIONS, POISON, STATE, FakeEngine, serving, slow_costs, until
+from tests.fakes.registry import BODIES, Labels, bucketed, counted, value
 from tests.fakes.sockets import BODY, LIMIT, listening, request
-from tests.fakes.told import BODIES, Labels, bucketed, counted, value
 
 
 async def test_every_request_is_counted_once_by_route_and_status(engine: FakeEngine) -> None:

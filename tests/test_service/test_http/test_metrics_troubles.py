@@ -13,6 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.app import WorldModelApp
+from service.scheduling.health import State
 from service.scheduling.jobs import JobClass
 from service.telemetry.metrics import Registry
 from tests.fakes.engine import (
@@ -27,8 +28,8 @@ from tests.fakes.engine import (
     slow_costs,
     until,
 )
+from tests.fakes.registry import BODIES, counted, value
 from tests.fakes.sockets import listening, request
-from tests.fakes.told import BODIES, counted, value
 
 
 async def refuse_for_room(app: WorldModelApp, client: httpx.AsyncClient, engine: FakeEngine) -> int:
@@ -67,7 +68,7 @@ async def expire(app: WorldModelApp, client: httpx.AsyncClient, engine: FakeEngi
 async def break_down(app: WorldModelApp, client: httpx.AsyncClient, engine: FakeEngine) -> int:
     engine.is_broken = True
     assert (await client.post("/rollout", json=BODIES["/rollout"])).status_code == 500
-    await until(lambda: not app.scheduler.vitals.is_alive)
+    await until(lambda: app.health.state is State.DOWN)
     return (await client.post("/rollout", json=BODIES["/rollout"])).status_code
 
 
@@ -157,7 +158,7 @@ async def test_the_readiness_gauge_says_what_readyz_says(engine: FakeEngine) -> 
     registry = Registry()
     async with serving(engine, registry) as (app, client):
         seen = [((await client.get("/readyz")).status_code, value(registry, "ready"))]
-        app.readiness.start_draining()
+        app.health.start_draining()
         seen.append(((await client.get("/readyz")).status_code, value(registry, "ready")))
 
     assert seen == [(200, 1), (503, 0)]

@@ -14,8 +14,6 @@ from starlette.types import Message
 
 from service.errors import EngineError, OverloadedError
 from service.scheduling.jobs import JobClass
-from service.scheduling.readiness import Readiness
-from service.scheduling.vitals import Vitals
 from service.telemetry.metrics import Registry
 from tests.fakes.engine import FakeEngine, serving, until
 
@@ -145,27 +143,6 @@ async def test_other_errors_of_the_framework_get_our_body(engine: FakeEngine) ->
 
     assert [answer.status_code for answer in answers] == [401, 403, 422]
     assert [answer.json()["error"]["message"] for answer in answers] == ["a reason"] * 3
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_readiness_needs_a_recent_success() -> None:
-    clock = Clock()
-    vitals = Vitals(clock)
-    readiness = Readiness(vitals, max_age_s=5.0)
-    assert readiness.problem() == "no forward pass has succeeded yet"
-
-    vitals.succeeded()
-    assert readiness.is_ready
-    clock.now += 5.5
-
-    assert readiness.problem() == "no forward pass has succeeded for 5.5 s"
-    assert not readiness.is_ready
 
 
 def test_retry_after_is_in_whole_seconds_and_never_zero() -> None:

@@ -11,6 +11,7 @@ import pytest
 import structlog
 
 from service.http.operations import _Scrape
+from service.scheduling.health import State
 from tests.fakes.engine import (
     ACTIONS,
     STATE,
@@ -33,7 +34,7 @@ async def test_a_dead_engine_turns_readiness_off(engine: FakeEngine) -> None:
         assert (await client.post("/rollout", json=body)).status_code == 500
         for _ in range(3):
             await engine.checked()
-        await until(lambda: not app.scheduler.vitals.is_alive)
+        await until(lambda: app.health.state is State.DOWN)
         ready, refused = await client.get("/readyz"), await client.post("/rollout", json=body)
 
     assert (ready.status_code, error_of(ready)["code"]) == (503, "unavailable")
@@ -43,7 +44,7 @@ async def test_a_dead_engine_turns_readiness_off(engine: FakeEngine) -> None:
 
 async def test_draining_turns_readiness_off_but_still_serves(engine: FakeEngine) -> None:
     async with serving(engine) as (app, client):
-        app.readiness.start_draining()
+        app.health.start_draining()
         ready = await client.get("/readyz")
         alive = await client.get("/healthz")
         served = await client.post("/rollout", json={"state": STATE, "actions": ACTIONS})
@@ -64,7 +65,7 @@ async def test_requests_after_the_end_are_unavailable(engine: FakeEngine) -> Non
 
 
 async def test_work_that_outlasts_the_shutdown_is_answered(engine: FakeEngine) -> None:
-    async with serving(engine, shutdown_timeout_s=0.05) as (_, client):
+    async with serving(engine) as (_, client):
         engine.gate.clear()
         call = asyncio.create_task(
             client.post("/rollout", json={"state": STATE, "actions": ACTIONS})
@@ -88,12 +89,12 @@ async def test_a_failure_is_logged_once_with_id_and_code(engine: FakeEngine) -> 
 
 async def test_a_fault_of_ours_has_the_one_error_body(engine: FakeEngine) -> None:
     async with serving(engine) as (app, client):
-        app.scheduler.queues.has_room = None  # type: ignore[method-assign, assignment]
+        app.scheduler.queues.lanes = {}
         with structlog.testing.capture_logs() as lines:
             response = await client.post("/rollout", json={"state": STATE, "actions": ACTIONS})
 
     assert (response.status_code, error_of(response)["code"]) == (500, "engine_error")
-    assert "TypeError" not in response.text
+    assert "KeyError" not in response.text
     assert lines[0]["event"] == "unexpected error"
 
 

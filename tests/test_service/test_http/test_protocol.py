@@ -462,12 +462,12 @@ async def test_a_request_under_way_is_finished_at_shutdown(engine: FakeEngine) -
 
 async def test_a_fault_of_ours_leaves_the_connection_usable(engine: FakeEngine) -> None:
     async with listening(engine) as served:
-        has_room = served.app.scheduler.queues.has_room
-        served.app.scheduler.queues.has_room = None  # type: ignore[method-assign, assignment]
+        lanes = served.app.scheduler.queues.lanes
+        served.app.scheduler.queues.lanes = {}
         caller = await served.caller()
         caller.send(request())
         status, _, body = await caller.answer()
-        served.app.scheduler.queues.has_room = has_room  # type: ignore[method-assign]
+        served.app.scheduler.queues.lanes = lanes
         caller.send(request())
 
         assert (status, orjson.loads(body)["error"]["code"]) == (500, "engine_error")

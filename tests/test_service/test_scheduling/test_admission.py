@@ -16,9 +16,10 @@ from service.errors import (
     UnavailableError,
 )
 from service.scheduling.admission import Admission
+from service.scheduling.health import Health
 from service.scheduling.jobs import Bounds, Job, JobClass
+from service.scheduling.launches import Ran
 from service.scheduling.queues import Queues
-from service.scheduling.vitals import Vitals
 from tests.fakes.engine import FakeEngine, Tally, slow_costs
 
 SAFETY, PREDICT, ROLLOUT = JobClass
@@ -35,11 +36,11 @@ class Entrance:
         engine = FakeEngine()
         engine.costs = slow_costs(row_step_s)
         bounds = Bounds(queue_rows=dict.fromkeys(JobClass, CAPACITY))
-        self.queues = Queues(bounds, lambda horizon: 64)
-        self.vitals = Vitals(lambda: 0.0)
+        self.queues = Queues(bounds)
         self.tally = Tally()
-        self.admission = Admission(engine, self.queues, self.vitals, self.tally)
-        self.admission.refusal = None
+        self.health = Health(bounds, self.tally, lambda: 0.0)
+        self.health.accept_jobs()
+        self.admission = Admission(engine, self.queues, self.health, self.tally)
         self._seq = 0
 
     def queue(self, job_class: JobClass, rows: int, horizon: int = 1) -> None:
@@ -64,9 +65,14 @@ class Entrance:
         return None
 
 
+async def succeed() -> Ran[None]:
+    return Ran(None, None, 0.0)
+
+
 def test_nobody_is_let_in_before_the_start() -> None:
     entrance = Entrance()
-    fresh = Admission(FakeEngine(), entrance.queues, entrance.vitals, entrance.tally)
+    health = Health(Bounds(), entrance.tally, lambda: 0.0)
+    fresh = Admission(FakeEngine(), entrance.queues, health, entrance.tally)
 
     with pytest.raises(UnavailableError, match=r"^the service is starting$"):
         fresh.check(1, 1, SAFETY, PLENTY_S)
@@ -82,16 +88,16 @@ def test_who_is_let_in_is_not_counted() -> None:
 
 
 @pytest.mark.parametrize("timeout_s", [0.0, -1.0])
-def test_the_first_reason_that_holds_is_given(timeout_s: float) -> None:
+async def test_the_first_reason_that_holds_is_given(timeout_s: float) -> None:
     """All are true at once; each is mended in turn, and the next one shows."""
     entrance = Entrance()
     entrance.queue(ROLLOUT, CAPACITY, horizon=10)
-    entrance.admission.refusal = "the service is shutting down"
-    entrance.vitals.is_alive = False
+    entrance.health.set_down("a fault")
+    entrance.health.refuse_jobs()
     seen = [entrance.ask(timeout_s=timeout_s)]
-    entrance.admission.refusal = None
+    entrance.health.accept_jobs()
     seen.append(entrance.ask(timeout_s=timeout_s))
-    entrance.vitals.is_alive = True
+    await entrance.health.try_engine(succeed)
     seen.append(entrance.ask(timeout_s=timeout_s))
     seen.append(entrance.ask(timeout_s=1e-9))
 
@@ -120,7 +126,7 @@ def test_the_last_free_row_is_given_away_and_no_more() -> None:
 def test_a_full_queue_says_how_long_its_backlog_takes_at_the_present_pace() -> None:
     entrance = Entrance()
     entrance.queue(ROLLOUT, 100, horizon=8)
-    entrance.vitals.pace = 2.0
+    entrance.health.pace = 2.0
 
     error = entrance.ask()
 
@@ -136,7 +142,7 @@ def test_the_first_in_line_is_tried_however_long_it_takes() -> None:
 
 def test_what_would_come_too_late_is_refused_with_its_reckoning() -> None:
     entrance = Entrance()
-    entrance.vitals.pace = 3.0
+    entrance.health.pace = 3.0
     entrance.queue(ROLLOUT, 20, horizon=10)  # 0.6 s
 
     error = entrance.ask(rows=10, horizon=5, timeout_s=0.7)  # 0.15 s more
@@ -193,7 +199,7 @@ def test_whoever_comes_back_when_asked_to_is_let_in(
 ) -> None:
     """If nothing else comes: the backlog has shrunk by then, or is gone."""
     entrance = Entrance()
-    entrance.vitals.pace = pace
+    entrance.health.pace = pace
     entrance.queue(ROLLOUT, waiting)
     backlog_s = pace * waiting * ROW_STEP_S
     timeout_s = share * (backlog_s + pace * rows * horizon * ROW_STEP_S)
@@ -203,7 +209,7 @@ def test_whoever_comes_back_when_asked_to_is_let_in(
 
     left_s = backlog_s - error.retry_after_s
     later = Entrance()
-    later.vitals.pace = pace
+    later.health.pace = pace
     left = math.floor(left_s / pace / ROW_STEP_S - 1e-6)
     if left > 0:
         later.queue(ROLLOUT, left)

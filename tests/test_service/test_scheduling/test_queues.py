@@ -5,7 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from service.scheduling.jobs import Bounds, Job, JobClass, Launch
+from service.interface import Costs
+from service.scheduling.jobs import Bounds, Job, JobClass
+from service.scheduling.launches import Launch
 from service.scheduling.queues import Queues
 
 SAFETY, PREDICT, ROLLOUT = JobClass
@@ -15,8 +17,10 @@ class Line:
     """Queues with jobs that need nothing but their size."""
 
     def __init__(self, launch_work: int = 1024, max_passes: int = 8) -> None:
-        bounds = Bounds(max_passes=max_passes)
-        self.queues = Queues(bounds, lambda horizon: max(1, launch_work // horizon))
+        self.queues = Queues(Bounds(max_passes=max_passes, preempt_after_s=launch_work))
+        row_counts = tuple(range(1, launch_work + 1))
+        # A second per row and step, in launches that cannot be left: as much work as there is time.
+        self._costs = Costs(row_counts, row_counts, is_divisible=False)
         self._seq = 0
 
     def add(self, job_class: JobClass, rows: int = 1, horizon: int = 4) -> Job:
@@ -27,9 +31,13 @@ class Line:
         self.queues.add(job)
         return job
 
+    def next_launch(self) -> Launch | None:
+        """Return the launch that gets the next slice."""
+        return self.queues.next_launch(self._costs)
+
     def next(self) -> Launch:
         """Return the next launch, as if it took one slice."""
-        launch = self.queues.next_launch()
+        launch = self.next_launch()
         assert launch is not None
         self.queues.close(launch)
         return launch
@@ -37,14 +45,15 @@ class Line:
     def end(self, job: Job) -> None:
         """Resolve a job, as the scheduler does."""
         job.is_done = True
-        self.queues.remove(job)
+        if job.is_waiting:
+            self.queues.remove(job)
 
     def next_jobs(self) -> list[int]:
         return [job.seq for job in self.next().jobs]
 
 
 def test_nothing_waits_nothing_is_launched() -> None:
-    assert Line().queues.next_launch() is None
+    assert Line().next_launch() is None
 
 
 def test_classes_go_in_order_of_urgency() -> None:
@@ -76,7 +85,7 @@ def test_a_big_job_is_one_launch_of_equal_parts_and_others_get_in_between() -> N
     big = line.add(ROLLOUT, rows=6, horizon=4)
     line.add(ROLLOUT, rows=2)
 
-    begun = line.queues.next_launch()
+    begun = line.next_launch()
     assert begun is not None
     assert (begun.jobs, begun.rows, begun.part_rows, begun.steps_left) == ([big], 6, 3, 8)
     line.add(SAFETY)
@@ -101,50 +110,70 @@ def test_the_horizon_of_whoever_waits_longest_goes_first() -> None:
     assert [line.next_jobs() for _ in range(3)] == [[1, 3], [2], [4]]
 
 
-def test_room_is_counted_in_rows_of_the_class() -> None:
-    line = Line()
-    line.add(SAFETY, rows=4096)
-    line.add(ROLLOUT, rows=4090)
+def test_capacity_is_that_of_each_class() -> None:
+    bounds = Bounds(queue_rows={SAFETY: 3, PREDICT: 2, ROLLOUT: 1})
 
-    room = [(c, n) for c in JobClass for n in (1, 6, 7, 4096) if line.queues.has_room(c, n)]
+    capacities = [(c, lane.capacity) for c, lane in Queues(bounds).lanes.items()]
 
-    assert room == [(PREDICT, n) for n in (1, 6, 7, 4096)] + [(ROLLOUT, 1), (ROLLOUT, 6)]
-
-
-def test_the_work_of_a_launch_shrinks_with_its_steps() -> None:
-    launch = Launch(ROLLOUT, [], rows=6, horizon=4, part_rows=4)
-    seen = []
-    for taken in range(9):
-        launch.taken = taken
-        seen.append((launch.steps_left, launch.work))
-
-    # Two parts of 4 and 2 rows: no more than is left of the whole, nor than what parts of 4 take.
-    assert seen == [(8, 24), (7, 24), (6, 24), (5, 20), (4, 16), (3, 12), (2, 8), (1, 4), (1, 4)]
+    assert capacities == [(SAFETY, 3), (PREDICT, 2), (ROLLOUT, 1)]
 
 
 def test_a_launch_is_overtaken_by_what_is_more_urgent_only() -> None:
-    line = Line()
-    line.add(PREDICT)
-    launch = line.queues.next_launch()
-    assert launch is not None
-    line.add(ROLLOUT)
-    line.add(PREDICT, horizon=1)
-    before = line.queues.is_overtaken(launch)
-    check = line.add(SAFETY)
-    during = line.queues.is_overtaken(launch)
-    line.end(check)
+    line = Line(max_passes=1)
+    for job_class in (PREDICT, ROLLOUT, PREDICT, SAFETY):
+        line.add(job_class, horizon=1 + line.queues.depth(job_class))
 
-    assert (before, during, line.queues.is_overtaken(launch)) == (False, True, False)
+    seen = []
+    for _ in range(4):
+        launch = line.next()
+        seen.append((launch.job_class, launch.is_overtaken))
+    assert seen == [(SAFETY, False), (PREDICT, False), (ROLLOUT, True), (PREDICT, False)]
 
 
 def test_a_launch_that_was_begun_overtakes_as_one_that_waits() -> None:
-    line = Line()
-    line.add(SAFETY)
-    assert line.queues.next_launch() is not None
-    line.add(ROLLOUT)
-    rollout = Launch(ROLLOUT, [], rows=1, horizon=1, part_rows=1)
+    line = Line(max_passes=1)
+    for job_class in (SAFETY, ROLLOUT):
+        line.add(job_class)
 
-    assert line.queues.is_overtaken(rollout)
+    launches = [line.next_launch(), line.next_launch()]
+
+    seen = [(launch.job_class, launch.is_overtaken) for launch in launches if launch is not None]
+    assert seen == [(SAFETY, False), (ROLLOUT, True)]
+
+
+def test_a_launch_is_overtaken_for_as_long_as_more_urgent_work_waits() -> None:
+    line = Line(max_passes=1)
+    line.add(PREDICT)
+    launch = line.next_launch()
+    assert launch is not None
+    seen = [launch.is_overtaken]
+    check = line.add(SAFETY)
+    line.next()
+    line.add(SAFETY)
+    assert line.next_launch() is launch
+    seen.append(launch.is_overtaken)
+    line.next()
+    assert line.next_launch() is launch
+    seen.append(launch.is_overtaken)
+
+    assert check.is_waiting is False
+    assert seen == [False, True, False]
+
+
+def test_a_launch_has_the_rows_that_the_present_costs_allow() -> None:
+    """Costs may have been measured anew since the last launch of that horizon."""
+    line, seen = Line(), []
+    for step_s in (1.0, 2.0, 1.0):
+        for _ in range(4):
+            line.add(ROLLOUT, horizon=256)
+        launch = line.queues.next_launch(Costs((1, 2, 4), (step_s, 2 * step_s, 4 * step_s), False))
+        assert launch is not None
+        seen.append(launch.rows)
+        line.queues.close(launch)
+        while line.next_launch() is not None:
+            line.next()
+
+    assert seen == [4, 2, 4]
 
 
 def test_a_row_longer_than_the_budget_is_a_part_of_its_own() -> None:
@@ -167,7 +196,6 @@ def test_depth_rows_and_work_follow_what_waits() -> None:
     assert seen() == [1, 6, 30]
     line.queues.remove(small)
     assert seen() == [1, 6, 24]
-    line.queues.remove(big)
     line.queues.remove(big)
     assert seen() == [0, 0, 0]
 
@@ -238,7 +266,7 @@ def test_a_job_leaves_from_wherever_it_waits() -> None:
     line.end(jobs[2])
 
     assert line.next_jobs() == [2, 4, 5]
-    assert line.queues.next_launch() is None
+    assert line.next_launch() is None
 
 
 def test_jobs_of_a_failed_launch_come_back_first_and_alone() -> None:
@@ -258,20 +286,20 @@ def test_a_launch_stays_open_and_goes_on_until_it_is_closed() -> None:
     line = Line(launch_work=4)
     line.add(ROLLOUT)
     line.add(ROLLOUT)
-    first = line.queues.next_launch()
+    first = line.next_launch()
     assert first is not None
     first.taken = 1
 
     check = line.add(SAFETY)
-    urgent = line.queues.next_launch()
+    urgent = line.next_launch()
 
     assert urgent is not None
     assert urgent.jobs == [check]
     line.queues.close(urgent)
-    assert line.queues.next_launch() is first
+    assert line.next_launch() is first
     assert line.queues.work_before(ROLLOUT) == 3 + 4
     line.queues.close(first)
-    second = line.queues.next_launch()
+    second = line.next_launch()
     assert second is not None
     assert second is not first
 
@@ -280,23 +308,23 @@ def test_an_open_launch_that_nobody_waits_for_is_dropped() -> None:
     line = Line()
     left, stays = line.add(ROLLOUT), line.add(PREDICT)
     assert line.next().jobs == [stays]
-    begun = line.queues.next_launch()
+    begun = line.next_launch()
     assert begun is not None
     assert begun.jobs == [left]
     line.end(left)
 
-    assert line.queues.next_launch() is None
+    assert line.next_launch() is None
 
 
 def test_a_launch_goes_on_while_anybody_waits_for_it() -> None:
     line = Line()
     left, stays = line.add(ROLLOUT), line.add(ROLLOUT)
-    begun = line.queues.next_launch()
+    begun = line.next_launch()
     line.end(left)
 
-    assert line.queues.next_launch() is begun
+    assert line.next_launch() is begun
     line.end(stays)
-    assert line.queues.next_launch() is None
+    assert line.next_launch() is None
 
 
 def test_jobs_that_came_back_alone_are_not_joined_by_others() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.scheduling.jobs import Bounds, Job, JobClass, Launch
-from service.scheduling.queues import Queues
+from service.interface import Costs
+from service.scheduling.jobs import Job, JobClass
+from service.scheduling.launches import Launch
 from tests.test_service.test_scheduling.test_queues import Line
 
 SAFETY = JobClass.SAFETY
@@ -20,7 +21,7 @@ class Play:
 
     def __init__(self, most_rows: int, max_passes: int) -> None:
         self.line = Line(max_passes=max_passes)
-        self.line.queues = Queues(Bounds(max_passes=max_passes), lambda horizon: most_rows)
+        self.costs = Costs((most_rows,), (0.0,))
         self.most_rows = most_rows
         self.waiting: list[Job] = []
         self.open: list[Launch] = []
@@ -40,7 +41,7 @@ class Play:
     def slice(self) -> None:
         self.open = [launch for launch in self.open if not launch.is_abandoned]
         wants = {job.job_class for job in self.waiting} | {x.job_class for x in self.open}
-        launch = self.line.queues.next_launch()
+        launch = self.line.queues.next_launch(self.costs)
         assert (launch is None) == (not wants)
         if launch is None:
             return
@@ -102,7 +103,7 @@ def test_whatever_happens_jobs_are_launched_whole_in_order_and_accounted_for(
         play.slice()
 
     play.check_account()
-    assert play.line.queues.next_launch() is None
+    assert play.line.queues.next_launch(play.costs) is None
 
 
 @given(

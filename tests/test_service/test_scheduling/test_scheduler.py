@@ -17,9 +17,9 @@ from service.errors import (
     OverloadedError,
     UnavailableError,
 )
-from service.interface import Prediction
+from service.interface import Costs, Prediction
+from service.scheduling.health import CANARY_ATTEMPTS, State
 from service.scheduling.jobs import JobClass, JobResult, Outcome
-from service.scheduling.scheduler import CANARY_ATTEMPTS
 from tests.fakes.bench import Bench, outcome_of
 from tests.fakes.engine import (
     POISON,
@@ -353,7 +353,7 @@ async def test_a_dead_engine_is_noticed_and_everything_is_answered(bench: Bench)
     results = await asyncio.gather(*futures, return_exceptions=True)
 
     assert {type(result) for result in results} <= {EngineError, UnavailableError}
-    assert not bench.scheduler.vitals.is_alive
+    assert bench.scheduler.health.state is State.DOWN
     assert bench.tally.faults["canary"] == CANARY_ATTEMPTS
     with pytest.raises(UnavailableError, match="down"):
         bench.ask()
@@ -372,21 +372,6 @@ async def test_close_resolves_everything(bench: Bench) -> None:
         bench.ask()
 
 
-async def test_drain_refuses_new_jobs_and_finishes_the_others(bench: Bench) -> None:
-    held = await bench.hold()
-    waiting = bench.ask()
-    draining = asyncio.create_task(bench.scheduler.drain())
-    await asyncio.sleep(0)
-
-    with pytest.raises(UnavailableError, match="shutting down"):
-        bench.ask()
-    bench.engine.gate.set()
-    await draining
-
-    assert held.done()
-    assert waiting.result().launch_rows == 1
-
-
 async def test_jobs_before_the_start_are_refused(engine: FakeEngine) -> None:
     with pytest.raises(UnavailableError, match="starting"):
         Bench(engine).ask()
@@ -395,7 +380,7 @@ async def test_jobs_before_the_start_are_refused(engine: FakeEngine) -> None:
 async def test_a_fault_of_the_scheduler_itself_resolves_everything(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken() -> None:
+    def broken(costs: Costs) -> None:
         raise AssertionError("a bug")
 
     monkeypatch.setattr(bench.scheduler.queues, "next_launch", broken)
@@ -403,7 +388,7 @@ async def test_a_fault_of_the_scheduler_itself_resolves_everything(
     with pytest.raises(UnavailableError, match="scheduler failed"):
         await bench.ask()
 
-    assert not bench.scheduler.vitals.is_alive
+    assert bench.scheduler.health.state is State.DOWN
 
 
 async def test_an_idle_scheduler_never_wakes(bench: Bench) -> None:

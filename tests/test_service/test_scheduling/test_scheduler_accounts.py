@@ -11,6 +11,8 @@ from typing import Any, TypeVarTuple
 import pytest
 
 from service.errors import DeadlineExceededError, EngineError, ServiceError, UnavailableError
+from service.interface import Costs
+from service.scheduling.health import State
 from service.scheduling.jobs import JobClass, JobResult
 from service.scheduling.scheduler import Scheduler
 from tests.fakes.bench import Bench, simulate
@@ -76,14 +78,14 @@ def test_a_dead_engine_says_so_to_each_and_counts_each() -> None:
         assert await failure_of(first) == (EngineError, "the engine failed: ArithmeticError")
         ended = {await failure_of(future) for future in others}
         assert ended == {(UnavailableError, "the engine is down")}
-        assert bench.scheduler.vitals.is_alive is False
+        assert bench.scheduler.health.state is State.DOWN
 
     bench = simulate(play)
     assert bench.tally.rejections == {"engine_down": 3}
 
 
 def test_a_fault_of_ours_says_so_to_each_and_counts_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken() -> None:
+    def broken(costs: Costs) -> None:
         raise AssertionError("a bug")
 
     async def play(bench: Bench, loop: VirtualLoop) -> None:
@@ -91,7 +93,7 @@ def test_a_fault_of_ours_says_so_to_each_and_counts_each(monkeypatch: pytest.Mon
         futures = [bench.ask(horizon=horizon) for horizon in (1, 2, 3)]
         ended = {await failure_of(future) for future in futures}
         assert ended == {(UnavailableError, "the scheduler failed")}
-        assert bench.scheduler.vitals.is_alive is False
+        assert bench.scheduler.health.state is State.DOWN
 
     bench = simulate(play)
     assert bench.tally.rejections == {"engine_down": 3}
@@ -133,7 +135,7 @@ def test_an_engine_slower_than_at_warm_up_is_noticed() -> None:
         bench.engine.costs = slow_costs(0.0005)  # in truth it takes twice as long
         for _ in range(3):
             await bench.ask(count=3, horizon=1)
-        assert bench.scheduler.vitals.pace == pytest.approx(2 - 0.9**3)
+        assert bench.scheduler.health.pace == pytest.approx(2 - 0.9**3)
 
     simulate(play)
 
@@ -145,11 +147,10 @@ def test_jobs_of_different_horizons_go_in_order_of_arrival() -> None:
         def note(horizon: int, future: asyncio.Future[JobResult]) -> None:
             ended.append(horizon)
 
-        for horizon in (4, 2, 3, 1):
-            future = bench.ask(horizon=horizon)
+        futures = [bench.ask(horizon=horizon) for horizon in (4, 2, 3, 1)]
+        for horizon, future in zip((4, 2, 3, 1), futures, strict=True):
             future.add_done_callback(partial(note, horizon))
-        await bench.scheduler.drain()
-        await asyncio.sleep(0)
+        await asyncio.gather(*futures)
         assert ended == [4, 2, 3, 1]
 
     simulate(play)

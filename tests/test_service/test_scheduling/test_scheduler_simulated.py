@@ -77,7 +77,7 @@ def test_the_canary_runs_only_when_idle() -> None:
         assert bench.engine.canaries == 1
         await asyncio.sleep(20)
         assert bench.engine.canaries == pytest.approx(5, abs=1)
-        assert (bench.scheduler.vitals.age_s or 0) <= 5.5
+        assert (bench.scheduler.health.age_s or 0) <= 5.5
 
     simulate(play, canary_interval_s=5.0, preempt_after_s=1.0)
 

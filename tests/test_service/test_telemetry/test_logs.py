@@ -26,7 +26,7 @@ def test_json_lines_hold_the_fields(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(line["timestamp"].endswith("Z") for line in lines)
 
 
-def test_console_lines_are_for_eyes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_console_lines_are_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("console", "warning")
 
     structlog.get_logger().info("not shown")

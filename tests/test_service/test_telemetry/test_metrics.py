@@ -7,8 +7,9 @@ import pytest
 
 from models.safety import Verdict
 from service.http.endpoints import PATHS
-from service.telemetry.buckets import COUNTS, Buckets
-from service.telemetry.metrics import OTHER, Metrics, Registry
+from service.settings import Settings
+from service.telemetry.metrics import OTHER, OTHER_BUDGETS, Metrics, Registry, budgets, headroom
+from service.telemetry.series import COUNTS, Buckets
 from tests.fakes.engine import fake_info
 
 NAMES = {
@@ -86,7 +87,7 @@ def test_series_exist_from_the_start_at_zero() -> None:
 def test_latency_buckets_start_at_100_microseconds() -> None:
     read = Read()
     read.metrics.answered("/predict", 200, 0.00005)
-    read.metrics.staged(0.00005, 0.0002, 1.0, 100.0)
+    read.metrics.observe_stages(0.00005, 0.0002, 1.0, 100.0)
 
     assert read.value("request_seconds_bucket", endpoint="/predict", le="0.0001") == 1
     assert read.value("stage_seconds_bucket", stage="queue", le="0.0001") == 0
@@ -106,10 +107,12 @@ def verdict(name: str, probability: float | None) -> Verdict:
 
 def test_verdicts_and_probabilities_are_counted_in_bulk() -> None:
     read = Read()
-    read.metrics.checked([verdict("safe", 0.0), verdict("safe", 0.05), verdict("unknown", None)])
-    read.metrics.checked([verdict("unsafe", 1.0)])
-    read.metrics.disagreed(np.array([0.001, 0.2, 50.0], np.float32))
-    read.metrics.disagreed_once(0.001)
+    read.metrics.observe_verdicts(
+        [verdict("safe", 0.0), verdict("safe", 0.05), verdict("unknown", None)]
+    )
+    read.metrics.observe_verdicts([verdict("unsafe", 1.0)])
+    read.metrics.observe_uncertainties(np.array([0.001, 0.2, 50.0], np.float32))
+    read.metrics.observe_uncertainty(0.001)
 
     assert read.value("safety_verdicts_total", verdict="safe") == 2
     assert read.value("crash_probability_bucket", le="0.001") == 1
@@ -142,6 +145,16 @@ def test_buckets_keep_no_more_values_than_they_can_sort_quickly() -> None:
         assert len(buckets._seen[2]) <= 4096
 
     assert buckets.read()[0][0] == 25_600
+
+
+def test_values_of_verdicts_do_not_wait_for_long() -> None:
+    read = Read()
+    for _ in range(100):
+        read.metrics.observe_verdicts([verdict("safe", 0.0)] * 256)
+        read.metrics.answered("/safety-check", 200, 0.1)
+        assert len(read.metrics._crash_probability._seen[2]) <= 1024
+
+    assert read.value("crash_probability_count") == 25_600
 
 
 def test_buckets_may_be_read_while_they_are_filled_and_sorted() -> None:
@@ -211,3 +224,42 @@ def test_a_gpus_memory_and_work_are_told_by_kind_and_by_component() -> None:
         assert read.value("vram_budget_bytes", component=component) == budget * GIB
         assert read.value("vram_headroom_bytes", component=component) == room * GIB
     assert read.value("device_utilization_ratio") == 0.25
+
+
+def usage(reserved: float, **device: float) -> dict[str, int]:
+    kinds = {"budget": 4.0, "reserved": reserved, **device}
+    return {kind: round(size * GIB) for kind, size in kinds.items()}
+
+
+def test_the_budgets_are_those_of_the_specifications_table() -> None:
+    default = Settings().vram_budget_bytes
+
+    table = budgets({"budget": default})
+
+    assert [size // GIB for size in table.values()] == [4, 2, 2, 4, 4]
+    assert sum(table.values()) == 16 * GIB
+
+
+@pytest.mark.parametrize(
+    ("used", "own", "others"),
+    [
+        pytest.param(2, 2, [2, 2, 4, 4], id="nobody-else-there"),
+        pytest.param(11, 2, [2, 2, 3, 3], id="training-took-nine"),
+        pytest.param(14, 2, [0, 0, 0, 0], id="only-our-own-budget-is-left"),
+        pytest.param(15, 1, [0, 0, 0, 0], id="others-took-some-of-ours"),
+        pytest.param(16, 0, [0, 0, 0, 0], id="full"),
+    ],
+)
+def test_headroom_keeps_the_world_models_budget_free(
+    used: float, own: float, others: list[float]
+) -> None:
+    room = headroom(usage(2, device_used=used, device_total=16))
+
+    assert room == {
+        "world_model": own * GIB,
+        **{name: size * GIB for name, size in zip(OTHER_BUDGETS, others, strict=True)},
+    }
+
+
+def test_without_the_driver_only_our_own_headroom_is_known() -> None:
+    assert headroom(usage(3)) == {"world_model": GIB}

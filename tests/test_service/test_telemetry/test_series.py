@@ -46,7 +46,7 @@ def test_counts_are_told_as_the_library_tells_them(registry: library.CollectorRe
 
     # The last one was not foreseen.
     for labels in [*random.Random(0).choices(known, k=50), ("/b", "304")]:
-        ours.add(labels)
+        ours.counts[labels] += 1
         theirs.labels(*labels).inc()
 
     assert content(text_of(ours)) == content(library.generate_latest(registry).decode())
@@ -79,7 +79,7 @@ def test_counts_may_be_read_while_they_grow() -> None:
     reader = threading.Thread(target=read)
     reader.start()
     for n in range(2000):
-        counts.add((str(n),))
+        counts.counts[str(n),] += 1
     is_over.set()
     reader.join()
 

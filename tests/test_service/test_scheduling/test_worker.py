@@ -8,11 +8,13 @@ from typing import cast
 import pytest
 import uvloop
 
-from service.scheduling.loops import incoming
+from service.scheduling.worker import input_file
 
 
 @pytest.mark.parametrize("make", [uvloop.new_event_loop, asyncio.SelectorEventLoop])
-def test_a_loop_tells_that_input_waits_for_it(make: type[asyncio.AbstractEventLoop]) -> None:
+def test_a_file_of_the_loop_is_readable_while_input_waits(
+    make: type[asyncio.AbstractEventLoop],
+) -> None:
     """Whatever a new version of a loop keeps to itself shows here, not as slow answers."""
     with asyncio.Runner(loop_factory=make) as runner:
         runner.run(_play())
@@ -26,7 +28,8 @@ async def _play() -> None:
         ours.setblocking(False)
         loop.add_reader(ours, came.set)
         await asyncio.sleep(0)
-        file = incoming(loop)
+        file = input_file(loop)
+        assert file is not None
         assert not _is_readable(file)
         theirs.send(b"x")
         assert _is_readable(file)
@@ -38,8 +41,8 @@ async def _play() -> None:
         loop.remove_reader(ours)
 
 
-def test_a_loop_without_one_is_not_watched() -> None:
-    assert incoming(cast(asyncio.AbstractEventLoop, object())) == -1
+def test_a_loop_may_have_no_such_file() -> None:
+    assert input_file(cast(asyncio.AbstractEventLoop, object())) is None
 
 
 def _is_readable(file: int) -> bool:
