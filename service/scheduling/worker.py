@@ -50,7 +50,7 @@ class Worker:
 
         def report() -> None:
             ran = timed(call)
-            # The loop may be gone if the call outlived the service: no one waits for the outcome then.
+            # The loop may be gone if the call outlived the service: nobody waits for it then.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(_resolve, future, ran)
 

@@ -553,7 +553,7 @@ async def test_long_bodies_are_counted_until_they_are_read(
         callers = [await served.caller() for _ in range(6)]
         for caller in callers:
             caller.send(request(body)[:-1])
-        await until(lambda: served.app.connections.intake._waiting)
+        await until(lambda: bool(served.app.connections.intake._waiting))
         for caller in callers:
             caller.send(body[-1:])
         await until(lambda: slices.begun >= 1)
