@@ -27,6 +27,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY service service
 COPY models models
 COPY training training
+COPY client client
 RUN cd /opt/world-model \
     && pip --python venv/bin/python install "/build[otel$(echo ",$DEVICE" | sed 's/,cpu//')]" \
     && venv/bin/world-model prepare --levels --cache-dir steps

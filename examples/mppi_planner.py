@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from examples.driving import Action, MakePolicy, Policy, compare, write_document
 from examples.outlook import check_spec, value
-from service.client import Client
 from training.simulation.simulator import Simulation
+from world_model_client import Client
 
 NAME = "MPPI planner"
 CANDIDATES = 64

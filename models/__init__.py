@@ -11,5 +11,5 @@ verdicts on them. Knows neither the service nor training; touches no network, an
 - `prediction`, `survival`, `safety`, `conformal`: what is predicted, and what follows. NumPy only.
 
 Import the submodule you need: this package imports nothing itself, so that torch is loaded only by
-those who need it. `world_model`, `ensemble` and `training` are old names; see docs/imports.md.
+those who need it. `world_model`, `ensemble` and `training` are old names; see docs/architecture.md.
 """

@@ -10,6 +10,9 @@ import numpy as np
 from annotated_types import Interval
 from numpy.typing import NDArray
 
+LOWEST_ALPHA, HIGHEST_ALPHA = 0.0001, 0.5
+"""Miss rates that somebody may want: of 10,000 crashes at least one, of two not both."""
+
 
 @dataclass(frozen=True)
 class Guarantee:
@@ -21,17 +24,27 @@ class Guarantee:
         episodes: Calibration episodes that end, and whose end could be seen coming in time.
         threshold: Highest crash threshold that keeps the promise; None if the episodes are too
             few for any.
+
+    Raises:
+        ValueError: There is a threshold, and the episodes are too few for any.
     """
 
-    alpha: Annotated[float, Interval(gt=0, lt=1)]
-    lead_s: Annotated[float, Interval(ge=0, le=1e6)]
+    alpha: Annotated[float, Interval(ge=LOWEST_ALPHA, le=HIGHEST_ALPHA)]
+    lead_s: Annotated[float, Interval(ge=0, le=3600)]
     episodes: Annotated[int, Interval(ge=0, le=10**12)]
     threshold: Annotated[float, Interval(ge=0, le=1)] | None
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and not _rank(self.episodes, self.alpha):
+            raise ValueError(
+                f"threshold is {self.threshold:g}, but must be null: episodes is {self.episodes}, "
+                f"and an alpha of {self.alpha:g} needs {self.episodes_needed}"
+            )
 
     @property
     def episodes_needed(self) -> int:
         """Fewest episodes with which a promise can be made."""
-        count = math.ceil(1 / self.alpha) - 1
+        count = math.ceil(min(1 / self.alpha, 1e15)) - 1  # the division may end in infinity
         # Division rounds: 49 times the float next to 1 / 49 is less than 1.
         return count if _rank(count, self.alpha) else count + 1
 
@@ -60,6 +73,17 @@ def conformal_threshold(scores: NDArray[np.float64], miss_rate: float) -> float 
     """
     k = _rank(len(scores), miss_rate)
     return float(np.sort(scores)[k - 1]) if k >= 1 else None
+
+
+def has_values_beyond(count: int, share: float) -> bool:
+    """Return whether a quantile of values has one of them beyond it, so that not one decides it.
+
+    Args:
+        count: Number of values.
+        share: Of them that lie below the quantile.
+    """
+    # Rounded: 1 - 0.999 is 0.0010000000000000009 in binary.
+    return round(count * (1 - share), 9) >= 1
 
 
 def _rank(count: int, miss_rate: float) -> int:

@@ -20,19 +20,16 @@ from service.errors import (
     NotFoundError,
     UnauthorizedError,
 )
-from service.http.answers import Predictions
-from service.http.connections import ConnectionLimits
-from service.http.docs import OPEN_PATHS as OPEN_DOCS_PATHS
-from service.http.docs import add_docs
-from service.http.exchange import Desk
-from service.http.middleware import Door
-from service.http.model import model_router
+from service.http.answers import Answers
+from service.http.connections import ConnectionLimits, Connections
+from service.http.contract import Contract
+from service.http.endpoints import PATHS
+from service.http.exchange import Exchanges
+from service.http.middleware import Middleware
 from service.http.openapi import complete
-from service.http.operations import PATHS as HEALTH_PATHS
-from service.http.operations import health_router
+from service.http.operations import OPEN_PATHS, add_docs, health_router, model_router
 from service.http.policy import Policy
 from service.http.reading.bodies import BodyParser
-from service.http.schemas import Contract, contract_for
 from service.interface import EngineLike
 from service.scheduling.jobs import Bounds, JobClass
 from service.scheduling.readiness import Readiness
@@ -45,11 +42,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-HOT_PATHS = ("/predict", "/rollout", "/safety-check")
-DOCS_PATHS = ("/docs", "/openapi.json")
-ENDPOINTS = (*HOT_PATHS, "/model", *HEALTH_PATHS, *DOCS_PATHS)
-"""Every route template, in the order of the docs."""
-
 _INLINE_S = 0.01
 """Slices up to this are computed on the event loop; timers wait for them, input does not."""
 
@@ -58,20 +50,22 @@ class WorldModelApp(FastAPI):
     """The ASGI app, and the handles its server needs.
 
     Attributes:
-        desk: Serves hot requests that come past ASGI.
+        connections: For the server's protocol.
         readiness: Turned off when the server is asked to end.
         scheduler: Holds accepted work, which the server waits for.
     """
 
-    desk: Desk
+    connections: Connections
     readiness: Readiness
     scheduler: Scheduler
     contract: Contract
 
     def openapi(self) -> dict[str, Any]:
-        """Return the OpenAPI document, hot routes included."""
+        """Return the OpenAPI document, prediction endpoints included."""
         if self.openapi_schema is None:
-            self.openapi_schema = complete(super().openapi(), self.contract, self.desk.policy)
+            self.openapi_schema = complete(
+                super().openapi(), self.contract, self.connections.exchanges.policy
+            )
         return self.openapi_schema
 
 
@@ -91,10 +85,13 @@ def create_app(
         tracing: Makes spans of requests; the caller closes it after the lifespan.
     """
     info = engine.describe()
-    metrics = Metrics(registry, ENDPOINTS)
+    metrics = Metrics(registry, PATHS)
     scheduler = Scheduler(engine, _bounds(settings), metrics)
     readiness = Readiness(scheduler.vitals, settings.readiness_max_age_s)
-    parser = BodyParser(info.spec, settings.max_horizon, settings.max_rows)
+    contract = Contract(info.spec, settings.max_horizon, settings.max_rows)
+    exchanges = Exchanges(
+        BodyParser(contract), scheduler, Answers(info, metrics), _policy(settings), metrics, tracing
+    )
     engine.report_errors_to(metrics.engine_failed)
     metrics.watch_queues(scheduler.queues.depth, scheduler.queues.rows)
     metrics.watch_ready(lambda: readiness.is_ready)
@@ -115,10 +112,8 @@ def create_app(
         telemetry=_TELEMETRY,
         lifespan=_lifespan(scheduler, readiness, settings.shutdown_timeout_s),
     )
-    routes = Predictions(parser, scheduler, info, metrics).routes()
-    app.desk = Desk(routes, _policy(settings), metrics, _connection_limits(settings), tracing)
-    app.readiness, app.scheduler = readiness, scheduler
-    app.contract = contract_for(info.spec, settings.max_horizon, settings.max_rows)
+    app.connections = Connections(exchanges, _connection_limits(settings))
+    app.readiness, app.scheduler, app.contract = readiness, scheduler, contract
     app.include_router(health_router(readiness, metrics))
     app.include_router(
         model_router(info, max_horizon=settings.max_horizon, max_rows=settings.max_rows)
@@ -126,7 +121,7 @@ def create_app(
     if settings.docs:
         add_docs(app)
     app.add_exception_handler(HTTPException, _translate)
-    app.add_middleware(Door, desk=app.desk, endpoints=ENDPOINTS)
+    app.add_middleware(Middleware, exchanges=exchanges)
     return app
 
 
@@ -147,7 +142,7 @@ def _bounds(settings: Settings) -> Bounds:
 def _policy(settings: Settings) -> Policy:
     return Policy(
         keys=settings.keys(),
-        open_paths=frozenset((*HEALTH_PATHS, *OPEN_DOCS_PATHS)),
+        open_paths=frozenset(OPEN_PATHS),
         max_body_bytes=settings.max_body_bytes,
         default_timeout_s=settings.default_timeout_s,
         max_timeout_s=settings.max_timeout_s,
@@ -175,7 +170,7 @@ def _lifespan(scheduler: Scheduler, readiness: Readiness, shutdown_timeout_s: fl
 
 
 async def _translate(request: Request, exc: Exception) -> Any:
-    """Turn the framework's errors into ours; the door answers them.
+    """Turn the framework's errors into ours; the middleware answers them.
 
     Raises:
         ServiceError: Always.

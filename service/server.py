@@ -26,7 +26,7 @@ from models.checkpoint.files import CheckpointError
 from service.app import WorldModelApp, create_app
 from service.engine import Engine
 from service.errors import StartupError
-from service.http.protocol import Wire
+from service.http.protocol import Protocol, protocol_for
 from service.interface import ModelInfo
 from service.setting_checks import is_easily_guessed
 from service.settings import Settings
@@ -227,7 +227,7 @@ def _quiet_collector() -> None:
 def _run(app: WorldModelApp, settings: Settings, listener: socket.socket, engine: Engine) -> None:
     config = uvicorn.Config(
         app,
-        http=Wire,
+        http=protocol_for(app.connections),
         lifespan="on",
         log_config=None,
         access_log=False,
@@ -278,9 +278,9 @@ async def _stop(
 
 def _stop_keeping_connections(server: uvicorn.Server, app: WorldModelApp) -> None:
     """Have every answer from now on close its connection, so that none is closed before one."""
-    app.desk.is_draining = True
+    app.connections.is_draining = True
     for connection in server.server_state.connections:
-        if isinstance(connection, Wire):
+        if isinstance(connection, Protocol):
             connection.stop_keeping()
 
 
@@ -319,9 +319,11 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _protocol(self) -> asyncio.Protocol:
-        return Wire(
+        protocol: Any = self.config.http_protocol_class
+        made: asyncio.Protocol = protocol(
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
+        return made
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

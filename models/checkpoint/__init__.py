@@ -4,8 +4,8 @@ In: a folder. Out: a `Checkpoint`, every number of which was checked; and the ot
 touch the disk, in that folder alone.
 """
 
+from models.checkpoint.calibration import ALLOW_UNGUARANTEED, Calibration
 from models.checkpoint.checkpoint import (
-    ALLOW_UNGUARANTEED,
     CALIBRATION,
     CONFIG,
     METRICS,
@@ -13,7 +13,6 @@ from models.checkpoint.checkpoint import (
     TRAINING,
     WEIGHTS,
     Architecture,
-    Calibration,
     Checkpoint,
     checkpoint_version,
     load_checkpoint,

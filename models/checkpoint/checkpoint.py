@@ -24,6 +24,7 @@ from annotated_types import Interval, Len
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from models.checkpoint.calibration import Calibration
 from models.checkpoint.files import (
     CheckpointError,
     checked,
@@ -32,11 +33,10 @@ from models.checkpoint.files import (
     shown,
     write_json,
 )
-from models.conformal import Guarantee
 from models.network.ensemble import WorldModelEnsemble
 from models.network.world_model import NORMALISERS, WorldModel
 from models.safety import SafetyLimits
-from models.spec import Name, Number, Spec
+from models.spec import Name, Spec
 
 FORMAT = 1
 WEIGHTS, CONFIG, SPEC = "weights.safetensors", "config.json", "spec.json"
@@ -52,8 +52,6 @@ _SENSIBLE = {
 }
 """What normalisers may hold. Beyond, the last two would make every hazard 0, or turn the order of
 hazards around, whatever the network predicts."""
-ALLOW_UNGUARANTEED = "allow_unguaranteed"
-"""Note of a calibration that limits were asked for which few data cannot vouch for."""
 
 
 Widths = Annotated[tuple[Annotated[int, Interval(ge=1, le=65_536)], ...], Len(1, 64)]
@@ -84,65 +82,6 @@ class Architecture:
         )
 
 
-def _read_guarantee(notes: dict[str, Any]) -> Guarantee | None:
-    note = notes.get("conformal")
-    return None if note is None else checked(Guarantee, note, "notes.conformal")
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What validation data fixed.
-
-    Attributes:
-        crash_threshold: Crash probability from which a sequence is unsafe; None: uncalibrated.
-        uncertainty_limit: Largest uncertainty at which "no crash" is trusted; None: unknown.
-        state_low: Smallest trained value a feature; empty if unknown.
-        state_high: Largest trained value a feature; empty if unknown.
-        horizon: Longest evaluated number of steps; 0 if never evaluated.
-        notes: How the numbers were obtained.
-    """
-
-    crash_threshold: Annotated[float, Interval(gt=0, lt=1)] | None = None
-    uncertainty_limit: Annotated[float, Interval(gt=0, le=1e12)] | None = None
-    state_low: tuple[Number, ...] = ()
-    state_high: tuple[Number, ...] = ()
-    horizon: Annotated[int, Interval(ge=0, le=100_000)] = 0
-    notes: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        _read_guarantee(self.notes)
-        low, high = self.state_low, self.state_high
-        if len(low) != len(high):
-            raise ValueError(f"state_low has {len(low)} values, state_high {len(high)}")
-        if self.crash_threshold is not None and not low:
-            raise ValueError(
-                f"crash_threshold is {self.crash_threshold}, but must be null where state_low is "
-                "empty: no state is known to be one that the model predicts well"
-            )
-        for i, (least, most) in enumerate(zip(low, high, strict=True)):
-            if not least <= most:
-                raise ValueError(
-                    f"state_low[{i}] is {least}, but must not be above state_high[{i}], {most}"
-                )
-
-    @property
-    def guarantee(self) -> Guarantee | None:
-        """What is promised about the crash threshold; None if nothing was noted."""
-        return _read_guarantee(self.notes)
-
-    @property
-    def served_threshold(self) -> float | None:
-        """The crash threshold, unless it promises nothing and nobody asked for such a one by name.
-
-        Checkpoints of earlier versions may hold one that was set on too few episodes.
-        """
-        guarantee = self.guarantee
-        is_loose = guarantee is not None and guarantee.threshold is None
-        if is_loose and self.notes.get(ALLOW_UNGUARANTEED) is not True:
-            return None
-        return self.crash_threshold
-
-
 @dataclass(frozen=True)
 class Config:
     """What config.json holds."""
@@ -171,7 +110,7 @@ class Checkpoint:
     ensemble: WorldModelEnsemble
     spec: Spec
     architecture: Architecture
-    calibration: Calibration = Calibration()
+    calibration: Calibration = field(default_factory=Calibration)
     name: str = "world-model"
     version: str = ""
     training: dict[str, Any] = field(default_factory=dict)
@@ -195,7 +134,9 @@ class Checkpoint:
         return SafetyLimits(
             crash_threshold=calibration.served_threshold,
             # One member cannot disagree: its uncertainty is unknown, not zero.
-            uncertainty_limit=calibration.uncertainty_limit if self.member_count > 1 else None,
+            uncertainty_limit=(
+                calibration.served_uncertainty_limit if self.member_count > 1 else None
+            ),
             state_low=np.array(low, np.float32) if low else np.full(dim, -np.inf, np.float32),
             state_high=np.array(high, np.float32) if high else np.full(dim, np.inf, np.float32),
             horizon=calibration.horizon,
@@ -371,5 +312,11 @@ def _checked_calibration(document: dict[str, Any], path: Path | str, spec: Spec)
     if (count := len(calibration.state_low)) not in (0, spec.state_dim):
         raise CheckpointError(
             f"{path} has {count} values of state_low, the spec has {spec.state_dim} state features"
+        )
+    guarantee, horizon_s = calibration.guarantee, round(calibration.horizon * spec.dt_s, 6)
+    if guarantee and guarantee.threshold is not None and not guarantee.lead_s <= horizon_s:
+        raise CheckpointError(
+            f"{path}: notes.conformal.lead_s is {guarantee.lead_s:g}, but must not be above the "
+            f"evaluated horizon, {horizon_s:g} s"
         )
     return calibration

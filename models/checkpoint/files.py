@@ -68,12 +68,23 @@ def checked(kind: type[T], document: dict[str, Any], source: str | Path) -> T:
         CheckpointError: It is not such an object; one sentence names the field, its value, and
             what is allowed.
     """
-    try:
-        built = TypeAdapter(kind).validate_json(json.dumps(document), strict=True)
-    except ValidationError as exc:
-        raise CheckpointError(f"{source}{_fault(exc)}") from exc
+    built = checked_part(kind, document, source)
     _compare_fields(document, asdict(built), source, "")
     return built
+
+
+def checked_part(kind: type[T], document: dict[str, Any], source: str | Path) -> T:
+    """Build a dataclass as `checked` does, of an object that may hold other fields, too.
+
+    Fields with defaults may be missing.
+
+    Raises:
+        CheckpointError: As for `checked`.
+    """
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(document), strict=True)
+    except ValidationError as exc:
+        raise CheckpointError(f"{source}{_fault(exc)}") from exc
 
 
 def shown(value: Any) -> str:

@@ -1,11 +1,10 @@
-"""/predict, /rollout and /safety-check: bytes to a job of plain arrays, its result to bytes."""
+"""From a job's result to the JSON text of `/predict`, `/rollout` and `/safety-check`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -13,24 +12,17 @@ import orjson
 from models.safety import Verdict, assess, safest
 from models.survival import crash_probability, expected_returns
 from service.errors import EngineError
-from service.http.call import HotRoute, Parts, Pending
-from service.http.reading.bodies import BodyParser, Parsed
+from service.http.reading.bodies import Parsed
 from service.interface import ModelInfo, Prediction
-from service.scheduling.jobs import JobClass, JobResult, Outcome
-from service.scheduling.scheduler import Scheduler
+from service.scheduling.jobs import JobResult
 from service.telemetry.metrics import Metrics
 
 _JSON = orjson.OPT_SERIALIZE_NUMPY
 
-_Respond = Callable[[Outcome], None]
-_Compose = Callable[[Parsed, JobResult], dict[str, Any] | Parts]
 _Outputs = Mapping[str, Callable[[Prediction], Any]]
 
 _NUMBERS_AT_ONCE = 2**14
 """Numbers that are written without a pause: a millisecond's work."""
-
-_URGENT_WORK = 2**10
-"""Rows x steps up to which a safety check is urgent: bigger ones would hold those behind them."""
 
 _VERDICT_NUMBERS, _VERDICT_STEP_NUMBERS = 300, 3
 """What judging a sequence, and each of its steps, costs in such numbers."""
@@ -52,66 +44,50 @@ _OUTPUTS: _Outputs = {
 }
 
 
-class Predictions:
-    """The routes that need the model.
+class Parts(NamedTuple):
+    """A long answer, made while it is sent.
+
+    Attributes:
+        texts: Parts of its JSON text; each takes about a millisecond to make.
+        held_bytes: What is kept until the last part is made.
+    """
+
+    texts: Iterator[bytes]
+    held_bytes: int
+
+
+class Answers:
+    """Makes the answers of the prediction endpoints.
 
     Args:
-        parser: Reads bodies for the loaded model.
-        scheduler: Receives the jobs.
         info: The loaded model.
         metrics: Counts stages and verdicts.
     """
 
-    def __init__(
-        self, parser: BodyParser, scheduler: Scheduler, info: ModelInfo, metrics: Metrics
-    ) -> None:
-        self._parser = parser
-        self._scheduler = scheduler
+    def __init__(self, info: ModelInfo, metrics: Metrics) -> None:
         self._info = info
         self._metrics = metrics
 
-    def routes(self) -> dict[str, HotRoute]:
-        """Return the routes by path; all answer POST only."""
-        parser = self._parser
-        predict = partial(self._submit, JobClass.PREDICT, self._predicted)
-        rollout = partial(self._submit, JobClass.ROLLOUT, self._rolled_out)
-        check = partial(self._submit, JobClass.SAFETY, self._judged)
-        in_slices = parser.in_slices
-        return {
-            "/predict": HotRoute(parser.predict, partial(in_slices, "predict"), predict),
-            "/rollout": HotRoute(parser.rollout, partial(in_slices, "rollout"), rollout),
-            "/safety-check": HotRoute(
-                parser.safety_check, partial(in_slices, "safety_check"), check
-            ),
-        }
-
-    def _submit(
+    def text(
         self,
-        job_class: JobClass,
-        compose: _Compose,
+        compose: Callable[[Answers, Parsed, JobResult], dict[str, Any] | Parts],
         parsed: Parsed,
         parse_s: float,
-        timeout_s: float,
-        respond: _Respond,
-    ) -> Pending:
-        rows, horizon, _ = parsed.actions.shape
-        if job_class is JobClass.SAFETY and rows * horizon > _URGENT_WORK:
-            job_class = JobClass.ROLLOUT
-        job = self._scheduler.enqueue(
-            parsed.states,
-            parsed.actions,
-            job_class=job_class,
-            timeout_s=timeout_s,
-            respond=respond,
-        )
-        cancel = partial(self._scheduler.cancel, job)
-        return Pending(job, cancel, partial(self._answer, compose, parsed, parse_s))
-
-    def _answer(
-        self, compose: _Compose, parsed: Parsed, parse_s: float, result: JobResult
+        result: JobResult,
     ) -> bytes | Parts:
+        """Return an answer's JSON text.
+
+        Args:
+            compose: Makes its fields: `predicted`, `rolled_out` or `judged`.
+            parsed: The request.
+            parse_s: What reading it took.
+            result: Of its job.
+
+        Raises:
+            EngineError: A number of the prediction is not finite.
+        """
         started = perf_counter()
-        answer = compose(parsed, result)
+        answer = compose(self, parsed, result)
         if isinstance(answer, Parts):
             return answer._replace(texts=self._timed(answer.texts, parse_s, result))
         answer["model_version"] = self._info.version
@@ -134,7 +110,8 @@ class Predictions:
         yield b',"model_version":%b}' % orjson.dumps(self._info.version)
         self._metrics.staged(parse_s, result.queue_s, result.compute_s, respond_s)
 
-    def _predicted(self, parsed: Parsed, result: JobResult) -> dict[str, Any] | Parts:
+    def predicted(self, parsed: Parsed, result: JobResult) -> dict[str, Any] | Parts:
+        """Return the answer of `/predict`."""
         if parsed.is_single and result.launched.is_finite:
             # The most frequent request of all: no detour by views of its rows.
             row, launched = result.first, result.launched
@@ -148,11 +125,13 @@ class Predictions:
             }
         return _written(_PREDICTED, self._finite(result), parsed)
 
-    def _rolled_out(self, parsed: Parsed, result: JobResult) -> dict[str, Any] | Parts:
+    def rolled_out(self, parsed: Parsed, result: JobResult) -> dict[str, Any] | Parts:
+        """Return the answer of `/rollout`."""
         outputs = {name: _OUTPUTS[name] for name in parsed.outputs}
         return _written(outputs, self._finite(result), parsed)
 
-    def _judged(self, parsed: Parsed, result: JobResult) -> dict[str, Any] | Parts:
+    def judged(self, parsed: Parsed, result: JobResult) -> dict[str, Any] | Parts:
+        """Return the answer of `/safety-check`."""
         prediction = result.prediction
         if not prediction.is_finite:  # the verdict is `unknown` then, and a fault all the same
             self._metrics.engine_failed("non_finite")

@@ -1,17 +1,17 @@
-"""What a connection may take before a request is complete, and what its head must look like."""
+"""What all connections share: limits, most of them before any key is known, and what they hold."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from service.errors import BadRequestError, ServiceError, UnsupportedMediaTypeError
+from service.http.buffers import Intake, Unread
+from service.http.exchange import Exchanges, Head, as_lines
 
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """Limits of connections, most of them before any key is known; see `service.settings`.
+    """Limits of connections; see `service.settings`.
 
     Attributes:
         max_connections: At once.
@@ -32,56 +32,37 @@ class ConnectionLimits:
     max_buffered_bytes: int = 2**24
 
 
-HEAD_END = re.compile(rb"\n\r?\n")
-"""The end of a head, or of trailers; only `CRLF CRLF` is valid, the parser refuses others."""
-
-_UPGRADE = re.compile(rb"\r\n[Uu][Pp][Gg][Rr][Aa][Dd][Ee][ \t]*:[^\n]*(?=\r\n)")
-_INVALID_IN_HOST = re.compile(rb"[\s/?#@\\,]")
-_SINGLE = frozenset(
-    {b"host", b"authorization", b"content-length", b"x-request-id", b"x-request-timeout-seconds"}
-)
-"""Fields that say something different to different readers if they come twice."""
-
-
-def without_upgrade(head: bytes) -> bytes:
-    """Return a head that asks for no other protocol (RFC 9110, 7.8: a server may ignore it).
-
-    The parser would take all that follows for that protocol, the body too.
-    """
-    return _UPGRADE.sub(b"", head) if b"pgrade" in head.lower() else head
-
-
-def fault_of(version: str, fields: Sequence[tuple[bytes, bytes]]) -> ServiceError | None:
-    """Return why a request cannot be taken whatever it asks for; None if it can.
+class Connections:
+    """What all connections of a service share. Used on the event loop's thread only.
 
     Args:
-        version: Of HTTP, as the request says: "1.1".
-        fields: Names in lower case, and values.
+        exchanges: What their requests share.
+        limits: Of connections.
+
+    Attributes:
+        turns: Runs long work between short requests.
+        intake: Bounds the memory of requests that are not complete.
+        unread: Bounds the memory of answers that are not read.
+        heads: What heads mean that came before, by their bytes.
+        is_draining: Whether the service ends: connections are not kept any more.
+        next_look_for_idle_s: When an idle connection is looked for again, on the loop's clock.
     """
-    if version not in ("1.0", "1.1"):
-        return BadRequestError(f"HTTP/{version} is not spoken here (allowed: HTTP/1.1, HTTP/1.0)")
-    names = [name for name, _ in fields]
-    for name in _SINGLE.intersection(names):
-        if names.count(name) > 1:
-            return BadRequestError(f"the header {name.decode()} came more than once")
-    given = dict(fields)
-    host = given.get(b"host")
-    if host is None and version == "1.1":
-        return BadRequestError("the header host is missing")
-    if host is not None and _INVALID_IN_HOST.search(host):
-        return BadRequestError("the header host is not a host with an optional port")
-    if b"transfer-encoding" in given:
-        if version == "1.0":
-            return BadRequestError("HTTP/1.0 knows no transfer-encoding")
-        if given[b"transfer-encoding"].strip().lower() != b"chunked":
-            return _unsupported(b"transfer-encoding", "chunked")
-    codings = [value.strip().lower() for name, value in fields if name == b"content-encoding"]
-    if any(coding not in (b"", b"identity") for coding in codings):
-        return _unsupported(b"content-encoding", "none: send the body as it is")
-    return None
 
+    def __init__(self, exchanges: Exchanges, limits: ConnectionLimits) -> None:
+        self.exchanges = exchanges
+        self.limits = limits
+        self.turns = exchanges.turns
+        self.intake = Intake(limits.max_buffered_bytes)
+        self.unread = Unread(limits.max_buffered_bytes, limits.answer_timeout_s)
+        self.heads: dict[bytes, Head] = {}
+        self.is_draining = False
+        self.next_look_for_idle_s = 0.0
+        self._common: tuple[Sequence[tuple[bytes, bytes]], bytes] = [], b""
 
-def _unsupported(name: bytes, allowed: str) -> ServiceError:
-    return UnsupportedMediaTypeError(
-        f"the body's {name.decode()} is not one that is read (allowed: {allowed})"
-    )
+    def common_lines(self, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+        """Return headers as lines; the server has a new list of its own once a second."""
+        known, lines = self._common
+        if known is not headers:
+            lines = as_lines(headers)
+            self._common = headers, lines
+        return lines

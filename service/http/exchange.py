@@ -1,7 +1,8 @@
-"""The desk: where hot requests are served, whoever brings them.
+"""One request, from its head to its reply, whoever brings it.
 
-The wire (`service.http.protocol`) brings most of them, straight from the socket; the door
-(`service.http.middleware`) brings the others, and sends its errors by the same replies.
+The protocol (`service.http.protocol`) brings most prediction requests, straight from the socket;
+the middleware (`service.http.middleware`) brings all others. Both only bring bytes here and take
+bytes from here: identity, admission, clock, trace and metrics of a request are an exchange's.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ import orjson
 import structlog
 
 from service.errors import DeadlineExceededError, EngineError, ServiceError
-from service.http.buffers import Intake, Unread
-from service.http.call import HotRoute, Parts, Pending
-from service.http.connections import ConnectionLimits
+from service.http.answers import Answers, Parts
+from service.http.endpoints import ENDPOINTS, Endpoint
 from service.http.policy import Policy, request_id_of
-from service.http.reading.bodies import AT_ONCE_BYTES, Parsed
+from service.http.reading.bodies import AT_ONCE_BYTES, BodyParser, Parsed
 from service.http.turns import Turns
 from service.interface import Headers
-from service.scheduling.jobs import JobResult, Outcome
-from service.telemetry.metrics import Metrics
+from service.scheduling.jobs import Job, JobClass, JobResult, Outcome
+from service.scheduling.scheduler import Scheduler
+from service.telemetry.metrics import OTHER, Metrics
 
 if TYPE_CHECKING:
     from service.telemetry.tracing import Trace, Tracing
@@ -32,9 +33,6 @@ log = structlog.get_logger()
 
 CLIENT_GONE = 499
 """Counted in place of a status if the caller left before the reply."""
-
-REFUSALS = "refusals"
-"""Key in the state of a request's scope: errors by which the wire refuses a body on its way."""
 
 
 class Reply(NamedTuple):
@@ -54,188 +52,138 @@ class Reply(NamedTuple):
 
 
 class Head(NamedTuple):
-    """What the head of a plain request says, that was let in.
+    """What the head of an admitted prediction request says.
 
     Attributes:
-        path: Of a hot route.
+        endpoint: What it asks for.
         headers: By name.
-        length: Of the body.
+        length: Of the body, if the head says it.
+        timeout_s: Time until the request's deadline.
     """
 
-    path: str
+    endpoint: Endpoint
     headers: Headers
     length: int
+    timeout_s: float
 
-
-Lines = Sequence[tuple[bytes, bytes]]
-"""Headers of an answer."""
 
 Respond = Callable[[Reply | None], None]
 """Takes a request's one reply; None if its caller has left."""
 
 
-class Desk:
-    """Serves the hot routes.
+class Exchanges:
+    """What all exchanges share.
 
     Args:
-        routes: Hot routes by path; all answer POST only.
+        parser: Reads bodies.
+        scheduler: Gets the jobs.
+        answers: Makes the answers.
         policy: What is let in.
-        metrics: Counts requests; whoever sends a reply tells it.
+        metrics: Counts requests.
         tracing: Makes spans of requests; None: nobody does.
 
     Attributes:
-        heads: What bytes mean that came before; the wire keeps them, for all connections.
+        endpoints: By path.
         turns: Runs long work between short requests.
-        is_draining: Whether the service ends: connections are not kept any more.
     """
 
     def __init__(
         self,
-        routes: Mapping[str, HotRoute],
+        parser: BodyParser,
+        scheduler: Scheduler,
+        answers: Answers,
         policy: Policy,
         metrics: Metrics,
-        limits: ConnectionLimits,
         tracing: Tracing | None = None,
     ) -> None:
-        self.routes = routes
+        self.parser = parser
+        self.scheduler = scheduler
+        self.answers = answers
         self.policy = policy
         self.metrics = metrics
-        self.limits = limits
         self.tracing = tracing
         self.turns = Turns()
-        self.intake = Intake(limits.max_buffered_bytes)
-        self.unread = Unread(limits.max_buffered_bytes, limits.answer_timeout_s)
-        self.is_draining = False
-        self.next_look_for_idle_s = 0.0
-        self.heads: dict[bytes, Head] = {}
-        self._common: tuple[Lines, bytes] = [], b""
+        self.endpoints: Mapping[str, Endpoint] = {x.path: x for x in ENDPOINTS}
 
-    def common_lines(self, headers: Lines) -> bytes:
-        """Return headers as lines; the server has a new list of its own once a second."""
-        known, lines = self._common
-        if known is not headers:
-            lines = as_lines(headers)
-            self._common = headers, lines
-        return lines
-
-    def receive(
-        self, path: str, headers: Headers, respond: Respond, trace: Trace | None = None
-    ) -> Errand:
-        """Take on a request of a hot route.
+    def head(self, path: str, headers: Headers, length: int = 0) -> Head:
+        """Return what the head of a prediction request says.
 
         Args:
-            path: Of a hot route.
-            headers: Admitted by the policy.
-            respond: Called exactly once, maybe before the errand's `start` returns.
-            trace: Of the request, if the caller has begun one, which it ends itself.
+            path: Of an endpoint.
+            headers: By name.
+            length: Of the body, if the head says it.
 
         Raises:
             InvalidRequestError: It asks for a deadline that cannot be.
         """
-        timeout_s = self.policy.timeout_s(headers)
-        request_id = request_id_of(headers)
-        route, turns = self.routes[path], self.turns
-        if self.tracing is None:
-            return Errand(path, route, request_id, timeout_s, respond, turns)
-        if trace is None:
-            trace = self.tracing.begin("POST", path, path, headers, request_id)
-            respond = _ending(trace, respond)
-        return _TracedErrand(path, route, request_id, timeout_s, respond, turns, trace)
+        return Head(self.endpoints[path], headers, length, self.policy.timeout_s(headers))
 
 
-def as_lines(headers: Lines) -> bytes:
-    """Return headers as they are sent."""
-    return b"".join(b"%b: %b\r\n" % header for header in headers)
-
-
-def _ending(trace: Trace, respond: Respond) -> Respond:
-    """Return a `respond` that tells the caller of a trace, and ends it."""
-
-    def respond_and_end(reply: Reply | None) -> None:
-        if reply is None:
-            respond(None)
-            trace.end(CLIENT_GONE)
-            return
-        respond(reply._replace(head=reply.head + as_lines(trace.headers)))
-        trace.end(reply.status)
-
-    return respond_and_end
-
-
-class Errand:
-    """One request of a hot route, from its headers to its reply.
+class Exchange:
+    """One request, from its head to its reply. Its state belongs to the event loop's thread.
 
     Args:
-        path: Of the route.
-        route: Makes a job of the body, and an answer of the job's result.
-        request_id: Of the request.
-        timeout_s: Time until its deadline.
-        respond: Gets the reply.
-        turns: Reads long bodies.
+        shared: With all others.
+        method: Of HTTP.
+        path: What was asked for.
+        headers: By name.
+        label: Its route's template; None: not known yet, or there is none.
+
+    Attributes:
+        label: The metric label of its route.
+        request_id: As in the answer and in logs.
+        trace: Its spans; None if it has none.
     """
 
     __slots__ = (
-        "_cancel_reading", "_path", "_pending", "_request_id", "_respond", "_route", "_timeout_s",
-        "_turns",
+        "_cancel_reading", "_head", "_job", "_parse_s", "_parsed", "_path", "_respond", "_shared",
+        "_started_s", "label", "request_id", "trace",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        path: str,
-        route: HotRoute,
-        request_id: str,
-        timeout_s: float,
-        respond: Respond,
-        turns: Turns,
-    ) -> None:
-        self._path = path
-        self._route = route
-        self._request_id = request_id
-        self._timeout_s = timeout_s
-        self._respond = respond
-        self._turns = turns
-        self._pending: Pending | None = None
-        self._cancel_reading: Callable[[], None] | None = None
+    _head: Head
+    _respond: Respond
+    _parsed: Parsed
 
-    def start(self, body: bytes) -> None:
-        """Read the body, which is all there, and queue the job; a long body takes its time."""
-        started = perf_counter()
+    def __init__(
+        self, shared: Exchanges, method: str, path: str, headers: Headers, label: str | None
+    ) -> None:
+        self._started_s = perf_counter()
+        self._shared = shared
+        self._path = path
+        self.label = label
+        self.request_id = request_id_of(headers)
+        self.trace: Trace | None = None
+        self._parse_s = 0.0
+        self._job: Job | None = None
+        self._cancel_reading: Callable[[], None] | None = None
+        # Spans of probes would drown all others.
+        if shared.tracing is not None and path not in shared.policy.open_paths:
+            self.trace = shared.tracing.begin(method, path, label, headers, self.request_id)
+
+    def start(self, head: Head, body: bytes, respond: Respond) -> None:
+        """Read the body, which is all there, and queue its job; a long body takes its time.
+
+        Args:
+            head: Admitted.
+            body: The body.
+            respond: Called exactly once, maybe before this returns.
+        """
+        started_s = perf_counter()
+        self._head = head
+        self._respond = respond
+        shared, kind = self._shared, head.endpoint.kind
+        if self.trace is not None:
+            self.trace.parsing()
         try:
             if len(body) <= AT_ONCE_BYTES:
-                parsed = self._route.read(body)
-                took_s = perf_counter() - started
-                self._pending = self._route.submit(parsed, took_s, self._timeout_s, self._finish)
+                parsed = shared.parser.read(kind, body)
+                self._enqueue(parsed, perf_counter() - started_s, head.timeout_s)
             else:
-                slices = self._route.read_in_slices(body)
-                done = partial(self._submit_late, started)
-                self._cancel_reading = self._turns.run(slices, done, self._refuse_late)
+                slices = shared.parser.in_slices(kind, body)
+                on_read = partial(self._on_read, started_s)
+                self._cancel_reading = shared.turns.run(slices, on_read, self._on_read_failed)
         except Exception as exc:  # noqa: BLE001 (the app's last resort, see `failure`)
-            self._respond(self._failure(exc))
-
-    def _submit_late(self, started: float, parsed: Parsed) -> None:
-        self._cancel_reading = None
-        took_s = perf_counter() - started
-        try:
-            if took_s >= self._timeout_s:
-                raise DeadlineExceededError(
-                    f"no answer within {self._timeout_s:g} s, while its body was read"
-                )
-            timeout_s = self._timeout_s - took_s
-            self._pending = self._route.submit(parsed, took_s, timeout_s, self._finish)
-        except Exception as exc:  # noqa: BLE001 (the app's last resort, see `failure`)
-            self._respond(self._failure(exc))
-
-    def _refuse_late(self, error: Exception) -> None:
-        self._cancel_reading = None
-        self._respond(self._failure(error))
-
-    def abandon(self) -> None:
-        """End it in place of its start: the caller has left before its body was there."""
-        self._respond(None)
-
-    def refuse(self, error: ServiceError) -> None:
-        """End it in place of its start: its body cannot be taken."""
-        self._respond(self._failure(error))
+            self._respond(self.failure(exc))
 
     def cancel(self) -> None:
         """Free the job's place; the reply is None then. After the reply, do nothing."""
@@ -243,57 +191,84 @@ class Errand:
             self._cancel_reading()
             self._cancel_reading = None
             self._respond(None)
-        elif self._pending is not None:
-            self._pending.cancel()
+        elif self._job is not None:
+            self._shared.scheduler.cancel(self._job)
 
-    def _finish(self, outcome: Outcome) -> None:
-        # The job knows this errand: without a cycle nothing is left to the garbage collector.
-        pending, self._pending = self._pending, None
+    def finish(self, status: int) -> None:
+        """Count the request and end its spans, now that its answer is sent.
+
+        Args:
+            status: Of the answer, or `CLIENT_GONE`.
+        """
+        seconds = perf_counter() - self._started_s
+        self._shared.metrics.answered(self.label or OTHER, status, seconds)
+        if self.trace is not None:
+            self.trace.end(status)
+
+    def failure(self, error: Exception) -> Reply:
+        """Log an error and return what the caller is told."""
+        return self._traced(failure(error, self.request_id, self._path, self.trace))
+
+    def _enqueue(self, parsed: Parsed, parse_s: float, timeout_s: float) -> None:
+        endpoint = self._head.endpoint
+        self._parsed, self._parse_s = parsed, parse_s
+        rows, horizon, _ = parsed.actions.shape
+        is_urgent = rows * horizon <= endpoint.urgent_work
+        self._job = self._shared.scheduler.enqueue(
+            parsed.states,
+            parsed.actions,
+            job_class=endpoint.job_class if is_urgent else JobClass.ROLLOUT,
+            timeout_s=timeout_s,
+            respond=self._on_outcome,
+        )
+
+    def _on_read(self, started_s: float, parsed: Parsed) -> None:
+        self._cancel_reading = None
+        took_s = perf_counter() - started_s
+        timeout_s = self._head.timeout_s
+        try:
+            if took_s >= timeout_s:
+                raise DeadlineExceededError(
+                    f"no answer within {timeout_s:g} s, while its body was read"
+                )
+            self._enqueue(parsed, took_s, timeout_s - took_s)
+        except Exception as exc:  # noqa: BLE001 (the app's last resort, see `failure`)
+            self._respond(self.failure(exc))
+
+    def _on_read_failed(self, error: Exception) -> None:
+        self._cancel_reading = None
+        self._respond(self.failure(error))
+
+    def _on_outcome(self, outcome: Outcome) -> None:
+        # The job knows this exchange: without a cycle nothing is left to the garbage collector.
+        job, self._job = self._job, None
+        parsed = self._parsed
+        del self._parsed  # a kept connection keeps its last exchange
+        if self.trace is not None:
+            assert job is not None
+            self.trace.settled(job, outcome)
         if outcome is None:
             self._respond(None)
             return
-        assert pending is not None
         try:
             if isinstance(outcome, ServiceError):
                 raise outcome
-            reply = _success(pending.answer(outcome), self._request_id, outcome)
+            compose = self._head.endpoint.answer
+            answer = self._shared.answers.text(compose, parsed, self._parse_s, outcome)
+            reply = self._traced(_success(answer, self.request_id, outcome))
         except Exception as exc:  # noqa: BLE001 (the app's last resort, see `failure`)
-            reply = self._failure(exc)
+            reply = self.failure(exc)
         self._respond(reply)
 
-    def _failure(self, error: Exception) -> Reply:
-        return failure(error, self._request_id, self._path)
+    def _traced(self, reply: Reply) -> Reply:
+        if self.trace is None:
+            return reply
+        return reply._replace(head=reply.head + as_lines(self.trace.headers))
 
 
-class _TracedErrand(Errand):
-    """An errand whose stages become spans."""
-
-    __slots__ = ("_trace",)
-
-    def __init__(
-        self,
-        path: str,
-        route: HotRoute,
-        request_id: str,
-        timeout_s: float,
-        respond: Respond,
-        turns: Turns,
-        trace: Trace,
-    ) -> None:
-        super().__init__(path, route, request_id, timeout_s, respond, turns)
-        self._trace = trace
-
-    def start(self, body: bytes) -> None:
-        self._trace.parsing()
-        super().start(body)
-
-    def _finish(self, outcome: Outcome) -> None:
-        assert self._pending is not None
-        self._trace.settled(self._pending.job, outcome)
-        super()._finish(outcome)
-
-    def _failure(self, error: Exception) -> Reply:
-        return failure(error, self._request_id, self._path, self._trace)
+def as_lines(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    """Return headers as they are sent."""
+    return b"".join(b"%b: %b\r\n" % header for header in headers)
 
 
 def failure(

@@ -1,4 +1,4 @@
-"""The OpenAPI document: what the framework knows, and the hot routes, which it does not know."""
+"""The OpenAPI document: what the framework knows, and the endpoints that it does not know."""
 
 from __future__ import annotations
 
@@ -7,15 +7,10 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from service.http.contract import Contract
+from service.http.endpoints import ENDPOINTS, Endpoint
 from service.http.policy import Policy
-from service.http.schemas import (
-    CandidatesAnswer,
-    Contract,
-    ErrorAnswer,
-    PredictAnswer,
-    RolloutAnswer,
-    SafetyCheckAnswer,
-)
+from service.http.schemas import ErrorAnswer, request_model
 
 _REF = "#/components/schemas/{model}"
 _FAILURES = {
@@ -41,11 +36,11 @@ def complete(schema: dict[str, Any], contract: Contract, policy: Policy) -> dict
 
     Args:
         schema: OpenAPI document; changed in place.
-        contract: Request bodies of the loaded model.
+        contract: What request bodies hold.
         policy: Says what needs a key. Without keys the document names none: a client that is
             generated from it must not ask for a key that there is not.
     """
-    _add_hot_routes(schema, contract)
+    _add_endpoints(schema, contract)
     _drop_null_defaults(schema["components"]["schemas"])
     schema["servers"] = _SERVERS
     if policy.keys:
@@ -66,33 +61,21 @@ def _drop_null_defaults(schemas: Any) -> None:
                 del field["default"]
 
 
-def _add_hot_routes(schema: dict[str, Any], contract: Contract) -> None:
-    operations: list[tuple[str, str, type[BaseModel], list[type[BaseModel]]]] = [
-        ("/predict", "Predict one step", contract.predict, [PredictAnswer]),
-        ("/rollout", "Predict sequences", contract.rollout, [RolloutAnswer]),
-        (
-            "/safety-check",
-            "Will these actions crash?",
-            contract.safety_check,
-            [SafetyCheckAnswer, CandidatesAnswer],
-        ),
-    ]
-    requests = [request for _, _, request, _ in operations]
-    answers = [answer for *_, models in operations for answer in models]
+def _add_endpoints(schema: dict[str, Any], contract: Contract) -> None:
+    requests = [request_model(contract, x.kind, x.request) for x in ENDPOINTS]
+    answers = [answer for endpoint in ENDPOINTS for answer in endpoint.answers]
     modes: list[tuple[type[BaseModel], Literal["validation", "serialization"]]] = []
     modes += [(model, "validation") for model in requests]
     modes += [(model, "serialization") for model in answers]
     modes.append((ErrorAnswer, "serialization"))
     _, definitions = models_json_schema(modes, ref_template=_REF)
     schema.setdefault("components", {}).setdefault("schemas", {}).update(definitions["$defs"])
-    for path, summary, request, models in operations:
-        schema["paths"][path] = {"post": _operation(summary, request, models)}
+    for endpoint, request in zip(ENDPOINTS, requests, strict=True):
+        schema["paths"][endpoint.path] = {"post": _operation(endpoint, request)}
 
 
-def _operation(
-    summary: str, request: type[BaseModel], answers: list[type[BaseModel]]
-) -> dict[str, Any]:
-    refs = [_ref(model) for model in answers]
+def _operation(endpoint: Endpoint, request: type[BaseModel]) -> dict[str, Any]:
+    refs = [_ref(model) for model in endpoint.answers]
     failures = {
         status: {
             "description": text,
@@ -102,7 +85,7 @@ def _operation(
     }
     return {
         "tags": ["predictions"],
-        "summary": summary,
+        "summary": endpoint.summary,
         "parameters": [
             _header("X-Request-Id", "Echoed in the answer and in logs.", {"type": "string"}),
             _header(

@@ -1,22 +1,47 @@
-"""/healthz, /readyz and /metrics: for probes and Prometheus, open even if keys are configured."""
+"""What operators and tools ask for: /healthz, /readyz, /metrics, /model and /docs.
+
+/docs is interactive OpenAPI, from files of our own: a service may run where no CDN is reached. The
+page, its files and the document name each other by relative URLs: they work behind a proxy that
+strips a prefix from the path. They need no key; the page has a field for the key of its calls.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib.resources import files
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, FastAPI, Response
+from starlette.responses import FileResponse, HTMLResponse
+from starlette.staticfiles import StaticFiles
 
+from models.conformal import Guarantee
+from models.spec import Feature
 from service.errors import UnavailableError
+from service.http.endpoints import PROBES
 from service.http.schemas import ErrorAnswer
+from service.interface import ModelInfo
 from service.scheduling.readiness import Readiness
 from service.telemetry.metrics import CONTENT_TYPE, Metrics
 
 _REST = 9.0
 """Pause after writing the metrics, in times that it took: a tenth of the time at most."""
 
-PATHS = ("/healthz", "/readyz", "/metrics")
+_ASSETS_PATH = "/docs/assets"
+_SCRIPT_PATH = f"{_ASSETS_PATH}/docs.js"
+OPEN_PATHS = (
+    *PROBES,
+    "/docs",
+    "/openapi.json",
+    _SCRIPT_PATH,
+    *(
+        f"{_ASSETS_PATH}/{name}"
+        for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
+    ),
+)
+"""Need no key: probes, and what a browser fetches before anybody could enter one."""
 
 
 def health_router(readiness: Readiness, metrics: Metrics) -> APIRouter:
@@ -83,3 +108,86 @@ class _Scrape:
             finally:
                 ended = loop.time()
                 self._not_before_s = ended + _REST * (ended - started)
+
+
+def model_router(info: ModelInfo, *, max_horizon: int, max_rows: int) -> APIRouter:
+    """Return the route.
+
+    Args:
+        info: The loaded model.
+        max_horizon: Most steps of a sequence.
+        max_rows: Most sequences of a request.
+    """
+    router = APIRouter(tags=["model"])
+    description = _described(info, max_horizon, max_rows)
+
+    @router.get("/model", summary="What is served?")
+    async def model() -> dict[str, Any]:
+        return description
+
+    return router
+
+
+def _described(info: ModelInfo, max_horizon: int, max_rows: int) -> dict[str, Any]:
+    limits = info.limits
+    low, high = _bounds(limits.state_low), _bounds(limits.state_high)
+    state = [
+        {**feature, "trained_low": low[i], "trained_high": high[i]}
+        for i, feature in enumerate(_features(info.spec.state))
+    ]
+    return {
+        "name": info.name,
+        "version": info.version,
+        "device": info.device,
+        "members": info.members,
+        "dims": {"state": info.spec.state_dim, "action": info.spec.action_dim},
+        "dt_s": info.spec.dt_s,
+        "max_horizon": max_horizon,
+        "max_rows": max_rows,
+        "features": {"state": state, "action": _features(info.spec.action)},
+        "thresholds": {
+            "crash_probability": limits.crash_threshold,
+            "uncertainty": limits.uncertainty_limit,
+            "evaluated_horizon": limits.horizon,
+            "guarantee": _promised(info.guarantee, limits.crash_threshold),
+        },
+        "metrics": dict(info.metrics),
+    }
+
+
+def _promised(guarantee: Guarantee | None, threshold: float | None) -> dict[str, Any] | None:
+    if guarantee is None:
+        return None
+    return {
+        "miss_rate": guarantee.alpha,
+        "lead_s": guarantee.lead_s,
+        "episodes": guarantee.episodes,
+        "episodes_needed": guarantee.episodes_needed,
+        "holds": guarantee.holds_for(threshold),
+    }
+
+
+def _features(features: Sequence[Feature]) -> list[dict[str, Any]]:
+    return [asdict(feature) for feature in features]
+
+
+def _bounds(values: Any) -> list[float | None]:
+    """Return finite bounds as numbers, missing ones as None."""
+    return [float(x) if abs(x) != float("inf") else None for x in values]
+
+
+def add_docs(app: FastAPI) -> None:
+    """Add the page and its assets; the app must have an OpenAPI document."""
+    static = files("service.http") / "static"
+    page = (static / "docs.html").read_text()
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(page)
+
+    @app.get(_SCRIPT_PATH, include_in_schema=False)
+    async def script() -> FileResponse:
+        return FileResponse(str(static / "docs.js"), media_type="text/javascript")
+
+    # fastapi_offline carries Swagger UI; only its files are used.
+    app.mount(_ASSETS_PATH, StaticFiles(directory=str(files("fastapi_offline") / "static")))

@@ -1,29 +1,36 @@
 """The JSON contract as pydantic models: what OpenAPI shows, with a model's own dims and ranges.
 
-The hot path does not go through them (`service.http.reading.bodies` does the same in one NumPy
-pass); a test holds the two together.
+Requests do not go through them (`service.http.reading.bodies` reads them in one NumPy pass); a test
+holds the two together.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
-from models.spec import Feature, Spec
-from service.http.reading.bodies import DEFAULT_OUTPUTS, Include, Output
-from service.http.reading.diagnosis import FLOAT32_MAX
-from service.http.reading.walk import MOST_NAMES
+from models.spec import Feature
+from service.http.contract import (
+    DEFAULT_OUTPUTS,
+    FLOAT32_MAX,
+    MOST_NAMES,
+    ArrayField,
+    Contract,
+    Include,
+    Kind,
+    Output,
+)
 
 
-class Body(BaseModel):
+class _Body(BaseModel):
     """What all request bodies have in common."""
 
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
 
-class _PairedBody(Body):
+class _PairedBody(_Body):
     """A body whose states and actions must come in equal numbers, or one of them bare."""
 
     @model_validator(mode="after")
@@ -149,90 +156,82 @@ class ErrorAnswer(BaseModel):
     error: ErrorContent
 
 
-@dataclass(frozen=True)
-class Contract:
-    """Request bodies for one loaded model."""
+_OPTIONS: Mapping[str, Any] = {
+    "outputs": (
+        Annotated[list[Output], Field(min_length=1, max_length=MOST_NAMES)],
+        Field(default=list(DEFAULT_OUTPUTS), description="What to answer."),
+    ),
+    "threshold": (
+        Annotated[float, Field(ge=0, le=1)],
+        Field(default=None, description="Judge by this instead of the checkpoint's."),
+    ),
+    "include": (
+        Annotated[list[Include], Field(min_length=1, max_length=MOST_NAMES)],
+        Field(default=None, description="More to answer."),
+    ),
+}
 
-    predict: type[BaseModel]
-    rollout: type[BaseModel]
-    safety_check: type[BaseModel]
 
-
-def contract_for(spec: Spec, max_horizon: int, max_rows: int) -> Contract:
-    """Return the request bodies with a model's dims and ranges.
+def request_model(contract: Contract, kind: Kind, name: str) -> type[BaseModel]:
+    """Return the model of a request's body, with the dims and ranges of the contract.
 
     Args:
-        spec: The model's features.
-        max_horizon: Most steps of a sequence.
-        max_rows: Most sequences of a request.
+        contract: What bodies hold.
+        kind: Of which endpoint.
+        name: Of the model.
     """
-    state: Any = _vector(spec.state, is_ranged=False)
-    action: Any = _vector(spec.action, is_ranged=True)
-    states: Any = Annotated[list[state], Field(min_length=1, max_length=max_rows)]
-    row_actions: Any = Annotated[list[action], Field(min_length=1, max_length=max_rows)]
-    sequence: Any = Annotated[list[action], Field(min_length=1, max_length=max_horizon)]
-    sequences: Any = Annotated[list[sequence], Field(min_length=1, max_length=max_rows)]
-
-    one_state, one_action = _example(spec.state), _example(spec.action)
-    state_field = Field(
-        description=f"[{spec.state_dim}] or [K][{spec.state_dim}] numbers; a bare state serves "
-        "all action rows.",
-        examples=[one_state],
-    )
-    actions_field = Field(
-        description=f"[H][{spec.action_dim}] or [K][H][{spec.action_dim}] numbers.",
-        examples=[[one_action] * 2],
-    )
-    names = Field(min_length=1, max_length=MOST_NAMES)
-    probability: Any = Annotated[float, Field(ge=0, le=1)]
-    return Contract(
-        predict=create_model(
-            "PredictRequest",
-            __base__=_PairedBody,
-            state=(state | states, state_field),
-            action=(action | row_actions, Field(examples=[one_action])),
-        ),
-        rollout=create_model(
-            "RolloutRequest",
-            __base__=_PairedBody,
-            state=(state | states, state_field),
-            actions=(sequence | sequences, actions_field),
-            outputs=(
-                Annotated[list[Output], names],
-                Field(default=list(DEFAULT_OUTPUTS), description="What to answer."),
-            ),
-        ),
-        safety_check=create_model(
-            "SafetyCheckRequest",
-            __base__=_PairedBody,
-            state=(state, Field(examples=[one_state])),
-            actions=(sequence | sequences, actions_field),
-            threshold=(
-                probability,
-                Field(default=None, description="Judge by this instead of the checkpoint's."),
-            ),
-            include=(
-                Annotated[list[Include], names],
-                Field(default=None, description="More to answer."),
-            ),
-        ),
+    fields = contract.fields(kind)
+    state, actions = _nested(fields.state), _nested(fields.actions)
+    return create_model(
+        name,
+        __base__=_PairedBody,
+        state=_state_field(fields.state, state, is_batched=fields.takes_many_states),
+        **{fields.actions.name: _actions_field(fields.actions, actions)},
+        **{option: _OPTIONS[option] for option in fields.options},
     )
 
 
-def _vector(features: tuple[Feature, ...], *, is_ranged: bool) -> Any:
+def _state_field(field: ArrayField, levels: list[Any], *, is_batched: bool) -> Any:
+    one, many = levels
+    if not is_batched:
+        return one, Field(examples=[_example(field.features)])
+    dim = len(field.features)
+    text = f"[{dim}] or [K][{dim}] numbers; a bare state serves all action rows."
+    return one | many, Field(description=text, examples=[_example(field.features)])
+
+
+def _actions_field(field: ArrayField, levels: list[Any]) -> Any:
+    *_, one, many = levels
+    dim, example = len(field.features), _example(field.features)
+    if len(field.axes) == 2:
+        return one | many, Field(examples=[example])
+    text = f"[H][{dim}] or [K][H][{dim}] numbers."
+    return one | many, Field(description=text, examples=[[example] * 2])
+
+
+def _nested(field: ArrayField) -> list[Any]:
+    """Return the types of a field's values, from one vector to all axes."""
+    levels: list[Any] = [_vector(field)]
+    for axis in reversed(field.axes[:-1]):
+        entries: Any = list.__class_getitem__(levels[-1])
+        levels.append(Annotated[entries, Field(min_length=axis.low, max_length=axis.high)])
+    return levels
+
+
+def _vector(field: ArrayField) -> Any:
     """Return the type of one vector: so many numbers, each with its name and range."""
     numbers = tuple(
         Annotated[
             float,
             Field(
-                ge=feature.low if is_ranged else -FLOAT32_MAX,
-                le=feature.high if is_ranged else FLOAT32_MAX,
+                ge=feature.low if field.is_ranged else -FLOAT32_MAX,
+                le=feature.high if field.is_ranged else FLOAT32_MAX,
                 allow_inf_nan=False,
                 title=feature.name,
                 description=f"{feature.meaning}; {feature.unit}",
             ),
         ]
-        for feature in features
+        for feature in field.features
     )
     return tuple.__class_getitem__(numbers)
 

@@ -52,13 +52,6 @@ def exporting() -> Tracing:
     return Tracing(BatchSpanProcessor(OTLPSpanExporter()))
 
 
-def outgoing() -> dict[str, str]:
-    """Return the headers that name the active span to a server; none without one."""
-    headers: dict[str, str] = {}
-    _W3C.inject(headers)
-    return headers
-
-
 class Tracing:
     """Begins traces, or goes on with those of callers.
 

@@ -14,7 +14,7 @@ import orjson
 import uvicorn
 
 from service.app import create_app
-from service.http.protocol import Wire
+from service.http.protocol import Protocol, protocol_for
 from service.server import Server
 from service.telemetry.metrics import Registry
 from service.telemetry.tracing import Tracing
@@ -89,8 +89,8 @@ class Caller:
         self._writer.transport.abort()
 
 
-class LongWay(Wire):
-    """A connection on which no request is plain: all go through uvicorn and the door."""
+class LongWay(Protocol):
+    """A connection on which no request is plain: all go through uvicorn and the middleware."""
 
     def _is_admitted(self) -> bool:
         return False
@@ -100,7 +100,11 @@ class Listening:
     """A server on a free port; allows the key "alpha" and bodies of `LIMIT` bytes."""
 
     def __init__(
-        self, engine: FakeEngine, way: type[Wire], tracing: Tracing | None, given: dict[str, Any]
+        self,
+        engine: FakeEngine,
+        way: type[Protocol],
+        tracing: Tracing | None,
+        given: dict[str, Any],
     ) -> None:
         idle_timeout_s: int = given.get("idle_timeout_s", 75)
         self.registry = Registry()
@@ -109,7 +113,7 @@ class Listening:
         self.server = Server(
             uvicorn.Config(
                 self.app,
-                http=way,
+                http=protocol_for(self.app.connections, way),
                 lifespan="on",
                 log_config=None,
                 access_log=False,
@@ -123,8 +127,8 @@ class Listening:
         self.port = 0
 
     @property
-    def connections(self) -> list[Wire]:
-        return [c for c in self.server.server_state.connections if isinstance(c, Wire)]
+    def connections(self) -> list[Protocol]:
+        return [c for c in self.server.server_state.connections if isinstance(c, Protocol)]
 
     @property
     def busy(self) -> int:
@@ -169,7 +173,7 @@ class Listening:
 
 def listening(
     engine: FakeEngine,
-    way: type[Wire] = Wire,
+    way: type[Protocol] = Protocol,
     tracing: Tracing | None = None,
     **given: Any,
 ) -> contextlib.AbstractAsyncContextManager[Listening]:

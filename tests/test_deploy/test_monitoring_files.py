@@ -20,8 +20,8 @@ from tests.monitoring import (
     rules,
     selectors,
 )
-from tests.panels import draw
 from tests.test_service.test_telemetry.test_metrics import VRAM, Read
+from tools.panels import draw
 
 DOCS = Path(__file__).parents[2] / "docs"
 RULE_TESTS = sorted((PROMETHEUS / "tests").glob("*.yml"))

@@ -50,6 +50,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         state_low=tuple(feature.low for feature in spec.state),
         state_high=tuple(feature.high for feature in spec.state),
         horizon=16,
+        notes={"allow_unguaranteed": True},
     )
     folder = tmp_path_factory.mktemp("model") / "checkpoint"
     save_checkpoint(Checkpoint(ensemble, spec, architecture, calibration, name="fresh"), folder)

@@ -37,10 +37,10 @@ from models.checkpoint import Architecture, Checkpoint, load_checkpoint, save_ch
 from models.highway import highway_spec
 from models.network.ensemble import WorldModelEnsemble
 from models.network.kinematics import KinematicStep
-from service.client import Client
 from tests.test_end_to_end.conftest import Start
 from training.closed_loop.comparison import TRAINED_ROADS
 from training.simulation.simulator import Simulation, draw_episode, run_episode
+from world_model_client import Client
 
 SPEC = highway_spec()
 ROAD = {"speed": 20.0, "left_edge": 6.0, "right_edge": 6.0}

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.app import ENDPOINTS
+from service.http.endpoints import PATHS
 from tests.monitoring import (
     Prometheus,
     Query,
@@ -56,7 +56,7 @@ class Asked:
 
     def note(self, response: httpx.Response) -> int:
         path = response.request.url.path
-        self.codes[path if path in ENDPOINTS else "other", response.status_code] += 1
+        self.codes[path if path in PATHS else "other", response.status_code] += 1
         if "verdict" in response.text:
             self.verdicts[response.json()["verdict"]] += 1
         return response.status_code

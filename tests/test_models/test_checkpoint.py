@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import models.checkpoint.checkpoint
@@ -19,7 +21,7 @@ from models.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from models.checkpoint.files import CheckpointError
+from models.checkpoint.files import CheckpointError, checked
 from models.highway import highway_spec
 from models.importing import import_weights
 from models.network.ensemble import WorldModelEnsemble
@@ -27,6 +29,8 @@ from models.network.world_model import WorldModel
 from models.spec import Spec, anonymous_spec
 
 SMALL = Architecture(hidden_dims=(16, 32))
+CONFORMAL = {"alpha": 0.01, "lead_s": 0.2, "episodes": 99, "threshold": 0.5}
+NOTES: dict[str, Any] = {"windows": 1000, "uncertainty_quantile": 0.999, "conformal": CONFORMAL}
 
 
 def small_checkpoint(members: int = 2) -> Checkpoint:
@@ -36,7 +40,7 @@ def small_checkpoint(members: int = 2) -> Checkpoint:
         ensemble=WorldModelEnsemble.from_members([SMALL.build(spec) for _ in range(members)]),
         spec=spec,
         architecture=SMALL,
-        calibration=Calibration(0.2, 0.9, (-1.0,) * 5, (1.0,) * 5, 16, {"windows": 10}),
+        calibration=Calibration(0.2, 0.9, (-1.0,) * 5, (1.0,) * 5, 16, NOTES),
         training={"seed": 3},
         metrics={"auroc": 0.5},
     )
@@ -206,17 +210,29 @@ def test_a_damaged_checkpoint_is_refused_in_one_sentence(
 
 NAN, INF = float("nan"), float("inf")
 NO_NUMBERS = [True, "0.018", [0.1], {}, NAN, INF, -INF, 10**400]
-CONFORMAL = {"alpha": 0.01, "lead_s": 0.2, "episodes": 99, "threshold": 0.5}
 FIELDS: list[tuple[str, list[str | int], list[Any]]] = [
-    ("calibration.json", ["crash_threshold"], [75, 0, 1, -0.1]),
+    ("calibration.json", ["crash_threshold"], [75, 0, 1, -0.1, 0.999, 0.5001]),
     ("calibration.json", ["uncertainty_limit"], [0, -1, 1e300]),
     ("calibration.json", ["state_low", 1], [2.0, 1e39, -1e39, None]),
     ("calibration.json", ["state_high", 4], [-2.0, 1e39, -1e39, None]),
     ("calibration.json", ["horizon"], [-1, 16.0, 0.5, 1e5, None]),
-    ("calibration.json", ["notes", "conformal", "alpha"], [0, 1, -1, None]),
-    ("calibration.json", ["notes", "conformal", "lead_s"], [-1, None]),
-    ("calibration.json", ["notes", "conformal", "episodes"], [-1, 2.5, None]),
+    (
+        "calibration.json",
+        ["notes", "conformal", "alpha"],
+        [0, 1, -1, 1e-320, 1e-5, 0.6, 0.0099, None],
+    ),
+    ("calibration.json", ["notes", "conformal", "lead_s"], [-1, 1e6, 0.85, None]),
+    ("calibration.json", ["notes", "conformal", "episodes"], [-1, 2.5, 1, 98, 1001, 10**13, None]),
     ("calibration.json", ["notes", "conformal", "threshold"], [-0.1, 1.1]),
+    ("calibration.json", ["notes", "windows"], [-1, 2.5, 10**13, 399]),
+    ("calibration.json", ["notes", "episodes"], [-1, 2.5, 98, 1001]),
+    ("calibration.json", ["notes", "windows_that_end"], [-1, 2.5, 98, 1001]),
+    ("calibration.json", ["notes", "false_alarm_rate"], [-0.1, 1.1]),
+    ("calibration.json", ["notes", "false_alarm_threshold"], [-0.1, 1.1]),
+    ("calibration.json", ["notes", "realised_false_alarm_rate"], [-0.1, 1.1]),
+    ("calibration.json", ["notes", "uncertainty_quantile"], [-0.1, 1.1]),
+    ("calibration.json", ["notes", "done_scale"], [0, -1, 1000]),
+    ("calibration.json", ["notes", "done_shift"], [-51, 51]),
     ("spec.json", ["dt_s"], [0, -1, 1e-300, 1e6, None]),
     ("spec.json", ["state", 2, "low"], [1e6, 2e6, -1e39, None]),
     ("spec.json", ["action", 1, "high"], [-1e6, -2e6, 1e39, None]),
@@ -236,7 +252,7 @@ def driving_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     spec, architecture = driving_spec(), replace(SMALL, kinematics=True)
     dim = spec.state_dim
-    notes = {"conformal": CONFORMAL, "windows": 10}
+    notes = NOTES | {"episodes": 400, "windows_that_end": 500}
     checkpoint = Checkpoint(
         ensemble=WorldModelEnsemble.from_members([architecture.build(spec) for _ in range(2)]),
         spec=spec,
@@ -319,6 +335,8 @@ def test_a_number_that_is_not_finite_is_refused_wherever_it_is(
         ("config.json", ["architecture", "hidden_dims"], [16] * 99),
         ("calibration.json", ["notes"], None),
         ("calibration.json", ["notes", "conformal"], [1]),
+        ("calibration.json", ["notes", "allow_unguaranteed"], 1),
+        ("calibration.json", ["notes", "allow_unguaranteed"], "yes"),
         ("calibration.json", ["state_low"], []),
         ("calibration.json", ["state_low", 0], 1.5),
     ],
@@ -368,7 +386,9 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
     checkpoint = small_checkpoint()
     wrong = replace(checkpoint.calibration, crash_threshold=75.0)
 
-    with pytest.raises(CheckpointError, match=r"is 75\.0, but should be less than 1"):
+    with pytest.raises(
+        CheckpointError, match=r"is 75\.0, but should be less than or equal to 0\.5"
+    ):
         save_checkpoint(replace(checkpoint, calibration=wrong), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -378,16 +398,35 @@ def test_a_threshold_without_known_ranges_is_refused() -> None:
         Calibration(crash_threshold=0.5)
 
 
+LOOSE = NOTES | {"conformal": {**CONFORMAL, "threshold": None}}
+
+
 @pytest.mark.parametrize(
     ("notes", "served"),
     [
-        ({}, 0.2),
-        ({"conformal": CONFORMAL}, 0.2),
-        ({"conformal": {**CONFORMAL, "threshold": None}}, None),
-        ({"conformal": {**CONFORMAL, "threshold": None}, "allow_unguaranteed": True}, 0.2),
-        ({"conformal": {**CONFORMAL, "threshold": None}, "allow_unguaranteed": 1}, None),
+        (NOTES, 0.2),
+        (NOTES | {"conformal": {**CONFORMAL, "threshold": 0.2}}, 0.2),
+        (NOTES | {"conformal": {**CONFORMAL, "threshold": 0.19}}, None),
+        (NOTES | {"conformal": {**CONFORMAL, "threshold": 0}}, None),
+        (LOOSE, None),
+        (LOOSE | {"allow_unguaranteed": False}, None),
+        (LOOSE | {"allow_unguaranteed": True}, 0.2),
+        ({}, None),
+        ({"conformal": None}, None),
+        ({"allow_unguaranteed": True}, 0.2),
     ],
-    ids=["set by hand", "guaranteed", "by an earlier version", "asked for", "not quite asked for"],
+    ids=[
+        "guaranteed",
+        "just guaranteed",
+        "above the guarantee",
+        "guaranteed at 0",
+        "by an earlier version",
+        "not asked for",
+        "asked for",
+        "set by hand",
+        "no guarantee",
+        "set by hand and asked for",
+    ],
 )
 def test_a_threshold_that_promises_nothing_is_served_only_if_asked_for(
     notes: dict[str, Any], served: float | None
@@ -396,6 +435,66 @@ def test_a_threshold_that_promises_nothing_is_served_only_if_asked_for(
     calibration = replace(checkpoint.calibration, notes=notes)
 
     assert replace(checkpoint, calibration=calibration).limits.crash_threshold == served
+
+
+@pytest.mark.parametrize(
+    ("notes", "served"),
+    [
+        (NOTES, 0.9),
+        (NOTES | {"windows": 999}, None),
+        (NOTES | {"uncertainty_quantile": 1}, None),
+        ({"windows": 1000}, None),
+        ({"uncertainty_quantile": 0.5}, None),
+        ({}, None),
+        ({"allow_unguaranteed": True}, 0.9),
+    ],
+    ids=str,
+)
+def test_an_uncertainty_limit_of_few_windows_is_served_only_if_asked_for(
+    notes: dict[str, Any], served: float | None
+) -> None:
+    checkpoint = small_checkpoint()
+    calibration = replace(checkpoint.calibration, notes=notes)
+
+    assert replace(checkpoint, calibration=calibration).limits.uncertainty_limit == served
+
+
+@given(
+    st.floats(0, 1) | st.none(),
+    st.floats(0, 1, exclude_min=True),
+    st.integers(0, 2000),
+    st.floats(0, 1) | st.none(),
+    st.integers(0, 2000) | st.none(),
+)
+def test_no_calibration_is_served_without_episodes_that_vouch_for_it(
+    crash_threshold: float | None,
+    alpha: float,
+    episodes: int,
+    guaranteed: float | None,
+    windows: int | None,
+) -> None:
+    conformal = {"alpha": alpha, "lead_s": 0.2, "episodes": episodes, "threshold": guaranteed}
+    bounds = (-1.0,) * 5, (1.0,) * 5
+    document = {
+        "crash_threshold": crash_threshold,
+        "uncertainty_limit": 0.9,
+        "state_low": bounds[0],
+        "state_high": bounds[1],
+        "horizon": 16,
+        "notes": {"conformal": conformal, "windows": windows, "uncertainty_quantile": 0.999},
+    }
+    try:
+        calibration = checked(Calibration, document, "calibration.json")
+    except CheckpointError:
+        return
+    served = calibration.served_threshold
+    if served is not None:
+        assert guaranteed is not None
+        assert 0 < served <= min(0.5, guaranteed)
+        assert 0.0001 <= alpha <= 0.5
+        assert alpha * (episodes + 1) >= 1
+        assert windows is None or windows >= episodes
+    assert calibration.served_uncertainty_limit is None or (windows or 0) >= 1000
 
 
 def test_the_bundled_checkpoint_is_what_it_was() -> None:

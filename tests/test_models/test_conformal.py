@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.conformal import Guarantee, conformal_threshold
+from models.conformal import Guarantee, conformal_threshold, has_values_beyond
 
 
 def test_a_conformal_threshold_keeps_its_promise_on_new_episodes() -> None:
@@ -58,3 +58,17 @@ def test_a_promise_holds_for_thresholds_up_to_its_own(
     threshold: float | None, served: float | None, holds: bool
 ) -> None:
     assert promise(0.01, 99, threshold).holds_for(served) is holds
+
+
+@pytest.mark.parametrize(("alpha", "episodes"), [(0.01, 98), (0.01, 0), (0.5, 0), (1e-320, 1)])
+def test_a_promise_of_too_few_episodes_cannot_be_made(alpha: float, episodes: int) -> None:
+    with pytest.raises(ValueError, match=r"threshold is 0\.6, but must be null: episodes is"):
+        promise(alpha, episodes, 0.6)
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "expected"),
+    [(1000, 0.999, True), (999, 0.999, False), (20, 0.95, True), (0, 0.0, False), (9, 1.0, False)],
+)
+def test_a_quantile_needs_a_value_beyond_it(count: int, share: float, expected: bool) -> None:
+    assert has_values_beyond(count, share) is expected

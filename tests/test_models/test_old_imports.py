@@ -22,6 +22,6 @@ def test_an_old_import_still_gives_the_same(old: str) -> None:
 
 
 def test_every_old_import_is_documented() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "imports.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text()
 
     assert all(f"| `{old}` | `{new}` |" in page for old, (new, _) in OLD.items())

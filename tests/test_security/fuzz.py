@@ -22,6 +22,7 @@ import orjson
 
 from models.highway import highway_spec
 from service.errors import InvalidRequestError
+from service.http.contract import Contract, Kind
 from service.http.reading.bodies import BodyParser
 from tests.fakes.engine import fake_spec
 from tests.test_security.reference import FIELDS, OUTPUTS, Meaning, Reference, Refused
@@ -64,7 +65,7 @@ class Case(NamedTuple):
     """A body for an endpoint of a target."""
 
     target: Target
-    endpoint: str
+    endpoint: Kind
     body: bytes
 
 
@@ -73,7 +74,7 @@ def targets() -> tuple[Target, ...]:
     return tuple(
         Target(
             spec.name,
-            BodyParser(spec, MAX_HORIZON, MAX_ROWS),
+            BodyParser(Contract(spec, MAX_HORIZON, MAX_ROWS)),
             Reference(spec, MAX_HORIZON, MAX_ROWS),
         )
         for spec in (fake_spec(), highway_spec())
@@ -93,9 +94,9 @@ def verdicts(case: Case) -> tuple[Meaning | None, str]:
         return meaning, f"raises {error!r}"
 
 
-def _difference(parser: BodyParser, endpoint: str, body: bytes, meaning: Meaning | None) -> str:
+def _difference(parser: BodyParser, endpoint: Kind, body: bytes, meaning: Meaning | None) -> str:
     try:
-        parsed = getattr(parser, endpoint)(body)
+        parsed = parser.read(endpoint, body)
     except InvalidRequestError as error:
         answer = orjson.dumps(error.body())
         if len(answer) > MOST_ERROR_BYTES:
@@ -153,7 +154,7 @@ class Fuzzer:
             self._random.choice(self._changes)(body)
         return Case(*kind, bytes(body[:LONGEST]))
 
-    def _valid_body(self, target: Target, endpoint: str) -> bytes:
+    def _valid_body(self, target: Target, endpoint: Kind) -> bytes:
         """Return a valid body, with its fields in any order."""
         choose, spec = self._random, target.reference.spec
         rows, steps = choose.randint(1, MAX_ROWS), choose.randint(1, MAX_HORIZON)

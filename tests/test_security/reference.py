@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from models.spec import Feature, Spec
+from service.http.contract import Kind
 
 OUTPUTS = (
     "states",
@@ -25,7 +26,7 @@ OUTPUTS = (
     "uncertainty",
     "final_state",
 )
-FIELDS = {
+FIELDS: dict[Kind, tuple[str, ...]] = {
     "predict": ("state", "action"),
     "rollout": ("state", "actions", "outputs"),
     "safety_check": ("state", "actions", "threshold", "include"),
@@ -57,7 +58,7 @@ class Reference:
     max_horizon: int
     max_rows: int
 
-    def read(self, endpoint: str, body: bytes) -> Meaning:
+    def read(self, endpoint: Kind, body: bytes) -> Meaning:
         """Return what a body means.
 
         Raises:

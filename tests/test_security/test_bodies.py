@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import SERVICE_ERRORS, InvalidRequestError
-from service.http.reading.bodies import BodyParser, Kind
+from service.http.contract import Contract, Kind
+from service.http.reading.bodies import BodyParser
 from tests.fakes.engine import FakeEngine, error_of, fake_spec, serving
 
 KIB = 2**10
@@ -100,7 +101,7 @@ FLOODS = {
     "closing": b'{"state":[[1,2,3]' + b"]" * SIZE + b"}",
     "zeros": b"\0" * SIZE,
 }
-PATIENT = BodyParser(fake_spec(), max_horizon=64, max_rows=300_000)
+PATIENT = BodyParser(Contract(fake_spec(), max_horizon=64, max_rows=300_000))
 
 
 REPEATS = 3
@@ -139,19 +140,19 @@ def test_a_flood_that_is_short_is_refused_at_once(flood: str) -> None:
     for _ in range(REPEATS):
         started = perf_counter()
         with pytest.raises(InvalidRequestError):
-            PATIENT.rollout(body)
+            PATIENT.read("rollout", body)
         times_s.append(perf_counter() - started)
 
     assert min(times_s) < 0.03
 
 
 def test_a_first_row_that_is_longer_than_the_others_takes_no_memory() -> None:
-    parser = BodyParser(fake_spec(), max_horizon=10_000, max_rows=1_000_000)
+    parser = BodyParser(Contract(fake_spec(), max_horizon=10_000, max_rows=1_000_000))
     row = b"[" + b",".join([b"[0,0]"] * 2500) + b"]"
     body = b'{"state":[1,2,3],"actions":[' + row + b",0" * 8000 + b"]}"
     tracemalloc.start()
     with pytest.raises(InvalidRequestError, match=r"actions\[1\] must be a list of steps"):
-        parser.rollout(body)
+        parser.read("rollout", body)
     _, most_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
 

@@ -15,14 +15,14 @@ import pytest
 
 from service.errors import EngineError
 from service.http.buffers import Intake, Unread
-from service.http.protocol import Wire
+from service.http.protocol import Protocol
 from service.http.reading.bodies import AT_ONCE_BYTES, BodyParser
 from service.scheduling.jobs import JobClass
 from service.server import _stop_keeping_connections
 from tests.fakes.engine import STATE, FakeEngine, bits, expected, rows, until
 from tests.fakes.sockets import BODY, Caller, Listening, LongWay, listening, request
 
-BOTH_WAYS = pytest.mark.parametrize("way", [Wire, LongWay], ids=["short", "long"])
+BOTH_WAYS = pytest.mark.parametrize("way", [Protocol, LongWay], ids=["short", "long"])
 PROBE = request(b"", method="GET", path="/healthz")
 HEAD_LIMIT = 1024
 
@@ -71,7 +71,7 @@ ENDLESS: dict[str, tuple[bytes, bytes, int]] = {
 
 @BOTH_WAYS
 @pytest.mark.parametrize("name", ENDLESS)
-async def test_nothing_may_be_endless(engine: FakeEngine, way: type[Wire], name: str) -> None:
+async def test_nothing_may_be_endless(engine: FakeEngine, way: type[Protocol], name: str) -> None:
     begin, piece, expected_status = ENDLESS[name]
     async with listening(engine, way, max_head_bytes=HEAD_LIMIT, head_timeout_s=1.0) as served:
         caller = await served.caller()
@@ -114,7 +114,7 @@ SLOW = {
 @pytest.mark.parametrize("is_trickling", [False, True], ids=["silent", "trickling"])
 @pytest.mark.parametrize("name", SLOW)
 async def test_what_never_ends_is_ended(
-    engine: FakeEngine, way: type[Wire], name: str, is_trickling: bool
+    engine: FakeEngine, way: type[Protocol], name: str, is_trickling: bool
 ) -> None:
     begin, status = SLOW[name]
     limits: dict[str, Any] = {"head_timeout_s": 0.2, "body_timeout_s": 0.2, "idle_timeout_s": 1}
@@ -153,7 +153,7 @@ async def test_known_heads_have_the_same_time(engine: FakeEngine) -> None:
 
 @BOTH_WAYS
 async def test_a_caller_that_sends_ahead_is_left_waiting(
-    engine: FakeEngine, way: type[Wire]
+    engine: FakeEngine, way: type[Protocol]
 ) -> None:
     """What a caller sends before its first request is answered is not worked on."""
     async with listening(engine, way) as served:
@@ -176,7 +176,7 @@ async def test_a_caller_that_sends_ahead_is_left_waiting(
 
 @BOTH_WAYS
 async def test_others_get_their_turn_between_requests_sent_at_once(
-    engine: FakeEngine, way: type[Wire]
+    engine: FakeEngine, way: type[Protocol]
 ) -> None:
     """Refused requests are answered without a wait, and yet one each time round the loop."""
     async with listening(engine, way) as served:
@@ -195,7 +195,7 @@ async def test_others_get_their_turn_between_requests_sent_at_once(
 
 @BOTH_WAYS
 async def test_a_caller_that_does_not_read_is_not_worked_for(
-    engine: FakeEngine, way: type[Wire]
+    engine: FakeEngine, way: type[Protocol]
 ) -> None:
     async with listening(engine, way) as served:
         caller = await served.caller()
@@ -228,7 +228,7 @@ async def test_an_answer_that_nobody_reads_is_cut_off(engine: FakeEngine) -> Non
 
 @BOTH_WAYS
 async def test_a_long_answer_is_the_same_as_a_short_one(
-    engine: FakeEngine, way: type[Wire], monkeypatch: pytest.MonkeyPatch
+    engine: FakeEngine, way: type[Protocol], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states, actions = rows(37, 8)
     fields = {"actions": actions.tolist()}
@@ -303,7 +303,7 @@ async def test_a_caller_that_leaves_a_long_answer_frees_it(
     async with listening(engine, max_body_bytes=2**20) as served:
         caller = await served.caller()
         caller.send(request(body))
-        await until(lambda: any(w._exchange and w._exchange.parts for w in served.connections))
+        await until(lambda: any(w._request and w._request.parts for w in served.connections))
         caller.reset()
         await until(lambda: not served.connections)
         assert served.count("499") == 1
@@ -312,7 +312,7 @@ async def test_a_caller_that_leaves_a_long_answer_frees_it(
 
 @BOTH_WAYS
 async def test_a_service_that_ends_closes_connections_by_its_answers(
-    engine: FakeEngine, way: type[Wire]
+    engine: FakeEngine, way: type[Protocol]
 ) -> None:
     """A kept connection is closed by an answer, never before a request that may be on its way."""
     async with listening(engine, way) as served:
@@ -334,10 +334,9 @@ async def test_a_service_that_ends_closes_connections_by_its_answers(
 
 @BOTH_WAYS
 async def test_a_service_that_ends_loses_no_connection(
-    engine: FakeEngine, way: type[Wire], monkeypatch: pytest.MonkeyPatch
+    engine: FakeEngine, way: type[Protocol]
 ) -> None:
     """Requests are answered that wait in an idle connection, or in one that nobody accepted."""
-    monkeypatch.setattr("service.server.Wire", way)
     async with listening(engine, way) as served:
         kept = await served.caller()
         kept.send(request())
@@ -378,10 +377,10 @@ def in_chunks(body: bytes, size: int) -> bytes:
 @BOTH_WAYS
 @pytest.mark.parametrize("filler", [b" ", b"\n"], ids=["spaces", "empty lines"])
 async def test_others_get_their_turn_while_tiny_chunks_are_parsed(
-    engine: FakeEngine, way: type[Wire], filler: bytes, monkeypatch: pytest.MonkeyPatch
+    engine: FakeEngine, way: type[Protocol], filler: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.http.protocol._LONGEST_FED", 256)
-    monkeypatch.setattr("service.http.protocol._TURN_S", 0.0)
+    monkeypatch.setattr("service.http.input._LONGEST_FED", 256)
+    monkeypatch.setattr("service.http.input._TURN_S", 0.0)
     body = filler * 20_000 + long_body()
     async with listening(engine, way, max_body_bytes=2**18) as served:
         callers = [await served.caller() for _ in range(4)]
@@ -401,7 +400,7 @@ async def test_others_get_their_turn_while_tiny_chunks_are_parsed(
 @BOTH_WAYS
 @pytest.mark.parametrize("size", [1, 3, 100, 10_000])
 async def test_a_body_means_the_same_in_any_chunks(
-    engine: FakeEngine, way: type[Wire], size: int
+    engine: FakeEngine, way: type[Protocol], size: int
 ) -> None:
     body = BODY.replace(b",", b",\n\n", 3)
     async with listening(engine, way) as served:
@@ -437,7 +436,7 @@ GONE = {
 @BOTH_WAYS
 @pytest.mark.parametrize("name", GONE)
 async def test_nothing_is_left_of_a_connection_that_is_gone(
-    engine: FakeEngine, way: type[Wire], name: str
+    engine: FakeEngine, way: type[Protocol], name: str
 ) -> None:
     """Not even until garbage is collected: that comes seldom, and bodies are big."""
     async with listening(engine, way) as served:
@@ -516,7 +515,7 @@ def slices(monkeypatch: pytest.MonkeyPatch) -> Slices:
 
 @BOTH_WAYS
 async def test_others_are_answered_while_a_long_body_is_read(
-    engine: FakeEngine, way: type[Wire], slices: Slices
+    engine: FakeEngine, way: type[Protocol], slices: Slices
 ) -> None:
     async with listening(engine, way, max_body_bytes=2**20) as served:
         caller = await served.caller()
@@ -532,7 +531,7 @@ async def test_others_are_answered_while_a_long_body_is_read(
 
 @BOTH_WAYS
 async def test_a_caller_may_leave_while_its_long_body_is_read(
-    engine: FakeEngine, way: type[Wire], slices: Slices
+    engine: FakeEngine, way: type[Protocol], slices: Slices
 ) -> None:
     async with listening(engine, way, max_body_bytes=2**20) as served:
         caller = await served.caller()
@@ -586,7 +585,7 @@ async def test_too_many_connections_are_refused_and_idle_ones_replaced(engine: F
         for wire in served.connections:
             assert wire._idle_since is not None
             wire._idle_since -= 60.0
-        served.app.desk.next_look_for_idle_s = 0.0
+        served.app.connections.next_look_for_idle_s = 0.0
         assert await is_served(served)
         others[0].send(PROBE)  # it or another one was closed
         alive = [caller for caller in others[1:] if not caller._reader.at_eof()]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import orjson
 import pytest
 
-from service.http.protocol import Wire
+from service.http.protocol import Protocol
 from tests.fakes.engine import STATE, FakeEngine
 from tests.fakes.sockets import BODY, Listening, LongWay, listening, request
 
@@ -249,9 +249,9 @@ def fault_of(case: Case, answer: bytes, count: float) -> str:
     return ""
 
 
-@pytest.mark.parametrize("way", [Wire, LongWay], ids=["short", "long"])
+@pytest.mark.parametrize("way", [Protocol, LongWay], ids=["short", "long"])
 async def test_requests_are_read_as_the_standard_has_it(
-    engine: FakeEngine, way: type[Wire]
+    engine: FakeEngine, way: type[Protocol]
 ) -> None:
     faults = {}
     async with listening(engine, way) as served:

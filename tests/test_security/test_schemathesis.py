@@ -24,7 +24,8 @@ from schemathesis.core.result import Ok
 from schemathesis.schemas import APIOperation
 from schemathesis.specs.openapi import checks
 
-from service.app import DOCS_PATHS, ENDPOINTS, HOT_PATHS, create_app
+from service.app import create_app
+from service.http.endpoints import ENDPOINTS, PATHS
 from service.telemetry.metrics import Registry
 from tests.fakes import engine as fakes
 from tests.fakes.engine import ACTIONS, STATE, FakeEngine, error_of
@@ -33,7 +34,8 @@ EXAMPLES = 60
 Operation = APIOperation[Any, Any, Any, Any]
 Request = Case[Any]
 POSITIVE, NEGATIVE = GenerationMode
-PATHS = [path for path in ENDPOINTS if path not in DOCS_PATHS]
+DESCRIBED = [path for path in PATHS if path not in ("/docs", "/openapi.json")]
+PREDICTIONS = [endpoint.path for endpoint in ENDPOINTS]
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "TRACE", "OPTIONS", "QUERY", "BREW")
 BASE = "http://service"
 CHECKS = [
@@ -123,7 +125,7 @@ def check_answer(case: Request, response: httpx.Response) -> None:
 
 @pytest.mark.parametrize(
     ("path", "mode"),
-    [(path, POSITIVE) for path in PATHS] + [(path, NEGATIVE) for path in HOT_PATHS],
+    [(path, POSITIVE) for path in DESCRIBED] + [(path, NEGATIVE) for path in PREDICTIONS],
 )
 def test_answers_are_what_the_document_says(
     service: Service,
@@ -151,12 +153,12 @@ def test_answers_are_what_the_document_says(
 def test_every_operation_of_the_document_is_asked_for(
     operations: dict[str, Operation],
 ) -> None:
-    assert set(operations) == set(PATHS)
+    assert set(operations) == set(DESCRIBED)
 
 
-@pytest.mark.parametrize("path", ENDPOINTS)
+@pytest.mark.parametrize("path", PATHS)
 def test_other_methods_are_refused_in_the_one_form(service: Service, path: str) -> None:
-    allowed = "POST" if path in HOT_PATHS else "GET"
+    allowed = "POST" if path in PREDICTIONS else "GET"
     for method in METHODS:
         if method != allowed:
             response = service.call(method, path)
@@ -185,7 +187,7 @@ VALUES = st.one_of(
 
 
 @settings(DETERMINISTIC, max_examples=4 * EXAMPLES)
-@given(path=st.sampled_from(ENDPOINTS), headers=st.lists(st.tuples(NAMES, VALUES), max_size=6))
+@given(path=st.sampled_from(PATHS), headers=st.lists(st.tuples(NAMES, VALUES), max_size=6))
 def test_strange_headers_are_no_fault_of_the_service(
     service: Service, path: str, headers: list[tuple[str, str]]
 ) -> None:
@@ -193,7 +195,7 @@ def test_strange_headers_are_no_fault_of_the_service(
     body = {"state": STATE, "action" if path == "/predict" else "actions": ACTIONS}
     if path == "/predict":
         body["action"] = ACTIONS[0]
-    method = "POST" if path in HOT_PATHS else "GET"
+    method = "POST" if path in PREDICTIONS else "GET"
     content = json.dumps(body).encode() if method == "POST" else b""
 
     response = service.call(method, path, headers=sent, content=content)

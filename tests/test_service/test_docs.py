@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from models.safety import RULES
-from service.app import ENDPOINTS
 from service.errors import SERVICE_ERRORS
-from service.http.reading.bodies import OUTPUTS
+from service.http.contract import OUTPUTS
+from service.http.endpoints import PATHS
 from service.settings import PREFIX, Settings
 from tests.test_service.test_telemetry.test_metrics import VRAM, Read
 
 ROOT = Path(__file__).parents[2]
+PAGES = [*(ROOT / name for name in ("README.md", "SECURITY.md")), *(ROOT / "docs").rglob("*.md")]
 
 
 def text_of(name: str) -> str:
@@ -22,8 +23,7 @@ def text_of(name: str) -> str:
 
 
 def everything() -> str:
-    paths = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    return "\n".join(path.read_text() for path in paths)
+    return "\n".join(path.read_text() for path in PAGES)
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
@@ -97,14 +97,16 @@ def test_the_tables_of_labels_list_exactly_the_values_there_are(
 
 def test_no_metric_is_documented_that_is_not_there() -> None:
     names = {family.name for family in FAMILIES.values()}
-    named = set(re.findall(r"\b(world_model_[a-z_]+)", everything()))
+    named = set(re.findall(r"\b(world_model_[a-z_]+)", everything())) - {
+        "world_model_client"
+    }  # a package
 
     suffixes = ("_total", "_bucket", "_sum", "_count", "")
     known = {f"{name}{suffix}" for name in names for suffix in suffixes}
     assert named <= known
 
 
-@pytest.mark.parametrize("path", ENDPOINTS)
+@pytest.mark.parametrize("path", PATHS)
 def test_every_endpoint_is_documented(path: str) -> None:
     assert re.search(rf"`(GET|POST) {path}`", text_of("http.md"))
 
@@ -118,3 +120,25 @@ def test_every_error_code_is_documented_with_its_status(error: type) -> None:
 def test_every_output_and_every_rule_is_documented() -> None:
     for name in (*OUTPUTS, *RULES):
         assert f"`{name}`" in text_of("http.md"), name
+
+
+def heading_links(page: Path) -> set[str]:
+    """Return what links to the headings of a page end in."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
+        name, _, heading = target.partition("#")
+        linked = page.parent / name if name else page
+        assert linked.exists(), target
+        assert not heading or heading in heading_links(linked), target
+
+
+def test_every_page_of_decisions_is_in_their_index() -> None:
+    folder = ROOT / "docs" / "decisions"
+    named = re.findall(r"\]\((\w+\.md)\)", (folder / "README.md").read_text())
+
+    assert sorted(named) == sorted(path.name for path in folder.iterdir() if path.stem != "README")

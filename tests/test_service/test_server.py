@@ -21,7 +21,6 @@ import torch
 
 from models.checkpoint import save_checkpoint
 from models.conformal import Guarantee
-from service.client import Client
 from service.engine import Engine
 from service.engine.parts import Parts
 from service.errors import StartupError
@@ -30,6 +29,7 @@ from service.server import _allow_files, _log_limits, serve
 from service.settings import Settings
 from tests.fakes.engine import fake_info
 from tests.test_service.test_engine.test_engine import checkpoint
+from world_model_client import Client
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from service.client import AsyncClient, Client
 from training.closed_loop.comparison import (
     check_unseen,
     compare_monitors,
@@ -29,6 +28,7 @@ from training.closed_loop.results import MODEL, PHYSICS, plot_closed_loop
 from training.evaluation.baselines import FULL_PHYSICS
 from training.evaluation.evaluate import DEFAULT_HORIZON
 from training.evaluation.report import CLOSED_LOOP_PLOT, rounded, write_report
+from world_model_client import AsyncClient, Client
 
 Floats = NDArray[np.floating[Any]]
 

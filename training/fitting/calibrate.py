@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from models.checkpoint import ALLOW_UNGUARANTEED, Calibration
-from models.conformal import Guarantee, conformal_threshold
+from models.checkpoint.calibration import ALLOW_UNGUARANTEED, HIGHEST_THRESHOLD, Calibration
+from models.conformal import Guarantee, conformal_threshold, has_values_beyond
 from models.network.ensemble import EnsembleRollout, WorldModelEnsemble
 from models.survival import crash_probability
 from training.dataset.windows import Windows
@@ -23,7 +23,7 @@ Floats = NDArray[np.floating]
 
 _CHUNK_ROWS = 1024
 _RANGE_MARGIN = 0.05
-_LOWEST_THRESHOLD, _HIGHEST_THRESHOLD = 1e-9, 0.5
+_LOWEST_THRESHOLD = 1e-9
 _LARGEST_SCALE, _LARGEST_SHIFT = 20.0, 20.0
 _LARGEST_LOGIT = 25.0
 """Beyond, a hazard is 0 or 1 to any purpose."""
@@ -168,7 +168,7 @@ def _threshold(at_rate: float | None, guarantee: Guarantee, options: TrainOption
     """Return the crash threshold; None if nothing vouches for it and nobody asked for it."""
     if at_rate is None:
         return None
-    bounds = [max(at_rate, _LOWEST_THRESHOLD), _HIGHEST_THRESHOLD]
+    bounds = [max(at_rate, _LOWEST_THRESHOLD), HIGHEST_THRESHOLD]
     if guarantee.threshold is not None:
         bounds.append(guarantee.threshold)
     elif not options.allow_unguaranteed:
@@ -183,8 +183,7 @@ def _uncertainty_limit(uncertainty: NDArray[np.float32], options: TrainOptions) 
     The largest of few values is any value: one wrong window decides it.
     """
     limit = _upper_quantile(uncertainty, options.uncertainty_quantile, "linear")
-    # Rounded: 1 - 0.999 is 0.0010000000000000009 in binary.
-    is_few = round(len(uncertainty) * (1 - options.uncertainty_quantile), 9) < 1
+    is_few = not has_values_beyond(len(uncertainty), options.uncertainty_quantile)
     if limit is None or limit <= 0 or (is_few and not options.allow_unguaranteed):
         return None
     return limit

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from models.checkpoint import Architecture
+from models.conformal import HIGHEST_ALPHA, LOWEST_ALPHA
 from models.spec import Spec
 
 
@@ -91,7 +92,11 @@ class TrainOptions:
         for name in ("members", "stride", "validate_every", "workers", "lead_steps"):
             if not getattr(self, name) >= 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("false_alarm_rate", "miss_rate", "uncertainty_quantile"):
+        if not LOWEST_ALPHA <= self.miss_rate <= HIGHEST_ALPHA:
+            raise ValueError(
+                f"miss_rate must be from {LOWEST_ALPHA} to {HIGHEST_ALPHA}, got {self.miss_rate}"
+            )
+        for name in ("false_alarm_rate", "uncertainty_quantile"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
         if not self.stages:

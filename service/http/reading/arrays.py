@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from simdjson import Array as JsonArray
 
-from service.http.reading.diagnosis import FLOAT32_MAX, ArrayField
+from service.http.contract import FLOAT32_MAX, ArrayField
 from service.interface import Array
 
 SIMDJSON_ERRORS = (ValueError, RuntimeError, KeyError)

@@ -1,4 +1,4 @@
-"""Request bodies from bytes to arrays; `service.http.schemas` declares the same contract.
+"""Request bodies from bytes to arrays, by what `service.http.contract` declares.
 
 The fast way takes whole arrays out of a short, plain body. Only if it stumbles does
 `service.http.reading.walk` read the body field by field, which it can do of big bodies in slices of
@@ -9,14 +9,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 from simdjson import Array as JsonArray
 from simdjson import Object as JsonObject
 from simdjson import Parser
 
-from models.spec import EmptySlots, Spec
+from models.spec import EmptySlots
+from service.http.contract import (
+    DEFAULT_OUTPUTS,
+    INCLUDES,
+    MOST_NAMES,
+    OUTPUTS,
+    Contract,
+    Kind,
+)
 from service.http.reading.arrays import (
     SIMDJSON_ERRORS,
     Layout,
@@ -25,24 +33,14 @@ from service.http.reading.arrays import (
     brackets,
     with_points,
 )
-from service.http.reading.diagnosis import ArrayField, Axis, detail, is_number_within, refuse
-from service.http.reading.walk import MOST_NAMES, Walk
+from service.http.reading.diagnosis import detail, is_number_within, refuse
+from service.http.reading.walk import Walk
 from service.interface import Array
-
-Output = Literal[
-    "states", "rewards", "dones", "returns", "crash_probability", "uncertainty", "final_state"
-]
-Include = Literal["trajectory"]
-Kind = Literal["predict", "rollout", "safety_check"]
 
 AT_ONCE_BYTES = 2**15
 """Longer bodies are better read in slices: reading so many bytes takes half a millisecond."""
 _LAYOUTS_KEPT = 32
 _UNFIT = (UnfitError, *SIMDJSON_ERRORS)
-
-OUTPUTS: tuple[str, ...] = get_args(Output)
-DEFAULT_OUTPUTS = ("states", "rewards", "dones")
-INCLUDES: tuple[str, ...] = get_args(Include)
 
 
 class Parsed(NamedTuple):
@@ -83,17 +81,17 @@ class _Given(NamedTuple):
     options: dict[str, Any]
 
 
-class _Endpoint(NamedTuple):
-    """What the body of an endpoint holds.
+class _Body(NamedTuple):
+    """How the body of an endpoint is read.
 
     Attributes:
         actions: Reader of its actions.
-        names: Optional fields, and the names that each may list; none: it is a single value.
+        options: Optional fields, and the names that each may list; none: it is a single value.
         finish: Makes a request of the fields.
     """
 
     actions: Reader
-    names: Mapping[str, tuple[str, ...]]
+    options: Mapping[str, tuple[str, ...]]
     finish: Callable[[_Given], Parsed]
 
 
@@ -101,66 +99,45 @@ class BodyParser:
     """Parses bodies for one model.
 
     Args:
-        spec: The model's features.
-        max_horizon: Most steps of a sequence.
-        max_rows: Most sequences of a request.
+        contract: What they hold.
         piece_bytes: Bytes that are read in a slice of time.
     """
 
-    def __init__(
-        self, spec: Spec, max_horizon: int, max_rows: int, piece_bytes: int = AT_ONCE_BYTES
-    ) -> None:
+    def __init__(self, contract: Contract, piece_bytes: int = AT_ONCE_BYTES) -> None:
         self._piece_bytes = piece_bytes
         self._parser = Parser()
         self._layouts: dict[bytes, tuple[Layout, Layout]] = {}
-        rows = Axis("rows", 1, max_rows)
-        sequences = Axis("sequences", 1, max_rows)
-        steps = Axis("steps", 1, max_horizon)
-        state = Axis("state features", spec.state_dim, spec.state_dim)
-        action = Axis("action features", spec.action_dim, spec.action_dim)
+        spec = contract.spec
         self._state = Reader(
-            ArrayField("state", (rows, state), spec.state, is_ranged=False),
+            contract.fields("predict").state,
             finish=EmptySlots(spec).cleared if spec.geometry else None,
         )
-        one = Reader(
-            ArrayField("action", (rows, action), spec.action, is_ranged=True), is_one_step=True
-        )
-        many = Reader(
-            ArrayField("actions", (sequences, steps, action), spec.action, is_ranged=True)
-        )
-        self._predict = _Endpoint(one, {}, _as_prediction)
-        self._rollout = _Endpoint(many, {"outputs": OUTPUTS}, _as_rollout)
-        self._check = _Endpoint(many, {"threshold": (), "include": INCLUDES}, _as_check)
+        self._bodies = {kind: _body(contract, kind) for kind in _FINISH}
 
-    def predict(self, body: bytes) -> Parsed:
-        """Read the body of `/predict`.
+    def read(self, kind: Kind, body: bytes) -> Parsed:
+        """Read a body at once.
+
+        Args:
+            kind: Of which endpoint.
+            body: The body.
 
         Raises:
             InvalidRequestError: It breaks the contract; the details say where.
         """
-        return self._parse(body, self._predict)
-
-    def rollout(self, body: bytes) -> Parsed:
-        """Read the body of `/rollout`.
-
-        Raises:
-            InvalidRequestError: It breaks the contract; the details say where.
-        """
-        return self._parse(body, self._rollout)
-
-    def safety_check(self, body: bytes) -> Parsed:
-        """Read the body of `/safety-check`.
-
-        Raises:
-            InvalidRequestError: It breaks the contract; the details say where.
-        """
-        return self._parse(body, self._check)
+        endpoint = self._bodies[kind]
+        try:
+            given = self._read_plain(body, endpoint)
+        except _UNFIT:
+            given = None
+        if given is None:
+            given = self._read_otherwise(body, endpoint)
+        return endpoint.finish(given)
 
     def in_slices(self, kind: Kind, body: bytes) -> Generator[None, None, Parsed]:
         """Read a body so that somebody else may be served between any two slices.
 
-        The result is that of the other methods, except that bodies of more than `AT_ONCE_BYTES`
-        are refused if as many bytes pass outside of the two arrays, or within one state or action.
+        The result is that of `read`, except that bodies of more than `AT_ONCE_BYTES` are refused if
+        as many bytes pass outside of the two arrays, or within one state or action.
 
         Args:
             kind: Of which endpoint.
@@ -172,23 +149,10 @@ class BodyParser:
         Raises:
             InvalidRequestError: It breaks the contract; the details say where.
         """
-        endpoint = {
-            "predict": self._predict,
-            "rollout": self._rollout,
-            "safety_check": self._check,
-        }[kind]
+        endpoint = self._bodies[kind]
         return endpoint.finish((yield from self._walk(body, endpoint)))
 
-    def _parse(self, body: bytes, endpoint: _Endpoint) -> Parsed:
-        try:
-            given = self._read_plain(body, endpoint)
-        except _UNFIT:
-            given = None
-        if given is None:
-            given = self._read_otherwise(body, endpoint)
-        return endpoint.finish(given)
-
-    def _read_otherwise(self, body: bytes, endpoint: _Endpoint) -> _Given:
+    def _read_otherwise(self, body: bytes, endpoint: _Body) -> _Given:
         """Read a body that is not plain."""
         is_short = len(body) <= AT_ONCE_BYTES
         pointed = with_points(body) if is_short else body
@@ -203,7 +167,7 @@ class BodyParser:
             self._keep(brackets(body), (state, actions))
         return given
 
-    def _walk(self, body: bytes, endpoint: _Endpoint) -> Generator[None, None, _Given]:
+    def _walk(self, body: bytes, endpoint: _Body) -> Generator[None, None, _Given]:
         actions, names, _ = endpoint
         walk = Walk(body, (self._state, actions), names, self._parser, self._piece_bytes)
         fields = yield from walk.fields()
@@ -211,7 +175,7 @@ class BodyParser:
         given, is_one_sequence = fields.pop(actions.name)
         return _Given(state, given, is_one_state, is_one_sequence, fields)
 
-    def _read_plain(self, body: bytes, endpoint: _Endpoint) -> _Given:
+    def _read_plain(self, body: bytes, endpoint: _Body) -> _Given:
         """Read a plain body.
 
         Raises:
@@ -280,6 +244,12 @@ def _option(value: Any) -> Any:
     return value
 
 
+def _body(contract: Contract, kind: Kind) -> _Body:
+    fields = contract.fields(kind)
+    actions = Reader(fields.actions, is_one_step=kind == "predict")
+    return _Body(actions, fields.options, _FINISH[kind])
+
+
 def _as_prediction(given: _Given) -> Parsed:
     return Parsed(*_paired(given, "action"))
 
@@ -343,3 +313,10 @@ def _paired(given: _Given, name: str) -> tuple[Array, Array, bool]:
             allowed = "as many rows as state, or one side without rows"
             refuse([detail(name, problem, allowed)])
     return states, actions, is_one_state and is_one_sequence
+
+
+_FINISH: Mapping[Kind, Callable[[_Given], Parsed]] = {
+    "predict": _as_prediction,
+    "rollout": _as_rollout,
+    "safety_check": _as_check,
+}

@@ -1,53 +1,17 @@
-"""What arrays must look like, and the words for what is wrong with them."""
+"""The words for what is wrong with a body."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from models.spec import Feature
 from service.errors import FIELD_BYTES, MAX_DETAILS, Detail, InvalidRequestError, printable
-
-FLOAT32_MAX = math.nextafter((2 - 2**-24) * 2.0**127, 0)
-"""The largest double that rounds to a finite float32; the shortest text of the largest float32
-lies a little above that number itself."""
+from service.http.contract import FLOAT32_MAX
 
 _SHOWN_DIGITS = 24
 """No double needs more to differ from its neighbours."""
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One level of nesting: what its entries are, and how many there may be."""
-
-    entries: str
-    low: int
-    high: int
-
-    @property
-    def allowed(self) -> str:
-        """How many entries are allowed, for a person."""
-        count = f"{self.low}" if self.low == self.high else f"{self.low} to {self.high}"
-        return f"{count} {self.entries}"
-
-
-@dataclass(frozen=True)
-class ArrayField:
-    """A field of nested lists of numbers; the outermost level may be left out.
-
-    Attributes:
-        name: Name in the body.
-        axes: Levels, outermost first.
-        features: Meaning of the innermost entries.
-        is_ranged: Whether numbers must lie within the features' ranges.
-    """
-
-    name: str
-    axes: tuple[Axis, ...]
-    features: tuple[Feature, ...]
-    is_ranged: bool
 
 
 def detail(field: str, problem: str, allowed: str = "") -> Detail:

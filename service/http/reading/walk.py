@@ -14,13 +14,11 @@ import orjson
 import simdjson
 
 from service.errors import MAX_DETAILS, Detail
+from service.http.contract import MOST_NAMES, ArrayField, Axis
 from service.http.reading.arrays import Reader
-from service.http.reading.diagnosis import ArrayField, Axis, detail, number_fault, refuse
+from service.http.reading.diagnosis import detail, number_fault, refuse
 from service.http.reading.pieces import Pieces
 from service.http.reading.tokens import BrokenError, Token, Tokens, TooLongError
-
-MOST_NAMES = 16
-"""Most entries of a list of names."""
 
 _BYTE_ORDER_MARKS = (
     codecs.BOM_UTF8,

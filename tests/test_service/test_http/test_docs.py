@@ -13,7 +13,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from service.app import WorldModelApp
-from service.http.docs import OPEN_PATHS
+from service.http.operations import OPEN_PATHS
 from tests.fakes.engine import FakeEngine, error_of, serving
 
 PREFIX = "/cars/model"

@@ -10,8 +10,9 @@ from typing import Any
 import orjson
 import pytest
 
-from service.http.middleware import Door
-from service.http.protocol import Wire, is_one_head
+from service.http.heads import is_one_head
+from service.http.middleware import Middleware
+from service.http.protocol import Protocol
 from service.scheduling.jobs import JobClass
 from tests.fakes.engine import (
     DIVERGE,
@@ -84,7 +85,7 @@ REQUESTS = {
 
 async def test_both_ways_answer_alike(engine: FakeEngine) -> None:
     answers = []
-    for way in (LongWay, Wire):
+    for way in (LongWay, Protocol):
         async with listening(engine, way) as served:
             answers.append({name: await served.ask(raw) for name, raw in REQUESTS.items()})
 
@@ -96,13 +97,13 @@ async def test_plain_requests_take_the_short_way(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    enter = Door.__call__
+    enter = Middleware.__call__
 
-    async def noted(self: Door, scope: Any, receive: Any, send: Any) -> None:
+    async def noted(self: Middleware, scope: Any, receive: Any, send: Any) -> None:
         seen.append(scope.get("path", ""))
         await enter(self, scope, receive, send)
 
-    monkeypatch.setattr(Door, "__call__", noted)
+    monkeypatch.setattr(Middleware, "__call__", noted)
     async with listening(engine) as served:
         caller = await served.caller()
         for path in ("/rollout", "/safety-check", "/healthz", "/rollout"):
@@ -144,13 +145,13 @@ KEPT = {
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Return the paths of all requests whose heads were parsed."""
     paths: list[bytes] = []
-    complete = Wire.on_headers_complete
+    complete = Protocol.on_headers_complete
 
-    def noted(self: Wire) -> None:
+    def noted(self: Protocol) -> None:
         paths.append(self.url)
         complete(self)
 
-    monkeypatch.setattr(Wire, "on_headers_complete", noted)
+    monkeypatch.setattr(Protocol, "on_headers_complete", noted)
     return paths
 
 
@@ -177,7 +178,7 @@ async def test_a_known_head_means_what_it_meant(
     head = raw.index(b"\r\n\r\n") + 4
     cuts = (len(raw), len(raw), head, (head + len(raw)) // 2)
     answers = []
-    for way in (LongWay, Wire):
+    for way in (LongWay, Protocol):
         async with listening(engine, way) as served:
             answers.append(await replies(await served.caller(), raw, cuts))
 
@@ -236,7 +237,7 @@ async def test_other_heads_are_parsed_each_time(engine: FakeEngine, name: str) -
             await asyncio.sleep(0.05)
         await caller.answer()
 
-        assert served.app.desk.heads == {}
+        assert served.app.connections.heads == {}
 
 
 @pytest.mark.parametrize(
@@ -259,7 +260,7 @@ async def test_each_head_is_known_for_itself(engine: FakeEngine) -> None:
         caller = await served.caller()
         caller.send(first + second)  # the first is answered before the second is parsed
         told = [(await caller.answer())[1]["x-request-id"] for _ in range(2)]
-        known = {raw: head.length for raw, head in served.app.desk.heads.items()}
+        known = {raw: head.length for raw, head in served.app.connections.heads.items()}
 
     assert told == ["a", "b"]
     assert known == {first[:-1]: 1, second[: -len(BODY)]: len(BODY)}
@@ -317,7 +318,7 @@ async def test_so_many_heads_are_known_at_most(
             caller.send(request(BODY, f"X-Request-Id: {k}"))
             _, headers, _ = await caller.answer()
             assert headers["x-request-id"] == str(k)
-            assert 1 <= len(served.app.desk.heads) <= 3
+            assert 1 <= len(served.app.connections.heads) <= 3
 
 
 @pytest.mark.parametrize("is_known", [False, True])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from models.safety import Verdict
-from service.app import ENDPOINTS
+from service.http.endpoints import PATHS
 from service.telemetry.buckets import COUNTS, Buckets
 from service.telemetry.metrics import OTHER, Metrics, Registry
 from tests.fakes.engine import fake_info
@@ -51,7 +51,7 @@ class Read:
 
     def __init__(self, vram: dict[str, int] | None = None) -> None:
         self.registry = Registry()
-        self.metrics = Metrics(self.registry, ENDPOINTS)
+        self.metrics = Metrics(self.registry, PATHS)
         self.metrics.watch_queues(lambda job_class: len(job_class), lambda job_class: 7)
         self.metrics.watch_ready(lambda: True)
         self.metrics.watch_model(fake_info(), lambda: 0.5)
@@ -70,7 +70,7 @@ def test_every_name_of_the_contract_is_exported_and_no_other() -> None:
 def test_series_exist_from_the_start_at_zero() -> None:
     read = Read()
 
-    for endpoint in (*ENDPOINTS, OTHER):
+    for endpoint in (*PATHS, OTHER):
         assert read.value("requests_total", endpoint=endpoint, code="200") == 0
     for stage in ("parse", "queue", "compute", "respond"):
         assert read.value("stage_seconds_count", stage=stage) == 0

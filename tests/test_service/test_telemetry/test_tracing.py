@@ -24,10 +24,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from models.checkpoint import save_checkpoint
-from service.client import AsyncClient, Client
 from service.errors import StartupError
-from service.http.exchange import Errand
-from service.http.protocol import Wire
+from service.http.exchange import Exchange
+from service.http.protocol import Protocol
 from service.scheduling.jobs import JobClass
 from service.server import serve
 from service.settings import Settings
@@ -44,6 +43,7 @@ from tests.fakes.engine import (
 from tests.fakes.sockets import BODY, LIMIT, LongWay, listening, request
 from tests.test_service.test_engine.test_engine import checkpoint
 from tests.test_service.test_server import in_thread, wait_ready
+from world_model_client import AsyncClient, Client
 
 ROOT = Path(__file__).parents[3]
 TRACE_ID, SPAN_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -51,7 +51,7 @@ SAMPLED = f"traceparent: 00-{TRACE_ID}-{SPAN_ID}-01"
 UNSAMPLED = f"traceparent: 00-{TRACE_ID}-{SPAN_ID}-00"
 STAGES = ["parse", "queue", "launch", "respond"]
 
-both_ways = pytest.mark.parametrize("way", [Wire, LongWay], ids=["short", "long"])
+both_ways = pytest.mark.parametrize("way", [Protocol, LongWay], ids=["short", "long"])
 
 
 class Collector:
@@ -117,7 +117,7 @@ def of_rows(count: int, horizon: int = 2) -> bytes:
 
 @both_ways
 async def test_a_request_is_a_span_with_its_stages_one_after_the_other(
-    engine: FakeEngine, collector: Collector, way: type[Wire]
+    engine: FakeEngine, collector: Collector, way: type[Protocol]
 ) -> None:
     async with listening(engine, way, collector.tracing) as served:
         caller = await served.caller()
@@ -150,7 +150,7 @@ async def test_a_request_is_a_span_with_its_stages_one_after_the_other(
 
 @both_ways
 async def test_a_launch_tells_its_batch_and_each_request_its_part(
-    engine: FakeEngine, collector: Collector, way: type[Wire]
+    engine: FakeEngine, collector: Collector, way: type[Protocol]
 ) -> None:
     async with listening(engine, way, collector.tracing) as served:
         engine.gate.clear()
@@ -177,7 +177,7 @@ async def test_a_launch_tells_its_batch_and_each_request_its_part(
 
 @both_ways
 async def test_a_callers_trace_goes_on(
-    engine: FakeEngine, collector: Collector, way: type[Wire]
+    engine: FakeEngine, collector: Collector, way: type[Protocol]
 ) -> None:
     async with listening(engine, way, collector.tracing) as served:
         caller = await served.caller()
@@ -196,7 +196,7 @@ async def test_a_callers_trace_goes_on(
 
 @both_ways
 async def test_a_trace_that_the_caller_does_not_sample_is_not_exported(
-    engine: FakeEngine, collector: Collector, way: type[Wire]
+    engine: FakeEngine, collector: Collector, way: type[Protocol]
 ) -> None:
     async with listening(engine, way, collector.tracing) as served:
         caller = await served.caller()
@@ -302,7 +302,7 @@ STATUSES = {
 @both_ways
 @pytest.mark.parametrize("case", FAILURES)
 async def test_failures_have_spans_and_logs_that_name_them(
-    engine: FakeEngine, collector: Collector, way: type[Wire], case: str
+    engine: FakeEngine, collector: Collector, way: type[Protocol], case: str
 ) -> None:
     raw, name, code, stages = FAILURES[case]
     with structlog.testing.capture_logs() as logs:
@@ -329,7 +329,7 @@ async def test_failures_have_spans_and_logs_that_name_them(
 
 @both_ways
 async def test_overload_and_a_deadline_have_spans(
-    collector: Collector, way: type[Wire], engine: FakeEngine
+    collector: Collector, way: type[Protocol], engine: FakeEngine
 ) -> None:
     async with listening(engine, way, collector.tracing) as served:
         engine.gate.clear()
@@ -361,7 +361,7 @@ async def test_overload_and_a_deadline_have_spans(
 
 @both_ways
 async def test_a_caller_that_leaves_has_a_span(
-    engine: FakeEngine, collector: Collector, way: type[Wire]
+    engine: FakeEngine, collector: Collector, way: type[Protocol]
 ) -> None:
     async with listening(engine, way, collector.tracing) as served:
         engine.gate.clear()
@@ -422,7 +422,7 @@ async def test_an_answer_that_is_cut_off_is_an_error(
 
 @both_ways
 async def test_traced_requests_leave_no_garbage(
-    engine: FakeEngine, collector: Collector, way: type[Wire]
+    engine: FakeEngine, collector: Collector, way: type[Protocol]
 ) -> None:
     async with listening(engine, way, collector.tracing) as served:
         caller = await served.caller()
@@ -441,7 +441,7 @@ async def test_traced_requests_leave_no_garbage(
 
 
 def requests_in_memory() -> int:
-    return sum(issubclass(type(x), Trace | Errand) for x in gc.get_objects())
+    return sum(issubclass(type(x), Trace | Exchange) for x in gc.get_objects())
 
 
 async def test_without_tracing_nothing_is_told(engine: FakeEngine) -> None:
@@ -482,7 +482,7 @@ def test_off_by_default_the_sdk_is_not_loaded() -> None:
 def test_the_client_loads_nothing_of_opentelemetry() -> None:
     loaded = python(
         "import sys, httpx\n"
-        "from service.client import Client\n"
+        "from world_model_client import Client\n"
         "answer = httpx.MockTransport(lambda request: httpx.Response(200, content=b'{}'))\n"
         "Client('http://car', transport=answer).model()\n"
         "print([m for m in sys.modules if m.startswith(('opentelemetry', 'torch'))])"

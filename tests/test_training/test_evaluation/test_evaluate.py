@@ -61,7 +61,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
         state_low=(-1e6,) * dim,
         state_high=(1e6,) * dim,
         horizon=HORIZON,
-        notes={"conformal": promise},
+        notes={"conformal": promise, "allow_unguaranteed": True},
     )
     save_untrained(folder / "checkpoint", limits)
     return folder

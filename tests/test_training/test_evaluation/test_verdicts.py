@@ -15,6 +15,7 @@ from training.evaluation.verdicts import corruption_scores, one_an_episode, verd
 from training.fitting.calibrate import predict_windows, trained_ranges
 
 HORIZON = 6
+ASKED = {"allow_unguaranteed": True}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def test_verdict_scores_count_alarms_by_behaviour_and_cause(
 ) -> None:
     wide = (1e6,) * highway_spec().state_dim
     low = tuple(-x for x in wide)
-    checkpoint = checkpoint_with(Calibration(threshold, 1e9, low, wide, HORIZON))
+    checkpoint = checkpoint_with(Calibration(threshold, 1e9, low, wide, HORIZON, ASKED))
     prediction = predict_windows(checkpoint.ensemble, windows)
     scores = verdict_scores(checkpoint, prediction, store, windows, 2, 5)
     assert set(scores["behaviours"]) == {"careful", "aggressive", "white"}
@@ -78,7 +79,7 @@ def test_one_window_an_episode_at_most_as_many_as_asked(windows: Windows) -> Non
 def scores(windows: Windows) -> dict[str, object]:
     low, high = trained_ranges(windows)
     known = tuple(map(float, low)), tuple(map(float, high))
-    checkpoint = checkpoint_with(Calibration(0.9999, 1e9, *known, horizon=HORIZON))
+    checkpoint = checkpoint_with(Calibration(0.9999, 1e9, *known, HORIZON, ASKED))
     return corruption_scores(checkpoint, one_an_episode(windows, 100), 10)
 
 

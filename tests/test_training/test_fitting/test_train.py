@@ -188,8 +188,9 @@ def test_a_run_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     [
         ({"members": 0}, "members must be at least 1"),
         ({"lead_steps": 0}, "lead_steps must be at least 1, got 0"),
-        ({"miss_rate": float("nan")}, "miss_rate must be between 0 and 1, got nan"),
-        ({"miss_rate": 1.0}, r"miss_rate must be between 0 and 1, got 1\.0"),
+        ({"miss_rate": float("nan")}, "miss_rate must be from 0.0001 to 0.5, got nan"),
+        ({"miss_rate": 1.0}, r"miss_rate must be from 0.0001 to 0.5, got 1\.0"),
+        ({"miss_rate": 1e-320}, r"miss_rate must be from 0.0001 to 0.5, got 1e-320"),
         ({"false_alarm_rate": 0.0}, "false_alarm_rate must be between 0 and 1"),
         ({"uncertainty_quantile": 99.9}, "uncertainty_quantile must be between 0 and 1"),
         ({"stages": ()}, "stages must not be empty"),

@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from service.errors import InvalidRequestError
+from service.http.contract import Contract
 from service.http.reading.bodies import BodyParser
 from tests.fakes.engine import fake_spec
 from tests.test_service.test_http.test_reading.test_bodies import (
@@ -38,13 +39,13 @@ def test_states_reach_to_the_largest_float32_and_no_further() -> None:
 
 @pytest.mark.parametrize("count", [1, 200], ids=["few", "many"])
 def test_huge_numbers_are_refused_without_a_warning(count: int) -> None:
-    parser = BodyParser(fake_spec(), max_horizon=4, max_rows=200)
+    parser = BodyParser(Contract(fake_spec(), max_horizon=4, max_rows=200))
     body = f'{{"state":[{",".join(["[1,1e300,3]"] * count)}],"action":[0,0]}}'.encode()
     large = body.replace(b"1e300", b"%r" % LARGEST)
 
-    assert parser.predict(large).states[0, 1] == np.finfo(np.float32).max
+    assert parser.read("predict", large).states[0, 1] == np.finfo(np.float32).max
     with pytest.raises(InvalidRequestError, match=r"state\[0\]\[1\] is 1e\+300"):
-        parser.predict(body)
+        parser.read("predict", body)
 
 
 @pytest.mark.parametrize("count", [1, 2], ids=["one row", "many rows"])
@@ -67,7 +68,7 @@ def test_plain_bodies_never_take_the_slow_way(monkeypatch: pytest.MonkeyPatch, b
     monkeypatch.setattr("service.http.reading.walk.Walk.fields", None)
 
     for _ in range(3):  # a parser must be free again
-        assert PARSER.predict(body).states[0].tolist() == [1.0, -2.5, 3.0]
+        assert PARSER.read("predict", body).states[0].tolist() == [1.0, -2.5, 3.0]
 
 
 @pytest.mark.parametrize(
@@ -79,13 +80,13 @@ def test_plain_bodies_never_take_the_slow_way(monkeypatch: pytest.MonkeyPatch, b
     ids=["an escaped name", "many digits"],
 )
 def test_unusual_bodies_say_what_json_says(body: bytes) -> None:
-    parsed = PARSER.predict(body)
+    parsed = PARSER.read("predict", body)
 
     assert (parsed.states.tolist(), parsed.actions.tolist()) == ([[1.0, -2.5, 3.0]], [[[0.5, 1.0]]])
 
 
 def test_whole_numbers_of_any_size_are_read() -> None:
-    parsed = PARSER.predict(b'{"state": [%d, 2, 3], "action": [0.5, 1]}' % 10**30)
+    parsed = PARSER.read("predict", b'{"state": [%d, 2, 3], "action": [0.5, 1]}' % 10**30)
 
     assert parsed.states[0, 0] == np.float32(1e30)
 
@@ -94,31 +95,31 @@ def test_whole_numbers_of_any_size_are_read() -> None:
 def test_lists_of_other_lengths_that_add_up_are_refused(body: bytes) -> None:
     """Their numbers alone would fill the right shape."""
     with pytest.raises(InvalidRequestError, match=r"has 1 action features|has more than 2 action"):
-        PARSER.rollout(body)
+        PARSER.read("rollout", body)
 
 
 def test_lists_of_no_number_are_not_taken_for_lists_of_one() -> None:
     """Without what numbers are written with, both look the same."""
     spec = replace(fake_spec(), action=fake_spec().action[:1])
-    parser = BodyParser(spec, max_horizon=4, max_rows=3)
+    parser = BodyParser(Contract(spec, max_horizon=4, max_rows=3))
 
     for actions in ("[[1],[0]]", "[[],[0]]", "[[1],[]]"):
         body = f'{{"state":[1,2,3],"actions":{actions}}}'.encode()
         if "[]" not in actions:
-            assert parser.rollout(body).actions.tolist() == [[[1.0], [0.0]]]
+            assert parser.read("rollout", body).actions.tolist() == [[[1.0], [0.0]]]
             continue
         with pytest.raises(InvalidRequestError, match="action features"):
-            parser.rollout(body)
+            parser.read("rollout", body)
 
 
 def test_equal_numbers_and_many_names_take_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.http.reading.walk.Walk.fields", None)
-    parser = BodyParser(fake_spec(), max_horizon=4, max_rows=200)
+    parser = BodyParser(Contract(fake_spec(), max_horizon=4, max_rows=200))
     rows = orjson.dumps({"state": [[LARGEST] * 3] * 200, "action": ACTION})
     names = orjson.dumps({"state": STATE, "actions": [ACTION], "outputs": ["states"] * 16})
 
-    assert parser.predict(rows).states.shape == (200, 3)
-    assert parser.rollout(names).outputs == ("states",) * 16
+    assert parser.read("predict", rows).states.shape == (200, 3)
+    assert parser.read("rollout", names).outputs == ("states",) * 16
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,7 @@ def test_long_whole_numbers_take_the_short_way(
     monkeypatch.setattr("service.http.reading.walk.Walk.fields", None)
     body = b'{"state":[1%b, -1%b,%b],"action":[0,0]}' % (b"0" * 30, b"0" * 25, other)
 
-    assert PARSER.predict(body).states.tolist() == [
+    assert PARSER.read("predict", body).states.tolist() == [
         [np.float32(1e30), np.float32(-1e25), float(other)]
     ]
 
@@ -138,32 +139,32 @@ def test_long_whole_numbers_take_the_short_way(
 def test_a_body_that_took_the_long_way_takes_the_short_one_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    parser = BodyParser(fake_spec(), max_horizon=4, max_rows=3)
+    parser = BodyParser(Contract(fake_spec(), max_horizon=4, max_rows=3))
     body = b'{"st\\u0061te": [1, -2.5, 3], "action": [0.5, 1]}'
-    before = parser.predict(body)
+    before = parser.read("predict", body)
     monkeypatch.setattr("service.http.reading.walk.Walk.fields", None)
-    after = parser.predict(body)
+    after = parser.read("predict", body)
 
     assert after.states.tolist() == before.states.tolist() == [[1.0, -2.5, 3.0]]
     assert after.is_single is before.is_single is True
 
 
 def test_few_layouts_are_remembered() -> None:
-    parser = BodyParser(fake_spec(), max_horizon=40, max_rows=3)
+    parser = BodyParser(Contract(fake_spec(), max_horizon=40, max_rows=3))
     kept = []
     for horizon in range(1, 41):
-        parser.rollout(orjson.dumps({"state": STATE, "actions": [ACTION] * horizon}))
+        parser.read("rollout", orjson.dumps({"state": STATE, "actions": [ACTION] * horizon}))
         kept.append(len(parser._layouts))
 
     assert max(kept) == 32
 
 
 def test_more_layouts_than_are_remembered_can_come() -> None:
-    parser = BodyParser(fake_spec(), max_horizon=40, max_rows=3)
+    parser = BodyParser(Contract(fake_spec(), max_horizon=40, max_rows=3))
     for horizon in (*range(1, 41), 1):
         body = f'{{"state":{STATE},"actions":{[ACTION] * horizon}}}'.encode()
 
-        assert parser.rollout(body).actions.shape == (1, horizon, 2)
+        assert parser.read("rollout", body).actions.shape == (1, horizon, 2)
 
 
 def test_a_name_that_looks_like_a_field_hides_nothing() -> None:

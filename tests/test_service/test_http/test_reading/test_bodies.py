@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -12,16 +13,16 @@ from pydantic import BaseModel, ValidationError
 
 from models.highway import highway_spec
 from service.errors import InvalidRequestError
-from service.http.reading.bodies import BodyParser, Kind, Parsed
-from service.http.schemas import contract_for
+from service.http.contract import Contract, Kind
+from service.http.reading.bodies import BodyParser, Parsed
+from service.http.schemas import request_model
 from tests.fakes.engine import fake_spec
 
-PARSER = BodyParser(fake_spec(), max_horizon=4, max_rows=3)
-CONTRACT = contract_for(fake_spec(), max_horizon=4, max_rows=3)
+CONTRACT = Contract(fake_spec(), max_horizon=4, max_rows=3)
+PARSER = BodyParser(CONTRACT)
+KINDS: tuple[Kind, ...] = ("predict", "rollout", "safety_check")
 WAYS: dict[str, tuple[Callable[[bytes], Parsed], type[BaseModel]]] = {
-    "predict": (PARSER.predict, CONTRACT.predict),
-    "rollout": (PARSER.rollout, CONTRACT.rollout),
-    "safety_check": (PARSER.safety_check, CONTRACT.safety_check),
+    kind: (partial(PARSER.read, kind), request_model(CONTRACT, kind, kind)) for kind in KINDS
 }
 
 STATE, ACTION = [1.0, -2.5, 3], [0.5, 1]
@@ -296,7 +297,7 @@ def test_float32_states_arrive_with_their_bits(state: list[float]) -> None:
     sent = np.array(state, np.float32)
     body = orjson.dumps({"state": sent, "action": ACTION}, option=orjson.OPT_SERIALIZE_NUMPY)
 
-    arrived = cast(Any, PARSER.predict(body).states)[0]
+    arrived = cast(Any, PARSER.read("predict", body).states)[0]
 
     assert arrived.tobytes() == sent.tobytes()
 
@@ -314,10 +315,10 @@ def test_both_ways_refuse_what_no_single_field_shows(state: Any, actions: Any) -
 
     refused("rollout", body)
     with pytest.raises(ValidationError):
-        CONTRACT.rollout.model_validate_json(body)
+        WAYS["rollout"][1].model_validate_json(body)
 
 
-HIGHWAY = BodyParser(highway_spec(), max_horizon=4, max_rows=300)
+HIGHWAY = BodyParser(Contract(highway_spec(), max_horizon=4, max_rows=300))
 
 
 @pytest.mark.parametrize(
@@ -342,7 +343,7 @@ def test_numbers_left_in_empty_slots_are_zeroed(kind: Kind, count: int, is_slice
     action = {"action": [0, 0, 0]} if kind == "predict" else {"actions": [[0, 0, 0]]}
     body = orjson.dumps({"state": states, **action})
 
-    parsed = in_slices(kind, body) if is_sliced else getattr(HIGHWAY, kind)(body)
+    parsed = in_slices(kind, body) if is_sliced else HIGHWAY.read(kind, body)
 
     assert parsed.states.tobytes() == expected.tobytes()
 

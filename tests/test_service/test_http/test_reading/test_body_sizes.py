@@ -11,13 +11,16 @@ from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
 from service.errors import InvalidRequestError
-from service.http.reading.bodies import AT_ONCE_BYTES, BodyParser, Kind, Parsed
+from service.http.contract import Contract, Kind
+from service.http.reading.bodies import AT_ONCE_BYTES, BodyParser, Parsed
 from service.http.reading.tokens import MOST_BYTES
 from tests.fakes.engine import fake_spec
 from tests.test_service.test_http.test_reading.test_walk import at_once, sliced, texts
 
-PARSER = BodyParser(fake_spec(), max_horizon=64, max_rows=8192)
-FEW, MANY = 3, 5000
+PARSER = BodyParser(Contract(fake_spec(), max_horizon=64, max_rows=8192))
+FEW = 3
+MANY = {"predict": 5000, "rollout": 2000}
+"""Rows of somewhat more than 32 KiB."""
 STEPS = 2
 
 NUMBERS = [
@@ -111,7 +114,7 @@ def told(body: bytes, result: object, rows: int = 0) -> list[tuple[str, ...]]:
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("kind", ["predict", "rollout"])
 def test_big_and_small_bodies_have_the_same_details(kind: Kind, place: str, growth: str) -> None:
-    rows, blanks = (MANY, 0) if growth == "rows" else (FEW, 20_000)
+    rows, blanks = (MANY[kind], 0) if growth == "rows" else (FEW, 20_000)
     differing = {}
     for fault, is_last in itertools.product(PLACES[place], (True, False)):
         small = faulty(kind, place, fault, FEW, 0, is_last=is_last)
@@ -168,7 +171,7 @@ def test_an_option_at_the_limit_is_no_fault(text: str) -> None:
 @pytest.mark.parametrize("number", [10**25, -(10**30), 2**64, 1.5])
 def test_numbers_are_read_however_many_blanks_are_beside_them(number: float, blanks: int) -> None:
     state = b"[%b,%b2,3]" % (str(number).encode(), b" " * blanks)
-    actions = b",".join([b"[0.25,0.75]"] * MANY)
+    actions = b",".join([b"[0.25,0.75]"] * 3000)
     result, _ = sliced(PARSER, "predict", b'{"state":%b,"action":[%b]}' % (state, actions))
 
     assert isinstance(result, Parsed)

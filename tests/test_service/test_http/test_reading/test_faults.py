@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from service.errors import InvalidRequestError
-from service.http.reading.bodies import Kind
+from service.http.contract import Kind
 from tests.test_service.test_http.test_reading.test_walk import CUTTING, at_once, sliced
 
 OUTPUTS = "states, rewards, dones, returns, crash_probability, uncertainty, final_state"

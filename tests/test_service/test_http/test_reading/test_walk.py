@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from service.errors import InvalidRequestError
-from service.http.reading.bodies import BodyParser, Kind, Parsed
-from service.http.schemas import contract_for
+from service.http.contract import Contract, Kind
+from service.http.reading.bodies import BodyParser, Parsed
+from service.http.schemas import request_model
 from tests.fakes.engine import fake_spec
 from tests.test_service.test_http.test_reading.test_bodies import ACTION, STATE, WAYS, bodies
 
-KINDS: tuple[Kind, ...] = ("predict", "rollout", "safety_check")
-CUTTING = {size: BodyParser(fake_spec(), 4, 3, piece_bytes=size) for size in (1, 16, 64, 2**15)}
+CUTTING = {
+    size: BodyParser(Contract(fake_spec(), 4, 3), piece_bytes=size) for size in (1, 16, 64, 2**15)
+}
 NARROW = replace(fake_spec(), state=fake_spec().state[:1], action=fake_spec().action[:1])
 """With vectors of one number, `[]` and `[1]` look alike."""
 
@@ -43,7 +45,7 @@ def sliced(parser: BodyParser, kind: Kind, body: bytes) -> tuple[Result, int]:
 
 def at_once(parser: BodyParser, kind: Kind, body: bytes) -> Result:
     try:
-        parsed: Parsed = getattr(parser, kind)(body)
+        parsed: Parsed = parser.read(kind, body)
     except InvalidRequestError as error:
         return error
     return parsed
@@ -173,7 +175,7 @@ def test_slices_reading_at_once_and_the_declared_contract_agree(case: tuple[Kind
     assert_same(at_once(CUTTING[2**15], kind, body), whole)  # what is learned changes nothing
 
 
-LONG = BodyParser(fake_spec(), 64, 4096)
+LONG = BodyParser(Contract(fake_spec(), 64, 4096))
 
 
 def text_of_rows(count: int) -> str:
@@ -265,7 +267,7 @@ def test_bodies_read_by_turns_do_not_disturb_each_other() -> None:
                 results[i] = error
             # Between slices short bodies are read by the same parser, without any detour.
             plain = b'{"state":[1,2,3],"action":[0,0]}'
-            assert LONG._read_plain(plain, LONG._predict).is_one_state
+            assert LONG._read_plain(plain, LONG._bodies["predict"]).is_one_state
 
     for i, body in enumerate((good, bad, unusual, good)):
         assert_same(at_once(LONG, "rollout", body), results[i])
@@ -275,11 +277,11 @@ def test_bodies_read_by_turns_do_not_disturb_each_other() -> None:
 @pytest.mark.parametrize("is_known", [True, False])
 def test_other_encodings_are_named(encoding: str, is_known: bool) -> None:
     text = '{"state": [1, 2, 3], "action": [0, 0]}'
-    parser = BodyParser(fake_spec(), 4, 3)
+    parser = BodyParser(Contract(fake_spec(), 4, 3))
     if is_known:
-        parser.predict(text.encode())
+        parser.read("predict", text.encode())
     with pytest.raises(InvalidRequestError, match="send plain UTF-8") as caught:
-        parser.predict(text.encode(encoding))
+        parser.read("predict", text.encode(encoding))
 
     assert ("byte order mark" in caught.value.message) is (encoding[-2:] not in ("le", "be"))
 
@@ -319,8 +321,8 @@ def test_what_is_not_json_is_told_with_its_place(body: bytes, message: str) -> N
 
 
 def test_lists_of_one_number_and_of_none_are_told_apart() -> None:
-    parser = BodyParser(NARROW, 4, 3, piece_bytes=1)
-    contract = contract_for(NARROW, 4, 3).rollout
+    parser = BodyParser(Contract(NARROW, 4, 3), piece_bytes=1)
+    declared = request_model(Contract(NARROW, 4, 3), "rollout", "RolloutRequest")
     for actions in (
         "[[1],[0]]",
         "[[],[0]]",
@@ -332,7 +334,7 @@ def test_lists_of_one_number_and_of_none_are_told_apart() -> None:
     ):
         body = f'{{"state":[1],"actions":{actions}}}'.encode()
         try:
-            contract.model_validate_json(body)
+            declared.model_validate_json(body)
             is_valid = True
         except ValidationError:
             is_valid = False

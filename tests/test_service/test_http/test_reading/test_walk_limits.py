@@ -6,6 +6,7 @@ import orjson
 import pytest
 
 from service.errors import InvalidRequestError
+from service.http.contract import Contract
 from service.http.reading.bodies import BodyParser, Parsed
 from service.http.reading.diagnosis import detail, refuse
 from service.http.reading.tokens import BrokenError, Tokens
@@ -80,7 +81,7 @@ def test_a_fault_is_named_up_to_the_limit(at: int, message: str) -> None:
 @pytest.mark.parametrize("size", [1, 16, 64, 2**15])
 @pytest.mark.parametrize("steps", [1, 3, 20, 64])
 def test_sequences_longer_than_a_piece_are_read(size: int, steps: int) -> None:
-    parser = BodyParser(fake_spec(), 64, 3, piece_bytes=size)
+    parser = BodyParser(Contract(fake_spec(), 64, 3), piece_bytes=size)
     actions = [[[i / 200, row / 4] for i in range(steps)] for row in range(3)]
     result, _ = sliced(parser, "rollout", orjson.dumps({"state": [1, 2, 3], "actions": actions}))
 
@@ -98,7 +99,7 @@ def test_the_error_of_a_token_says_what_is_wrong() -> None:
 @pytest.mark.parametrize("size", [1, 1024, 2**15])
 def test_arrays_are_read_in_pieces_of_their_size(size: int, rows: int) -> None:
     """Written as densely as can be: as many rows as fit into so many bytes."""
-    parser = BodyParser(fake_spec(), 4, 4096, piece_bytes=size)
+    parser = BodyParser(Contract(fake_spec(), 4, 4096), piece_bytes=size)
     states = [[i % 10, 2, 3] for i in range(rows)]
     body = orjson.dumps({"state": states, "action": [0, 0]})
     result, slices = sliced(parser, "predict", body)

@@ -1,6 +1,6 @@
 """Rewrite the answers that the README shows, after a new model was bundled.
 
-    python -m tests.refresh_readme
+    python -m tools.refresh_readme
 
 Starts the service, asks what the README's curls ask, and puts the answers in their places. Look at
 the sentences around them afterwards: they tell a story about the numbers.

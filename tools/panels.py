@@ -102,15 +102,18 @@ class Cell:
         )
 
     def write(self, text: str, size: float = 9.0, color: str = TEXT) -> None:
+        """Write the title."""
         x, y = (self._x + 0.15) / COLUMNS, 1 - (self._y + 0.7) / self._units
         self._figure.text(x, y, text, fontsize=size, weight="bold", color=color, va="center")
 
 
 def paint_row(cell: Cell) -> None:
+    """Paint the title of a row of panels."""
     cell.write(cell.panel["title"], 12)
 
 
 def paint_stat(cell: Cell, series: list[Series]) -> None:
+    """Paint the last value of the only series, in the color of its threshold."""
     axes = cell.axes(left=0, right=0, bottom=0.2)
     axes.axis("off")
     value = series[0].last if series else math.nan
@@ -124,6 +127,7 @@ def paint_stat(cell: Cell, series: list[Series]) -> None:
 
 
 def paint_lines(cell: Cell, series: list[Series]) -> None:
+    """Paint one line per series over time."""
     if not series:
         nothing(cell.axes())
         return
@@ -148,6 +152,7 @@ def paint_lines(cell: Cell, series: list[Series]) -> None:
 
 
 def paint_heatmap(cell: Cell, series: list[Series]) -> None:
+    """Paint how many values fell into each bucket of a histogram over time."""
     axes = cell.axes(left=0.9)
     if not series:
         axes.axis("off")
@@ -166,6 +171,7 @@ def paint_heatmap(cell: Cell, series: list[Series]) -> None:
 
 
 def paint_states(cell: Cell, series: list[Series]) -> None:
+    """Paint a bar for each series while it is there, such as an alert."""
     axes = cell.axes(left=0.3, bottom=1.2)
     if not series:
         axes.axis("off")
@@ -180,6 +186,7 @@ def paint_states(cell: Cell, series: list[Series]) -> None:
 
 
 def paint_table(cell: Cell, series: list[Series]) -> None:
+    """Paint what is served: one line of labels per series."""
     axes = cell.axes(left=0.2, bottom=0.3)
     axes.axis("off")
     columns = ("checkpoint", "version", "device", "instance")
@@ -214,6 +221,7 @@ def overrides(panel: dict[str, Any]) -> dict[str, dict[str, str]]:
 
 
 def nothing(axes: Axes) -> None:
+    """Say that there are no values."""
     axes.axis("off")
     text = "no data: there was no GPU"
     axes.text(0.5, 0.4, text, ha="center", va="center", fontsize=9, color=FAINT)
@@ -236,6 +244,7 @@ def scale(cell: Cell, axes: Axes, form: Callable[[float], str]) -> None:
 
 
 def legend(axes: Axes, columns: int) -> None:
+    """Add the names of the lines below the axes."""
     axes.legend(
         loc="upper center",
         bbox_to_anchor=(0.46, -0.13),

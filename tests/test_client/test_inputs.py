@@ -19,8 +19,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.client import AsyncClient, Client
 from service.errors import ClosedClientError, InvalidInputError, UnreachableError
+from world_model_client import AsyncClient, Client
 
 NAN, INF = float("nan"), float("inf")
 

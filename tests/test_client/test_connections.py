@@ -17,8 +17,7 @@ import numpy as np
 import orjson
 import pytest
 
-import service.client_exchange
-from service.client import AsyncClient, Client
+import world_model_client.exchange
 from service.errors import (
     DeadlineExceededError,
     UnavailableError,
@@ -28,10 +27,11 @@ from service.errors import (
 from tests.fakes.engine import FakeEngine, expected, rows
 from tests.fakes.misbehaving import Visit, answer_to, answered, misbehaving
 from tests.fakes.sockets import listening
+from world_model_client import AsyncClient, Client
 
 FORKING = """
 import asyncio, os, sys
-from service.client import AsyncClient, Client
+from world_model_client import AsyncClient, Client
 
 def is_own(answer, number):
     return answer["echo"]["state"] == [float(number)]
@@ -111,7 +111,11 @@ async def test_a_hundred_threads_share_one_client(engine: FakeEngine) -> None:
         assert all(np.array(x["states"], np.float32).tobytes() == true.tobytes() for x in answer)
 
 
-def test_more_threads_than_connections_wait_for_each_other() -> None:
+def test_more_threads_than_connections_wait_for_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)  # no connection is idle for too long
     with misbehaving(answer_to) as server, Client(server.url, timeout_s=60) as client:
         barrier = threading.Barrier(250)
 
@@ -289,7 +293,7 @@ def test_a_calls_deadline_ends_the_wait_however_the_answer_drips(ask: Any, piece
 class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 100.0
-        monkeypatch.setattr(service.client_exchange, "monotonic", lambda: self.now)
+        monkeypatch.setattr(world_model_client.exchange, "monotonic", lambda: self.now)
 
 
 def test_a_calls_deadline_is_the_transports_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """Draw the dashboard into docs/, from a real Prometheus that watches the real service.
 
-    python -m tests.draw_dashboard [--seconds 120]
+    python -m tools.draw_dashboard [--seconds 120]
 
 Cars replay the bundled held-out episodes and have every step checked, others ask for single steps,
 and planners send more and more sequences until some are turned away. Needs Debian's package
@@ -24,8 +24,8 @@ import httpx
 
 from service.settings import PRETRAINED
 from tests.monitoring import Prometheus, Series, launch_prometheus, queries
-from tests.panels import draw
 from tests.test_end_to_end.conftest import Server, free_port, launch
+from tools.panels import draw
 
 PICTURE = Path(__file__).parents[1] / "docs" / "plots" / "dashboard.png"
 KINDS = ("careful", "crash", "off-road")

@@ -8,7 +8,6 @@ import numpy as np
 import orjson
 import pytest
 
-from service.client import AsyncClient, Client
 from service.errors import (
     SERVICE_ERRORS,
     EngineError,
@@ -18,6 +17,7 @@ from service.errors import (
     UnreachableError,
 )
 from tests.fakes.engine import FakeEngine, expected, rows, serving
+from world_model_client import AsyncClient, Client
 
 
 def answering(

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import monotonic
 from typing import Any
 
 import httpx
 import orjson
 
-from service.client_inputs import Call, seconds
-from service.errors import (
+from world_model_client.errors import (
     SERVICE_ERRORS,
     EngineError,
     OverloadedError,
@@ -21,6 +21,7 @@ from service.errors import (
     UnavailableError,
     UnreachableError,
 )
+from world_model_client.inputs import Call, seconds
 
 READINESS = "/readyz"
 _BY_CODE = {error.code: error for error in SERVICE_ERRORS}
@@ -37,21 +38,21 @@ class Exchange:
     Args:
         call: What to send.
         base_url: Named in errors.
-        patience_s: Longest wait for an answer if the call has no deadline.
+        wait_s: Longest wait for an answer if the call has no deadline.
         checks_ids: Whether an answer with another request's id is refused.
 
     Attributes:
         is_retry: Whether the call was sent before.
+        is_over: Whether there is an answer.
+        answer: The answer's fields, once there is one.
     """
 
-    def __init__(
-        self, call: Call, base_url: httpx.URL, patience_s: float, checks_ids: bool
-    ) -> None:
+    def __init__(self, call: Call, base_url: httpx.URL, wait_s: float, checks_ids: bool) -> None:
         self._started = monotonic()
         self._call = call
         self._place = place_of(base_url)
         self._body = call.body()
-        self._wait_s = patience_s
+        self._wait_s = wait_s
         self._deadline: float | None = None
         if call.timeout_s is not None:
             timeout_s = seconds("timeout_s", call.timeout_s)
@@ -59,16 +60,14 @@ class Exchange:
         self._ends = self._started + self._wait_s
         self._id = os.urandom(16).hex()
         self._checks_ids = checks_ids
-        self.is_retry = False
+        self.is_retry = self.is_over = False
+        self.answer: dict[str, Any] = {}
 
-    def request(
-        self, http: httpx.Client | httpx.AsyncClient, trace: Callable[..., object]
-    ) -> httpx.Request:
-        """Return the request of the next try.
+    def request(self, trace: Callable[..., object]) -> dict[str, Any]:
+        """Return the request of the next try, as the arguments of `httpx.Client.stream`.
 
         Args:
-            http: Sends it.
-            trace: Passes events of the transport on to `notice`.
+            trace: `notice`, or a coroutine function that calls it.
         """
         self._is_connected_anew = self._has_head = False
         self._status, self._retry_after = 0, ""
@@ -82,23 +81,37 @@ class Exchange:
             headers["x-request-timeout-seconds"] = f"{left_s:.6f}".rstrip("0").rstrip(".")
         # Where nobody has imported OpenTelemetry, no span is active; then it need not be there.
         if "opentelemetry.trace" in sys.modules:
-            from service.telemetry.tracing import outgoing
+            from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-            headers.update(outgoing())
-        return http.build_request(
-            "GET" if self._body is None else "POST",
-            self._call.path,
-            content=self._body,
-            headers=headers,
-            extensions={"timeout": _TimeLeft(self._ends), "trace": trace},
-        )
+            TraceContextTextMapPropagator().inject(headers)
+        return {
+            "method": "GET" if self._body is None else "POST",
+            "url": self._call.path,
+            "content": self._body,
+            "headers": headers,
+            "extensions": {"timeout": _TimeLeft(self._ends), "trace": trace},
+        }
 
-    def notice(self, event: str) -> None:
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Be around one try: what ends it is left out if the call is to be sent again.
+
+        Raises:
+            UnavailableError: It is not, and the service said so.
+            UnreachableError: It is not, and no answer came.
+        """
+        try:
+            yield
+        except (httpx.RequestError, UnavailableError) as exc:
+            self._check_retry(exc)
+            self.is_retry = True
+
+    def notice(self, event: str, info: object = None) -> None:
         """Take note of what the transport does (the events of httpcore)."""
         if event == "connection.connect_tcp.started":
             self._is_connected_anew = True
 
-    def begin(self, response: httpx.Response) -> None:
+    def take_head(self, response: httpx.Response) -> None:
         """Take the head of an answer.
 
         Raises:
@@ -115,7 +128,7 @@ class Exchange:
                 "checks_ids=False)"
             )
 
-    def take(self, part: bytes) -> None:
+    def take_part(self, part: bytes) -> None:
         """Take a part of an answer's body.
 
         Raises:
@@ -125,8 +138,8 @@ class Exchange:
         if monotonic() > self._ends:
             raise httpx.ReadTimeout("the answer came too slowly")
 
-    def answer(self) -> dict[str, Any]:
-        """Return the answer's fields.
+    def finish(self) -> None:
+        """Make the answer of what was taken.
 
         Raises:
             ServiceError: The service refused or failed.
@@ -137,22 +150,16 @@ class Exchange:
         except orjson.JSONDecodeError:
             fields = None
         if self._status == 200 and isinstance(fields, dict):
-            return fields
+            self.answer, self.is_over = fields, True
+            return
         error = _error(fields, self._retry_after)
         if error is None:
             raise UnreachableError(f"{self._place}{self._call.path} answered {self._status}")
         raise error
 
-    def again(self, error: httpx.RequestError | UnavailableError) -> None:
-        """Return if the call is to be sent again.
-
-        Raises:
-            UnavailableError: It is not, and the service said so.
-            UnreachableError: It is not, and no answer came.
-        """
+    def _check_retry(self, error: httpx.RequestError | UnavailableError) -> None:
         ends = self._ends if self._deadline is None else self._deadline
         if self._may_retry(error) and not self.is_retry and monotonic() < ends:
-            self.is_retry = True
             return
         if isinstance(error, UnavailableError):
             raise error
@@ -189,13 +196,13 @@ class _TimeLeft(dict[str, float]):
 
 
 def _error(fields: Any, retry_after: str) -> ServiceError | None:
-    """Return the error that a body tells, or None if it is not the service's."""
+    """Return the error in a body, or None if it is not the service's."""
     inner = fields.get("error") if isinstance(fields, dict) else None
-    given = [inner.get(x) if isinstance(inner, dict) else None for x in ("code", "message")]
+    texts = [inner.get(x) if isinstance(inner, dict) else None for x in ("code", "message")]
     details = inner.get("details") if isinstance(inner, dict) else None
-    if not all(isinstance(x, str) for x in given) or not isinstance(details, list):
+    if not all(isinstance(x, str) for x in texts) or not isinstance(details, list):
         return None
-    code, message = given
+    code, message = texts
     kind: type[ServiceError] = _BY_CODE.get(str(code), EngineError)
     if kind is not OverloadedError:
         return kind(str(message), details)

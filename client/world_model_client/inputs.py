@@ -25,7 +25,7 @@ import numpy as np
 import orjson
 from numpy.typing import ArrayLike
 
-from service.errors import InvalidInputError
+from world_model_client.errors import InvalidInputError
 
 _KINDS = {
     "b": "booleans",

@@ -1,0 +1,145 @@
+"""The limits that held-out data fixed, and the evidence for them.
+
+A limit is served only if enough data vouch for it, or if its owner asked for it by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from annotated_types import Interval
+
+from models.checkpoint.files import checked, checked_part
+from models.conformal import Guarantee, has_values_beyond
+from models.spec import Number
+
+HIGHEST_THRESHOLD = 0.5
+"""What is more likely to crash than not is never safe."""
+ALLOW_UNGUARANTEED = "allow_unguaranteed"
+"""Note of a calibration that limits were asked for which few data cannot vouch for."""
+
+Count = Annotated[int, Interval(ge=0, le=10**12)]
+Share = Annotated[float, Interval(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What the notes of a calibration may hold beside the guarantee; None where nothing was noted.
+
+    Attributes:
+        windows: Calibration windows.
+        episodes: Episodes that they come from.
+        windows_that_end: Windows with the end of their episode.
+        false_alarm_rate: Share of harmless windows that was to be called unsafe.
+        false_alarm_threshold: Crash threshold that does so.
+        realised_false_alarm_rate: That share at the crash threshold.
+        uncertainty_quantile: Share of windows below the uncertainty limit.
+        done_scale: Of hazard logits.
+        done_shift: Of hazard logits.
+        allow_unguaranteed: Whether limits were asked for that few data cannot vouch for.
+    """
+
+    windows: Count | None = None
+    episodes: Count | None = None
+    windows_that_end: Count | None = None
+    false_alarm_rate: Share | None = None
+    false_alarm_threshold: Share | None = None
+    realised_false_alarm_rate: Share | None = None
+    uncertainty_quantile: Share | None = None
+    done_scale: Annotated[float, Interval(ge=0.01, le=100)] | None = None
+    done_shift: Annotated[float, Interval(ge=-50, le=50)] | None = None
+    allow_unguaranteed: bool = False
+
+
+def _read_notes(notes: dict[str, Any]) -> Notes:
+    return checked_part(Notes, notes, "notes")
+
+
+def _read_guarantee(notes: dict[str, Any]) -> Guarantee | None:
+    note = notes.get("conformal")
+    return None if note is None else checked(Guarantee, note, "notes.conformal")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What validation data fixed.
+
+    Attributes:
+        crash_threshold: Crash probability from which a sequence is unsafe; None: uncalibrated.
+        uncertainty_limit: Largest uncertainty at which "no crash" is trusted; None: unknown.
+        state_low: Smallest trained value a feature; empty if unknown.
+        state_high: Largest trained value a feature; empty if unknown.
+        horizon: Longest evaluated number of steps; 0 if never evaluated.
+        notes: How the numbers were obtained.
+    """
+
+    crash_threshold: Annotated[float, Interval(gt=0, le=HIGHEST_THRESHOLD)] | None = None
+    uncertainty_limit: Annotated[float, Interval(gt=0, le=1e12)] | None = None
+    state_low: tuple[Number, ...] = ()
+    state_high: tuple[Number, ...] = ()
+    horizon: Annotated[int, Interval(ge=0, le=100_000)] = 0
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _compare_counts(_read_notes(self.notes), _read_guarantee(self.notes))
+        low, high = self.state_low, self.state_high
+        if len(low) != len(high):
+            raise ValueError(f"state_low has {len(low)} values, state_high {len(high)}")
+        if self.crash_threshold is not None and not low:
+            raise ValueError(
+                f"crash_threshold is {self.crash_threshold}, but must be null where state_low is "
+                "empty: no state is known to be one that the model predicts well"
+            )
+        for i, (least, most) in enumerate(zip(low, high, strict=True)):
+            if not least <= most:
+                raise ValueError(
+                    f"state_low[{i}] is {least}, but must not be above state_high[{i}], {most}"
+                )
+
+    @property
+    def guarantee(self) -> Guarantee | None:
+        """What is promised about the crash threshold; None if nothing was noted."""
+        return _read_guarantee(self.notes)
+
+    @property
+    def served_threshold(self) -> float | None:
+        """The crash threshold, if it keeps a promise or was asked for by name without one.
+
+        Checkpoints of earlier versions may hold one that was set on too few episodes; a file may
+        have been written by hand.
+        """
+        guarantee = self.guarantee
+        is_promised = guarantee is not None and guarantee.holds_for(self.crash_threshold)
+        return self.crash_threshold if is_promised or self._notes.allow_unguaranteed else None
+
+    @property
+    def served_uncertainty_limit(self) -> float | None:
+        """The uncertainty limit, if enough windows vouch for it or it was asked for by name."""
+        notes = self._notes
+        is_vouched_for = (
+            notes.windows is not None
+            and notes.uncertainty_quantile is not None
+            and has_values_beyond(notes.windows, notes.uncertainty_quantile)
+        )
+        return self.uncertainty_limit if is_vouched_for or notes.allow_unguaranteed else None
+
+    @property
+    def _notes(self) -> Notes:
+        return _read_notes(self.notes)
+
+
+def _compare_counts(notes: Notes, guarantee: Guarantee | None) -> None:
+    """Refuse counts of parts that are above those of what they are parts of."""
+    ending = None if guarantee is None else guarantee.episodes
+    for part, count, whole, limit in (
+        ("episodes", notes.episodes, "windows", notes.windows),
+        ("windows_that_end", notes.windows_that_end, "windows", notes.windows),
+        ("conformal.episodes", ending, "episodes", notes.episodes),
+        ("conformal.episodes", ending, "windows_that_end", notes.windows_that_end),
+        ("conformal.episodes", ending, "windows", notes.windows),
+    ):
+        if count is not None and limit is not None and count > limit:
+            raise ValueError(
+                f"notes.{part} is {count}, but must not be above notes.{whole}, {limit}"
+            )

@@ -1,0 +1,387 @@
+"""Bytes to requests: what has come on a connection, parsed one request at a time.
+
+What comes is kept until it is a whole head, and parsed only when the request before it has been
+answered and its answer read. So a caller that sends ahead, or does not read, is left waiting by
+TCP: one connection holds one request, whatever is sent on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from enum import Enum
+from time import perf_counter
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.errors import (
+    BadRequestError,
+    HeadersTooLargeError,
+    MethodNotAllowedError,
+    RequestTimeoutError,
+    ServiceError,
+    UnavailableError,
+    UriTooLongError,
+)
+from service.http.connections import Connections
+from service.http.exchange import Head
+from service.http.heads import HEAD_END, without_upgrade
+
+_LONGEST_FED = 2**13
+"""Of chunks, at once: in tiny ones so much takes a third of a millisecond."""
+
+_TURN_S = 0.0005
+"""Time for which input is parsed before others get a turn."""
+
+_CHUNK_HEAD_BYTES = 8
+"""What may be around each byte of a body in chunks: a chunk of one byte has five around it."""
+
+_MOST_LINGERING_BYTES = 2**18
+"""After a refusal input is thrown away for a while: closing at once would destroy the reply."""
+
+
+class Expected(Enum):
+    """What a connection expects to come next."""
+
+    REQUEST = "request"
+    HEAD = "rest of a head"
+    BODY = "rest of a body"
+    NOTHING = "nothing"
+
+
+class Flow(FlowControl):
+    """Leaves input in the kernel while a request before it is not answered.
+
+    Attributes:
+        is_held: Whether nothing may be read, whoever asks for it.
+    """
+
+    is_held = False
+
+    def resume_reading(self) -> None:
+        """Read again, unless input is held."""
+        if not self.is_held:
+            super().resume_reading()
+
+
+class Input(HttpToolsProtocol):
+    """The side of a connection that takes in.
+
+    Attributes:
+        shared: With all connections; `service.http.protocol.protocol_for` sets it.
+    """
+
+    shared: Connections
+    flow: Flow
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._limits = self.shared.limits
+        self._heads = self.shared.heads
+        self._input = bytearray()  # has come and is not parsed
+        self._expects = Expected.REQUEST
+        self._scanned = 0  # bytes of the input that hold no end of a head
+        self._left: int | None = None  # bytes of a body that the parser expects; None: chunks
+        self._body = bytearray()  # what the parser has read of it and nobody has taken
+        self._body_bytes = 0  # read by the parser
+        self._fed_bytes = 0  # given to the parser, what is around chunks too
+        self._fault: ServiceError | None = None  # found by a callback of the parser
+        self._raw_head = b""
+        self._is_head_complete = False
+        self._is_taken = False  # whether somebody answers the request whose body comes
+        self._is_parsing = False
+        self._parsed = 0  # requests whose head was parsed
+        self._has_turn = False  # whether parsing goes on in a turn
+        self._is_ahead = False  # input waits for a turn, or for the answer before it
+        self._counted = 0  # bytes of the input that the intake counts
+        self._has_room = True  # says the intake
+        self._lingering = 0  # bytes thrown away since a refusal
+        self._timer: asyncio.TimerHandle | None = None  # of a head, a body, grace or lingering
+
+    def _parse(self, until: float = 0.0) -> None:
+        """Parse what has come, up to the request whose answer has to be waited for.
+
+        Args:
+            until: When others get a turn, by `perf_counter`; a head and a part of its body are
+                parsed in any case.
+        """
+        if self._is_parsing or self._has_turn:  # a request was answered at once
+            return
+        self._is_parsing = True
+        parsed = self._parsed
+        is_over = False
+        while self._input and not is_over and self._step():
+            is_in_body = self._expects is Expected.BODY
+            # One request is enough.
+            is_over = perf_counter() >= until if is_in_body else self._parsed != parsed
+        self._is_parsing = False
+        if is_over and self._input and (self._expects is Expected.BODY or self._is_free()):
+            self._parse_later()
+        else:
+            self._settle()
+
+    def _parse_later(self) -> None:
+        """Go on in a turn: who sends much at once does not hold up others."""
+        if not self._has_turn:
+            self._has_turn = True
+            self._hold(is_ahead=True)
+            self.shared.turns.add(self._parse_in_turn)
+
+    def _parse_in_turn(self) -> bool:
+        self._has_turn = False
+        self._parse(perf_counter() + _TURN_S)
+        return False
+
+    def _step(self) -> bool:
+        """Parse a head, or a part of a body; False if that cannot be done now."""
+        if self._expects is Expected.NOTHING:
+            self._throw_away()
+            return False
+        if self._expects is Expected.BODY:
+            self._parse_body()
+            return True
+        return self._is_free() and self._parse_head()
+
+    def _settle(self) -> None:
+        """Wait for an answer, for more input, or for the next request."""
+        if self.transport.is_closing():
+            return
+        is_free = self._is_free()
+        if self._is_ahead or self._input:
+            self._hold(is_ahead=bool(self._input) and not is_free)
+        if not is_free or self._expects is not Expected.REQUEST:
+            return
+        self._be_idle()
+
+    def _hold(self, *, is_ahead: bool) -> None:
+        """Leave input in the kernel while what has come waits."""
+        was_ahead, self._is_ahead = self._is_ahead, is_ahead
+        if is_ahead and len(self._input) > self._counted:
+            count = len(self._input) - self._counted
+            self._counted += count
+            self.shared.intake.add(self, count)
+        elif was_ahead and not is_ahead and self._expects is not Expected.BODY:
+            self._forget_input()
+        if is_ahead != was_ahead:
+            self._read_or_not()
+
+    def _forget_input(self) -> None:
+        self._counted = 0
+        self.shared.intake.remove(self)
+
+    def _read_or_not(self) -> None:
+        is_held = self._is_ahead or not self._has_room
+        self.flow.is_held = is_held
+        if is_held:
+            self.flow.pause_reading()
+        elif not self.transport.is_closing():
+            self.flow.resume_reading()
+
+    def _parse_head(self) -> bool:
+        """Parse the head that the input begins with; False if it is not whole."""
+        data = self._input
+        if self._expects is Expected.REQUEST:
+            self._expects = Expected.HEAD
+            self._unset_keepalive_if_required()
+            self._arm(self._limits.head_timeout_s, self._on_head_timeout)
+        while data.startswith((b"\r", b"\n")):  # empty lines may come first (RFC 9112, 2.2)
+            del data[:1]
+        end = HEAD_END.search(data, max(0, self._scanned - 2))
+        length = end.end() if end is not None else len(data)
+        if length > self._limits.max_head_bytes:
+            self._refuse_long_head(data)
+            return False
+        self._scanned = len(data)
+        if end is None:
+            return False
+        head = bytes(data[:length])
+        del data[:length]
+        self._scanned = 0
+        self._disarm()
+        self._parsed += 1
+        known = self._heads.get(head)
+        if known is not None:
+            self._expects = Expected.REQUEST
+            rest = bytes(data[: known.length])
+            del data[: known.length]
+            return self._take_known(known, rest)
+        self._parse_new_head(head)
+        return True
+
+    def _parse_new_head(self, head: bytes) -> None:
+        """Let the parser read a whole head."""
+        self._expects = Expected.BODY
+        self._is_taken = False
+        if head.startswith(b"CONNECT "):
+            self._refuse(MethodNotAllowedError("this server is no proxy", allow="GET, HEAD, POST"))
+            return
+        if head.startswith(b"PRI "):
+            self._refuse(BadRequestError("HTTP/2 is not spoken here (allowed: HTTP/1.1, HTTP/1.0)"))
+            return
+        self._raw_head = head
+        self._feed(without_upgrade(head))
+        if self._expects is not Expected.BODY:
+            return
+        given = dict(self.headers)
+        is_in_chunks = b"transfer-encoding" in given
+        self._left = None if is_in_chunks else int(given.get(b"content-length", b"0"))
+        self._body.clear()
+        self._body_bytes = self._fed_bytes = 0
+        self._arm(self._limits.body_timeout_s, self._on_body_timeout)
+
+    def _parse_body(self) -> None:
+        """Let the parser read a part of a body; never what may come after it."""
+        data = self._input
+        if self._left is None:
+            end = HEAD_END.search(data, 0, _LONGEST_FED)
+            length = end.end() if end is not None else min(len(data), _LONGEST_FED)
+        else:
+            length = min(self._left, len(data))
+            self._left -= length
+        piece = bytes(data[:length])
+        del data[:length]
+        self._fed_bytes += length
+        self._feed(piece)
+        if self._expects is not Expected.BODY:
+            return
+        if self._is_answered():
+            self._throw_away(length)
+            return
+        known = min(length, self._counted)
+        self._counted -= known
+        self.shared.intake.add(self, length - known)
+        extra = self._fed_bytes - self._body_bytes
+        most = self._limits.max_head_bytes + _CHUNK_HEAD_BYTES * self._body_bytes
+        if self._left is None and extra > most:
+            self._refuse(HeadersTooLargeError(
+                f"chunk headers and trailers are longer than the "
+                f"{self._limits.max_head_bytes} bytes that are read"
+            ))  # fmt: skip
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
+            self._refuse(self._fault or BadRequestError(f"this is not HTTP/1.1: {exc}"))
+            return
+        if self._expects is Expected.BODY:
+            self._take_body()
+        if self._fault is not None:
+            self._refuse(self._fault)
+
+    def _end_body(self) -> None:
+        self._expects = Expected.REQUEST
+        self._disarm()
+        self._forget_input()
+
+    # What the protocol does with it.
+
+    def _is_answered(self) -> bool:
+        """Tell whether no request waits for its answer."""
+        raise NotImplementedError
+
+    def _is_free(self) -> bool:
+        """Tell whether a request may be replied to as soon as its result is there."""
+        raise NotImplementedError
+
+    def _take_known(self, head: Head, rest: bytes) -> bool:
+        """Begin a request whose head came before; the rest is its body, or a part of it.
+
+        Returns:
+            Whether that was all of it.
+        """
+        raise NotImplementedError
+
+    def _take_body(self) -> None:
+        """Look at what the parser has read of a body."""
+        raise NotImplementedError
+
+    def _be_idle(self) -> None:
+        """Wait for the next request."""
+        raise NotImplementedError
+
+    def _refuse(self, error: ServiceError) -> None:
+        """Answer what cannot be taken, and close the connection when that has been sent."""
+        raise NotImplementedError
+
+    # Callbacks of the parser. They must not raise: the parser would be lost.
+
+    def on_message_begin(self) -> None:
+        """Begin a request; its scope is made when it turns out to be needed."""
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+        self._is_head_complete = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Note a header; trailers mean nothing here, and are not kept."""
+        if not self._is_head_complete:
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        """Keep a part of a body, which may be one byte: a chunk."""
+        self._body += body
+
+    # What is not taken in.
+
+    def _stop_reading(self) -> None:
+        """Parse nothing of this connection any more."""
+        self._expects = Expected.NOTHING
+        self._input.clear()
+        self._fault = None
+        self._is_ahead = False
+        self._has_room = True
+        self._body.clear()
+        self._disarm()
+        self._unset_keepalive_if_required()
+        self._forget_input()
+        self._read_or_not()
+
+    def _throw_away(self, count: int = 0) -> None:
+        """Drop what comes after a refusal; at last stop the caller that sends on and on."""
+        self._lingering += count + len(self._input)
+        self._input.clear()
+        if self._lingering > _MOST_LINGERING_BYTES:
+            self._stop_reading()
+            self.transport.close()
+
+    def _refuse_long_head(self, data: bytearray) -> None:
+        limit = self._limits.max_head_bytes
+        if 0 <= data.find(b"\n") < limit:
+            self._refuse(HeadersTooLargeError(f"the head is longer than the {limit} bytes read"))
+        else:
+            self._refuse(UriTooLongError(f"the target is longer than the {limit} bytes read"))
+
+    def _on_head_timeout(self) -> None:
+        limit_s = self._limits.head_timeout_s
+        self._refuse(RequestTimeoutError(f"the request's head did not come within {limit_s:g} s"))
+
+    def _on_body_timeout(self) -> None:
+        limit_s = self._limits.body_timeout_s
+        self._refuse(RequestTimeoutError(f"the request's body did not come within {limit_s:g} s"))
+
+    def hold_input(self) -> None:
+        """Leave input in the kernel (see `service.http.buffers`)."""
+        self._has_room = False
+        self._read_or_not()
+
+    def take_input(self) -> None:
+        """Read again."""
+        self._has_room = True
+        self._read_or_not()
+
+    def cut_input(self) -> None:
+        """Refuse a request that keeps others from being read."""
+        self._refuse(UnavailableError("too much is sent at once, and this request stands still"))
+
+    def _arm(self, seconds: float, on_time: Callable[[], None]) -> None:
+        self._disarm()
+        self._timer = self.loop.call_later(seconds, on_time)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
