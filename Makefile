@@ -59,7 +59,7 @@ train: $(VENV)/.all
 	@echo "==> Done: serve it with 'make serve ARGS=\"--checkpoint $(OUT)\"'"
 
 bench: $(VENV)/.all
-	@echo "==> Ways to evaluate an ensemble"
+	@echo "==> How to compute the members of an ensemble"
 	@$(BIN)/python -m benchmarks.ensemble
 	@echo "==> The engine on a GPU"
 	@$(BIN)/python -m benchmarks.gpu

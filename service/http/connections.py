@@ -45,6 +45,8 @@ class Connections:
         unread: Bounds the memory of answers that are not read.
         heads: What heads mean that came before, by their bytes.
         is_draining: Whether the service ends: connections are not kept any more.
+        common: Headers of all answers, as the server had them last.
+        common_lines: The same as they are sent.
         next_look_for_idle_s: When an idle connection is looked for again, on the loop's clock.
     """
 
@@ -57,12 +59,10 @@ class Connections:
         self.heads: dict[bytes, Head] = {}
         self.is_draining = False
         self.next_look_for_idle_s = 0.0
-        self._common: tuple[Sequence[tuple[bytes, bytes]], bytes] = [], b""
+        self.common: Sequence[tuple[bytes, bytes]] = []
+        self.common_lines = b""
 
-    def common_lines(self, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-        """Return headers as lines; the server has a new list of its own once a second."""
-        known, lines = self._common
-        if known is not headers:
-            lines = as_lines(headers)
-            self._common = headers, lines
-        return lines
+    def lines_of(self, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+        """Return the server's headers as lines; it has a new list of them once a second."""
+        self.common, self.common_lines = headers, as_lines(headers)
+        return self.common_lines

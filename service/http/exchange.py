@@ -7,6 +7,8 @@ bytes from here: identity, admission, clock, trace and metrics of a request are 
 
 from __future__ import annotations
 
+import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import perf_counter
@@ -18,7 +20,7 @@ import structlog
 from service.errors import DeadlineExceededError, EngineError, ServiceError
 from service.http.answers import Answers, Parts
 from service.http.endpoints import ENDPOINTS, Endpoint
-from service.http.policy import Policy, request_id_of
+from service.http.policy import Policy
 from service.http.reading.bodies import AT_ONCE_BYTES, BodyParser, Parsed
 from service.http.turns import Turns
 from service.interface import Headers
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from service.telemetry.tracing import Trace, Tracing
 
 log = structlog.get_logger()
+
+_SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 
 CLIENT_GONE = 499
 """Counted in place of a status if the caller left before the reply."""
@@ -264,6 +268,14 @@ class Exchange:
         if self.trace is None:
             return reply
         return reply._replace(head=reply.head + as_lines(self.trace.headers))
+
+
+def request_id_of(headers: Headers) -> str:
+    """Return the id that a request brings, or a new one if it brings none that is sane."""
+    given = headers.get(b"x-request-id")
+    if given is not None and _SANE_ID.fullmatch(given):
+        return given.decode()
+    return random.randbytes(16).hex()
 
 
 def as_lines(headers: Sequence[tuple[bytes, bytes]]) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hmac
 import math
-import random
 import re
 from dataclasses import dataclass, field
 
@@ -13,7 +12,6 @@ from service.interface import Headers
 
 TIMEOUT_HEADER = "X-Request-Timeout-Seconds"
 _SECONDS = re.compile(rb"[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?|\.[0-9]+([eE][+-]?[0-9]+)?")
-_SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 
 
 @dataclass(frozen=True)
@@ -85,14 +83,6 @@ class Policy:
         matches = [hmac.compare_digest(given.strip(), key.encode()) for key in self.keys]
         if scheme.lower() != b"bearer" or not any(matches):
             raise UnauthorizedError("a known key is needed as 'Authorization: Bearer KEY'")
-
-
-def request_id_of(headers: Headers) -> str:
-    """Return the id that a request brings, or a new one if it brings none that is sane."""
-    given = headers.get(b"x-request-id")
-    if given is not None and _SANE_ID.fullmatch(given):
-        return given.decode()
-    return random.randbytes(16).hex()
 
 
 def _declared_length(headers: Headers) -> int:

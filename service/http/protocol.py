@@ -25,11 +25,18 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.errors import BadRequestError, ServiceError, UnavailableError
 from service.http.connections import Connections
-from service.http.exchange import CLIENT_GONE, Exchange, Head, Reply, Respond, failure
+from service.http.exchange import (
+    CLIENT_GONE,
+    Exchange,
+    Head,
+    Reply,
+    Respond,
+    failure,
+    request_id_of,
+)
 from service.http.heads import fault_of, is_one_head, path_of
 from service.http.input import Expected, Flow, Input
 from service.http.middleware import REFUSALS
-from service.http.policy import request_id_of
 from service.telemetry.metrics import OTHER
 
 log = structlog.get_logger()
@@ -390,7 +397,8 @@ class Protocol(Input):
         self.on_response_complete()
 
     def _write(self, reply: Reply, keep_alive: bool) -> None:
-        common = self.shared.common_lines(self.server_state.default_headers)
+        shared, headers = self.shared, self.server_state.default_headers
+        common = shared.common_lines if headers is shared.common else shared.lines_of(headers)
         end = b"\r\n" if keep_alive else b"connection: close\r\n\r\n"
         if reply.parts is not None:
             end = b"transfer-encoding: chunked\r\n" + end
@@ -466,8 +474,10 @@ class Protocol(Input):
                 self._close()
         elif self._input and not self.transport.is_closing():
             self._parse_later()
-        else:
+        elif self._is_ahead or self.flow.write_paused or self.transport.is_closing():
             self._settle()
+        elif self._expects is Expected.REQUEST:
+            self._be_idle()
 
     def timeout_keep_alive_handler(self) -> None:
         """Close the connection if it has been idle for long enough."""

@@ -11,6 +11,7 @@ OLD = {
     "models.training.options": ("training.fitting.options", "TrainOptions"),
     "models.training.train": ("training.fitting.train", "fit"),
     "models.world_model": ("models.network.world_model", "WorldModel"),
+    "service.client": ("world_model_client", "Client"),
 }
 
 

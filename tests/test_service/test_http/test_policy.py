@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import InvalidRequestError, PayloadTooLargeError, UnauthorizedError
-from service.http.policy import Policy, request_id_of
+from service.http.exchange import request_id_of
+from service.http.policy import Policy
 
 KEYS = ("first-key", "second-key", "Schlüssel")
 LIMIT_BYTES, DEFAULT_S, MOST_S = 1000, 2.5, 30.0
