@@ -27,35 +27,11 @@ def highway_spec() -> Spec:
         Feature("right_edge", "m", -12.0, 40.0, "centre to right road edge; negative is off-road"),
         Feature("curvature", "1/m", -0.2, 0.2, "lane curvature 0.4 s ahead at present speed"),
     )
-    neighbours: list[Feature] = []
-    slots: list[Slot] = []
-    reach = 1.5 * SENSOR_RANGE_M
-    for i in range(1, NEIGHBOUR_COUNT + 1):
-        name = f"neighbour_{i}"
-        neighbours += [
-            Feature(f"{name}_presence", "1", 0.0, 1.0, "1 if the slot holds a vehicle, else 0"),
-            Feature(f"{name}_dx", "m", -reach, reach, "centre to centre, forward"),
-            Feature(f"{name}_dy", "m", -reach, reach, "centre to centre, sideways"),
-            Feature(f"{name}_heading", "rad", -6.3, 6.3, "heading relative to the ego"),
-            Feature(f"{name}_speed", "m/s", 0.0, 45.0, "speed along its heading"),
-            Feature(f"{name}_acceleration", "m/s^2", -12.0, 12.0, "change of speed"),
-            Feature(f"{name}_yaw_rate", "rad/s", -4.0, 4.0, "turn rate in the world"),
-        ]
-        slots.append(
-            Slot(
-                presence=f"{name}_presence",
-                dx=f"{name}_dx",
-                dy=f"{name}_dy",
-                heading=f"{name}_heading",
-                speed=f"{name}_speed",
-                acceleration=f"{name}_acceleration",
-                yaw_rate=f"{name}_yaw_rate",
-            )
-        )
+    neighbours = [_neighbour(f"neighbour_{i}") for i in range(1, NEIGHBOUR_COUNT + 1)]
     return Spec(
         name="highway",
         dt_s=STEP_S,
-        state=(*ego, *neighbours),
+        state=(*ego, *(feature for features, _ in neighbours for feature in features)),
         action=(
             Feature("steer", "1", -1.0, 1.0, "share of the steering that grip allows at speed"),
             Feature("throttle", "1", 0.0, 1.0, "share of full acceleration, 5 m/s^2"),
@@ -64,7 +40,7 @@ def highway_spec() -> Spec:
         geometry=Geometry(
             length_m=VEHICLE_LENGTH_M,
             width_m=VEHICLE_WIDTH_M,
-            slots=tuple(slots),
+            slots=tuple(slot for _, slot in neighbours),
             edges=("left_edge", "right_edge"),
         ),
         kinematics=Kinematics(
@@ -85,3 +61,19 @@ def highway_spec() -> Spec:
             max_speed_mps=40.0,
         ),
     )
+
+
+def _neighbour(name: str) -> tuple[list[Feature], Slot]:
+    """Return the features of one neighbour, and their places in its slot."""
+    reach = 1.5 * SENSOR_RANGE_M
+    parts = {
+        "presence": ("1", 0.0, 1.0, "1 if the slot holds a vehicle, else 0"),
+        "dx": ("m", -reach, reach, "centre to centre, forward"),
+        "dy": ("m", -reach, reach, "centre to centre, sideways"),
+        "heading": ("rad", -6.3, 6.3, "heading relative to the ego"),
+        "speed": ("m/s", 0.0, 45.0, "speed along its heading"),
+        "acceleration": ("m/s^2", -12.0, 12.0, "change of speed"),
+        "yaw_rate": ("rad/s", -4.0, 4.0, "turn rate in the world"),
+    }
+    features = [Feature(f"{name}_{part}", *meaning) for part, meaning in parts.items()]
+    return features, Slot(**{part: f"{name}_{part}" for part in parts})

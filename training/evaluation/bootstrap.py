@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 Floats = NDArray[np.floating[Any]]
 Interval = tuple[float | None, float | None]
 
 _QUANTILES = (0.025, 0.975)
-_NORMAL_QUANTILE = 1.959964
 
 
 def draw_counts(episodes: int, draws: int, seed: int = 0) -> NDArray[np.float64]:
@@ -59,9 +58,5 @@ def share_interval(hits: int, count: int) -> Interval:
     """
     if count == 0:
         return None, None
-    z2 = _NORMAL_QUANTILE**2
-    share = hits / count
-    middle = share + z2 / (2 * count)
-    half = _NORMAL_QUANTILE * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2))
-    low, high = ((middle + sign * half) / (1 + z2 / count) for sign in (-1, 1))
-    return max(low, 0.0), min(high, 1.0)
+    interval = binomtest(hits, count).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)

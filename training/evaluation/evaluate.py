@@ -26,7 +26,7 @@ from training.evaluation.judgements import STRIDE, Curves, Trial
 from training.evaluation.methods import Lineup
 from training.evaluation.metrics import Risk
 from training.evaluation.plots import draw_all
-from training.evaluation.report import report_text, rounded, write_json, write_metrics
+from training.evaluation.report import rounded, write_metrics, write_report
 from training.evaluation.tables import model_card_table
 
 __all__ = ["evaluate", "model_card_table", "write_metrics"]
@@ -67,16 +67,15 @@ def evaluate(
     seed = int(checkpoint.training.get("split_seed", 0))
     episodes = split_episodes(store, seed)
     horizon = checkpoint.calibration.horizon or DEFAULT_HORIZON
-    metrics: dict[str, Any] = {
-        "model_version": checkpoint_version(checkpoint_folder),
-        "dataset": {
-            "fingerprint": store.fingerprint,
-            "split_seed": seed,
-            "horizon": horizon,
-            "stride": STRIDE,
-            "episodes": {name: len(part) for name, part in episodes.items()},
-        },
+    dataset = {
+        "fingerprint": store.fingerprint,
+        "split_seed": seed,
+        "horizon": horizon,
+        "stride": STRIDE,
+        "episodes": {name: len(part) for name, part in episodes.items()},
     }
+    version = checkpoint_version(checkpoint_folder)
+    metrics: dict[str, Any] = {"model_version": version, "dataset": dataset}
     with _one_thread(), tqdm(total=9, desc="evaluating", unit="part", disable=None) as bar:
         lineup = _fit(checkpoint, store, episodes, horizon)
         bar.update()
@@ -95,8 +94,7 @@ def evaluate(
         bar.update()
         metrics = rounded(metrics)
         report.mkdir(parents=True, exist_ok=True)
-        write_json(report / "report.json", metrics)
-        (report / "report.md").write_text(report_text(metrics))
+        write_report(report, metrics)
         draw_all(report, metrics, test, risks, curves)
         bar.update()
     return metrics

@@ -104,12 +104,11 @@ def calibrate(
     at_rate = _upper_quantile(harmless, 1 - options.false_alarm_rate, "higher")
     guarantee = promise(episode_scores(probability, known, options.lead_steps), options, dt_s)
     threshold = _threshold(at_rate, guarantee, options)
-    low, high = known_ranges
     return Calibration(
         crash_threshold=threshold,
         uncertainty_limit=_uncertainty_limit(prediction.uncertainty, options),
-        state_low=tuple(float(x) for x in low),
-        state_high=tuple(float(x) for x in high),
+        state_low=tuple(known_ranges[0].tolist()),
+        state_high=tuple(known_ranges[1].tolist()),
         horizon=calibration.horizon,
         notes={
             "windows": len(known),

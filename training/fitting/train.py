@@ -94,8 +94,8 @@ def fit(
 ) -> str:
     """Train an ensemble on windows of any spec and write its checkpoint.
 
-    Prints how many calibration episodes there are and how many are needed for a crash threshold
-    that keeps a promise: at the end, and if they are too few before anything is trained, too.
+    Prints how many calibration episodes there are and how many a promise needs: at the end, and
+    before anything is trained if they are too few.
 
     Args:
         windows: `train` for the members' weights, `validation` to watch training and to calibrate
@@ -125,32 +125,24 @@ def fit(
     for name in ("train", "validation"):
         windows[name].save(run_folder / "windows" / name)
     ensemble, reports = _train_members(spec, options, run_folder)
-    calibration = calibrate(
-        ensemble,
-        trained_ranges(windows["train"]),
-        windows["validation"],
-        windows["calibration"],
-        options,
-        spec.dt_s,
+    ranges, held_out = trained_ranges(windows["train"]), windows["validation"]
+    calibration = calibrate(ensemble, ranges, held_out, windows["calibration"], options, spec.dt_s)
+    trained = Checkpoint(
+        ensemble=ensemble,
+        spec=spec,
+        architecture=options.architecture(spec),
+        calibration=calibration,
+        name=f"{spec.name}-{options.members}",
+        training={
+            "options": asdict(options),
+            **origin,
+            "windows": {name: len(part) for name, part in windows.items()},
+            "members": reports,
+            "duration_s": round(time.perf_counter() - started, 1),
+            "torch": torch.__version__,
+        },
     )
-    version = save_checkpoint(
-        Checkpoint(
-            ensemble=ensemble,
-            spec=spec,
-            architecture=options.architecture(spec),
-            calibration=calibration,
-            name=f"{spec.name}-{options.members}",
-            training={
-                "options": asdict(options),
-                **origin,
-                "windows": {name: len(part) for name, part in windows.items()},
-                "members": reports,
-                "duration_s": round(time.perf_counter() - started, 1),
-                "torch": torch.__version__,
-            },
-        ),
-        out,
-    )
+    version = save_checkpoint(trained, out)
     print(summary(calibration))
     return version
 

@@ -143,8 +143,7 @@ def test_more_rows_than_the_biggest_shape_are_several_launches(engine: Engine) -
 def test_costs_are_measured_for_every_shape(engine: Engine) -> None:
     costs = engine.costs
 
-    kind = {"is_padded": engine.describe().device == "cpu (eager)"}
-    assert costs.launch_rows == tuple(launch_row_counts("cpu", **kind))
+    assert set(costs.launch_rows) <= set(launch_row_counts("cpu", is_padded=False))
     assert len(costs.step_s) == len(costs.launch_rows)
     assert all(seconds > 0 for seconds in costs.step_s)
     assert costs.is_divisible

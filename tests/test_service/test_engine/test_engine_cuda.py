@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -113,6 +114,7 @@ def graphs_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         return graphs.Graphs(ensemble, capture=lambda work: work, wait=lambda: None)
 
     monkeypatch.setattr("service.engine.engine.Graphs", on_cpu)
+    monkeypatch.setattr("service.engine.engine._LONGEST_STEP_S", math.inf)  # on any machine
 
 
 def rolled_out_as_on_a_gpu(engine: Engine) -> tuple[list[list[bytes]], Engine]:
