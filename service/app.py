@@ -50,7 +50,7 @@ class WorldModelApp(FastAPI):
 
     Attributes:
         connections: For the server's protocol.
-        health: Told to drain when the server is asked to end.
+        health: Starts to drain when the server is asked to end.
         scheduler: Holds accepted work, which the server gives up at last.
     """
 

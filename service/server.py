@@ -303,7 +303,7 @@ def _cut_off(server: uvicorn.Server) -> None:
 
 
 class Server(uvicorn.Server):
-    """uvicorn that reports when it listens, leaves signals to us, and ends without losing a request.
+    """uvicorn that reports when it listens, leaves signals to us, and loses no request at its end.
 
     Its own signal handling ends the process by the signal it caught, not with exit code 0.
     """

@@ -215,7 +215,7 @@ class Exchange:
             self.trace.end(status)
 
     def failure(self, error: Exception) -> Reply:
-        """Log an error and return what the caller is told."""
+        """Log an error and return the reply to the caller."""
         return self._traced(failure(error, self.request_id, self._path, self.trace))
 
     def _enqueue(self, parsed: Parsed, parse_s: float, timeout_s: float) -> None:
@@ -333,7 +333,7 @@ def failure(
     *,
     is_logged: bool = True,
 ) -> Reply:
-    """Log an error and return what its caller is told; a stranger learns nothing of our faults."""
+    """Log an error and return the reply to its caller; a stranger learns nothing of our faults."""
     ids = {"request_id": request_id, **({} if trace is None else trace.ids)}
     if not isinstance(error, ServiceError):
         log.error("unexpected error", **ids, exc_info=error)

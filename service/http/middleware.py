@@ -1,4 +1,4 @@
-"""The long way of a request: one pure ASGI middleware, through which errors go out, too.
+"""The long path of a request: one pure ASGI middleware, through which errors go out, too.
 
 Prediction requests go past the framework's router: at thousands of requests a second its layers
 would cost more than parsing. All others go on to the framework. Served by uvicorn, most prediction

@@ -1,15 +1,15 @@
-"""The short way of a request: uvicorn's HTTP protocol, with bounds, straight to an exchange.
+"""The short path of a request: uvicorn's HTTP protocol, with bounds, straight to an exchange.
 
 A prediction request that is plain in every respect needs neither an ASGI scope nor a task of its
 own: its body goes to its exchange when it is complete, and the reply to the socket. That takes less
 than half the time. Whatever is not plain (see `Protocol._is_admitted`), and whatever is refused by
-its headers, goes the long way through uvicorn and the middleware, which know all of HTTP.
+its headers, takes the long path through uvicorn and the middleware, which know all of HTTP.
 
 Callers send the same heads again and again. One that comes again to the byte is not parsed: it
 means what it meant.
 
 This file is long because a connection is one state machine: who is answered, what may come next and
-when it ends touch each other in every method. What can be told apart, the parsing of input, is in
+when it ends touch each other in every method. What can be kept apart, the parsing of input, is in
 `service.http.input`.
 """
 
@@ -84,7 +84,7 @@ class Protocol(Input):
         self._paths = {path.encode(): path for path in exchanges.endpoints}
         self._request: _Request | None = None
         self._missing = 0  # bytes of a body under a known head
-        self._refusals: list[ServiceError] = []  # of the request on the long way
+        self._refusals: list[ServiceError] = []  # of the request on the long path
         self._is_half_closed = False
         self._is_refused = False
         self._is_too_much = False  # as there are too many connections
@@ -101,7 +101,7 @@ class Protocol(Input):
             self._refuse_connection()
 
     def _refuse_connection(self) -> None:
-        """Answer that there are too many; while many were told so, only close."""
+        """Answer that there are too many; while many are answered so, only close."""
         self.connections.discard(self)
         self.shared.refused += 1
         self._is_too_much = True
@@ -178,7 +178,7 @@ class Protocol(Input):
         self._parse()
 
     def _take_body(self) -> None:
-        """Look at what the parser has read of a body; the long way gets it at once."""
+        """Look at what the parser has read of a body; the long path gets it at once."""
         if self._request is None:
             if self._body:
                 self._body_bytes += len(self._body)
@@ -207,7 +207,7 @@ class Protocol(Input):
         self._missing = 0
 
     def on_headers_complete(self) -> None:
-        """Take the short way, or the long one."""
+        """Take the short path, or the long one."""
         self._is_head_complete = True
         version = self.parser.get_http_version()
         self._fault = fault_of(version, self.headers)
@@ -229,7 +229,7 @@ class Protocol(Input):
             self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
-        """Bring a complete request to the desk."""
+        """Bring a complete request to its exchange."""
         if self._fault is None:
             self._take_body()
         if self._fault is not None:
@@ -258,7 +258,7 @@ class Protocol(Input):
         elif not self._is_answered():
             self._refusals.append(error)  # the middleware answers it
             cycle.keep_alive = False
-            cycle.transport = _GentleTransport(self.transport, self._close)  # type: ignore[assignment]
+            cycle.transport = _LingeringTransport(self.transport, self._close)  # type: ignore[assignment]
             cycle.message_event.set()
         elif is_late:
             self._close()
@@ -354,7 +354,7 @@ class Protocol(Input):
     def _is_admitted(self) -> bool:
         """Let in a plain request; False for all others.
 
-        What is refused by its headers goes the long way too: the middleware says why.
+        What is refused by its headers takes the long path too: the middleware says why.
         """
         path = self._paths.get(self.url)
         if (
@@ -516,7 +516,7 @@ class Protocol(Input):
         self._idle_since = None
 
 
-class _GentleTransport:
+class _LingeringTransport:
     """A transport to uvicorn's cycles, which close it as `Protocol._close` does."""
 
     def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
@@ -526,7 +526,7 @@ class _GentleTransport:
 
 
 class _Request:
-    """A request on the short way; to uvicorn it is one of its cycles.
+    """A request on the short path; to uvicorn it is one of its cycles.
 
     Attributes:
         exchange: What becomes of it.
