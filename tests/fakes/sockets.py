@@ -89,7 +89,7 @@ class Caller:
         self._writer.transport.abort()
 
 
-class LongWay(Protocol):
+class LongPath(Protocol):
     """A connection on which no request is plain: all go through uvicorn and the middleware."""
 
     def _is_admitted(self) -> bool:
@@ -102,7 +102,7 @@ class Listening:
     def __init__(
         self,
         engine: FakeEngine,
-        way: type[Protocol],
+        protocol: type[Protocol],
         tracing: Tracing | None,
         given: dict[str, Any],
     ) -> None:
@@ -113,7 +113,7 @@ class Listening:
         self.server = Server(
             uvicorn.Config(
                 self.app,
-                http=protocol_for(self.app.connections, way),
+                http=protocol_for(self.app.connections, protocol),
                 lifespan="on",
                 log_config=None,
                 access_log=False,
@@ -173,9 +173,9 @@ class Listening:
 
 def listening(
     engine: FakeEngine,
-    way: type[Protocol] = Protocol,
+    protocol: type[Protocol] = Protocol,
     tracing: Tracing | None = None,
     **given: Any,
 ) -> contextlib.AbstractAsyncContextManager[Listening]:
     """Serve; `given` are settings."""
-    return Listening(engine, way, tracing, given).run()
+    return Listening(engine, protocol, tracing, given).run()

@@ -20,9 +20,9 @@ from service.http.reading.bodies import AT_ONCE_BYTES, BodyParser
 from service.scheduling.jobs import JobClass
 from service.server import _start_draining
 from tests.fakes.engine import STATE, FakeEngine, bits, expected, rows, until
-from tests.fakes.sockets import BODY, Caller, Listening, LongWay, listening, request
+from tests.fakes.sockets import BODY, Caller, Listening, LongPath, listening, request
 
-BOTH_WAYS = pytest.mark.parametrize("way", [Protocol, LongWay], ids=["short", "long"])
+BOTH_PATHS = pytest.mark.parametrize("protocol", [Protocol, LongPath], ids=["short", "long"])
 PROBE = request(b"", method="GET", path="/healthz")
 HEAD_LIMIT = 1024
 
@@ -69,11 +69,13 @@ ENDLESS: dict[str, tuple[bytes, bytes, int]] = {
 }  # fmt: skip
 
 
-@BOTH_WAYS
+@BOTH_PATHS
 @pytest.mark.parametrize("name", ENDLESS)
-async def test_nothing_may_be_endless(engine: FakeEngine, way: type[Protocol], name: str) -> None:
+async def test_nothing_may_be_endless(
+    engine: FakeEngine, protocol: type[Protocol], name: str
+) -> None:
     begin, piece, expected_status = ENDLESS[name]
-    async with listening(engine, way, max_head_bytes=HEAD_LIMIT, head_timeout_s=1.0) as served:
+    async with listening(engine, protocol, max_head_bytes=HEAD_LIMIT, head_timeout_s=1.0) as served:
         caller = await served.caller()
         caller.send(begin)
         reading = asyncio.create_task(caller.answer())
@@ -110,15 +112,15 @@ SLOW = {
 }  # fmt: skip
 
 
-@BOTH_WAYS
+@BOTH_PATHS
 @pytest.mark.parametrize("is_trickling", [False, True], ids=["silent", "trickling"])
 @pytest.mark.parametrize("name", SLOW)
 async def test_what_never_ends_is_ended(
-    engine: FakeEngine, way: type[Protocol], name: str, is_trickling: bool
+    engine: FakeEngine, protocol: type[Protocol], name: str, is_trickling: bool
 ) -> None:
     begin, status = SLOW[name]
     limits: dict[str, Any] = {"head_timeout_s": 0.2, "body_timeout_s": 0.2, "idle_timeout_s": 1}
-    async with listening(engine, way, **limits) as served:
+    async with listening(engine, protocol, **limits) as served:
         caller = await served.caller()
         caller.send(begin)
         reading = asyncio.create_task(caller.rest())
@@ -151,12 +153,12 @@ async def test_known_heads_have_the_same_time(engine: FakeEngine) -> None:
         assert served.count("408") == 1
 
 
-@BOTH_WAYS
+@BOTH_PATHS
 async def test_a_caller_that_sends_ahead_is_left_waiting(
-    engine: FakeEngine, way: type[Protocol]
+    engine: FakeEngine, protocol: type[Protocol]
 ) -> None:
     """What a caller sends before its first request is answered is not worked on."""
-    async with listening(engine, way) as served:
+    async with listening(engine, protocol) as served:
         caller = await served.caller()
         engine.gate.clear()
         caller.send(request())
@@ -174,12 +176,12 @@ async def test_a_caller_that_sends_ahead_is_left_waiting(
     assert statuses == [200] * 4001
 
 
-@BOTH_WAYS
+@BOTH_PATHS
 async def test_others_get_their_turn_between_requests_sent_at_once(
-    engine: FakeEngine, way: type[Protocol]
+    engine: FakeEngine, protocol: type[Protocol]
 ) -> None:
     """Refused requests are answered without a wait, and yet one each time round the loop."""
-    async with listening(engine, way) as served:
+    async with listening(engine, protocol) as served:
         caller, other = await served.caller(), await served.caller()
         caller.send(request(b"{") * 500)
         await caller.answer()
@@ -193,11 +195,11 @@ async def test_others_get_their_turn_between_requests_sent_at_once(
     assert refused < 450
 
 
-@BOTH_WAYS
+@BOTH_PATHS
 async def test_a_caller_that_does_not_read_is_not_worked_for(
-    engine: FakeEngine, way: type[Protocol]
+    engine: FakeEngine, protocol: type[Protocol]
 ) -> None:
-    async with listening(engine, way) as served:
+    async with listening(engine, protocol) as served:
         caller = await served.caller()
         caller._reader._transport.pause_reading()  # type: ignore[attr-defined]
         sending = request(b"", method="GET", path="/metrics") * 2000
@@ -226,9 +228,9 @@ async def test_an_answer_that_nobody_reads_is_cut_off(engine: FakeEngine) -> Non
         assert await is_served(served)
 
 
-@BOTH_WAYS
+@BOTH_PATHS
 async def test_a_long_answer_is_the_same_as_a_short_one(
-    engine: FakeEngine, way: type[Protocol], monkeypatch: pytest.MonkeyPatch
+    engine: FakeEngine, protocol: type[Protocol], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     states, actions = rows(37, 8)
     fields = {"actions": actions.tolist()}
@@ -242,7 +244,7 @@ async def test_a_long_answer_is_the_same_as_a_short_one(
     answers: list[dict[str, Any]] = []
     for numbers in (2**14, 50):
         monkeypatch.setattr("service.http.answers._NUMBERS_AT_ONCE", numbers)
-        async with listening(engine, way, max_body_bytes=2**20) as served:
+        async with listening(engine, protocol, max_body_bytes=2**20) as served:
             caller = await served.caller()
             for path, body in asked.items():
                 caller.send(request(orjson.dumps(body), path=path))
@@ -310,12 +312,12 @@ async def test_a_caller_that_leaves_a_long_answer_frees_it(
         assert await is_served(served)
 
 
-@BOTH_WAYS
+@BOTH_PATHS
 async def test_a_service_that_ends_closes_connections_by_its_answers(
-    engine: FakeEngine, way: type[Protocol]
+    engine: FakeEngine, protocol: type[Protocol]
 ) -> None:
     """A kept connection is closed by an answer, never before a request that may be on its way."""
-    async with listening(engine, way) as served:
+    async with listening(engine, protocol) as served:
         busy, kept = await served.caller(), await served.caller()
         kept.send(request())
         await kept.answer()
@@ -332,12 +334,12 @@ async def test_a_service_that_ends_closes_connections_by_its_answers(
             assert await caller.rest() == b""
 
 
-@BOTH_WAYS
+@BOTH_PATHS
 async def test_a_service_that_ends_loses_no_connection(
-    engine: FakeEngine, way: type[Protocol]
+    engine: FakeEngine, protocol: type[Protocol]
 ) -> None:
     """Requests are answered that wait in an idle connection, or in one that nobody accepted."""
-    async with listening(engine, way) as served:
+    async with listening(engine, protocol) as served:
         kept = await served.caller()
         kept.send(request())
         await kept.answer()
@@ -374,15 +376,15 @@ def in_chunks(body: bytes, size: int) -> bytes:
     return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
 
 
-@BOTH_WAYS
+@BOTH_PATHS
 @pytest.mark.parametrize("filler", [b" ", b"\n"], ids=["spaces", "empty lines"])
 async def test_others_get_their_turn_while_tiny_chunks_are_parsed(
-    engine: FakeEngine, way: type[Protocol], filler: bytes, monkeypatch: pytest.MonkeyPatch
+    engine: FakeEngine, protocol: type[Protocol], filler: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.http.input._LONGEST_FED", 256)
     monkeypatch.setattr("service.http.input._TURN_S", 0.0)
     body = filler * 20_000 + long_body()
-    async with listening(engine, way, max_body_bytes=2**18) as served:
+    async with listening(engine, protocol, max_body_bytes=2**18) as served:
         callers = [await served.caller() for _ in range(4)]
         other = await served.caller()
         for caller in callers:
@@ -397,13 +399,13 @@ async def test_others_get_their_turn_while_tiny_chunks_are_parsed(
     assert [status for status, _, _ in answers] == [200] * 4
 
 
-@BOTH_WAYS
+@BOTH_PATHS
 @pytest.mark.parametrize("size", [1, 3, 100, 10_000])
 async def test_a_body_means_the_same_in_any_chunks(
-    engine: FakeEngine, way: type[Protocol], size: int
+    engine: FakeEngine, protocol: type[Protocol], size: int
 ) -> None:
     body = BODY.replace(b",", b",\n\n", 3)
-    async with listening(engine, way) as served:
+    async with listening(engine, protocol) as served:
         raw = CHUNKED + in_chunks(body, size)
         for cut in (len(raw), len(CHUNKED) + 1, len(raw) - 1):
             caller = await served.caller()
@@ -433,13 +435,13 @@ GONE = {
 }
 
 
-@BOTH_WAYS
+@BOTH_PATHS
 @pytest.mark.parametrize("name", GONE)
 async def test_nothing_is_left_of_a_connection_that_is_gone(
-    engine: FakeEngine, way: type[Protocol], name: str
+    engine: FakeEngine, protocol: type[Protocol], name: str
 ) -> None:
     """Not even until garbage is collected: that comes seldom, and bodies are big."""
-    async with listening(engine, way) as served:
+    async with listening(engine, protocol) as served:
         caller = await served.caller()
         await until(lambda: len(served.connections) == 1)
         gone = weakref.ref(served.connections[0])
@@ -513,11 +515,11 @@ def slices(monkeypatch: pytest.MonkeyPatch) -> Slices:
     return Slices(monkeypatch)
 
 
-@BOTH_WAYS
+@BOTH_PATHS
 async def test_others_are_answered_while_a_long_body_is_read(
-    engine: FakeEngine, way: type[Protocol], slices: Slices
+    engine: FakeEngine, protocol: type[Protocol], slices: Slices
 ) -> None:
-    async with listening(engine, way, max_body_bytes=2**20) as served:
+    async with listening(engine, protocol, max_body_bytes=2**20) as served:
         caller = await served.caller()
         caller.send(request(long_body()))
         await until(lambda: slices.begun == 1)
@@ -529,11 +531,11 @@ async def test_others_are_answered_while_a_long_body_is_read(
     assert bits(orjson.loads(text)["states"]) == expected(*rows(64, 32)).states.tobytes()
 
 
-@BOTH_WAYS
+@BOTH_PATHS
 async def test_a_caller_may_leave_while_its_long_body_is_read(
-    engine: FakeEngine, way: type[Protocol], slices: Slices
+    engine: FakeEngine, protocol: type[Protocol], slices: Slices
 ) -> None:
-    async with listening(engine, way, max_body_bytes=2**20) as served:
+    async with listening(engine, protocol, max_body_bytes=2**20) as served:
         caller = await served.caller()
         caller.send(request(long_body()))
         await until(lambda: slices.begun == 1)
@@ -565,13 +567,13 @@ async def test_long_bodies_are_counted_until_they_are_read(
         assert served.app.connections.intake._total == 0
 
 
-@BOTH_WAYS
+@BOTH_PATHS
 async def test_a_refused_body_does_not_use_up_a_connection(
-    engine: FakeEngine, way: type[Protocol]
+    engine: FakeEngine, protocol: type[Protocol]
 ) -> None:
     """Bodies of refused requests are thrown away; how much, counts for each request alone."""
     raw = request(b"x" * 30_000, key="beta")
-    async with listening(engine, way, max_body_bytes=2**20) as served:
+    async with listening(engine, protocol, max_body_bytes=2**20) as served:
         caller = await served.caller()
         for _ in range(20):
             caller.send(raw[:-100])

@@ -1,4 +1,4 @@
-"""RFC 9110 and 9112, case by case, as raw bytes, on the short way and on the long one.
+"""RFC 9110 and 9112, case by case, as raw bytes, on the short path and on the long one.
 
 Each case lists the statuses that its bytes are answered with; a case ends with the connection: the
 server closes it by itself after what cannot be trusted, else the caller asks for that.
@@ -14,7 +14,7 @@ import pytest
 
 from service.http.protocol import Protocol
 from tests.fakes.engine import STATE, FakeEngine
-from tests.fakes.sockets import BODY, Listening, LongWay, listening, request
+from tests.fakes.sockets import BODY, Listening, LongPath, listening, request
 
 CLOSE = "Connection: close"
 NOT_HTTP = [400]
@@ -266,12 +266,12 @@ def fault_of(case: Case, answer: bytes, count: float) -> str:
     return ""
 
 
-@pytest.mark.parametrize("way", [Protocol, LongWay], ids=["short", "long"])
+@pytest.mark.parametrize("protocol", [Protocol, LongPath], ids=["short", "long"])
 async def test_requests_are_read_as_the_standard_has_it(
-    engine: FakeEngine, way: type[Protocol]
+    engine: FakeEngine, protocol: type[Protocol]
 ) -> None:
     faults = {}
-    async with listening(engine, way) as served:
+    async with listening(engine, protocol) as served:
         for name, case in CASES.items():
             before = counted(served)
             answer = await answered(served, case)

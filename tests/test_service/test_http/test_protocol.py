@@ -1,4 +1,4 @@
-"""Over real sockets: the short way from the wire to the desk differs from the long one in speed."""
+"""Over real sockets: the short path of a request differs from the long one in speed alone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.fakes.sockets import (
     LIMIT,
     Caller,
     Listening,
-    LongWay,
+    LongPath,
     listening,
     request,
 )
@@ -85,8 +85,8 @@ REQUESTS = {
 
 async def test_both_ways_answer_alike(engine: FakeEngine) -> None:
     answers = []
-    for way in (LongWay, Protocol):
-        async with listening(engine, way) as served:
+    for protocol in (LongPath, Protocol):
+        async with listening(engine, protocol) as served:
             answers.append({name: await served.ask(raw) for name, raw in REQUESTS.items()})
 
     assert all(answer.startswith(b"HTTP/1.1 ") for answer in answers[0].values())
@@ -178,12 +178,12 @@ async def test_a_known_head_means_what_it_meant(
     head = raw.index(b"\r\n\r\n") + 4
     cuts = (len(raw), len(raw), head, (head + len(raw)) // 2)
     answers = []
-    for way in (LongWay, Protocol):
-        async with listening(engine, way) as served:
+    for protocol in (LongPath, Protocol):
+        async with listening(engine, protocol) as served:
             answers.append(await replies(await served.caller(), raw, cuts))
 
     assert answers[1] == answers[0]
-    assert len(parsed) == len(cuts) + 1  # each time on the long way, once on the short one
+    assert len(parsed) == len(cuts) + 1  # each time on the long protocol, once on the short one
 
 
 async def test_a_head_is_known_to_all_connections(engine: FakeEngine, parsed: list[bytes]) -> None:

@@ -40,7 +40,7 @@ from tests.fakes.engine import (
     serving,
     until,
 )
-from tests.fakes.sockets import BODY, LIMIT, LongWay, listening, request
+from tests.fakes.sockets import BODY, LIMIT, LongPath, listening, request
 from tests.test_service.test_engine.test_engine import checkpoint
 from tests.test_service.test_server import in_thread, wait_ready
 from world_model_client import AsyncClient, Client
@@ -51,7 +51,7 @@ SAMPLED = f"traceparent: 00-{TRACE_ID}-{SPAN_ID}-01"
 UNSAMPLED = f"traceparent: 00-{TRACE_ID}-{SPAN_ID}-00"
 STAGES = ["parse", "queue", "launch", "respond"]
 
-both_ways = pytest.mark.parametrize("way", [Protocol, LongWay], ids=["short", "long"])
+both_paths = pytest.mark.parametrize("protocol", [Protocol, LongPath], ids=["short", "long"])
 
 
 class Collector:
@@ -115,11 +115,11 @@ def of_rows(count: int, horizon: int = 2) -> bytes:
     return orjson.dumps({"state": STATE, "actions": [[[0.5, 0.5]] * horizon] * count})
 
 
-@both_ways
+@both_paths
 async def test_a_request_is_a_span_with_its_stages_one_after_the_other(
-    engine: FakeEngine, collector: Collector, way: type[Protocol]
+    engine: FakeEngine, collector: Collector, protocol: type[Protocol]
 ) -> None:
-    async with listening(engine, way, collector.tracing) as served:
+    async with listening(engine, protocol, collector.tracing) as served:
         caller = await served.caller()
         caller.send(request(of_rows(3), "X-Request-Id: car-7"))
         _, headers, _ = await caller.answer()
@@ -148,11 +148,11 @@ async def test_a_request_is_a_span_with_its_stages_one_after_the_other(
     assert headers["traceresponse"] == told_caller(server)
 
 
-@both_ways
+@both_paths
 async def test_a_launch_tells_its_batch_and_each_request_its_part(
-    engine: FakeEngine, collector: Collector, way: type[Protocol]
+    engine: FakeEngine, collector: Collector, protocol: type[Protocol]
 ) -> None:
-    async with listening(engine, way, collector.tracing) as served:
+    async with listening(engine, protocol, collector.tracing) as served:
         engine.gate.clear()
         (await served.caller()).send(request(of_rows(1, horizon=5)))
         await engine.entered()
@@ -175,11 +175,11 @@ async def test_a_launch_tells_its_batch_and_each_request_its_part(
         assert 0 <= told(span)["world_model.compute_s"] <= 1e-9 * (ended - began)
 
 
-@both_ways
+@both_paths
 async def test_a_callers_trace_goes_on(
-    engine: FakeEngine, collector: Collector, way: type[Protocol]
+    engine: FakeEngine, collector: Collector, protocol: type[Protocol]
 ) -> None:
-    async with listening(engine, way, collector.tracing) as served:
+    async with listening(engine, protocol, collector.tracing) as served:
         caller = await served.caller()
         caller.send(request(BODY, SAMPLED, "tracestate: vendor=value"))
         _, headers, _ = await caller.answer()
@@ -194,11 +194,11 @@ async def test_a_callers_trace_goes_on(
     assert headers["traceresponse"] == f"00-{TRACE_ID}-{ids(server)[1]}-01"
 
 
-@both_ways
+@both_paths
 async def test_a_trace_that_the_caller_does_not_sample_is_not_exported(
-    engine: FakeEngine, collector: Collector, way: type[Protocol]
+    engine: FakeEngine, collector: Collector, protocol: type[Protocol]
 ) -> None:
-    async with listening(engine, way, collector.tracing) as served:
+    async with listening(engine, protocol, collector.tracing) as served:
         caller = await served.caller()
         caller.send(request(BODY, UNSAMPLED))
         status, headers, _ = await caller.answer()
@@ -299,14 +299,14 @@ STATUSES = {
 }
 
 
-@both_ways
+@both_paths
 @pytest.mark.parametrize("case", FAILURES)
 async def test_failures_have_spans_and_logs_that_name_them(
-    engine: FakeEngine, collector: Collector, way: type[Protocol], case: str
+    engine: FakeEngine, collector: Collector, protocol: type[Protocol], case: str
 ) -> None:
     raw, name, code, stages = FAILURES[case]
     with structlog.testing.capture_logs() as logs:
-        async with listening(engine, way, collector.tracing) as served:
+        async with listening(engine, protocol, collector.tracing) as served:
             caller = await served.caller()
             caller.send(raw)
             status, headers, _ = await caller.answer()
@@ -327,11 +327,11 @@ async def test_failures_have_spans_and_logs_that_name_them(
     assert headers["traceresponse"] == told_caller(server)
 
 
-@both_ways
+@both_paths
 async def test_overload_and_a_deadline_have_spans(
-    collector: Collector, way: type[Protocol], engine: FakeEngine
+    collector: Collector, protocol: type[Protocol], engine: FakeEngine
 ) -> None:
-    async with listening(engine, way, collector.tracing) as served:
+    async with listening(engine, protocol, collector.tracing) as served:
         engine.gate.clear()
         (await served.caller()).send(request())
         await engine.entered()
@@ -359,11 +359,11 @@ async def test_overload_and_a_deadline_have_spans(
     assert list(collector.stages(late)) == ["parse", "queue", "respond"]
 
 
-@both_ways
+@both_paths
 async def test_a_caller_that_leaves_has_a_span(
-    engine: FakeEngine, collector: Collector, way: type[Protocol]
+    engine: FakeEngine, collector: Collector, protocol: type[Protocol]
 ) -> None:
-    async with listening(engine, way, collector.tracing) as served:
+    async with listening(engine, protocol, collector.tracing) as served:
         engine.gate.clear()
         leaver, cut = await served.caller(), await served.caller()
         leaver.send(request())
@@ -420,11 +420,11 @@ async def test_an_answer_that_is_cut_off_is_an_error(
     assert told(collector.server())["world_model.error.code"] == "engine_error"
 
 
-@both_ways
+@both_paths
 async def test_traced_requests_leave_no_garbage(
-    engine: FakeEngine, collector: Collector, way: type[Protocol]
+    engine: FakeEngine, collector: Collector, protocol: type[Protocol]
 ) -> None:
-    async with listening(engine, way, collector.tracing) as served:
+    async with listening(engine, protocol, collector.tracing) as served:
         caller = await served.caller()
         gc.collect()
         gc.disable()

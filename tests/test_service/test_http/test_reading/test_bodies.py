@@ -21,22 +21,22 @@ from tests.fakes.engine import fake_spec
 CONTRACT = Contract(fake_spec(), max_horizon=4, max_rows=3)
 PARSER = BodyParser(CONTRACT)
 KINDS: tuple[Kind, ...] = ("predict", "rollout", "safety_check")
-WAYS: dict[str, tuple[Callable[[bytes], Parsed], type[BaseModel]]] = {
+READERS: dict[str, tuple[Callable[[bytes], Parsed], type[BaseModel]]] = {
     kind: (partial(PARSER.read, kind), request_model(CONTRACT, kind, kind)) for kind in KINDS
 }
 
 STATE, ACTION = [1.0, -2.5, 3], [0.5, 1]
 
 
-def refused(way: str, body: Any) -> InvalidRequestError:
+def refused(kind: str, body: Any) -> InvalidRequestError:
     raw = body if isinstance(body, bytes) else orjson.dumps(body)
     with pytest.raises(InvalidRequestError) as caught:
-        WAYS[way][0](raw)
+        READERS[kind][0](raw)
     return caught.value
 
 
-def parsed(way: str, **fields: Any) -> Parsed:
-    return WAYS[way][0](orjson.dumps(fields))
+def parsed(kind: str, **fields: Any) -> Parsed:
+    return READERS[kind][0](orjson.dumps(fields))
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_limits_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("way", "body", "field"),
+    ("kind", "body", "field"),
     [
         ("predict", b"", "body"),
         ("predict", b"{", "body"),
@@ -201,8 +201,8 @@ def test_limits_are_named() -> None:
         ("safety_check", {"state": STATE, "actions": [ACTION], "include": ["x"]}, "include[0]"),
     ],
 )
-def test_broken_bodies_name_the_field(way: str, body: Any, field: str) -> None:
-    assert refused(way, body).details[0]["field"] == field
+def test_broken_bodies_name_the_field(kind: str, body: Any, field: str) -> None:
+    assert refused(kind, body).details[0]["field"] == field
 
 
 def test_many_faults_are_listed_up_to_a_bound() -> None:
@@ -251,38 +251,38 @@ def spoil(draw: st.DrawFn, value: Any) -> Any:
 @st.composite
 def bodies(draw: st.DrawFn) -> tuple[str, bytes]:
     """A valid body, spoilt in none, one or two places."""
-    way = draw(st.sampled_from(sorted(WAYS)))
+    kind = draw(st.sampled_from(sorted(READERS)))
     rows, steps = draw(st.integers(1, 3)), draw(st.integers(1, 4))
-    state_batch = [] if way == "safety_check" else draw(st.sampled_from([[], [rows]]))
+    state_batch = [] if kind == "safety_check" else draw(st.sampled_from([[], [rows]]))
     batch = draw(st.sampled_from([[], [rows]]))
     body: dict[str, Any] = {"state": nested(draw, *state_batch, 3)}
-    if way == "predict":
+    if kind == "predict":
         body["action"] = nested(draw, *batch, 2)
     else:
         body["actions"] = nested(draw, *batch, steps, 2)
-    if way == "rollout" and draw(st.booleans()):
+    if kind == "rollout" and draw(st.booleans()):
         body["outputs"] = draw(st.lists(st.sampled_from(["states", "returns"]), min_size=1))
-    if way == "safety_check" and draw(st.booleans()):
+    if kind == "safety_check" and draw(st.booleans()):
         body |= {"threshold": draw(st.floats(0, 1)), "include": ["trajectory"]}
     for _ in range(draw(st.integers(0, 2))):
         name = draw(st.sampled_from([*body, *body, "state", "extra"]))
         body[name] = spoil(draw, body.get(name))
     if draw(st.integers(0, 15)) == 0:
         body.pop(draw(st.sampled_from(sorted(body))))
-    return way, orjson.dumps(body)
+    return kind, orjson.dumps(body)
 
 
 @settings(max_examples=300, deadline=None)
 @given(bodies())
 def test_fast_parsing_and_the_declared_contract_agree(case: tuple[str, bytes]) -> None:
-    way, body = case
-    parse, model = WAYS[way]
+    kind, body = case
+    parse, model = READERS[kind]
     try:
         parse(body)
         is_accepted = True
     except InvalidRequestError:
         is_accepted = False
-    event(f"{way} {'accepted' if is_accepted else 'refused'}")
+    event(f"{kind} {'accepted' if is_accepted else 'refused'}")
     try:
         model.model_validate_json(body)
         is_declared = True
@@ -315,7 +315,7 @@ def test_both_ways_refuse_what_no_single_field_shows(state: Any, actions: Any) -
 
     refused("rollout", body)
     with pytest.raises(ValidationError):
-        WAYS["rollout"][1].model_validate_json(body)
+        READERS["rollout"][1].model_validate_json(body)
 
 
 HIGHWAY = BodyParser(Contract(highway_spec(), max_horizon=4, max_rows=300))

@@ -18,7 +18,7 @@ from service.http.contract import Contract, Kind
 from service.http.reading.bodies import BodyParser, Parsed
 from service.http.schemas import request_model
 from tests.fakes.engine import fake_spec
-from tests.test_service.test_http.test_reading.test_bodies import ACTION, STATE, WAYS, bodies
+from tests.test_service.test_http.test_reading.test_bodies import ACTION, READERS, STATE, bodies
 
 CUTTING = {
     size: BodyParser(Contract(fake_spec(), 4, 3), piece_bytes=size) for size in (1, 16, 64, 2**15)
@@ -89,7 +89,7 @@ def is_declared(kind: Kind, body: bytes) -> bool:
             parse_int=lambda text: finite(text) if len(text) > 15 else int(text),
         )
         json.dumps(document, ensure_ascii=False).encode()
-        WAYS[kind][1].model_validate_json(json.dumps(document))
+        READERS[kind][1].model_validate_json(json.dumps(document))
     except (ValueError, RecursionError, ValidationError):
         return False
     return True
