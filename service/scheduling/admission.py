@@ -41,8 +41,9 @@ class Admission:
             UnavailableError: The service is starting or draining, or the engine is down.
             DeadlineExceededError: `timeout_s` is not positive.
         """
-        if self._health.refusal is not None:
-            reason, message = self._health.refusal
+        refusal = self._health.refusal
+        if refusal is not None:
+            reason, message = refusal
             self._observer.rejected(reason)
             raise UnavailableError(message)
         if timeout_s <= 0:

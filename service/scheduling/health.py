@@ -48,8 +48,6 @@ class Health:
     Attributes:
         pace: How much longer computing takes now than it did undisturbed.
         is_draining: Whether the service was asked to end: no connection is kept any more.
-        refusal: Why jobs are refused: a label of the rejection counter and the message for the
-            caller. None: they are accepted.
         is_canary_due: Whether the engine should be tried as soon as it is free.
     """
 
@@ -59,13 +57,18 @@ class Health:
         self._clock = clock
         self.pace = 1.0
         self.is_draining = False
-        self.refusal: tuple[str, str] | None = None
         self.is_canary_due = False
         self._not_open: str | None = STARTING
         self._fault: str | None = None
         self._last_success_s: float | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._update_refusal()
+
+    @property
+    def refusal(self) -> tuple[str, str] | None:
+        """Why jobs are refused: label of the rejection counter, message; None: they are not."""
+        if self._not_open is not None:
+            return "draining", self._not_open
+        return None if self._fault is None else ("engine_down", ENGINE_DOWN)
 
     @property
     def status(self) -> tuple[State, str | None]:
@@ -99,7 +102,6 @@ class Health:
     def accept_jobs(self) -> None:
         """Accept jobs from now on, while the engine is not down."""
         self._not_open = None
-        self._update_refusal()
 
     def start_draining(self) -> None:
         """Be not ready from now on; jobs are still accepted, for callers that do not know yet."""
@@ -109,12 +111,10 @@ class Health:
         """Drain, and refuse jobs from now on."""
         self.is_draining = True
         self._not_open = SHUTTING_DOWN
-        self._update_refusal()
 
     def set_down(self, fault: str) -> None:
         """Note that the engine cannot be used, and why; until a canary succeeds."""
         self._fault = fault
-        self._update_refusal()
 
     def succeeded(self, expected_s: float = 0.0, seconds: float = 0.0) -> None:
         """Note a success; how long a slice took beside what it should have makes the pace."""
@@ -134,7 +134,6 @@ class Health:
             if ran.error is None:
                 self.succeeded()
                 self._fault = None
-                self._update_refusal()
                 return True
             self._observer.engine_failed("canary")
             log.error("canary failed", kind="canary", error=repr(ran.error))
@@ -163,11 +162,3 @@ class Health:
             self.is_canary_due = True
             wake()
         self.watch(wake)
-
-    def _update_refusal(self) -> None:
-        if self._not_open is not None:
-            self.refusal = "draining", self._not_open
-        elif self._fault is not None:
-            self.refusal = "engine_down", ENGINE_DOWN
-        else:
-            self.refusal = None
