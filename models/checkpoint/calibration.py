@@ -133,6 +133,16 @@ class Calibration:
         return self.uncertainty_limit if is_vouched_for or notes.allow_unguaranteed else None
 
     @property
+    def refused(self) -> dict[str, float]:
+        """Limits that are there, but are not served, as too little vouches for them; by name."""
+        served = {
+            "crash_threshold": self.served_threshold,
+            "uncertainty_limit": self.served_uncertainty_limit,
+        }
+        held = {name: getattr(self, name) for name, limit in served.items() if limit is None}
+        return {name: limit for name, limit in held.items() if limit is not None}
+
+    @property
     def _notes(self) -> Notes:
         return _read_notes(self.notes)
 

@@ -451,6 +451,7 @@ def test_a_threshold_that_promises_nothing_is_served_only_if_asked_for(
     calibration = replace(checkpoint.calibration, notes=notes)
 
     assert replace(checkpoint, calibration=calibration).limits.crash_threshold == served
+    assert calibration.refused.get("crash_threshold") == (0.2 if served is None else None)
 
 
 @pytest.mark.parametrize(
@@ -473,6 +474,7 @@ def test_an_uncertainty_limit_of_few_windows_is_served_only_if_asked_for(
     calibration = replace(checkpoint.calibration, notes=notes)
 
     assert replace(checkpoint, calibration=calibration).limits.uncertainty_limit == served
+    assert calibration.refused.get("uncertainty_limit") == (0.9 if served is None else None)
 
 
 @given(
