@@ -1,7 +1,9 @@
 """Structured logs: one line an event, as JSON or for eyes; other libraries' lines included.
 
 No line holds a secret, whatever breaks: exceptions are shown without local variables, among which
-headers and keys are, and each line is searched for what is left of them.
+headers and keys are, and each line is searched for what is left of them. Nor does a line hold
+characters that a terminal obeys, or that make it look like several: what callers send is quoted in
+lines. Exceptions have their line breaks.
 """
 
 from __future__ import annotations
@@ -10,15 +12,18 @@ import contextlib
 import logging
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any
 
 import structlog
 
+from service.errors import escaped
 from service.telemetry.redaction import Redaction
 
 log = structlog.get_logger()
+
+_OF_MANY_LINES = ("exception", "stack")
 
 
 def configure_logging(log_format: str, level: str, secrets: Iterable[str] = ()) -> None:
@@ -69,17 +74,39 @@ def _as_json(redaction: Redaction) -> list[Any]:
     return [
         structlog.processors.ExceptionRenderer(without_locals),
         redaction.event,
+        _escape,
         structlog.processors.JSONRenderer(),
     ]
 
 
 def _for_eyes(redaction: Redaction) -> list[Any]:
     return [
+        structlog.processors.ExceptionRenderer(),
+        redaction.event,
+        _escape,
         structlog.dev.ConsoleRenderer(
             colors=sys.stdout.isatty(), exception_formatter=structlog.dev.plain_traceback
         ),
         redaction.line,
     ]
+
+
+def _escape(_: object, __: str, event: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is to be logged, of characters that can be shown; a processor of structlog."""
+    return {
+        escaped(name): _shown(value, keeps_lines=name in _OF_MANY_LINES)
+        for name, value in event.items()
+    }
+
+
+def _shown(value: Any, *, keeps_lines: bool) -> Any:
+    if isinstance(value, str):
+        return "\n".join(map(escaped, value.split("\n"))) if keeps_lines else escaped(value)
+    if isinstance(value, dict):
+        return {escaped(x): _shown(y, keeps_lines=keeps_lines) for x, y in value.items()}
+    if isinstance(value, list):
+        return [_shown(x, keeps_lines=keeps_lines) for x in value]
+    return value
 
 
 class _Output(logging.StreamHandler[Any]):
