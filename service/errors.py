@@ -29,6 +29,7 @@ from world_model_client.errors import (
     UnsupportedMediaTypeError,
     UriTooLongError,
     WorldModelError,
+    escaped,
     printable,
 )
 
@@ -58,6 +59,7 @@ __all__ = [
     "UnsupportedMediaTypeError",
     "UriTooLongError",
     "WorldModelError",
+    "escaped",
     "printable",
 ]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -35,6 +35,8 @@ class ModelInfo:
         limits: What safety verdicts are judged by.
         metrics: How the checkpoint did on held-out episodes.
         guarantee: What is promised about the crash threshold; None if nothing was noted.
+        refused: Limits of the checkpoint that are not served, as too little vouches for them; by
+            name.
     """
 
     name: str
@@ -45,6 +47,7 @@ class ModelInfo:
     limits: SafetyLimits
     metrics: Mapping[str, Any]
     guarantee: Guarantee | None = None
+    refused: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

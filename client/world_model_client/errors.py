@@ -42,14 +42,23 @@ _TEXT_BYTES = 160
 """A body of 16 details stays below 16 KiB, even if each character of them is escaped in JSON."""
 
 
+def escaped(text: str) -> str:
+    """Return a text of one line whose characters can all be shown, and none of which is obeyed.
+
+    Terminals obey control characters; other line breaks, and marks that turn the direction of
+    writing, make a line look like another.
+    """
+    if text.isprintable():
+        return text
+    return "".join(x if x.isprintable() else x.encode("unicode_escape").decode() for x in text)
+
+
 def printable(text: str, most_bytes: int) -> str:
     """Return a text in which strange characters are escaped, cut to a length in UTF-8.
 
     Texts quote what callers send: control characters, halves of surrogate pairs, megabytes.
     """
-    text = text[: most_bytes + 1]
-    if not text.isprintable():
-        text = "".join(x if x.isprintable() else x.encode("unicode_escape").decode() for x in text)
+    text = escaped(text[: most_bytes + 1])
     encoded = text.encode()
     if len(encoded) <= most_bytes:
         return text

@@ -16,11 +16,19 @@ from models.spec import Number
 
 HIGHEST_THRESHOLD = 0.5
 """What is more likely to crash than not is never safe."""
+DONE_SCALES, DONE_SHIFTS = (0.1, 10.0), (-4.0, 4.0)
+"""Smallest and largest scale and shift of hazard logits, for the fit and for what is loaded.
+
+A calibration corrects probabilities and does not replace them: a step that the network finds as
+likely to be the last as not keeps a hazard of 1.8 % at least (the logistic function of -4), and a
+likelier one keeps more."""
 ALLOW_UNGUARANTEED = "allow_unguaranteed"
 """Note of a calibration that limits were asked for which few data cannot vouch for."""
 
 Count = Annotated[int, Interval(ge=0, le=10**12)]
 Share = Annotated[float, Interval(ge=0, le=1)]
+DoneScale = Annotated[float, Interval(ge=DONE_SCALES[0], le=DONE_SCALES[1])]
+DoneShift = Annotated[float, Interval(ge=DONE_SHIFTS[0], le=DONE_SHIFTS[1])]
 
 
 @dataclass(frozen=True)
@@ -47,8 +55,8 @@ class Notes:
     false_alarm_threshold: Share | None = None
     realised_false_alarm_rate: Share | None = None
     uncertainty_quantile: Share | None = None
-    done_scale: Annotated[float, Interval(ge=0.01, le=100)] | None = None
-    done_shift: Annotated[float, Interval(ge=-50, le=50)] | None = None
+    done_scale: DoneScale | None = None
+    done_shift: DoneShift | None = None
     allow_unguaranteed: bool = False
 
 
@@ -123,6 +131,16 @@ class Calibration:
             and has_values_beyond(notes.windows, notes.uncertainty_quantile)
         )
         return self.uncertainty_limit if is_vouched_for or notes.allow_unguaranteed else None
+
+    @property
+    def refused(self) -> dict[str, float]:
+        """Limits that are there, but are not served, as too little vouches for them; by name."""
+        served = {
+            "crash_threshold": self.served_threshold,
+            "uncertainty_limit": self.served_uncertainty_limit,
+        }
+        held = {name: getattr(self, name) for name, limit in served.items() if limit is None}
+        return {name: limit for name, limit in held.items() if limit is not None}
 
     @property
     def _notes(self) -> Notes:

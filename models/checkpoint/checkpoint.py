@@ -24,7 +24,7 @@ from annotated_types import Interval, Len
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from models.checkpoint.calibration import Calibration
+from models.checkpoint.calibration import DONE_SCALES, DONE_SHIFTS, Calibration
 from models.checkpoint.files import (
     CheckpointError,
     checked,
@@ -47,11 +47,11 @@ _SENSIBLE = {
     "state_scale": (_TINY, _HUGE),
     "delta_scale": (0.0, _HUGE),
     "reward_scale": (_TINY, _HUGE),
-    "done_scale": (0.01, 100.0),
-    "done_shift": (-50.0, 50.0),
+    "done_scale": DONE_SCALES,
+    "done_shift": DONE_SHIFTS,
 }
-"""What normalisers may hold. Beyond, the last two would make every hazard 0, or turn the order of
-hazards around, whatever the network predicts."""
+"""What normalisers may hold. Beyond, the last two would make a likely crash look impossible, or
+turn the order of hazards around, whatever the network predicts."""
 
 
 Widths = Annotated[tuple[Annotated[int, Interval(ge=1, le=65_536)], ...], Len(1, 64)]
@@ -162,10 +162,12 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> str:
     for kind, name in ((Config, CONFIG), (Spec, SPEC)):
         checked(kind, documents[name], name)
     _checked_calibration(documents[CALIBRATION], CALIBRATION, checkpoint.spec)
+    weights = {name: x.contiguous() for name, x in checkpoint.ensemble.state_dict().items()}
+    for name, tensor in weights.items():
+        _check_values(WEIGHTS, name, tensor)
     folder.mkdir(parents=True, exist_ok=True)
     # Gone first and written last: a folder whose writing was cut short is refused, not half old.
     (folder / CONFIG).unlink(missing_ok=True)
-    weights = {name: x.contiguous() for name, x in checkpoint.ensemble.state_dict().items()}
     # Not save_file, which makes files that only their owner may read.
     (folder / WEIGHTS).write_bytes(save(weights))
     write_json(folder / SPEC, documents[SPEC])
@@ -255,14 +257,18 @@ def load_tensors(
             raise CheckpointError(
                 f"{source} holds {name} as {tensor.dtype}, the model needs {expected[name].dtype}"
             )
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{source} holds values in {name} that are not finite")
-        low, high = _SENSIBLE.get(name.rpartition(".")[2], (-torch.inf, torch.inf))
-        if len(wrong := tensor[(tensor < low) | (tensor > high)]):
-            raise CheckpointError(
-                f"{source}: {name} holds {wrong[0]:g}, but must be from {low:g} to {high:g}"
-            )
+        _check_values(source, name, tensor)
     model.load_state_dict(tensors, strict=not optional)
+
+
+def _check_values(source: Path | str, name: str, tensor: torch.Tensor) -> None:
+    if not torch.isfinite(tensor).all():
+        raise CheckpointError(f"{source} holds values in {name} that are not finite")
+    low, high = _SENSIBLE.get(name.rpartition(".")[2], (-torch.inf, torch.inf))
+    if len(wrong := tensor[(tensor < low) | (tensor > high)]):
+        raise CheckpointError(
+            f"{source}: {name} holds {wrong[0]:g}, but must be from {low:g} to {high:g}"
+        )
 
 
 def _compare_shape(source: Path, name: str, tensor: torch.Tensor, needed: Sequence[int]) -> None:

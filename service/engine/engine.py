@@ -136,6 +136,7 @@ class Engine:
             limits=checkpoint.limits,
             metrics=checkpoint.metrics,
             guarantee=checkpoint.calibration.guarantee,
+            refused=checkpoint.calibration.refused,
         )
 
     def begin(self, states: Array, actions: Array, part_rows: int) -> Parts:

@@ -1,7 +1,9 @@
 """Structured logs: one line per event, as JSON or for people; other libraries' lines included.
 
 No line holds a secret, whatever breaks: exceptions are shown without local variables, among which
-headers and keys are, and each line is searched for what is left of them.
+headers and keys are, and each line is searched for what is left of them. Nor does a line hold
+characters that a terminal obeys, or that make it look like several: what callers send is quoted in
+lines. Exceptions have their line breaks.
 """
 
 from __future__ import annotations
@@ -19,7 +21,11 @@ from typing import Any
 
 import structlog
 
+from service.errors import escaped
+
 log = structlog.get_logger()
+
+_OF_MANY_LINES = ("exception", "stack")
 
 STRUCK_OUT = "***"
 _SHORTEST = 4
@@ -84,17 +90,39 @@ def _as_json(redaction: Redaction) -> list[Any]:
     return [
         structlog.processors.ExceptionRenderer(without_locals),
         redaction.event,
+        _escape,
         structlog.processors.JSONRenderer(),
     ]
 
 
 def _for_people(redaction: Redaction) -> list[Any]:
     return [
+        structlog.processors.ExceptionRenderer(),
+        redaction.event,
+        _escape,
         structlog.dev.ConsoleRenderer(
             colors=sys.stdout.isatty(), exception_formatter=structlog.dev.plain_traceback
         ),
         redaction.line,
     ]
+
+
+def _escape(_: object, __: str, event: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is to be logged, of characters that can be shown; a processor of structlog."""
+    return {
+        escaped(name): _shown(value, keeps_lines=name in _OF_MANY_LINES)
+        for name, value in event.items()
+    }
+
+
+def _shown(value: Any, *, keeps_lines: bool) -> Any:
+    if isinstance(value, str):
+        return "\n".join(map(escaped, value.split("\n"))) if keeps_lines else escaped(value)
+    if isinstance(value, dict):
+        return {escaped(x): _shown(y, keeps_lines=keeps_lines) for x, y in value.items()}
+    if isinstance(value, list):
+        return [_shown(x, keeps_lines=keeps_lines) for x in value]
+    return value
 
 
 class _Output(logging.StreamHandler[Any]):

@@ -42,7 +42,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
             reward_mean=0.0,
             reward_scale=1.0,
         )
-        member.set_calibration(done_scale=0.01, done_shift=-20.0)
+        torch.nn.init.constant_(member.done_head[-1].get_parameter("bias"), -100.0)
+        member.set_calibration(done_scale=0.2, done_shift=0.0)
     ensemble = WorldModelEnsemble.from_members(members).eval().requires_grad_(False)
     calibration = Calibration(
         crash_threshold=0.5,

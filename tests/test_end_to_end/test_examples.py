@@ -72,7 +72,8 @@ def physics(tmp_path_factory: pytest.TempPathFactory) -> Path:
             reward_mean=0.5,
             reward_scale=1e-3,
         )
-        member.set_calibration(done_scale=0.1, done_shift=-8.0)
+        torch.nn.init.constant_(member.done_head[-1].get_parameter("bias"), -80.0)
+        member.set_calibration(done_scale=0.1, done_shift=0.0)
     folder = tmp_path_factory.mktemp("physics")
     ensemble = WorldModelEnsemble.from_members(members)
     save_checkpoint(Checkpoint(ensemble=ensemble, spec=SPEC, architecture=architecture), folder)

@@ -21,13 +21,16 @@ from models.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from models.checkpoint.calibration import DONE_SCALES, DONE_SHIFTS
 from models.checkpoint.files import CheckpointError, checked
 from models.highway import highway_spec
 from models.importing import import_weights
 from models.network.ensemble import WorldModelEnsemble
 from models.network.world_model import WorldModel
+from models.safety import assess
 from models.spec import Spec, anonymous_spec
 
+ROOT = Path(models.__file__).parents[1]
 SMALL = Architecture(hidden_dims=(16, 32))
 CONFORMAL = {"alpha": 0.01, "lead_s": 0.2, "episodes": 99, "threshold": 0.5}
 NOTES: dict[str, Any] = {"windows": 1000, "uncertainty_quantile": 0.999, "conformal": CONFORMAL}
@@ -189,9 +192,12 @@ def set_all(name: str, value: float) -> Callable[[Path], None]:
             edit_weights(lambda w: w.update({BIAS: w[BIAS].double()})),
             r"float64, .* torch\.float32",
         ),
-        (set_all(SCALE, 0.0), r"done_scale holds 0, but must be from 0.01 to 100"),
+        (set_all(SCALE, 0.0), r"done_scale holds 0, but must be from 0.1 to 10"),
         (set_all(SCALE, -1.0), r"done_scale holds -1, but"),
-        (set_all(SHIFT, -1e6), r"done_shift holds -1e\+06, but must be from -50 to 50"),
+        (set_all(SCALE, 11.0), r"done_scale holds 11, but"),
+        (set_all(SHIFT, -50.0), r"done_shift holds -50, but must be from -4 to 4"),
+        (set_all(SHIFT, -4.1), r"done_shift holds -4.1, but"),
+        (set_all(SHIFT, 4.1), r"done_shift holds 4.1, but"),
         (set_all("models.0.state_scale", 0.0), "state_scale holds 0, but"),
         (set_all("models.0.delta_scale", -0.5), "delta_scale holds -0.5, but"),
         (set_all("models.0.reward_scale", -0.5), "reward_scale holds -0.5, but"),
@@ -231,8 +237,8 @@ FIELDS: list[tuple[str, list[str | int], list[Any]]] = [
     ("calibration.json", ["notes", "false_alarm_threshold"], [-0.1, 1.1]),
     ("calibration.json", ["notes", "realised_false_alarm_rate"], [-0.1, 1.1]),
     ("calibration.json", ["notes", "uncertainty_quantile"], [-0.1, 1.1]),
-    ("calibration.json", ["notes", "done_scale"], [0, -1, 1000]),
-    ("calibration.json", ["notes", "done_shift"], [-51, 51]),
+    ("calibration.json", ["notes", "done_scale"], [0, -1, 0.09, 10.1]),
+    ("calibration.json", ["notes", "done_shift"], [-50, -4.1, 4.1]),
     ("spec.json", ["dt_s"], [0, -1, 1e-300, 1e6, None]),
     ("spec.json", ["state", 2, "low"], [1e6, 2e6, -1e39, None]),
     ("spec.json", ["action", 1, "high"], [-1e6, -2e6, 1e39, None]),
@@ -393,6 +399,16 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_calibration_that_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
+    checkpoint = small_checkpoint()
+    for member in checkpoint.ensemble.members:
+        member.set_calibration(done_scale=1.0, done_shift=-50.0)
+
+    with pytest.raises(CheckpointError, match=r"done_shift holds -50, but must be from -4 to 4"):
+        save_checkpoint(checkpoint, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_threshold_without_known_ranges_is_refused() -> None:
     with pytest.raises(ValueError, match=r"crash_threshold is 0\.5, but must be null where"):
         Calibration(crash_threshold=0.5)
@@ -435,6 +451,7 @@ def test_a_threshold_that_promises_nothing_is_served_only_if_asked_for(
     calibration = replace(checkpoint.calibration, notes=notes)
 
     assert replace(checkpoint, calibration=calibration).limits.crash_threshold == served
+    assert calibration.refused.get("crash_threshold") == (0.2 if served is None else None)
 
 
 @pytest.mark.parametrize(
@@ -457,6 +474,7 @@ def test_an_uncertainty_limit_of_few_windows_is_served_only_if_asked_for(
     calibration = replace(checkpoint.calibration, notes=notes)
 
     assert replace(checkpoint, calibration=calibration).limits.uncertainty_limit == served
+    assert calibration.refused.get("uncertainty_limit") == (0.9 if served is None else None)
 
 
 @given(
@@ -505,6 +523,30 @@ def test_the_bundled_checkpoint_is_what_it_was() -> None:
     assert guarantee is not None
     assert (guarantee.alpha, guarantee.episodes, guarantee.episodes_needed) == (0.01, 625, 99)
     assert guarantee.holds_for(bundled.limits.crash_threshold)
+
+
+@pytest.mark.parametrize("shift", DONE_SHIFTS)
+@pytest.mark.parametrize("scale", [DONE_SCALES[0], 0.5, 1.0, DONE_SCALES[1]])
+def test_no_calibration_that_is_loaded_makes_a_likely_crash_look_safe(
+    bundled_crash: tuple[Checkpoint, torch.Tensor, torch.Tensor], scale: float, shift: float
+) -> None:
+    checkpoint, state, actions = bundled_crash
+    for member in checkpoint.ensemble.members:
+        member.set_calibration(done_scale=scale, done_shift=shift)
+
+    rollout = checkpoint.ensemble.rollout(state, actions)
+
+    arrays = (rollout.states, rollout.dones, rollout.uncertainty)
+    (verdict,) = assess(*(x.numpy() for x in arrays), checkpoint.limits)
+    assert verdict.verdict == "unsafe"
+
+
+@pytest.fixture(scope="module")
+def bundled_crash() -> tuple[Checkpoint, torch.Tensor, torch.Tensor]:
+    """The bundled model, and the crash that the README shows: a state and actions."""
+    asked = json.loads((ROOT / "examples" / "safety-check.json").read_text())
+    state, actions = (torch.tensor([asked[name]]) for name in ("state", "actions"))
+    return load_checkpoint(ROOT / "models" / "pretrained"), state, actions
 
 
 def test_a_folder_whose_writing_was_cut_short_is_refused(

@@ -171,15 +171,61 @@ def test_a_start_says_what_the_threshold_promises(
         assert {name: line[name] for name in COUNTED} == COUNTED
 
 
-@pytest.mark.parametrize("change", [{"uncertainty_limit": None}, {"horizon": 0}], ids=str)
-def test_a_start_warns_if_no_verdict_will_be_safe(change: dict[str, Any]) -> None:
-    info = fake_info()
+LIMIT = {"uncertainty_limit": None}
+
+
+@pytest.mark.parametrize(
+    ("change", "known", "reason"),
+    [
+        (LIMIT, {}, "the uncertainty limit was never calibrated"),
+        (LIMIT, {"members": 1}, "one member cannot disagree"),
+        (
+            LIMIT,
+            {"refused": {"uncertainty_limit": 0.9}},
+            "too few calibration windows vouch for the uncertainty limit",
+        ),
+        ({"horizon": 0}, {}, "no horizon was evaluated"),
+        (
+            LIMIT | {"horizon": 0},
+            {"members": 1},
+            "one member cannot disagree, and no horizon was evaluated",
+        ),
+    ],
+    ids=["uncalibrated", "one member", "refused", "no horizon", "both"],
+)
+def test_a_start_warns_if_no_verdict_will_be_safe(
+    change: dict[str, Any], known: dict[str, Any], reason: str
+) -> None:
+    info = replace(fake_info(), **known)
 
     with structlog.testing.capture_logs() as lines:
         _log_limits(replace(info, limits=replace(info.limits, **change)))
 
     assert lines[-1]["log_level"] == "warning"
-    assert lines[-1]["event"].startswith("no verdict will be safe")
+    assert lines[-1]["event"] == "no verdict will be safe"
+    assert lines[-1]["reason"] == reason
+
+
+@pytest.mark.parametrize(
+    ("guarantee", "reason"),
+    [
+        (None, "the checkpoint notes no guarantee for it"),
+        (replace(PROMISE, threshold=None), "its episodes are too few for a guarantee, or none was"),
+        (replace(PROMISE, threshold=0.2), "it is above 0.2, the highest one that keeps"),
+    ],
+    ids=["nothing noted", "no promise", "above the promise"],
+)
+def test_a_start_says_that_a_threshold_is_refused(guarantee: Guarantee | None, reason: str) -> None:
+    info = replace(fake_info(), guarantee=guarantee, refused={"crash_threshold": 0.3})
+    info = replace(info, limits=replace(info.limits, crash_threshold=None))
+
+    with structlog.testing.capture_logs() as lines:
+        _log_limits(info)
+
+    (line,) = lines
+    assert line["event"] == "the crash threshold is refused: every safety check answers unknown"
+    assert line["reason"].startswith(reason)
+    assert line["refused_threshold"] == 0.3
 
 
 @pytest.mark.parametrize(

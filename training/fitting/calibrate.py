@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from models.checkpoint.calibration import ALLOW_UNGUARANTEED, HIGHEST_THRESHOLD, Calibration
+from models.checkpoint.calibration import (
+    ALLOW_UNGUARANTEED,
+    DONE_SCALES,
+    DONE_SHIFTS,
+    HIGHEST_THRESHOLD,
+    Calibration,
+)
 from models.conformal import Guarantee, conformal_threshold, has_values_beyond
 from models.network.ensemble import EnsembleRollout, WorldModelEnsemble
 from models.survival import crash_probability
@@ -24,7 +30,6 @@ Floats = NDArray[np.floating]
 _CHUNK_ROWS = 1024
 _RANGE_MARGIN = 0.05
 _LOWEST_THRESHOLD = 1e-9
-_LARGEST_SCALE, _LARGEST_SHIFT = 20.0, 20.0
 _LARGEST_LOGIT = 25.0
 """Beyond, a hazard is 0 or 1 to any purpose."""
 _SMALLEST = 1e-300
@@ -241,14 +246,15 @@ def fit_platt(logits: Tensor, terminated: Tensor) -> tuple[float, float]:
     (n+ + 2) and 1 / (n- + 2) for n+ and n- outcomes of each kind (Platt 1999, "Probabilistic
     outputs for support vector machines"; Lin, Lin, Weng 2007): without them, outcomes that the
     logits separate would drive the map to infinity, and probabilities to exactly 0 and 1. Scale
-    and shift are bounded besides: no data turn the order of hazards around.
+    and shift are bounded besides, as in a checkpoint: no data turn the order of hazards around, or
+    make a likely crash look impossible.
 
     Args:
         logits: [E, N, H], finite, of the members.
         terminated: [N, H], whether the window ended at the step.
 
     Returns:
-        scale, in [1 / 20, 20], and shift, in [-20, 20].
+        scale, in `DONE_SCALES`, and shift, in `DONE_SHIFTS`.
     """
     logits = logits.double().clamp(-_LARGEST_LOGIT, _LARGEST_LOGIT)
     ended = terminated.cumsum(-1).bool()
@@ -274,9 +280,11 @@ def fit_platt(logits: Tensor, terminated: Tensor) -> tuple[float, float]:
 
 
 def _bounded(parameters: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the scale, in [1 / 20, 20], and the shift, in [-20, 20], for any two numbers."""
-    return _LARGEST_SCALE ** torch.tanh(parameters[0]), _LARGEST_SHIFT * torch.tanh(
-        parameters[1] / _LARGEST_SHIFT
+    """Return scale and shift for any two numbers, 1 and 0 for (0, 0)."""
+    # Both ranges are symmetric, around 1 and around 0.
+    largest_scale, largest_shift = DONE_SCALES[1], DONE_SHIFTS[1]
+    return largest_scale ** torch.tanh(parameters[0]), largest_shift * torch.tanh(
+        parameters[1] / largest_shift
     )
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import httpx
 import orjson
 import pytest
+from fastapi import FastAPI
 
 from service.errors import SERVICE_ERRORS
+from service.http.operations import model_router
 from service.scheduling.jobs import JobClass
 from tests.fakes.engine import (
     ACTIONS,
@@ -20,6 +23,7 @@ from tests.fakes.engine import (
     bits,
     error_of,
     expected,
+    fake_info,
     fake_spec,
     rows,
     serving,
@@ -230,6 +234,21 @@ async def test_model_tells_all_of_the_contract(client: httpx.AsyncClient) -> Non
         "trained_low": -50.0,
         "trained_high": None,
     }
+
+
+async def test_model_says_that_no_guarantee_holds_for_a_threshold_that_is_refused() -> None:
+    info = replace(fake_info(), refused={"crash_threshold": 0.5})
+    info = replace(info, limits=replace(info.limits, crash_threshold=None))
+    app = FastAPI()
+    app.include_router(model_router(info, max_horizon=32, max_rows=64))
+
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://test"
+    ) as client:
+        thresholds = (await client.get("/model")).json()["thresholds"]
+
+    assert thresholds["crash_probability"] is None
+    assert thresholds["guarantee"]["holds"] is False
 
 
 async def test_openapi_declares_every_route_with_the_models_dims(

@@ -117,3 +117,48 @@ def test_what_nobody_catches_is_one_line(capsys: pytest.CaptureFixture[str]) -> 
     assert lines[0]["thread"] == "worker"
     assert all(line["exception"][0]["exc_value"] == "a fault of ours" for line in lines)
     assert err == ""
+
+
+OBEYED = (
+    "\x1b[2J \x07 \x00 \x7f \x85 \x9b31m \r\n\t \xa0 "
+    "\u2028 \u2029 \u202e \u2066 \u200b \ufeff \U000e0041"
+)
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_no_line_holds_characters_that_a_terminal_obeys(
+    capsys: pytest.CaptureFixture[str], log_format: str
+) -> None:
+    configure_logging(log_format, "warning")
+    log = structlog.get_logger()
+
+    log.error("request failed", path=f"/{OBEYED}")
+    log.error(f"event {OBEYED}", **{f"key {OBEYED}": "value"})
+    log.error("nested", details=[{"field": OBEYED, OBEYED: (OBEYED,)}], raw=OBEYED.encode())
+    logging.getLogger("theirs").error("foreign %s", OBEYED)
+
+    lines = capsys.readouterr().out.removesuffix("\n").split("\n")
+    assert len(lines) == 4
+    for line in lines:
+        assert line.isprintable()
+        assert "\\x1b[2J" in line
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_exceptions_keep_their_line_breaks_only(
+    capsys: pytest.CaptureFixture[str], log_format: str
+) -> None:
+    configure_logging(log_format, "warning")
+
+    try:
+        raise ValueError(f"one\ntwo {OBEYED}")
+    except ValueError as exc:
+        structlog.get_logger().error("ours", exc_info=exc)
+
+    out = capsys.readouterr().out
+    assert all(line.isprintable() for line in out.split("\n"))
+    assert "\\x1b[2J" in out
+    if log_format == "json":
+        assert json.loads(out)["exception"][0]["exc_value"].startswith("one\ntwo ")
+    else:
+        assert "ValueError: one\ntwo " in out

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from models.checkpoint import Architecture, Calibration
+from models.checkpoint.calibration import DONE_SCALES, DONE_SHIFTS
 from models.network.ensemble import WorldModelEnsemble
 from tests.test_training.toy import DT_S, toy_spec, toy_windows
 from training.dataset.windows import Windows
@@ -142,8 +143,8 @@ def test_a_fit_is_bounded_whatever_the_logits_say(
 
     scale, shift = fitted(logits, terminated)
 
-    assert 0.05 <= scale <= 20
-    assert -20 <= shift <= 20
+    assert DONE_SCALES[0] <= scale <= DONE_SCALES[1]
+    assert DONE_SHIFTS[0] <= shift <= DONE_SHIFTS[1]
     if sign == 1.0 and 1.0 <= size <= 10.0:
         # Separable outcomes are as sure as their number makes them.
         hazards = sigmoid(logits, scale, shift)
