@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from functools import cache
 from itertools import pairwise, product
 from pathlib import Path
+from typing import Any
 
 import grimp
 import pytest
@@ -120,24 +121,43 @@ def test_every_folder_of_code_is_a_room_of_the_table() -> None:
     assert {room for arrow in arrows() for room in arrow} == set(rooms())
 
 
+@cache
+def contracts() -> list[dict[str, Any]]:
+    """Return the contracts of import-linter."""
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    return list(table["contracts"])
+
+
+def forbidden() -> set[tuple[str, str]]:
+    """Return which room may not import which, by a contract of its own."""
+    pairs = (
+        (source, target)
+        for contract in contracts()
+        if contract["type"] == "forbidden"
+        for source, target in product(contract["source_modules"], contract["forbidden_modules"])
+        if source.startswith("service.") and target.startswith("service.")
+    )
+    return {(room_of(source), room_of(target)) for source, target in pairs}
+
+
 def layers() -> list[list[list[str]]]:
     """Return the rooms of each layers contract of import-linter, from the top."""
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
     return [
         [re.findall(r"[\w.]+", layer) for layer in contract["layers"]]
-        for contract in contracts["contracts"]
+        for contract in contracts()
         if contract["type"] == "layers"
     ]
 
 
 def test_the_contracts_of_import_linter_say_what_the_page_says() -> None:
-    true = arrows()
+    allowed = arrows() | forbidden()
     for contract in layers():
         for above, below in pairwise(contract):
             pairs = product(map(room_of, above), map(room_of, below))
-            assert {(one, other) for one, other in pairs if one != other} <= true
+            assert {(one, other) for one, other in pairs if one != other} <= allowed
 
     assert layers()
+    assert not forbidden() & arrows()
 
 
 @pytest.mark.parametrize("name", [name for name, (path, _) in rooms().items() if path[-1] == "/"])
