@@ -135,9 +135,13 @@ def forbidden() -> set[tuple[str, str]]:
         for contract in contracts()
         if contract["type"] == "forbidden"
         for source, target in product(contract["source_modules"], contract["forbidden_modules"])
-        if source.startswith("service.") and target.startswith("service.")
+        if source.startswith("service.") and target.startswith(PACKAGES)
     )
-    return {(room_of(source), room_of(target)) for source, target in pairs}
+    return {
+        (room_of(source), room_of(room))
+        for source, target in pairs
+        for room in (folders(target) if target in PACKAGES else [target])
+    }
 
 
 def layers() -> list[list[list[str]]]:
