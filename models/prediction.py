@@ -25,7 +25,7 @@ class Prediction:
         rewards: [B, H].
         dones: [B, H], P(ends at that step | alive before it).
         uncertainty: [B], disagreement of the ensemble; 0 with one member.
-        is_finite: Whether states, rewards and dones are; see `mark_finite`.
+        is_finite: Whether all numbers are; see `mark_finite`.
         block: All four in this order, one after the other, if they lie so; else None.
     """
 
@@ -78,10 +78,10 @@ class Prediction:
         return part
 
     def mark_finite(self) -> None:
-        """Set `is_finite` to what states, rewards and dones are."""
-        parts = [self.states, self.rewards, self.dones]
+        """Set `is_finite` to what all of its numbers are."""
+        parts = [self.states, self.rewards, self.dones, self.uncertainty]
         if self.block is not None:
-            parts = [self.block[: -len(self.uncertainty)]]
+            parts = [self.block]
         # A sum of squares is one pass; if it is not finite, some number may only have been big.
         self.is_finite = all(
             math.isfinite(np.vdot(x, x)) or bool(np.isfinite(x).all()) for x in parts

@@ -165,10 +165,14 @@ class Answers:
         yield b'],"best":%d' % best
 
     def _verdicts(self, parsed: Parsed, prediction: Prediction) -> list[Verdict]:
+        uncertainty = prediction.uncertainty
+        if not prediction.is_finite:  # rewards decide no verdict, but such a model is not trusted
+            has_rewards = np.isfinite(prediction.rewards).all(axis=1)
+            uncertainty = np.where(has_rewards, uncertainty, np.float32("nan"))
         verdicts = assess(
             prediction.states,
             prediction.dones,
-            prediction.uncertainty,
+            uncertainty,
             self._info.limits,
             threshold=parsed.threshold,
         )
@@ -193,7 +197,7 @@ class Answers:
 def _first_broken_row(prediction: Prediction) -> int:
     """Return the first row of a prediction, one of them not finite, that is not."""
     for first, part in _parts(prediction, 64):
-        numbers = (part.states, part.rewards, part.dones)
+        numbers = (part.states, part.rewards, part.dones, part.uncertainty)
         rows = len(part.uncertainty)
         finite = np.column_stack([np.isfinite(x).reshape(rows, -1) for x in numbers]).all(axis=1)
         if not finite.all():

@@ -283,7 +283,6 @@ class _Reading:
 
     def __init__(self, exchange: Exchange, head: Head, body: bytes, started_s: float) -> None:
         self._exchange = exchange
-        self._timeout_s = head.timeout_s
         self._started_s = started_s
         shared = exchange.shared
         self._intake, self._length = shared.intake, len(body)
@@ -308,8 +307,8 @@ class _Reading:
 
     def _on_late(self) -> None:
         self.end()
-        text = f"no answer within {self._timeout_s:g} s, while its body was read"
-        self._exchange.refuse(DeadlineExceededError(text))
+        error = DeadlineExceededError("the deadline passed while the body was read")
+        self._exchange.refuse(error)
 
 
 def request_id_of(headers: Headers) -> str:

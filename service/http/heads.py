@@ -53,15 +53,17 @@ def without_upgrade(head: bytes) -> bytes:
     return _UPGRADE.sub(b"", head) if b"pgrade" in head.lower() else head
 
 
-def fault_of_lines(head: bytes) -> ServiceError | None:
+def fault_of_lines(head: bytes, limit: int) -> ServiceError | None:
     """Return why a head cannot be taken, by its lines; None if it can.
 
     Args:
         head: A whole one, or as much of it as is read.
+        limit: Bytes of a head that are read.
     """
     line, end, _ = head.partition(b"\n")
-    if len(line) > _LONGEST_LINE or not end:
-        return UriTooLongError(f"the target is longer than the {_LONGEST_LINE} bytes read")
+    longest = min(limit, _LONGEST_LINE)
+    if len(line) > longest or not end:
+        return UriTooLongError(f"the request line is longer than the {longest} bytes read")
     if line.startswith(b"CONNECT "):
         return MethodNotAllowedError("this server is no proxy", allow="GET, HEAD, POST")
     if line.startswith(b"PRI "):

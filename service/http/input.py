@@ -216,7 +216,7 @@ class Input(HttpToolsProtocol):
         self._expects = Expected.BODY
         self._is_taken = False
         self._lingering = 0
-        fault = fault_of_lines(head)
+        fault = fault_of_lines(head, self._limits.max_head_bytes)
         if fault is not None:
             self._refuse(fault)
             return
@@ -349,7 +349,7 @@ class Input(HttpToolsProtocol):
 
     def _refuse_long_head(self, data: bytearray) -> None:
         limit = self._limits.max_head_bytes
-        fault = fault_of_lines(bytes(data[:limit]))
+        fault = fault_of_lines(bytes(data[:limit]), limit)
         self._refuse(
             fault or HeadersTooLargeError(f"the head is longer than the {limit} bytes read")
         )

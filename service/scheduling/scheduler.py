@@ -164,7 +164,7 @@ class Scheduler:
 
     def _expire(self, job: Job) -> None:
         where = "while it waited" if job.started_s is None else "while it was computed"
-        message = f"no answer within {job.timeout_s:g} s, {where}"
+        message = f"the deadline passed {where}"
         self._resolve(job, DeadlineExceededError(message))
         self._observer.rejected("expired")
 

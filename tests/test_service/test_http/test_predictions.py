@@ -8,6 +8,7 @@ import httpx
 import numpy as np
 import pytest
 
+from models.prediction import Prediction
 from models.survival import crash_probability, expected_returns
 from tests.fakes.engine import (
     ACTIONS,
@@ -15,6 +16,7 @@ from tests.fakes.engine import (
     POISON,
     STATE,
     VERSION,
+    FakeEngine,
     bits,
     error_of,
     expected,
@@ -151,6 +153,28 @@ async def test_a_diverged_prediction_is_an_engine_error(client: httpx.AsyncClien
 
     assert response.status_code == 500
     assert error_of(response)["message"].startswith("non-finite prediction in row 1")
+
+
+@pytest.mark.parametrize("name", ["states", "rewards", "dones", "uncertainty"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+async def test_a_number_that_is_not_finite_is_never_answered(
+    client: httpx.AsyncClient, engine: FakeEngine, name: str, value: float
+) -> None:
+    def broken(prediction: Prediction) -> Prediction:
+        getattr(prediction, name)[-1] = value
+        return prediction
+
+    engine.change = broken
+    one = {"state": STATE, "action": ACTIONS[0]}
+    many = {"state": [STATE] * 3, "action": [ACTIONS[0]] * 3}
+    for path, body in (
+        ("/predict", one),
+        ("/predict", many),
+        ("/rollout", {"state": STATE, "actions": ACTIONS, "outputs": ["uncertainty"]}),
+    ):
+        assert (await client.post(path, json=body)).status_code == 500
+    check = await client.post("/safety-check", json={"state": STATE, "actions": ACTIONS})
+    assert check.json()["verdict"] == "unknown"
 
 
 async def test_an_engine_fault_is_an_engine_error(client: httpx.AsyncClient) -> None:

@@ -45,12 +45,12 @@ def test_a_missed_deadline_says_whether_the_job_had_begun() -> None:
 
         assert await failure_of(begun) == (
             DeadlineExceededError,
-            "no answer within 0.1 s, while it was computed",
+            "the deadline passed while it was computed",
         )
         assert loop.now == pytest.approx(0.1, abs=0.002)
         assert await failure_of(waiting) == (
             DeadlineExceededError,
-            "no answer within 0.15 s, while it waited",
+            "the deadline passed while it waited",
         )
         assert loop.now == pytest.approx(0.15, abs=0.002)
 
