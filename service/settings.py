@@ -340,10 +340,23 @@ class Settings(BaseSettings):
             for name, value in os.environ.items()
             if name.startswith("OTEL_") and name.endswith("_HEADERS")
         ]
-        values = [pair.partition("=")[2].strip() for text in headers for pair in text.split(",")]
-        # Shorter ones are names and flags, and struck out they would leave holes in other words.
-        long = [text for text in (*headers, *values, *map(unquote, values)) if len(text) >= 8]
-        return (*self.keys(), *long)
+        return (*self.keys(), *(piece for text in headers for piece in _pieces(text)))
+
+
+def _pieces(headers: str) -> list[str]:
+    """Return what may be secret in the text of OpenTelemetry's headers: `name=value,name=value`.
+
+    It logs an entry that it cannot read, such as a key whose name was forgotten. So all pieces are
+    taken, whatever they were meant to be.
+    """
+    entries = [entry.strip() for entry in headers.split(",")]
+    pieces = [headers, *entries]
+    for entry in entries:
+        pieces += [entry.partition("=")[2].strip(), *map(str.strip, entry.split("="))]
+    pieces += [unquote(piece) for piece in pieces]
+    # Shorter ones are names and flags, and struck out they would leave holes in other words.
+    is_nameless = {entry for entry in entries if "=" not in entry}.__contains__
+    return [piece for piece in dict.fromkeys(pieces) if len(piece) >= 8 or is_nameless(piece)]
 
 
 def _is_secret(name: str) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import json
+import signal
 from collections.abc import Iterator
 from functools import cache
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +216,7 @@ def test_64_concurrent_clients_get_their_own_answers_and_share_launches(
         for document in of_kind("crash", "careful")
         for state, action in zip(document["states"], document["actions"], strict=False)
     ][: 64 * 8]
-    answers = asyncio.run(predict_concurrently(server.url, pool))
+    answers = predict_at_once(server, pool)
 
     states, actions = (float32(column) for column in zip(*pool, strict=True))
     direct = engine.rollout(states, actions[:, None])
@@ -226,20 +228,27 @@ def test_64_concurrent_clients_get_their_own_answers_and_share_launches(
     assert requests > 1.5 * launches
 
 
-async def predict_concurrently(
-    url: str, pool: list[tuple[list[float], list[float]]]
+def predict_at_once(
+    server: Server, pool: list[tuple[list[float], list[float]]]
 ) -> list[dict[str, Any]]:
-    """64 clients, each with a connection of its own and its own share of the inputs."""
-    answers: list[dict[str, Any]] = [{} for _ in pool]
-
-    async def one_client(index: int) -> None:
-        async with httpx.AsyncClient(base_url=url, timeout=30) as client:
-            for row in range(index, len(pool), 64):
-                state, action = pool[row]
-                response = await client.post("/predict", json={"state": state, "action": action})
-                answers[row] = response.raise_for_status().json()
-
-    await asyncio.gather(*(one_client(index) for index in range(64)))
+    """64 clients with a connection each; the server stands still while they all send."""
+    answers = []
+    address = server.url.removeprefix("http://")
+    with contextlib.ExitStack() as stack:
+        clients = [HTTPConnection(address, timeout=30) for _ in range(64)]
+        for client in clients:
+            stack.callback(client.close)
+            client.connect()
+        for first in range(0, len(pool), len(clients)):
+            server.process.send_signal(signal.SIGSTOP)
+            for client, (state, action) in zip(clients, pool[first:], strict=False):
+                body = json.dumps({"state": state, "action": action})
+                client.request("POST", "/predict", body)
+            server.process.send_signal(signal.SIGCONT)
+            for client in clients:
+                answer = client.getresponse()
+                assert answer.status == 200
+                answers.append(json.load(answer))
     return answers
 
 

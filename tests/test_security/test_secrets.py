@@ -6,18 +6,21 @@ import asyncio
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
+from urllib.parse import unquote
 
 import pytest
 import structlog
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry.util.re import parse_env_headers
 from pydantic import SecretStr, ValidationError
 
 from service.app import create_app
@@ -25,7 +28,7 @@ from service.cli import main
 from service.errors import StartupError
 from service.server import serve
 from service.settings import PREFIX, Settings, explain_settings_error
-from service.telemetry.logs import Redaction, configure_logging
+from service.telemetry.logs import STRUCK_OUT, Redaction, configure_logging
 from service.telemetry.metrics import Registry
 from tests.fakes.engine import ACTIONS, STATE, FakeEngine, serving
 
@@ -328,6 +331,43 @@ def test_headers_for_a_collector_are_secrets(monkeypatch: pytest.MonkeyPatch) ->
 
     for text in (SECRET, f"a {OLD_SECRET}", os.environ["OTEL_EXPORTER_OTLP_HEADERS"]):
         assert not shows(redaction.text(f"Header format invalid! {text}"))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        SECRET,
+        f"api-key=some-value,{SECRET}",
+        f" {SECRET} , api-key=some-value",
+        f"{SECRET}=api-key",
+        f"api-key=some-value={SECRET}=,",
+        f"a=b,api key={SECRET}",
+        f"api-key={SECRET};x",
+        f"a=b,%20{SECRET}",
+    ],
+    ids=str,
+)
+def test_no_part_of_headers_for_a_collector_is_logged(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], headers: str
+) -> None:
+    """By OpenTelemetry's own reader, which warns of what it cannot read."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", headers)
+    configure_logging("console", "warning", Settings().secrets())
+
+    read = parse_env_headers(headers, liberal=True)
+    logging.getLogger("elsewhere").warning("%s", read)
+    for piece in re.split("[,=]", headers):
+        logging.getLogger("elsewhere").warning("%s, %s", piece.strip(), unquote(piece))
+
+    out = capsys.readouterr().out
+    assert STRUCK_OUT in out
+    assert not shows(out)
+
+
+def test_a_short_header_without_a_name_is_struck_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "flag=true,k3y!")
+
+    assert Settings().secrets() == ("flag=true,k3y!", "flag=true", "k3y!")
 
 
 @each_format
