@@ -37,6 +37,8 @@ _DEPTH = 3
 """Dictionaries in a file are searched down to this level."""
 _MOST_MODELS = 16
 """So many are compared at most."""
+_TENSORS = (Tensor, torch.nn.Parameter)
+"""Other classes of tensors may do anything when they are computed with."""
 _SHOWN = 3
 """Names that a message lists at most."""
 
@@ -302,13 +304,12 @@ def _check_tensors(found: _Found, weights: Path) -> None:
         CheckpointError: One is something else, or they are larger than the file.
     """
     for name, value in found.values.items():
-        if not isinstance(value, Tensor):
+        if type(value) not in _TENSORS:
             raise CheckpointError(f"{weights} holds {name} as {_kind(value)}, not as a tensor")
-        if not value.dtype.is_floating_point or value.layout != torch.strided or value.is_meta:
-            kind = "without values" if value.is_meta else f"as {value.dtype}, {value.layout}"
+        if odd := _oddity(value):
             raise CheckpointError(
-                f"{weights} holds {name} {kind.replace('torch.', '')}; a WorldModel's tensors are "
-                "dense floating-point numbers"
+                f"{weights} holds {name} {odd}; a WorldModel's tensors are dense floating-point "
+                "numbers"
             )
         if value.numel() == 0:
             raise CheckpointError(f"{weights} holds {name} of shape {list(value.shape)}: no number")
@@ -316,11 +317,31 @@ def _check_tensors(found: _Found, weights: Path) -> None:
     count, size = sum(x.numel() for x in found.values.values()), weights.stat().st_size
     if count > size:
         raise CheckpointError(f"{weights} claims {count} numbers in {size} bytes: {_SAVE}")
-    for name, x in found.tensors.items():
-        if not torch.isfinite(x).all():
+    for name, value in found.values.items():
+        try:
+            is_finite = bool(value.detach().float().isfinite().all())
+        except RuntimeError as exc:  # of types that PyTorch can store and not compute with
+            raise CheckpointError(
+                f"{weights} holds {name} {_typed(value)}, which cannot be read as 32-bit floats"
+            ) from exc
+        if not is_finite:
             raise CheckpointError(
                 f"{weights} holds values in {name} that are not finite as 32-bit floats"
             )
+
+
+def _oddity(tensor: Tensor) -> str:
+    """Say what makes a tensor another thing than dense floating-point numbers; "" if nothing."""
+    if tensor.is_meta:
+        return "without values"
+    if tensor.is_nested:  # some of them have a dense one's layout
+        return "as a nested tensor"
+    is_plain = tensor.dtype.is_floating_point and tensor.layout == torch.strided
+    return "" if is_plain else _typed(tensor)
+
+
+def _typed(tensor: Tensor) -> str:
+    return f"as {tensor.dtype}, {tensor.layout}".replace("torch.", "")
 
 
 def _kind(value: Any) -> str:

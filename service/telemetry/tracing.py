@@ -7,6 +7,7 @@ launch that it shares with others.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -33,6 +34,15 @@ if TYPE_CHECKING:
 
 _PACKAGE = "world-model-service"
 _W3C = TraceContextTextMapPropagator()
+_PARENT_LENGTH, _LONGEST_PARENT = 55, 512
+"""Of a traceparent: later versions than 00 may add fields."""
+_LONGEST_STATE, _MOST_MEMBERS = 512, 32
+"""The length up to which W3C Trace Context asks to keep a tracestate, and its members."""
+_MEMBER = re.compile(
+    rb"(?:[a-z][a-z0-9_*/-]{0,255}|[a-z0-9][a-z0-9_*/-]{0,240}@[a-z][a-z0-9_*/-]{0,13})"
+    rb"=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]"
+)
+"""Of a tracestate, as the standard has it."""
 _LAST_SPANS_S = 1.0
 """How long the end of the service waits for a collector to take the last spans."""
 
@@ -232,6 +242,25 @@ class Trace:
 
 def _context(headers: Headers) -> Context:
     """Return a context with the caller's span; an empty one if it named none that can be."""
-    names = ("traceparent", "tracestate")
-    given = {name: headers.get(name.encode(), b"").decode("latin-1") for name in names}
+    parent = headers.get(b"traceparent")
+    if parent is None or not _is_parent(parent):
+        return Context()
+    given = {"traceparent": parent.decode()}
+    state = headers.get(b"tracestate", b"")
+    if _is_state(state):
+        given["tracestate"] = state.decode()
     return _W3C.extract(given, Context())
+
+
+def _is_parent(value: bytes) -> bool:
+    """Return whether a traceparent can be valid: OpenTelemetry warns of some that cannot."""
+    is_later = not value.startswith(b"00") and _PARENT_LENGTH < len(value) <= _LONGEST_PARENT
+    return value.isascii() and (len(value) == _PARENT_LENGTH or is_later)
+
+
+def _is_state(value: bytes) -> bool:
+    """Return whether a tracestate is valid: OpenTelemetry warns of each that is not."""
+    if not value or len(value) > _LONGEST_STATE:
+        return False
+    members = [member for x in value.split(b",") if (member := x.strip(b" \t"))]
+    return len(members) <= _MOST_MEMBERS and all(map(_MEMBER.fullmatch, members))

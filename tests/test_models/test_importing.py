@@ -205,6 +205,22 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: changed("decoder.bias", torch.zeros(6, device="meta")),
         r"holds decoder\.bias without values",
     ),
+    "nested": (
+        lambda: changed("decoder.bias", torch.nested.nested_tensor([torch.zeros(2)] * 3)),
+        r"holds decoder\.bias as a nested tensor",
+    ),
+    "jagged": (
+        lambda: changed(
+            "decoder.bias", torch.nested.nested_tensor([torch.zeros(2)] * 3, layout=torch.jagged)
+        ),
+        r"holds decoder\.bias as an object of type NestedTensor, not as a tensor",
+    ),
+    "two numbers a byte": (
+        lambda: changed(
+            "decoder.bias", torch.zeros(6, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+        ),
+        r"as float4_e2m1fn_x2, strided, which cannot be read as 32-bit floats",
+    ),
     "NaN": (
         lambda: changed("decoder.bias", torch.full((6,), math.nan)),
         r"values in decoder\.bias that are not finite",
@@ -263,6 +279,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_not_exactly_one_model_is_refused_in_one_sentence(
     tmp_path: Path, case: str

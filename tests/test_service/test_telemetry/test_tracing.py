@@ -218,12 +218,18 @@ async def test_a_trace_that_the_caller_does_not_sample_is_not_exported(
         f"00-{'0' * 32}-{SPAN_ID}-01",
         f"ff-{TRACE_ID}-{SPAN_ID}-01",
         "\xff" * 40,
+        "\xff" * 55,
         "0" * 2000,
+        f"00-{TRACE_ID}-{SPAN_ID}-01-{'a' * 2000}",
+        f"01-{TRACE_ID}-{SPAN_ID}-01-{'a' * 2000}",
     ],
-    ids=["no form", "empty", "cut short", "no trace", "version", "no ascii", "long"],
-)
-async def test_a_wrong_traceparent_is_ignored(
-    engine: FakeEngine, collector: Collector, traceparent: str
+    ids=[
+        "no form", "empty", "cut short", "no trace", "version", "no ascii", "no ascii of 55",
+        "long", "long of version 00", "long of a later version",
+    ],
+)  # fmt: skip
+async def test_a_wrong_traceparent_is_ignored_without_a_word(
+    engine: FakeEngine, collector: Collector, traceparent: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with listening(engine, tracing=collector.tracing) as served:
         caller = await served.caller()
@@ -233,6 +239,76 @@ async def test_a_wrong_traceparent_is_ignored(
 
     assert collector.server().parent is None
     assert ids(collector.server())[0] != TRACE_ID
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "tracestate",
+    [
+        "a" * 20_000,
+        "a=b," * 1_000,
+        "a=" + "b" * 511,
+        ",".join(f"a{i}=b" for i in range(33)),
+        "nonsense",
+        "a=b,A=b",
+        "1=b",
+        "a=b=c",
+        "a=",
+        "a=\xff",
+        "a@b@c=d",
+        "a=b,a=c",
+    ],
+    ids=lambda text: text[:12],
+)
+async def test_a_wrong_tracestate_is_left_out_without_a_word(
+    engine: FakeEngine, collector: Collector, tracestate: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with listening(engine, tracing=collector.tracing) as served:
+        caller = await served.caller()
+        raw = request(BODY, SAMPLED, "tracestate: REPLACE")
+        caller.send(raw.replace(b"REPLACE", tracestate.encode("latin-1")))
+        assert (await caller.answer())[0] == 200
+
+    assert parent(collector.server()) == SPAN_ID
+    context = collector.server().get_span_context()
+    assert context is not None
+    assert not context.trace_state
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("tracestate", "expected"),
+    [
+        ("a=b", {"a": "b"}),
+        ("a=b ,\t ,c-1*/_=d e", {"a": "b", "c-1*/_": "d e"}),
+        ("1tenant@vendor=x", {"1tenant@vendor": "x"}),
+        ("a=" + "b" * 256, {"a": "b" * 256}),
+        (",".join(f"a{i}=b" for i in range(32)), {f"a{i}": "b" for i in range(32)}),
+    ],
+    ids=lambda value: str(value)[:12],
+)
+async def test_a_valid_tracestate_goes_on(
+    engine: FakeEngine, collector: Collector, tracestate: str, expected: dict[str, str]
+) -> None:
+    async with listening(engine, tracing=collector.tracing) as served:
+        caller = await served.caller()
+        caller.send(request(BODY, SAMPLED, f"tracestate: {tracestate}"))
+        await caller.answer()
+
+    context = collector.server().get_span_context()
+    assert context is not None
+    assert dict(context.trace_state) == expected
+
+
+async def test_a_traceparent_of_a_later_version_goes_on(
+    engine: FakeEngine, collector: Collector
+) -> None:
+    async with listening(engine, tracing=collector.tracing) as served:
+        caller = await served.caller()
+        caller.send(request(BODY, f"traceparent: 01-{TRACE_ID}-{SPAN_ID}-01-more"))
+        await caller.answer()
+
+    assert parent(collector.server()) == SPAN_ID
 
 
 @pytest.mark.parametrize(("sampler", "count"), [("always_off", 0), ("always_on", 5)])
