@@ -199,11 +199,10 @@ async def test_others_get_their_turn_between_requests_sent_at_once(
 async def test_a_caller_that_does_not_read_is_not_worked_for(
     engine: FakeEngine, protocol: type[Protocol]
 ) -> None:
-    async with listening(engine, protocol) as served:
+    async with listening(engine, protocol, max_body_bytes=2**20) as served:
         caller = await served.caller()
         caller._reader._transport.pause_reading()  # type: ignore[attr-defined]
-        sending = request(b"", method="GET", path="/metrics") * 2000
-        caller.send(sending)  # answers of 30 kB each
+        caller.send(request(long_body()) * 300)  # answers of 100 kB each
         (wire,) = served.connections
         await until(lambda: wire.flow.write_paused)
         written = wire.server_state.total_requests

@@ -47,6 +47,8 @@ def test_interrupting_the_parent_lets_running_tasks_save_and_starts_no_more(
     tmp_path: Path,
 ) -> None:
     code = (
+        # A shell has its background jobs ignore interrupts, and their children, too.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from tests.test_training.test_fitting.test_parallel import wait_for_interrupt\n"
         "from training.fitting.parallel import run_in_processes\n"
         "if __name__ == '__main__':\n"
