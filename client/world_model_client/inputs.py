@@ -48,7 +48,7 @@ _LONGEST_REASON = 160
 _WHOLE = reprlib.Repr()
 _WHOLE.maxstring = _WHOLE.maxother = sys.maxsize
 _PASSWORD_SIGN = re.compile("@|%40|\N{FULLWIDTH COMMERCIAL AT}|\N{SMALL COMMERCIAL AT}")
-_SCHEME = re.compile(r"['\"]?[a-z][a-z0-9+.-]{0,10}://", re.IGNORECASE)
+_BEFORE_NAMES = re.compile(r"b?['\"]?(?:(?:[a-z][a-z0-9+.-]{0,10}:)?//)?", re.IGNORECASE)
 _PLAIN_NUMBERS: frozenset[type] = frozenset({int, float, np.float32, np.float64})
 _PLAIN_LISTS: frozenset[type] = frozenset({list, tuple})
 
@@ -176,8 +176,8 @@ def _without_password(base_url: Any) -> str:
     text = _WHOLE.repr(base_url)
     # A password may hold what ends a host. Cut last: an end that is cut off would hide the sign.
     if signs := list(_PASSWORD_SIGN.finditer(text)):
-        scheme = _SCHEME.match(text)
-        text = f"{scheme[0] if scheme else ''}...@{text[signs[-1].end() :]}"
+        before = _BEFORE_NAMES.match(text)
+        text = f"{before[0] if before else ''}...@{text[signs[-1].end() :]}"
     if len(text) <= _LONGEST_SHOWN:
         return text
     half = _LONGEST_SHOWN // 2

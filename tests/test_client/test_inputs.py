@@ -433,6 +433,8 @@ def test_an_address_is_named_without_its_password() -> None:
         "http://anna:hush%40car:port",
         "http://anna:hush\uff20car:port",
         "ftp://anna:hush@car",
+        "//hush:hush@car",
+        "hush:@car",
         "anna:hush@car/" + "b" * 300,
         b"http://anna:hush@car",
         ["http://anna:hush@car"],

@@ -536,8 +536,12 @@ def test_no_calibration_that_is_loaded_makes_a_likely_crash_look_safe(
 
     rollout = checkpoint.ensemble.rollout(state, actions)
 
-    arrays = (rollout.states, rollout.dones, rollout.uncertainty)
-    (verdict,) = assess(*(x.numpy() for x in arrays), checkpoint.limits)
+    (verdict,) = assess(
+        rollout.states.numpy(),
+        rollout.dones.numpy(),
+        rollout.uncertainty.numpy(),
+        checkpoint.limits,
+    )
     assert verdict.verdict == "unsafe"
 
 
