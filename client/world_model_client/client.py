@@ -21,6 +21,7 @@ That is harmless even if the first try was computed: predictions change nothing.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Coroutine, Sequence
 from types import TracebackType
@@ -32,6 +33,7 @@ from numpy.typing import ArrayLike
 from world_model_client.errors import ClosedClientError, ServiceError, UnreachableError
 from world_model_client.exchange import READINESS, Exchange, place_of
 from world_model_client.inputs import Call, address, bearer, seconds
+from world_model_client.network import DeadlineTransport
 
 _LIMITS = httpx.Limits(
     # More threads than this wait for each other: a process may often open 1,024 files only.
@@ -68,8 +70,6 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
 class _Calls(Generic[Http, Transport, Answer]):
     """What both clients are: calls, and the connections that they need."""
 
-    _kind: type[Http]
-
     def __init__(
         self,
         base_url: str = "http://127.0.0.1:8000",
@@ -87,10 +87,8 @@ class _Calls(Generic[Http, Transport, Answer]):
         if api_key is not None:
             headers["authorization"] = bearer(api_key)
         self._options: dict[str, Any] = {"base_url": self._base_url, "headers": headers}
-        if transport is not None:
-            self._options["transport"] = transport
-        else:  # made once: reading the certificates takes longer than a call
-            self._options["verify"] = httpx.create_ssl_context()
+        if transport is None:  # made once: reading the certificates takes longer than a call
+            self._context = httpx.create_ssl_context()
         # By number of forks, and whether its connections are for one request each. Inherited pools
         # stay here untouched: they are the parent's to close, and its event loop's.
         self._pools: dict[tuple[int, bool], Http] = {}
@@ -183,8 +181,12 @@ class _Calls(Generic[Http, Transport, Answer]):
         key = (_Forks.count, fresh and self._transport is None)
         if key not in self._pools:
             # Atomic: threads that come here at once end up with the same pool.
-            self._pools.setdefault(key, self._kind(**self._options, limits=_LIMITS))
+            self._pools.setdefault(key, self._opened())
         return self._pools[key]
+
+    def _opened(self) -> Http:
+        """Return connections, none of which is made yet."""
+        raise NotImplementedError
 
     def _closing(self) -> list[Http]:
         """Return what is to be closed: not what a parent still uses."""
@@ -207,8 +209,6 @@ class Client(_Calls[httpx.Client, httpx.BaseTransport, dict[str, Any]]):
     Raises:
         InvalidInputError: An argument cannot be right.
     """
-
-    _kind = httpx.Client
 
     def ready(self) -> bool:
         """Tell whether the service takes requests; False if it cannot be reached."""
@@ -233,6 +233,10 @@ class Client(_Calls[httpx.Client, httpx.BaseTransport, dict[str, Any]]):
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _opened(self) -> httpx.Client:
+        transport = self._transport or DeadlineTransport(self._base_url, self._context, _LIMITS)
+        return httpx.Client(**self._options, transport=transport)
 
     def _call(self, call: Call) -> dict[str, Any]:
         exchange = self._exchange(call)
@@ -262,8 +266,6 @@ class AsyncClient(
         InvalidInputError: An argument cannot be right.
     """
 
-    _kind = httpx.AsyncClient
-
     async def ready(self) -> bool:
         """Tell whether the service takes requests; False if it cannot be reached."""
         try:
@@ -288,6 +290,11 @@ class AsyncClient(
     ) -> None:
         await self.close()
 
+    def _opened(self) -> httpx.AsyncClient:
+        if self._transport is not None:
+            return httpx.AsyncClient(**self._options, transport=self._transport)
+        return httpx.AsyncClient(**self._options, verify=self._context, limits=_LIMITS)
+
     async def _call(self, call: Call) -> dict[str, Any]:
         exchange = self._exchange(call)
 
@@ -297,7 +304,10 @@ class AsyncClient(
         while not exchange.is_over:
             http = self._http(fresh=exchange.is_retry)
             with exchange.attempt():
-                async with http.stream(**exchange.request(notice)) as response:
+                async with (
+                    asyncio.timeout(exchange.left_s()),
+                    http.stream(**exchange.request(notice)) as response,
+                ):
                     exchange.take_head(response)
                     async for part in response.aiter_bytes():
                         exchange.take_part(part)

@@ -22,12 +22,15 @@ from world_model_client.errors import (
     UnreachableError,
 )
 from world_model_client.inputs import Call, seconds
+from world_model_client.network import Remaining
 
 READINESS = "/readyz"
 _BY_CODE = {error.code: error for error in SERVICE_ERRORS}
 
 _MARGIN_S = 0.5
 """A call with a deadline waits so much longer: the service's own 504 has to travel."""
+_LATE_S = 0.05
+"""Each wait ends in time; where only their sum does not, so much later."""
 _LONGEST_WAIT_S = 1e6
 """Sockets take no longer timeouts."""
 
@@ -102,9 +105,15 @@ class Exchange:
         """
         try:
             yield
+        except TimeoutError:  # of `asyncio.timeout`
+            self._check_retry(httpx.ReadTimeout("the answer came too slowly"))
         except (httpx.RequestError, UnavailableError) as exc:
             self._check_retry(exc)
             self.is_retry = True
+
+    def left_s(self) -> float:
+        """Return how long the call may still take, whatever is waited for."""
+        return min(self._ends + _LATE_S - monotonic(), _LONGEST_WAIT_S)
 
     def notice(self, event: str, info: object = None) -> None:
         """Take note of what the transport does (the events of httpcore)."""
@@ -192,7 +201,8 @@ class _TimeLeft(dict[str, float]):
 
     def get(self, name: str, default: Any = None) -> float:
         """Return the seconds left; never 0, which means "do not wait" to sockets."""
-        return min(max(self._ends - monotonic(), 0.001), _LONGEST_WAIT_S)
+        left_s = min(max(self._ends - monotonic(), 0.001), _LONGEST_WAIT_S)
+        return Remaining(left_s, self._ends)
 
 
 def _error(fields: Any, retry_after: str) -> ServiceError | None:

@@ -14,18 +14,21 @@ from __future__ import annotations
 import math
 import re
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from numbers import Real
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import numpy as np
 import orjson
 from numpy.typing import ArrayLike
 
-from world_model_client.errors import InvalidInputError
+from world_model_client.errors import InvalidInputError, printable
+
+T = TypeVar("T")
 
 _KINDS = {
     "b": "booleans",
@@ -39,17 +42,13 @@ _KINDS = {
     "O": "Python objects",
 }
 """What arrays of other types hold, by the type's kind."""
-_FOREIGN_ERRORS = (
-    ArithmeticError,
-    AttributeError,
-    BufferError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-"""What objects of other libraries raise if they cannot be read as numbers."""
 _MAX_DIMS = 3
+_LONGEST_SHOWN = 80
+_LONGEST_REASON = 160
+_WHOLE = reprlib.Repr()
+_WHOLE.maxstring = _WHOLE.maxother = sys.maxsize
+_PASSWORD_SIGN = re.compile("@|%40|\N{FULLWIDTH COMMERCIAL AT}|\N{SMALL COMMERCIAL AT}")
+_BEFORE_NAMES = re.compile(r"b?['\"]?(?:(?:[a-z][a-z0-9+.-]{0,10}:)?//)?", re.IGNORECASE)
 _PLAIN_NUMBERS: frozenset[type] = frozenset({int, float, np.float32, np.float64})
 _PLAIN_LISTS: frozenset[type] = frozenset({list, tuple})
 
@@ -80,11 +79,11 @@ class Call:
         """
         if not self.arrays:
             return None
-        fields = {name: _numbers(name, *given) for name, given in self.arrays.items()}
+        fields = {name: _read(_numbers, name, *given) for name, given in self.arrays.items()}
         if self.threshold is not None:
             fields["threshold"] = number("threshold", self.threshold)
         fields.update(
-            (n, _listed(n, given)) for n, given in self.names.items() if given is not None
+            (n, _read(_listed, n, given)) for n, given in self.names.items() if given is not None
         )
         return orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)
 
@@ -95,6 +94,34 @@ def number(name: str, value: Any) -> float:
     Raises:
         InvalidInputError: It is none.
     """
+    return _read(_number, name, value)
+
+
+def _read(read: Callable[..., T], name: str, *given: Any) -> T:
+    """Return what `read` makes of an argument.
+
+    Raises:
+        InvalidInputError: It cannot be read. Objects of callers have methods of their own, which
+            may raise anything.
+    """
+    try:
+        return read(name, *given)
+    except InvalidInputError:
+        raise
+    except Exception as exc:
+        raise InvalidInputError(f"{name} cannot be read: {_reason(exc)}") from exc
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of an error's text, or its type's name if it has none."""
+    try:
+        text = str(error).partition("\n")[0]
+    except Exception:  # noqa: BLE001 (it is not ours either)
+        text = ""
+    return printable(text or type(error).__name__, _LONGEST_REASON)
+
+
+def _number(name: str, value: Any) -> float:
     given = None if isinstance(value, Sequence) else _leaf(name, value)
     if given is None or np.ndim(given) != 0:
         raise InvalidInputError(f"{name} is {_shown(value)}, not a number")
@@ -122,11 +149,14 @@ def address(base_url: Any) -> httpx.URL:
     Raises:
         InvalidInputError: It has no scheme of HTTP, no host, or is no address at all.
     """
-    shown = re.sub(r"[^/'\"]*@", "...@", reprlib.repr(base_url))  # no password
+    shown = _without_password(base_url)
     try:
         url = httpx.URL(base_url)
         url.host.encode("idna")  # what the resolver does, and no URL parser
     except (httpx.InvalidURL, TypeError, UnicodeError) as exc:
+        if _PASSWORD_SIGN.search(_WHOLE.repr(base_url)):
+            # Nor the parser's words, here and as the cause: it takes a password's part for a port.
+            raise InvalidInputError(f"base_url is {shown}, which is no address") from None
         raise InvalidInputError(f"base_url is {shown}, which is no address: {exc}") from exc
     is_whole = (
         url.scheme in ("http", "https")
@@ -139,6 +169,19 @@ def address(base_url: Any) -> httpx.URL:
             "the service lies below one)"
         )
     return url
+
+
+def _without_password(base_url: Any) -> str:
+    """Return an address for people: what may be a user's name and password is left out."""
+    text = _WHOLE.repr(base_url)
+    # A password may hold what ends a host. Cut last: an end that is cut off would hide the sign.
+    if signs := list(_PASSWORD_SIGN.finditer(text)):
+        before = _BEFORE_NAMES.match(text)
+        text = f"{before[0] if before else ''}...@{text[signs[-1].end() :]}"
+    if len(text) <= _LONGEST_SHOWN:
+        return text
+    half = _LONGEST_SHOWN // 2
+    return f"{text[:half]}...{text[-half:]}"
 
 
 def bearer(api_key: Any) -> str:
@@ -177,8 +220,7 @@ def _array(name: str, values: Any) -> np.ndarray[Any, Any]:
     try:
         array = np.asarray(parts)
     except (TypeError, ValueError) as exc:
-        reason = str(exc).partition("\n")[0]
-        raise InvalidInputError(f"{name} is not an array of numbers: {reason}") from exc
+        raise InvalidInputError(f"{name} is not an array of numbers: {_reason(exc)}") from exc
     if array.dtype == object:  # plain integers beyond 64 bits
         array = np.asarray(_numeric(name, values, ()))
     kind = np.float32 if array.dtype == np.float32 else np.float64
@@ -241,9 +283,8 @@ def _leaf(name: str, value: Any) -> Any:
         raise InvalidInputError(f"{name} is {_shown(value)}, too large a number") from exc
     except InvalidInputError:
         raise
-    except _FOREIGN_ERRORS as exc:
-        reason = str(exc).partition("\n")[0]
-        raise InvalidInputError(f"{name} is not an array of numbers: {reason}") from exc
+    except Exception as exc:
+        raise InvalidInputError(f"{name} is not an array of numbers: {_reason(exc)}") from exc
     kind = array.dtype.kind
     if array.ndim == 0 and kind not in "iuf":
         raise InvalidInputError(f"{name} is {_shown(value)}, not a number")

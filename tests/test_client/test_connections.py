@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -20,6 +22,7 @@ import pytest
 import world_model_client.exchange
 from service.errors import (
     DeadlineExceededError,
+    InvalidInputError,
     UnavailableError,
     UnreachableError,
     WorldModelError,
@@ -136,15 +139,15 @@ def test_more_threads_than_connections_wait_for_each_other(
 Ask = Callable[[str], Any]
 
 
-def ask_sync(url: str, calls: int = 2, **options: Any) -> list[Any]:
+def ask_sync(url: str, calls: int = 2, *, action: Any = (0.0,), **options: Any) -> list[Any]:
     with Client(url, **options) as client:
-        return [client.predict([i], [0.0]) for i in range(calls)]
+        return [client.predict([i], action) for i in range(calls)]
 
 
-def ask_async(url: str, calls: int = 2, **options: Any) -> list[Any]:
+def ask_async(url: str, calls: int = 2, *, action: Any = (0.0,), **options: Any) -> list[Any]:
     async def ask() -> list[Any]:
         async with AsyncClient(url, **options) as client:
-            return [await client.predict([i], [0.0]) for i in range(calls)]
+            return [await client.predict([i], action) for i in range(calls)]
 
     return asyncio.run(ask())
 
@@ -268,26 +271,134 @@ def test_readiness_is_asked_for_once() -> None:
     assert len(server.visits) == 1
 
 
+HINTS = b"HTTP/1.1 103 Early Hints\r\n\r\n"
+DRIPS = {
+    "nothing": (b"", b""),
+    "a head": (b"HTTP/1.1 200 OK\r\n", b"a: b\r\n"),
+    "a line": (b"", b"H"),
+    "hints": (b"", HINTS),
+    "many hints": (b"", HINTS * 1000),
+    "a body": (b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n", b" "),
+    "much of a body": (b"HTTP/1.1 200 OK\r\nContent-Length: 10000000000\r\n\r\n", b" " * 2**16),
+    "chunks": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+    "a chunk's size": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"0"),
+}
+
+
 @BOTH
-@pytest.mark.parametrize("pieces", ["none", "many"])
-def test_a_calls_deadline_ends_the_wait_however_the_answer_drips(ask: Any, pieces: str) -> None:
+@pytest.mark.parametrize("drip", DRIPS)
+def test_a_calls_deadline_ends_the_wait_whatever_drips(ask: Any, drip: str) -> None:
     is_over = threading.Event()
+    first, more = DRIPS[drip]
 
     def behave(visit: Visit) -> bytes | None:
-        visit.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" if pieces == "many" else b"")
-        while not is_over.wait(0.05):
-            visit.write(b" " if pieces == "many" else b"")
+        visit.write(first)
+        while not is_over.wait(0 if len(more) > 1000 else 0.05):
+            visit.write(more)
         return None
 
     with misbehaving(behave) as server:
         started = time.monotonic()
-        with pytest.raises(UnreachableError, match=r"no answer from .* after 0\.2 s"):
-            ask(server.url, 1, timeout_s=0.2)
+        with pytest.raises(UnreachableError, match=r"no answer from .* after 0\.4 s"):
+            ask(server.url, 1, timeout_s=0.4)
         took_s = time.monotonic() - started
         is_over.set()
 
-    assert 0.2 <= took_s < 2
+    assert 0.4 <= took_s < 1.4
     assert len(server.visits) == 1
+
+
+@BOTH
+def test_a_second_call_on_a_connection_ends_in_time_too(ask: Any) -> None:
+    is_over = threading.Event()
+
+    def behave(visit: Visit) -> bytes | None:
+        if visit.number == 0:
+            return answer_to(visit)
+        while not is_over.wait(0.05):
+            visit.write(HINTS)
+        return None
+
+    with misbehaving(behave) as server:
+        started = time.monotonic()
+        with pytest.raises(UnreachableError, match="no answer from"):
+            ask(server.url, 2, timeout_s=0.4)
+        took_s = time.monotonic() - started
+        is_over.set()
+
+    assert 0.4 <= took_s < 1.4
+    assert [visit.connection for visit in server.visits] == [0, 0]
+
+
+@BOTH
+def test_a_server_that_reads_nothing_is_not_waited_for(ask: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        started = time.monotonic()
+        with pytest.raises(UnreachableError, match=r"no answer from .* after 0\.4 s"):
+            ask(
+                f"http://127.0.0.1:{server.getsockname()[1]}",
+                1,
+                timeout_s=0.4,
+                action=np.zeros((2_000_000, 2), np.float32),
+            )
+        took_s = time.monotonic() - started
+
+    assert 0.4 <= took_s < 4  # most of it to write the body
+
+
+def test_addresses_of_a_host_share_one_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[tuple[str, float]] = []
+
+    def refuse(address: tuple[str, int], timeout: float, **_: Any) -> socket.socket:
+        waits.append((address[0], timeout))
+        raise TimeoutError("timed out")
+
+    found = [(0, 0, 0, "", (address, 80)) for address in ("192.0.2.1", "192.0.2.1", "192.0.2.2")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+
+    with Client("http://car") as client, pytest.raises(UnreachableError, match="timed out, after"):
+        client.predict([1.0], [2.0], timeout_s=1.5)
+
+    assert [address for address, _ in waits] == ["192.0.2.1", "192.0.2.2"] * 2
+    assert [wait_s for _, wait_s in waits] == pytest.approx([1, 2, 1, 2], abs=0.2)
+
+
+def test_a_host_that_has_no_address_is_named() -> None:
+    said = r"no answer from http://car\.invalid: \[Errno"
+    with Client("http://car.invalid") as client, pytest.raises(UnreachableError, match=said):
+        client.model()
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "all_proxy"])
+def test_a_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for variable in ("http_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.delenv(variable.upper(), raising=False)
+    with misbehaving(answer_to) as server:
+        proxy = server.url.replace("//", "//user:pass@")
+        monkeypatch.setenv(name, proxy)
+        with Client("http://car:8000") as client:
+            client.model()
+        monkeypatch.setenv("no_proxy", "car")
+        with Client("http://car:8000") as client, pytest.raises(UnreachableError, match="Errno"):
+            client.model()
+
+    (visit,) = server.visits
+    assert visit.headers["host"] == "car:8000"
+    assert visit.headers["proxy-authorization"].startswith("Basic ")
+
+
+def test_a_proxy_that_is_none_is_refused_without_its_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv("http_proxy", "ftp://user:s3same@car")
+
+    with Client("http://car") as client, pytest.raises(InvalidInputError, match="proxy") as refused:
+        client.model()
+    assert "s3same" not in "".join(traceback.format_exception(refused.value))
 
 
 class Clock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import traceback
 from array import array
 from collections import deque
 from collections.abc import Callable
@@ -48,6 +49,52 @@ class Broken:
         raise KeyError("lost")
 
 
+class RaisingArray:
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __array__(self, *arguments: Any) -> Any:
+        raise self.error
+
+
+class RaisingList(list[float]):
+    def __init__(self, error: Exception) -> None:
+        super().__init__([0.0])
+        self.error = error
+
+    def __iter__(self) -> Any:
+        raise self.error
+
+
+class RaisingNumber(Fraction):
+    error: Exception
+
+    def __new__(cls, error: Exception) -> Any:
+        made = super().__new__(cls, 1)
+        made.error = error
+        return made
+
+    def __float__(self) -> float:
+        raise self.error
+
+
+class RaisingNature:
+    """Not even what it is can be asked."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    @property
+    def __array_interface__(self) -> Any:
+        raise self.error
+
+
+class SilentError(Exception):
+    def __str__(self) -> str:
+        raise KeyError("no text")
+
+
+ERRORS = (KeyError("k"), SystemError("s"), RuntimeError(""), OSError(5, "o"), SilentError())
 ENDLESS: list[Any] = []
 ENDLESS.append(ENDLESS)
 
@@ -144,6 +191,19 @@ NOT_SENT: dict[str, tuple[Callable[[Client], object], str]] = {
         "^state is not an array of numbers: .*BFloat16",
     ),
     "broken array": (state(Broken()), "^state is not an array of numbers: 'lost'"),
+    **{
+        f"{type(error).__name__} of {kind.__name__}": (state(kind(error)), "^state (is|cannot) ")
+        for error in ERRORS
+        for kind in (RaisingArray, RaisingList, RaisingNumber, RaisingNature)
+    },
+    "broken number in a list": (
+        state([0.0, RaisingNumber(KeyError("k"))]),
+        r"^state\[1\] is not an array of numbers: 'k'",
+    ),
+    "broken threshold": (check(threshold=RaisingNumber(KeyError("k"))), "^threshold is not .* 'k'"),
+    "broken names": (check(include=RaisingList(KeyError("k"))), "^include cannot be read: 'k'"),
+    "broken time": (check(timeout_s=RaisingNumber(KeyError("k"))), "^timeout_s is not .* 'k'"),
+    "long reason": (state(RaisingArray(KeyError("k" * 999))), r"numbers: 'k{150,160}\.\.\.$"),
     "one number": (state(1.0), r"^state has 0 dimensions \(allowed: 1 or 2\)"),
     "three dimensions": (state(np.zeros((1, 2, 3))), "^state has 3 dimensions"),
     "action holds a boolean": (
@@ -357,6 +417,38 @@ def test_an_address_is_named_without_its_password() -> None:
         Client("http://anna:hush@car", transport=httpx.MockTransport(refuse)).model()
 
     assert "hush" not in f"{caught.value} {lost.value}"
+
+
+@pytest.mark.parametrize(
+    "base_url",
+    [
+        "http://anna:hush/hush@car",
+        "http://anna:hush?hush@car",
+        "http://anna:hush#hush@car",
+        "http://anna:hush@hush@car:port",
+        "http://anna:hush@" + "a" * 300,
+        "http://anna:" + "hush" * 100 + "@car:port",
+        "http://anna:hush'\"@car:port",
+        "http://anna:hush\n@car",
+        "http://anna:hush%40car:port",
+        "http://anna:hush\uff20car:port",
+        "ftp://anna:hush@car",
+        "//hush:hush@car",
+        "hush:@car",
+        "anna:hush@car/" + "b" * 300,
+        b"http://anna:hush@car",
+        ["http://anna:hush@car"],
+        httpx.URL("ftp://anna:hush@car"),
+    ],
+    ids=lambda given: repr(given)[:40],
+)
+def test_no_part_of_a_password_is_shown_whatever_is_wrong_with_the_address(base_url: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"^base_url is ") as caught:
+        Client(base_url)
+
+    text = "".join(traceback.format_exception(caught.value, limit=0))
+    assert "hush" not in text.lower()
+    assert len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1, NAN, INF, "1", None, True], ids=repr)

@@ -1,0 +1,229 @@
+"""httpx's transport over sockets whose waits together end in time, for the blocking client.
+
+The timeouts of httpx are for each read and each write: a server that sends a byte now and then is
+waited for without end. Here all waits of a request end at one moment. The asyncio client has
+`asyncio.timeout` for that.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import urllib.request
+from collections.abc import Iterable, Iterator
+from time import monotonic
+from typing import Any
+
+import httpcore
+import httpx
+
+from world_model_client.errors import InvalidInputError
+
+_PART_BYTES = 2**16
+"""Written at once: a longer part is many writes to httpcore, each of which may wait anew."""
+_ERRORS = (
+    httpcore.NetworkError,
+    httpcore.ProtocolError,
+    httpcore.ProxyError,
+    httpcore.TimeoutException,
+    httpcore.UnsupportedProtocol,
+)
+
+
+class Remaining(float):
+    """Seconds that a request has left, and when they end.
+
+    Attributes:
+        ends: By `time.monotonic`.
+    """
+
+    ends: float
+
+    def __new__(cls, left_s: float, ends: float) -> Remaining:
+        """Return `left_s` as a number that knows its end."""
+        made = super().__new__(cls, left_s)
+        made.ends = ends
+        return made
+
+
+class DeadlineTransport(httpx.BaseTransport):
+    """Sends requests whose timeouts are `Remaining`.
+
+    Args:
+        base_url: Of all requests; it decides on the proxy, which the environment may name.
+        context: For https.
+        limits: Of the connections.
+
+    Raises:
+        InvalidInputError: The environment names a proxy that is no address of one.
+    """
+
+    def __init__(self, base_url: httpx.URL, context: ssl.SSLContext, limits: httpx.Limits) -> None:
+        self._pool = httpcore.ConnectionPool(
+            ssl_context=context,
+            proxy=_proxy(base_url),
+            max_connections=limits.max_connections,
+            max_keepalive_connections=limits.max_keepalive_connections,
+            keepalive_expiry=limits.keepalive_expiry,
+            network_backend=_Backend(),
+        )
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request and return the head of its answer, with the body to be read.
+
+        Raises:
+            httpx.TransportError: No answer came, or not in time.
+        """
+        assert isinstance(request.stream, httpx.SyncByteStream)
+        sent = httpcore.Request(
+            request.method,
+            _core_url(request.url),
+            headers=request.headers.raw,
+            content=request.stream,
+            extensions=request.extensions,
+        )
+        try:
+            answer = self._pool.handle_request(sent)
+        except _ERRORS as exc:
+            raise _translated(exc) from exc
+        assert isinstance(answer.stream, Iterable)
+        return httpx.Response(
+            answer.status,
+            headers=answer.headers,
+            stream=_Body(answer.stream),
+            extensions=answer.extensions,
+        )
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._pool.close()
+
+
+class _Body(httpx.SyncByteStream):
+    def __init__(self, parts: Iterable[bytes]) -> None:
+        self._parts = parts
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            yield from self._parts
+        except _ERRORS as exc:
+            raise _translated(exc) from exc
+
+    def close(self) -> None:
+        if hasattr(self._parts, "close"):
+            self._parts.close()
+
+
+class _Backend(httpcore.SyncBackend):
+    """Opens connections of httpcore's own kind, whose waits end in time."""
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.NetworkStream:
+        """Connect to the first address of a host that answers, within one time for all of them.
+
+        The resolver has timeouts of its own.
+        """
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as exc:
+            raise httpcore.ConnectError(str(exc)) from exc
+        addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
+        while True:
+            address = addresses.pop(0)
+            left_s = _left_s(timeout, httpcore.ConnectTimeout)
+            if left_s is not None:
+                left_s /= 1 + len(addresses)
+            try:
+                return _Stream(
+                    super().connect_tcp(address, port, left_s, local_address, socket_options)
+                )
+            except (httpcore.ConnectError, httpcore.ConnectTimeout):
+                if not addresses:
+                    raise
+
+
+class _Stream(httpcore.NetworkStream):
+    """A connection of httpcore, each wait on which takes what is left of the time."""
+
+    def __init__(self, stream: httpcore.NetworkStream) -> None:
+        self._stream = stream
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(max_bytes, _left_s(timeout, httpcore.ReadTimeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        if len(buffer) <= _PART_BYTES:
+            self._stream.write(buffer, _left_s(timeout, httpcore.WriteTimeout))
+            return
+        for start in range(0, len(buffer), _PART_BYTES):
+            part = buffer[start : start + _PART_BYTES]
+            self._stream.write(part, _left_s(timeout, httpcore.WriteTimeout))
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> httpcore.NetworkStream:
+        left_s = _left_s(timeout, httpcore.ConnectTimeout)
+        return _Stream(self._stream.start_tls(ssl_context, server_hostname, left_s))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+def _left_s(timeout: float | None, error: type[httpcore.TimeoutException]) -> float | None:
+    """Return how long a wait may still take.
+
+    Raises:
+        httpcore.TimeoutException: Of the given kind; there is no time left.
+    """
+    if not isinstance(timeout, Remaining):
+        return timeout
+    left_s = timeout.ends - monotonic()
+    if left_s <= 0:
+        raise error("timed out")
+    return min(left_s, float(timeout))
+
+
+def _translated(error: Exception) -> httpx.TransportError:
+    """Return httpx's error of the same name: its tree repeats httpcore's."""
+    kind: type[httpx.TransportError] = getattr(httpx, type(error).__name__)
+    return kind(str(error))
+
+
+def _core_url(url: httpx.URL) -> httpcore.URL:
+    return httpcore.URL(
+        scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
+    )
+
+
+def _proxy(url: httpx.URL) -> httpcore.Proxy | None:
+    """Return the proxy that the environment names for an address, None if it names none."""
+    named = urllib.request.getproxies()
+    given = named.get(url.scheme) or named.get("all")
+    if not given or urllib.request.proxy_bypass(url.host):
+        return None
+    try:
+        proxy = httpx.Proxy(given if "://" in given else f"http://{given}")
+    except (httpx.InvalidURL, ValueError):
+        # Without the cause, which shows a password.
+        raise InvalidInputError(
+            f"the proxy that the environment names for {url.scheme} has no address of one "
+            "(allowed: http, https or socks5, and host and port)"
+        ) from None
+    return httpcore.Proxy(
+        _core_url(proxy.url),
+        auth=proxy.raw_auth,
+        headers=proxy.headers.raw,
+        ssl_context=proxy.ssl_context,
+    )
