@@ -31,6 +31,9 @@ from service.http.heads import HEAD_END, fault_of_lines, without_upgrade
 _LONGEST_FED = 2**13
 """Of chunks, at once: in tiny ones so much takes a third of a millisecond."""
 
+_MOST_EMPTY = 16
+"""Bytes of empty lines that may come before a request."""
+
 _TURN_S = 0.0005
 """Time for which input is parsed before others get a turn."""
 
@@ -87,6 +90,7 @@ class Input(HttpToolsProtocol):
         self._body_bytes = 0  # read by the parser
         self._fed_bytes = 0  # given to the parser, what is around chunks too
         self._fault: ServiceError | None = None  # found by a callback of the parser
+        self._empty = 0  # bytes of empty lines before a head
         self._raw_head = b""
         self._is_head_complete = False
         self._is_taken = False  # whether somebody answers the request whose body comes
@@ -187,8 +191,14 @@ class Input(HttpToolsProtocol):
             self._expects = Expected.HEAD
             self._unset_keepalive_if_required()
             self._arm(self._limits.head_timeout_s, self._on_head_timeout)
-        if data.startswith((b"\r", b"\n")):  # empty lines may come first (RFC 9112, 2.2)
-            del data[: len(data) - len(data.lstrip(b"\r\n"))]
+        if data.startswith((b"\r", b"\n")):  # a few empty lines may come first (RFC 9112, 2.2)
+            begin = data[: _MOST_EMPTY + 1]
+            count = len(begin) - len(begin.lstrip(b"\r\n"))
+            self._empty += count
+            if self._empty > _MOST_EMPTY:
+                self._refuse(BadRequestError("there is no request, but empty lines"))
+                return False
+            del data[:count]
         end = HEAD_END.search(data, max(0, self._scanned - 2))
         length = end.end() if end is not None else len(data)
         if length > self._limits.max_head_bytes:
@@ -199,7 +209,7 @@ class Input(HttpToolsProtocol):
             return False
         head = bytes(data[:length])
         del data[:length]
-        self._scanned = 0
+        self._scanned = self._empty = 0
         self._disarm()
         self._parsed += 1
         known = self._heads.get(head)

@@ -188,13 +188,17 @@ class Scheduler:
 
     async def _advance(self, launch: Launch) -> None:
         """Compute a slice of a launch."""
-        engine, stop_when_readable = self._engine, self._stop_when_readable
+        engine = self._engine
+        # Nothing that comes in is more urgent than a safety check. Left at each input, it would
+        # take a turn of the event loop a step where somebody sends without end.
+        is_safety = launch.job_class is JobClass.SAFETY
+        stop_when_readable = None if is_safety else self._stop_when_readable
         steps, expected_s, is_inline = launch.next_slice(
             engine.costs,
             self._bounds,
             self.health.pace,
             is_quick=self._is_quick,
-            stops_early=stop_when_readable is not None,
+            stops_early=self._stop_when_readable is not None,
         )
         if launch.running is None:
             now = self._timer()

@@ -160,6 +160,18 @@ async def test_a_long_slice_on_the_loop_is_left_for_what_comes_in(
     assert engine.slices[1:] == [(1, 3), (1, 2), (1, 7)]
 
 
+async def test_a_safety_check_on_the_loop_is_not_left(
+    engine: FakeEngine, make: Callable[..., Awaitable[Bench]]
+) -> None:
+    """Nothing that comes in is more urgent, and somebody may send without end."""
+    engine.costs, engine.is_quick_to_call = slow_costs(0.001), True
+    bench = await make(preempt_after_s=0.001, inline_s=0.1)
+    engine.leave_after = 3
+    await bench.ask(count=1, horizon=50, job_class=SAFETY)
+
+    assert (engine.slices, engine.watched) == ([(1, 50)], [False])
+
+
 async def test_what_would_come_too_late_is_refused_at_once(
     engine: FakeEngine, make: Callable[..., Awaitable[Bench]]
 ) -> None:
