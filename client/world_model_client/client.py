@@ -83,7 +83,7 @@ class _Calls(Generic[Http, Transport, Answer]):
         self._timeout_s = seconds("timeout_s", timeout_s)
         self._checks_ids = checks_ids
         self._transport: Transport | None = transport
-        headers = {"content-type": "application/json"}
+        headers = {"content-type": "application/json", "accept-encoding": "identity"}
         if api_key is not None:
             headers["authorization"] = bearer(api_key)
         self._options: dict[str, Any] = {"base_url": self._base_url, "headers": headers}

@@ -124,12 +124,16 @@ class Exchange:
         """Take the head of an answer.
 
         Raises:
-            UnreachableError: It is another request's answer.
+            UnreachableError: It is another request's answer, or a compressed one, which was not
+                asked for: a small one may fill the memory.
         """
         self._has_head = True
         self._status = response.status_code
         self._retry_after = response.headers.get("retry-after", "")
         others = {x for x in response.headers.get_list("x-request-id") if x != self._id}
+        coding = response.headers.get("content-encoding", "identity")
+        if coding.strip().lower() != "identity":
+            raise UnreachableError(f"the answer from {self._place} is compressed ({coding[:64]!r})")
         if self._checks_ids and others:
             raise UnreachableError(
                 f"the answer from {self._place} is not this request's: it has the X-Request-Id "

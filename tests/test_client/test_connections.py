@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import os
 import socket
 import subprocess
@@ -306,6 +307,21 @@ def test_a_calls_deadline_ends_the_wait_whatever_drips(ask: Any, drip: str) -> N
 
     assert 0.4 <= took_s < 1.4
     assert len(server.visits) == 1
+
+
+@BOTH
+def test_a_compressed_answer_is_not_expanded(ask: Any) -> None:
+    """A small one may fill the memory; nobody asked for it."""
+    content = gzip.compress(b"[" + b"0," * 5_000_000 + b"0]")
+
+    def behave(visit: Visit) -> bytes:
+        answer = answered(content, visit.request_id)
+        return answer.replace(b"\r\n", b"\r\nContent-Encoding: gzip\r\n", 1)
+
+    with misbehaving(behave) as server:
+        with pytest.raises(UnreachableError, match="is compressed"):
+            ask(server.url, 1)
+        assert server.visits[0].headers["accept-encoding"] == "identity"
 
 
 @BOTH
