@@ -100,6 +100,7 @@ class Input(HttpToolsProtocol):
         self._is_ahead = False  # input waits for a turn, or for the answer before it
         self._counted = 0  # bytes of the input that the intake counts
         self._has_room = True  # says the intake
+        self._is_pausing = False  # until the next time round the event loop
         self._lingering = 0  # bytes thrown away since a refusal
         self._timer: asyncio.TimerHandle | None = None  # of a head, a body, grace or lingering
 
@@ -177,12 +178,25 @@ class Input(HttpToolsProtocol):
         self.shared.intake.remove(self)
 
     def _read_or_not(self) -> None:
-        is_held = self._is_ahead or not self._has_room
+        is_held = self._is_ahead or self._is_pausing or not self._has_room
         self.flow.is_held = is_held
         if is_held:
             self.flow.pause_reading()
         elif not self.transport.is_closing():
             self.flow.resume_reading()
+
+    def _pause(self) -> None:
+        """Read no more until the next time round the event loop.
+
+        libuv reads up to 32 times in a row, 8 MiB, from a caller that sends as fast.
+        """
+        self._is_pausing = True
+        self._read_or_not()
+        self.loop.call_soon(self._end_pause)
+
+    def _end_pause(self) -> None:
+        self._is_pausing = False
+        self._read_or_not()
 
     def _parse_head(self) -> bool:
         """Parse the head that the input begins with; False if it is not whole."""

@@ -51,6 +51,8 @@ _LAST_REQUEST_S = 0.25
 
 _LINGER_S = 1.0
 _LONGEST_DROPPED = 2**16
+_MUCH_AT_ONCE = 2**17
+"""Bytes that come in one read; a read takes at most 2**18."""
 
 _MOST_REFUSED = 64
 """Open connections that wait for their caller to read that there are too many."""
@@ -133,6 +135,8 @@ class Protocol(Input):
 
     def data_received(self, data: bytes) -> None:
         """Take in what has come; under a known head it is not parsed."""
+        if len(data) > _MUCH_AT_ONCE:
+            self._pause()
         if self._missing:
             self._keep(data)
             return

@@ -546,6 +546,36 @@ async def test_a_caller_may_leave_while_its_long_body_is_read(
     assert len(engine.launches) == 1
 
 
+async def test_who_sends_fast_is_read_once_each_time_round_the_loop(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libuv reads up to 32 times in a row, in which nobody else is answered."""
+    reads: list[int] = [0]
+    take = Protocol.data_received
+
+    def counting(self: Protocol, data: bytes) -> None:
+        if reads[-1] == 0:
+            asyncio.get_running_loop().call_soon(reads.append, 0)
+        reads[-1] += 1
+        take(self, data)
+
+    monkeypatch.setattr(Protocol, "data_received", counting)
+    body = long_body().ljust(2**23)
+    async with listening(engine, max_body_bytes=2**24) as served:
+
+        def send() -> bytes:
+            with socket.create_connection(("127.0.0.1", served.port)) as connection:
+                for _ in range(3):  # the first head is not known, the others are
+                    connection.sendall(request(body))
+                    answer = connection.recv(2**16)
+                return answer
+
+        assert (await asyncio.to_thread(send)).startswith(b"HTTP/1.1 422 ")
+
+    assert sum(reads) > 3 * 2**23 / 2**18
+    assert max(reads) <= 2
+
+
 async def test_long_bodies_are_counted_until_they_are_read(
     engine: FakeEngine, slices: Slices
 ) -> None:
