@@ -1,4 +1,4 @@
-"""The seam between engine, scheduler and routes: arrays in, arrays out, and who they belong to.
+"""The seam between engine, scheduling and HTTP: arrays in, arrays out, and who they belong to.
 
 NumPy only, so that whoever imports it loads neither torch nor a web framework.
 """
@@ -19,7 +19,7 @@ from models.spec import Spec
 __all__ = ["Array", "Costs", "EngineLike", "Headers", "ModelInfo", "Prediction", "Running"]
 
 Headers = Mapping[bytes, bytes]
-"""HTTP headers by name in lower case; for `http` and `telemetry`, which may not meet."""
+"""HTTP headers by name in lower case; as `telemetry` gets them, which may not import `http`."""
 
 
 @dataclass(frozen=True)

@@ -56,18 +56,13 @@ def folders(package: str) -> Iterator[str]:
 @cache
 def imports() -> set[tuple[str, str]]:
     """Return which room imports which, by the code."""
-    present = [name for name in (*PACKAGES, *OUTSIDE) if is_package(name)]
-    graph = grimp.build_graph(*present, cache_dir=None)
+    graph = grimp.build_graph(*PACKAGES, *OUTSIDE, cache_dir=None)
     found = set()
     for module in graph.modules:
         if module.partition(".")[0] not in OUTSIDE and not module.startswith(FORMER):
             for imported in graph.find_modules_directly_imported_by(module):
                 found.add((room_of(module), room_of(imported)))
     return {(one, other) for one, other in found if one != other}
-
-
-def is_package(name: str) -> bool:
-    return (ROOT / name).is_dir() or (ROOT / "client" / name).is_dir()
 
 
 def rooms() -> dict[str, tuple[str, set[str]]]:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
@@ -67,7 +68,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
     os.register_at_fork(after_in_child=_Forks.add)
 
 
-class _Calls(Generic[Http, Transport, Answer]):
+class _Calls(ABC, Generic[Http, Transport, Answer]):
     """What both clients are: calls, and the connections that they need."""
 
     def __init__(
@@ -162,8 +163,9 @@ class _Calls(Generic[Http, Transport, Answer]):
         """
         return self._call(Call("/model"))
 
+    @abstractmethod
     def _call(self, call: Call) -> Answer:
-        raise NotImplementedError
+        """Make a call: send it, maybe once more, and return what came."""
 
     def _exchange(self, call: Call) -> Exchange:
         return Exchange(call, self._base_url, self._timeout_s, self._checks_ids)
@@ -184,9 +186,9 @@ class _Calls(Generic[Http, Transport, Answer]):
             self._pools.setdefault(key, self._opened())
         return self._pools[key]
 
+    @abstractmethod
     def _opened(self) -> Http:
         """Return connections, none of which is made yet."""
-        raise NotImplementedError
 
     def _closing(self) -> list[Http]:
         """Return what is to be closed: not what a parent still uses."""

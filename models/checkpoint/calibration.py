@@ -6,6 +6,7 @@ A limit is served only if enough data vouch for it, or if its owner asked for it
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated, Any
 
 from annotated_types import Interval
@@ -105,7 +106,7 @@ class Calibration:
                     f"state_low[{i}] is {least}, but must not be above state_high[{i}], {most}"
                 )
 
-    @property
+    @cached_property
     def guarantee(self) -> Guarantee | None:
         """What is promised about the crash threshold; None if nothing was noted."""
         return _read_guarantee(self.notes)
@@ -142,7 +143,7 @@ class Calibration:
         held = {name: getattr(self, name) for name, limit in served.items() if limit is None}
         return {name: limit for name, limit in held.items() if limit is not None}
 
-    @property
+    @cached_property
     def _notes(self) -> Notes:
         return _read_notes(self.notes)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -121,7 +122,7 @@ class Checkpoint:
         """Number of members loaded."""
         return self.ensemble.member_count
 
-    @property
+    @cached_property
     def limits(self) -> SafetyLimits:
         """What safety verdicts are judged by."""
         calibration, dim = self.calibration, self.spec.state_dim

@@ -36,7 +36,7 @@ class Sender(Protocol):
         """Read on."""
 
     def cut_input(self) -> None:
-        """Answer that its request did not come in time, and close it."""
+        """Answer 503, and close it."""
 
 
 class Reader(Protocol):

@@ -19,7 +19,6 @@ class ConnectionLimits:
         max_head_bytes: Of a request's line and headers, or of its trailers.
         head_timeout_s: From a request's first byte to the end of its head.
         body_timeout_s: From there to the end of its body.
-        idle_timeout_s: Between requests.
         answer_timeout_s: In which a caller reads nothing of its answer.
         max_buffered_bytes: Of all incomplete requests together, and of all unread answers.
     """
@@ -28,7 +27,6 @@ class ConnectionLimits:
     max_head_bytes: int = 2**15
     head_timeout_s: float = 10.0
     body_timeout_s: float = 30.0
-    idle_timeout_s: float = 75.0
     answer_timeout_s: float = 30.0
     max_buffered_bytes: int = 2**24
 
@@ -45,6 +43,7 @@ class Connections:
         turns: Runs long work between short requests.
         intake: Bounds the memory of requests that are not complete.
         unread: Bounds the memory of answers that are not read.
+        paths: Of prediction endpoints, by their bytes.
         heads: What heads mean that came before, by their bytes.
         common: Headers of all answers, as the server had them last.
         common_lines: The same as they are sent.
@@ -59,6 +58,7 @@ class Connections:
         self.turns = exchanges.turns
         self.intake = exchanges.intake
         self.unread = Unread(limits.max_buffered_bytes, limits.answer_timeout_s)
+        self.paths = {path.encode(): path for path in exchanges.endpoints}
         self.heads: dict[bytes, Head] = {}
         self.refused = 0
         self.next_look_for_idle_s = 0.0

@@ -137,7 +137,7 @@ class Exchange:
         method: Of HTTP.
         path: What was asked for.
         headers: By name.
-        label: Its route's template; None: not known yet, or there is none.
+        label: Its route's template; None: there is none.
 
     Attributes:
         label: The metric label of its route.
@@ -340,8 +340,10 @@ def failure(
     if trace is not None:
         trace.failed(error)
     if is_logged:
-        level = log.error if error.status >= 500 else log.info
-        (log.warning if error.status == 429 else level)(
+        report = log.error if error.status >= 500 else log.info
+        if error.status == 429:
+            report = log.warning
+        report(
             "request failed",
             **ids,
             code=error.code,

@@ -8,6 +8,7 @@ TCP: one connection holds one request, whatever is sent on it.
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from enum import Enum
 from time import perf_counter
@@ -68,7 +69,7 @@ class Flow(FlowControl):
             super().resume_reading()
 
 
-class Input(HttpToolsProtocol):
+class Input(HttpToolsProtocol, ABC):
     """The side of a connection that takes in.
 
     Attributes:
@@ -77,6 +78,7 @@ class Input(HttpToolsProtocol):
 
     shared: Connections
     flow: Flow
+    cycle: Any  # uvicorn's of the last request, or the protocol's own
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -302,33 +304,33 @@ class Input(HttpToolsProtocol):
 
     # What the protocol does with it.
 
+    @abstractmethod
     def _is_answered(self) -> bool:
         """Tell whether no request waits for its answer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _is_free(self) -> bool:
         """Tell whether a request may be replied to as soon as its result is there."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _take_known(self, head: Head, rest: bytes) -> bool:
         """Begin a request whose head came before; the rest is its body, or a part of it.
 
         Returns:
             Whether that was all of it.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def _take_body(self) -> None:
         """Look at what the parser has read of a body."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _be_idle(self) -> None:
         """Wait for the next request."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _refuse(self, error: ServiceError) -> None:
         """Answer what cannot be taken, and close the connection when that has been sent."""
-        raise NotImplementedError
 
     # Callbacks of the parser. They must not raise: the parser would be lost.
 
@@ -398,7 +400,7 @@ class Input(HttpToolsProtocol):
 
     def cut_input(self) -> None:
         """Refuse a request that keeps others from being read."""
-        self._refuse(UnavailableError("too much is sent at once, and this request stands still"))
+        self._refuse(UnavailableError("too much is sent at once"))
 
     def _arm(self, seconds: float, on_time: Callable[[], None]) -> None:
         self._disarm()

@@ -41,6 +41,7 @@ class Middleware:
         scope = dict(scope)
         headers: Headers = dict(scope["headers"])
         path = scope["path"]
+        # The template, never a path that a stranger made up.
         label = path if path in PATHS else None
         exchange = Exchange(self._exchanges, scope["method"], path, headers, label)
         answer = _Answer(scope, send, exchange)
@@ -49,10 +50,6 @@ class Middleware:
         except Exception as exc:  # noqa: BLE001 (the app's last resort, see `failure`)
             await answer.fail(exc)
         finally:
-            # The template, never a path that a stranger made up.
-            template = getattr(scope.get("route"), "path", None)
-            if label is None and template in PATHS:
-                exchange.label = template
             exchange.finish(answer.status)
 
     async def _serve(

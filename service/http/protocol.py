@@ -83,7 +83,6 @@ class Protocol(Input):
         self._exchanges = exchanges
         self._policy = exchanges.policy
         self._metrics = exchanges.metrics
-        self._paths = {path.encode(): path for path in exchanges.endpoints}
         self._request: _Request | None = None
         self._missing = 0  # bytes of a body under a known head
         self._refusals: list[ServiceError] = []  # of the request on the long path
@@ -262,7 +261,7 @@ class Protocol(Input):
         elif not self._is_answered():
             self._refusals.append(error)  # the middleware answers it
             cycle.keep_alive = False
-            cycle.transport = _LingeringTransport(self.transport, self._close)  # type: ignore[assignment]
+            cycle.transport = _LingeringTransport(self.transport, self._close)
             cycle.message_event.set()
         elif is_late:
             self._close()
@@ -320,7 +319,7 @@ class Protocol(Input):
             self.timeout_keep_alive_task.cancel()
         # Nothing of a connection that is gone is left to the garbage collector, which comes
         # seldom: what it refers to does not refer to it any more.
-        self.cycle = None  # type: ignore[assignment]
+        self.cycle = None
         request = self._request
         if request is None:
             return
@@ -360,7 +359,7 @@ class Protocol(Input):
 
         What is refused by its headers takes the long path too: the middleware says why.
         """
-        path = self._paths.get(self.url)
+        path = self.shared.paths.get(self.url)
         if (
             path is None
             or self.expect_100_continue
@@ -390,7 +389,7 @@ class Protocol(Input):
         exchange = Exchange(self._exchanges, "POST", path, head.headers, path)
         request = _Request(exchange, head, keep_alive, self._unheard, self._respond)
         self._request = request
-        self.cycle = request  # type: ignore[assignment]
+        self.cycle = request
         return request
 
     def _respond(self, reply: Reply | None) -> None:

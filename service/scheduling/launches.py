@@ -74,7 +74,7 @@ class Launch:
         return all(job.is_done for job in self.jobs)
 
     def next_slice(
-        self, costs: Costs, bounds: Bounds, pace: float, *, is_quick: bool, stops_early: bool
+        self, costs: Costs, bounds: Bounds, pace: float, *, is_quick: bool, may_be_long: bool
     ) -> Slice:
         """Return what is computed next.
 
@@ -83,11 +83,12 @@ class Launch:
             bounds: How long a slice may be.
             pace: How much longer than undisturbed computing takes now.
             is_quick: Whether the engine may be called on the event loop.
-            stops_early: Whether a call made there stops when input has come in.
+            may_be_long: Whether a call made there may last `inline_s`: it stops for input, or
+                nothing that comes in can be more urgent.
         """
         longest_s = bounds.preempt_after_s
         # A slice that stops for what comes in need not be short to look for it.
-        if is_quick and stops_early and not self.is_overtaken:
+        if is_quick and may_be_long and not self.is_overtaken:
             longest_s = max(longest_s, bounds.inline_s / pace)
         steps, step_s = self.steps_left, costs.step_s_of[self.part_rows]
         if step_s:
@@ -160,6 +161,6 @@ def timed(call: Callable[[], T]) -> Ran[T]:
     started = time.perf_counter()
     try:
         value = call()
-    except Exception as exc:  # noqa: BLE001 (the one place around a launch, design section 6)
+    except Exception as exc:  # noqa: BLE001 (whatever the engine raises is reported)
         return Ran(None, exc, time.perf_counter() - started)
     return Ran(value, None, time.perf_counter() - started)

@@ -198,7 +198,7 @@ class Scheduler:
             self._bounds,
             self.health.pace,
             is_quick=self._is_quick,
-            stops_early=self._stop_when_readable is not None,
+            may_be_long=self._stop_when_readable is not None,
         )
         if launch.running is None:
             now = self._timer()

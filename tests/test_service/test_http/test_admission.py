@@ -1,4 +1,4 @@
-"""What the door lets in over HTTP, and what it tells about itself: ids, limits, keys, docs."""
+"""What is let in over HTTP, and how it is answered: ids, limits, keys, docs."""
 
 from __future__ import annotations
 

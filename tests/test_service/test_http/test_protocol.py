@@ -409,7 +409,7 @@ async def test_a_caller_that_ends_within_a_request_is_refused(
         await caller.leave()
         await until(lambda: served.count("400") == 1)
 
-    assert exchange.chunks == []  # type: ignore[attr-defined]
+    assert exchange.chunks == []
     assert len(engine.launches) == is_known
 
 

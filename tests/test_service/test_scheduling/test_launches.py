@@ -55,7 +55,7 @@ def test_a_slice_is_as_long_as_it_may_be(
     bounds = Bounds(preempt_after_s=0.007, inline_s=0.025)
 
     found = launch.next_slice(
-        slow_costs(0.001), bounds, 2.0, is_quick=quick[0], stops_early=quick[1]
+        slow_costs(0.001), bounds, 2.0, is_quick=quick[0], may_be_long=quick[1]
     )
 
     assert tuple(found) == pytest.approx(tuple(expected))
@@ -64,7 +64,7 @@ def test_a_slice_is_as_long_as_it_may_be(
 def test_a_slice_longer_than_the_loop_may_wait_is_left_to_the_worker() -> None:
     launch, bounds = launch_of(2, horizon=20), Bounds(preempt_after_s=0.007, inline_s=0.011)
 
-    found = launch.next_slice(slow_costs(0.001), bounds, 2.0, is_quick=True, stops_early=False)
+    found = launch.next_slice(slow_costs(0.001), bounds, 2.0, is_quick=True, may_be_long=False)
 
     assert tuple(found) == pytest.approx((3, 0.006, False))
 
@@ -80,7 +80,7 @@ def test_a_slice_has_the_steps_that_fit_and_at_least_one(
     costs = Costs((8, 16, 32), (0.001, 0.0015, 0.0025))
 
     found = launch_of(rows, horizon=16).next_slice(
-        costs, Bounds(preempt_after_s=longest_s), 1.0, is_quick=False, stops_early=False
+        costs, Bounds(preempt_after_s=longest_s), 1.0, is_quick=False, may_be_long=False
     )
 
     assert found.steps == steps
@@ -94,7 +94,7 @@ def test_what_cannot_be_left_between_steps_takes_whole_horizons(
     costs = replace(slow_costs(0.000125), is_divisible=False)
 
     found = launch.next_slice(
-        costs, Bounds(preempt_after_s=longest_s), 1.0, is_quick=False, stops_early=False
+        costs, Bounds(preempt_after_s=longest_s), 1.0, is_quick=False, may_be_long=False
     )
 
     assert found.steps == steps
@@ -104,7 +104,7 @@ def test_a_slice_whose_cost_is_unknown_is_all_that_is_left() -> None:
     launch = launch_of(3, horizon=20, part_rows=2)
 
     found = launch.next_slice(
-        Costs((64,), (0.0,)), Bounds(), 1.0, is_quick=False, stops_early=False
+        Costs((64,), (0.0,)), Bounds(), 1.0, is_quick=False, may_be_long=False
     )
 
     assert found == Slice(40, 0.0, is_inline=False)

@@ -1,4 +1,4 @@
-"""Spans as a collector gets them, by both ways to the desk, over real sockets."""
+"""Spans as a collector gets them, by both paths of a request, over real sockets."""
 
 from __future__ import annotations
 
