@@ -26,6 +26,7 @@ FORMER = ("models.ensemble", "models.training", "models.world_model")
 ROOM_OF = {
     "service.client": "client",
     "service.setting_checks": "settings",
+    "service.start_report": "server",
     "world_model_client": "client",
 }
 """Rooms of modules that have another name."""

@@ -26,8 +26,9 @@ from service.engine import Engine
 from service.engine.parts import Parts
 from service.errors import StartupError
 from service.interface import Array
-from service.server import _allow_files, _log_limits, serve
+from service.server import _allow_files, serve
 from service.settings import Settings
+from service.start_report import log_limits
 from tests.fakes.engine import fake_info
 from tests.test_service.test_engine.test_engine import checkpoint
 from world_model_client import Client
@@ -162,7 +163,7 @@ def test_a_start_says_what_the_threshold_promises(
     info = replace(info, limits=replace(info.limits, **limits))
 
     with structlog.testing.capture_logs() as lines:
-        _log_limits(info)
+        log_limits(info)
 
     (line,) = lines
     assert (line["log_level"], line["event"]) == expected
@@ -199,7 +200,7 @@ def test_a_start_warns_if_no_verdict_will_be_safe(
     info = replace(fake_info(), **known)
 
     with structlog.testing.capture_logs() as lines:
-        _log_limits(replace(info, limits=replace(info.limits, **change)))
+        log_limits(replace(info, limits=replace(info.limits, **change)))
 
     assert lines[-1]["log_level"] == "warning"
     assert lines[-1]["event"] == "no verdict will be safe"
@@ -220,7 +221,7 @@ def test_a_start_says_that_a_threshold_is_refused(guarantee: Guarantee | None, r
     info = replace(info, limits=replace(info.limits, crash_threshold=None))
 
     with structlog.testing.capture_logs() as lines:
-        _log_limits(info)
+        log_limits(info)
 
     (line,) = lines
     assert line["event"] == "the crash threshold is refused: every safety check answers unknown"

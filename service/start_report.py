@@ -1,0 +1,94 @@
+"""What the log says at the start: where the service listens, what it serves, what that promises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import structlog
+
+from service.interface import ModelInfo
+from service.settings import Settings
+
+log = structlog.get_logger()
+
+
+def log_start(settings: Settings, address: str, info: ModelInfo, load_s: float) -> None:
+    """Log that the service listens, and as what.
+
+    Args:
+        settings: Of the service.
+        address: Host and port as they stand in a URL.
+        info: The loaded model.
+        load_s: Seconds from start to warm.
+    """
+    log.info(
+        "started",
+        url=f"http://{address}",
+        model=info.name,
+        version=info.version,
+        device=info.device,
+        members=info.members,
+        load_s=round(load_s, 3),
+        checkpoint=str(settings.checkpoint),
+    )
+    log_limits(info)
+
+
+def log_limits(info: ModelInfo) -> None:
+    """Say what the crash threshold promises, and warn if safety checks cannot answer `safe`."""
+    limits, guarantee = info.limits, info.guarantee
+    facts: dict[str, Any] = {"crash_threshold": limits.crash_threshold}
+    if guarantee is not None:
+        facts |= {
+            "miss_rate": guarantee.alpha,
+            "episodes": guarantee.episodes,
+            "episodes_needed": guarantee.episodes_needed,
+        }
+    if limits.crash_threshold is None:
+        _log_missing_threshold(info, facts)
+    elif guarantee is None or not guarantee.holds_for(limits.crash_threshold):
+        log.warning("the crash threshold promises nothing", **facts)
+    else:
+        log.info("the crash threshold keeps its promise", **facts)
+    if limits.uncertainty_limit is None or limits.horizon == 0:
+        log.warning(
+            "no verdict will be safe",
+            reason=_why_none_is_safe(info),
+            uncertainty_limit=limits.uncertainty_limit,
+            evaluated_horizon=limits.horizon,
+            members=info.members,
+        )
+
+
+def _log_missing_threshold(info: ModelInfo, facts: dict[str, Any]) -> None:
+    refused = info.refused.get("crash_threshold")
+    if refused is None:
+        log.warning("not calibrated: every safety check answers unknown", **facts)
+        return
+    guarantee = info.guarantee
+    if guarantee is None:
+        reason = "the checkpoint notes no guarantee for it"
+    elif guarantee.threshold is None:
+        reason = "its episodes are too few for a guarantee, or none was made of them"
+    else:
+        reason = f"it is above {guarantee.threshold:g}, the highest one that keeps the guarantee"
+    log.warning(
+        "the crash threshold is refused: every safety check answers unknown",
+        reason=reason,
+        refused_threshold=refused,
+        **facts,
+    )
+
+
+def _why_none_is_safe(info: ModelInfo) -> str:
+    reasons = []
+    if info.limits.uncertainty_limit is None:
+        if info.members == 1:
+            reasons.append("one member cannot disagree")
+        elif "uncertainty_limit" in info.refused:
+            reasons.append("too few calibration windows vouch for the uncertainty limit")
+        else:
+            reasons.append("the uncertainty limit was never calibrated")
+    if info.limits.horizon == 0:
+        reasons.append("no horizon was evaluated")
+    return ", and ".join(reasons)
