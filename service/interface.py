@@ -50,6 +50,10 @@ class ModelInfo:
     refused: Mapping[str, float] = field(default_factory=dict)
 
 
+LITTLE_LONGER = 1.5
+"""How much longer than the smallest launch one may take whatever it holds up."""
+
+
 @dataclass(frozen=True)
 class Costs:
     """Durations of launches, undisturbed.
@@ -86,13 +90,22 @@ class Costs:
     def _best_s(self) -> float:
         return min(s / rows for rows, s in zip(self.launch_rows, self.step_s, strict=True))
 
+    def job_s(self, rows: int, horizon: int, seconds: float) -> float:
+        """Return how long a job takes in equal launches, each of at most `most_rows`."""
+        parts = -(-rows // self.most_rows(seconds, horizon))
+        return parts * horizon * self.step_s_of[-(-rows // parts)]
+
     def most_rows(self, seconds: float, horizon: int) -> int:
         """Return the rows of the biggest launch that occupies the engine for no longer at once.
 
-        Where launches can be left between steps, that is one step; else the whole horizon. The
-        smallest launch is always allowed.
+        Where launches can be left between steps, that is one step, and the smallest launch is
+        always allowed. Else it is the whole horizon, and every launch is allowed that takes at most
+        `LITTLE_LONGER` times as long as the smallest one: nobody would wait less for that one, and
+        on a GPU it has few rows.
         """
-        step_s = seconds if self.is_divisible else seconds / horizon
+        step_s = seconds
+        if not self.is_divisible:
+            step_s = max(seconds / horizon, LITTLE_LONGER * self.step_s[0])
         for rows, seconds_a_step in self._biggest_first:
             if seconds_a_step <= step_s:
                 return rows

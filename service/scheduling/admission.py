@@ -5,7 +5,7 @@ from __future__ import annotations
 from service.errors import DeadlineExceededError, OverloadedError, UnavailableError
 from service.interface import EngineLike
 from service.scheduling.health import Health
-from service.scheduling.jobs import JobClass, Observer
+from service.scheduling.jobs import Bounds, JobClass, Observer
 from service.scheduling.queues import Queues
 
 
@@ -14,15 +14,22 @@ class Admission:
 
     Args:
         engine: Knows its costs.
+        bounds: How long a launch may occupy the engine.
         queues: What waits.
         health: Says whether jobs are accepted at all, and the engine's pace.
         observer: Counts refusals.
     """
 
     def __init__(
-        self, engine: EngineLike, queues: Queues, health: Health, observer: Observer
+        self,
+        engine: EngineLike,
+        bounds: Bounds,
+        queues: Queues,
+        health: Health,
+        observer: Observer,
     ) -> None:
         self._engine = engine
+        self._bounds = bounds
         self._queues = queues
         self._health = health
         self._observer = observer
@@ -60,7 +67,8 @@ class Admission:
             )
         if not backlog_s:
             return  # the first in line is always tried
-        total_s = backlog_s + self._health.pace * self._engine.costs.launch_s(rows, horizon)
+        job_s = self._engine.costs.job_s(rows, horizon, self._bounds.preempt_after_s)
+        total_s = backlog_s + self._health.pace * job_s
         if total_s > timeout_s:
             self._observer.rejected("too_late")
             raise OverloadedError(

@@ -72,7 +72,7 @@ class Scheduler:
         self._stop_when_readable: int | None = None
         self._wake = asyncio.Event()
         self.health = Health(bounds, observer, timer)
-        self._admission = Admission(engine, self.queues, self.health, observer)
+        self._admission = Admission(engine, bounds, self.queues, self.health, observer)
 
     async def start(self) -> None:
         """Start the worker and the launching task, and prove that the engine answers."""

@@ -22,7 +22,7 @@ def test_waiting_work_is_counted_at_the_best_shape() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "is_divisible", "rows"),
-    [(0.0026, True, 32), (0.002, True, 16), (0.0001, True, 8), (0.0026, False, 8), (1, False, 32)],
+    [(0.0026, True, 32), (0.002, True, 16), (0.0001, True, 8), (0.0026, False, 16), (1, False, 32)],
     ids=str,
 )
 def test_a_launch_is_as_big_as_may_be_computed_at_once(
@@ -31,6 +31,30 @@ def test_a_launch_is_as_big_as_may_be_computed_at_once(
     costs = Costs(COSTS.launch_rows, COSTS.step_s, is_divisible)
 
     assert costs.most_rows(seconds, horizon=16) == rows
+
+
+FLAT = Costs((8, 256, 1024, 4096), (1e-4, 1e-4, 1.5e-4, 5e-4), is_divisible=False)
+
+
+@pytest.mark.parametrize(
+    ("rows", "horizon", "launches"),
+    [(256, 16, 1), (256, 32, 1), (256, 64, 1), (4096, 16, 4), (4096, 32, 4), (4096, 64, 4)],
+    ids=str,
+)
+def test_on_a_gpu_a_long_horizon_is_not_cut_into_the_smallest_launches(
+    rows: int, horizon: int, launches: int
+) -> None:
+    """Its smallest launch takes as long as one of 256 rows; halving it would help nobody."""
+    most = FLAT.most_rows(0.002, horizon)
+
+    assert -(-rows // most) == launches
+    assert FLAT.launch_s(most, horizon) <= max(0.002, 1.5 * FLAT.launch_s(1, horizon)) + 1e-9
+
+
+def test_a_job_costs_the_launches_that_it_is_divided_into() -> None:
+    assert FLAT.job_s(4096, 64, 0.002) == pytest.approx(4 * 64 * 1.5e-4)
+    assert COSTS.job_s(70, 1, 0.0026) == pytest.approx(3 * 0.0025)
+    assert COSTS.job_s(8, 4, 0.0026) == pytest.approx(0.004)
 
 
 def test_a_step_costs_what_the_next_bigger_launch_does() -> None:

@@ -40,7 +40,7 @@ class Entrance:
         self.tally = Tally()
         self.health = Health(bounds, self.tally, lambda: 0.0)
         self.health.accept_jobs()
-        self.admission = Admission(engine, self.queues, self.health, self.tally)
+        self.admission = Admission(engine, bounds, self.queues, self.health, self.tally)
         self._seq = 0
 
     def queue(self, job_class: JobClass, rows: int, horizon: int = 1) -> None:
@@ -72,7 +72,7 @@ async def succeed() -> Ran[None]:
 def test_nobody_is_let_in_before_the_start() -> None:
     entrance = Entrance()
     health = Health(Bounds(), entrance.tally, lambda: 0.0)
-    fresh = Admission(FakeEngine(), entrance.queues, health, entrance.tally)
+    fresh = Admission(FakeEngine(), Bounds(), entrance.queues, health, entrance.tally)
 
     with pytest.raises(UnavailableError, match=r"^the service is starting$"):
         fresh.check(1, 1, SAFETY, PLENTY_S)
