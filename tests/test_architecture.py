@@ -24,6 +24,7 @@ FORMER = ("models.ensemble", "models.training", "models.world_model")
 """Old names; they are in no room."""
 
 ROOM_OF = {
+    "service.__main__": "cli",
     "service.client": "client",
     "service.setting_checks": "settings",
     "service.start_report": "server",
