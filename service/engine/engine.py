@@ -32,6 +32,7 @@ from service.interface import Array, Costs, ModelInfo, Prediction
 
 log = structlog.get_logger()
 
+_COMPARED_STEPS = 16
 _LONGEST_STEP_S = 0.008
 """A CPU's launches end at the row count whose step takes longer: none would be bigger."""
 
@@ -111,9 +112,12 @@ class Engine:
             self._device_memory.close()
             self._device_memory = None
         if self._device.type == "cuda":
-            del self._backend
-            self._checkpoint.ensemble.to("cpu")
-            torch.cuda.empty_cache()
+            try:
+                self.__dict__.pop("_backend", None)
+                self._checkpoint.ensemble.to("cpu")
+                torch.cuda.empty_cache()
+            except RuntimeError as exc:
+                log.warning("device memory not given back", error=str(exc).splitlines()[0])
 
     def report_errors_to(self, count: Callable[[str], None]) -> None:
         """Set what counts errors that the engine survives, by kind."""
@@ -222,11 +226,30 @@ class Engine:
         if self._library is not None:
             try:
                 fused = Fused(checkpoint.ensemble, self._device)
-                fused.check(*probe_rows(64, 4, checkpoint.spec, checkpoint.limits))
+                self._compare(fused)
                 return fused
             except NotCompiledError as exc:
                 log.warning("no fused kernels: steps are graphs, slower", reason=str(exc))
         return Graphs(checkpoint.ensemble)
+
+    def _compare(self, fused: Fused) -> None:
+        """Compare with the model: few rows and many, a kernel each, on all multiprocessors.
+
+        Raises:
+            NotCompiledError: The two differ.
+            OutOfMemoryError: Not even few rows fit the device's memory.
+        """
+        ranges = self._checkpoint.spec, self._checkpoint.limits
+        fused.check(*probe_rows(ROW_TILE, _COMPARED_STEPS, *ranges))
+        rows = fused.busy_rows
+        while rows > ROW_TILE:
+            try:
+                fused.check(*probe_rows(rows, _COMPARED_STEPS, *ranges))
+                return
+            except torch.OutOfMemoryError:
+                log.info("fewer rows compared", kind="out_of_memory", rows=rows)
+            torch.cuda.empty_cache()
+            rows //= 2
 
     def _measured_costs(self) -> Costs:
         """Warm, verify and time the launches."""

@@ -53,6 +53,7 @@ struct Model {
 ANYWHERE int padded(int outputs) { return (outputs + kPanel - 1) / kPanel * kPanel; }
 
 ANYWHERE int larger(int x, int y) { return x < y ? y : x; }
+ANYWHERE int smaller(int x, int y) { return y < x ? y : x; }
 // The first one if one is not a number.
 ANYWHERE float larger(float x, float y) { return x < y ? y : x; }
 ANYWHERE float smaller(float x, float y) { return y < x ? y : x; }
@@ -247,8 +248,13 @@ ANYWHERE Combined combine(const Model& m, Row<const float> states, Row<const flo
 // Code for other structures than Python lays out does not compile.
 #define SAME_SIZE(structure) \
   static_assert(sizeof(structure) == BYTES_##structure, "Python's " #structure " differs")
+#ifdef __CUDACC__
+#define PLACE_OF(structure, field) __INTADDR__(&((structure*)0)->field)
+#else
+#define PLACE_OF(structure, field) __builtin_offsetof(structure, field)
+#endif
 #define SAME_PLACE(structure, field)                                              \
-  static_assert(__builtin_offsetof(structure, field) == AT_##structure##_##field, \
+  static_assert(PLACE_OF(structure, field) == AT_##structure##_##field, \
                 "Python puts " #structure "::" #field " elsewhere")
 
 SAME_SIZE(Layer);

@@ -10,12 +10,13 @@
 #include "steps.h"
 
 // What a GPU's compiler and device bring to fused.cu.
-#define KERNEL(name, ...) void name(int BLOCK_X, int BLOCK_Y, float* SHARED, __VA_ARGS__)
+#define KERNEL(blocks, name, ...) void name(int BLOCK_X, int BLOCK_Y, float* SHARED, __VA_ARGS__)
 // In either order: whatever depends on it is a race.
 #define EACH_THREAD(t) \
   for (int turn = 0, t; turn < kThreads && (t = thread_at(turn, kThreads), true); ++turn)
 #define INSIDE
 #define APART
+#define UNROLLED
 #define FAR(at) (*(at))
 
 namespace {
@@ -26,6 +27,10 @@ int thread_at(int turn, int threads) { return is_backward ? threads - 1 - turn :
 
 struct alignas(16) float4 {
   float x, y, z, w;
+};
+
+struct alignas(8) float2 {
+  float x, y;
 };
 
 int __float_as_int(float x) {
@@ -82,6 +87,7 @@ Function of(void (*)(int, int, float*, Given...)) {
 }
 
 Function functions[] = {of<world_model_rollout>(world_model_rollout),
+                        of<world_model_rollout_large>(world_model_rollout_large),
                         of<world_model_combine>(world_model_combine),
                         of<world_model_shared_bytes>(world_model_shared_bytes)};
 
@@ -100,10 +106,11 @@ int cuModuleLoadData(void** module, const void* image) {
 }
 
 int cuModuleGetFunction(Function** function, void*, const char* name) {
-  *function = !strcmp(name, "world_model_rollout")        ? &functions[0]
-              : !strcmp(name, "world_model_combine")      ? &functions[1]
-              : !strcmp(name, "world_model_shared_bytes") ? &functions[2]
-                                                          : nullptr;
+  *function = !strcmp(name, "world_model_rollout")         ? &functions[0]
+              : !strcmp(name, "world_model_rollout_large") ? &functions[1]
+              : !strcmp(name, "world_model_combine")       ? &functions[2]
+              : !strcmp(name, "world_model_shared_bytes")  ? &functions[3]
+                                                           : nullptr;
   return *function ? kSuccess : kNotFound;
 }
 

@@ -33,17 +33,20 @@ class Driver:
         subprocess.run([compiler, *options, *named, str(_SOURCE)], check=True)
         self._library = ctypes.CDLL(str(made))
         self._compiled = functools.cache(fused.compile_gpu)
+        self._properties = SimpleNamespace(multi_processor_count=2)
 
     def reset(self) -> None:
         """Be an RTX A4000 that has nothing to complain of."""
         self.shared_bytes(99 * 1024)
         self.launch_error(0)
         self.thread_order(is_backward=False)
+        self.multiprocessors(2)
 
     def stand_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Answer what is asked of a GPU; compile for it once."""
         stream = SimpleNamespace(cuda_stream=0, synchronize=lambda: None)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: self._properties)
         monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
         monkeypatch.setattr(fused, "compile_gpu", self._compiled)
@@ -51,6 +54,10 @@ class Driver:
     def shared_bytes(self, most: int) -> None:
         """Have so much shared memory for a block at most."""
         ctypes.c_uint.in_dll(self._library, "driver_most_shared").value = most
+
+    def multiprocessors(self, count: int) -> None:
+        """Have so many; they decide which kernel computes some rows."""
+        self._properties.multi_processor_count = count
 
     def launch_error(self, code: int) -> None:
         """Refuse launches, unless the code is 0."""

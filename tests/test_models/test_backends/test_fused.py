@@ -7,9 +7,10 @@ What only a GPU can show, that they run there and how fast, is in tests marked `
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ import torch
 
 from models.backends import fused
 from models.backends.backend import NotCompiledError
-from models.backends.fused import CudaKernels, Fused, compile_gpu
+from models.backends.fused import Fused, compile_gpu
 from models.checkpoint import Architecture, load_checkpoint
 from models.network.ensemble import WorldModelEnsemble
 from models.network.world_model import WorldModel
@@ -40,8 +41,9 @@ CPU = torch.device("cpu")
 Make = Callable[[WorldModelEnsemble], Fused]
 
 
-@pytest.fixture
-def made(driver: Driver) -> Make:
+@pytest.fixture(params=[1, 1000], ids=["large tiles", "small tiles"])
+def made(driver: Driver, request: pytest.FixtureRequest) -> Make:
+    driver.multiprocessors(request.param)
     return lambda ensemble: Fused(ensemble, CPU)
 
 
@@ -140,25 +142,95 @@ def test_rows_that_share_a_start_need_not_repeat_it(made: Make) -> None:
     assert np.array_equal(seen.states, truth.states)
 
 
-def test_kernels_that_say_something_else_are_not_used(driver: Driver) -> None:
-    class Wrong(CudaKernels):
-        def __call__(
-            self, model: int, members: int, memory: Sequence[int], rows: int, horizon: int
-        ) -> None:
-            super().__call__(model, members, memory, rows, horizon)
-            dones = (ctypes.c_float * (rows * horizon)).from_address(memory[5])
-            dones[0 : len(dones) // 2] = [0.7] * (len(dones) // 2)
+def last_speed(prediction: Prediction) -> None:
+    prediction.states[:, -1, 0] += 5
 
-    ensemble, rows = ensemble_of(MODELS["kinematics"]), highway_rows(16, 2)
+
+def one_step(prediction: Prediction) -> None:
+    prediction.states[:, 3, 7] *= 1.01
+
+
+def one_member(prediction: Prediction) -> None:
+    prediction.states[:, 1:] *= 1.0003  # a third of it one per mil off
+    prediction.uncertainty *= 1.001
+
+
+def one_tile(prediction: Prediction) -> None:
+    prediction.states[16:32, 1:] = prediction.states[:16, 1:]
+
+
+def small_hazards(prediction: Prediction) -> None:
+    prediction.dones[prediction.dones < 1e-3] *= 2
+
+
+@pytest.mark.parametrize("fault", [last_speed, one_step, one_member, one_tile, small_hazards])
+def test_kernels_with_a_fault_are_not_used(
+    driver: Driver, fault: Callable[[Prediction], None]
+) -> None:
+    class Wrong(Fused):
+        def compute(self, states: Array, actions: Array, prediction: Prediction) -> None:
+            super().compute(states, actions, prediction)
+            fault(prediction)
+
+    ensemble, rows = load_checkpoint(PRETRAINED, members=2).ensemble, highway_rows(160, 6)
 
     Fused(ensemble, CPU).check(*rows)
-    with pytest.raises(NotCompiledError, match="dones differ"):
-        Fused(ensemble, CPU, Wrong).check(*rows)
+    with pytest.raises(NotCompiledError, match="differ from the model's"):
+        Wrong(ensemble, CPU).check(*rows)
+
+
+def test_a_row_that_the_last_bit_decides_is_no_fault(driver: Driver) -> None:
+    class Another(Fused):
+        def compute(self, states: Array, actions: Array, prediction: Prediction) -> None:
+            super().compute(states, actions, prediction)
+            prediction.states[77, 1:] += 1
+
+    ensemble, rows = ensemble_of(MODELS["kinematics"]), highway_rows(160, 6)
+
+    Another(ensemble, CPU).check(*rows)
+
+
+def test_both_sizes_of_tiles_give_a_row_the_same_bits(driver: Driver) -> None:
+    driver.multiprocessors(4)
+    backend = Fused(load_checkpoint(PRETRAINED, members=2).ensemble, CPU)
+    states, actions = highway_rows(70, 4)
+
+    large = rolled_out(backend, states, actions)
+    small = rolled_out(backend, states[30:40], actions[30:40])
+
+    for name in NUMBERS:
+        assert np.array_equal(getattr(large, name)[30:40], getattr(small, name)), name
+
+
+@pytest.mark.parametrize("architecture", ["sm_86", "sm_90"], ids=["RTX A4000", "H100"])
+def test_layers_are_computed_in_registers(
+    monkeypatch: pytest.MonkeyPatch, architecture: str
+) -> None:
+    """What a thread has under way must not go through memory, and two blocks must fit."""
+    nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
+    logs: list[str] = []
+
+    def logged(program: Any) -> Any:
+        log = b" " * nvrtc.nvrtcGetProgramLogSize(program)[1]
+        nvrtc.nvrtcGetProgramLog(program, log)
+        logs.append(log.decode(errors="replace"))
+        return destroy(program)
+
+    destroy = nvrtc.nvrtcDestroyProgram
+    monkeypatch.setattr(nvrtc, "nvrtcDestroyProgram", logged)
+    monkeypatch.setattr(fused, "GPU_DEFINITIONS", (*fused.GPU_DEFINITIONS, "--ptxas-options=-v"))
+    compile_gpu(architecture)
+
+    apply = re.findall(r"properties for \S*apply\S*\s+ptxas\s+\. +(.+)", logs[0])
+    registers = re.findall(r"Used (\d+) registers", logs[0])
+    assert apply == ["0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"] * 2
+    assert len(registers) == 4
+    assert max(map(int, registers)) <= 65536 // (2 * fused.THREADS)
 
 
 def test_a_device_with_too_little_shared_memory_is_told(made: Make, driver: Driver) -> None:
     ensemble = ensemble_of(MODELS["plain"])
-    needed = made(ensemble)._kernels.shared_bytes
+    needed, _ = made(ensemble)._kernels.shared_bytes
     driver.shared_bytes(needed)
     made(ensemble)
 
@@ -231,7 +303,7 @@ def test_without_nvidias_compiler_it_is_told(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_block_of_the_bundled_model_fits_twice_into_an_a4000(made: Make) -> None:
-    needed = made(load_checkpoint(PRETRAINED).ensemble)._kernels.shared_bytes
+    needed = made(load_checkpoint(PRETRAINED).ensemble)._kernels.shared_bytes[0]
 
     # 100 KiB a multiprocessor, of which each block takes one more (CUDA guide, compute 8.6).
     assert 2 * (needed + 1024) <= 100 * 1024
