@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pynvml
 
 
@@ -9,12 +11,14 @@ class DeviceMemory:
     """NVML's view of one GPU.
 
     Args:
-        uuid: The device's UUID as CUDA names it, with or without the "GPU-" prefix. Indices do
-            not serve: CUDA_VISIBLE_DEVICES renumbers CUDA's, not NVML's.
+        uuid: The device's UUID as CUDA names it, with or without its prefix. Indices do not serve:
+            CUDA_VISIBLE_DEVICES renumbers CUDA's, not NVML's.
     """
 
     def __init__(self, uuid: str) -> None:
-        self._uuid = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
+        bare = uuid.removeprefix("GPU-").removeprefix("MIG-")
+        # CUDA does not tell whether it names a device or a slice of one (MIG).
+        self._uuids = f"GPU-{bare}", f"MIG-{bare}"
 
     def start(self) -> None:
         """Connect to the driver.
@@ -30,8 +34,7 @@ class DeviceMemory:
     def read(self) -> dict[str, int]:
         """Return bytes used and present on the device; empty if the driver does not report them."""
         try:
-            handle = pynvml.nvmlDeviceGetHandleByUUID(self._uuid)
-            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+            memory = pynvml.nvmlDeviceGetMemoryInfo(self._handle())
         except pynvml.NVMLError:
             return {}
         return {"device_used": int(memory.used), "device_total": int(memory.total)}
@@ -43,11 +46,22 @@ class DeviceMemory:
         slice of a device (MIG).
         """
         try:
-            handle = pynvml.nvmlDeviceGetHandleByUUID(self._uuid)
-            return float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu) / 100
+            return float(pynvml.nvmlDeviceGetUtilizationRates(self._handle()).gpu) / 100
         except pynvml.NVMLError:
             return None
 
     def close(self) -> None:
         """Disconnect from the driver."""
         pynvml.nvmlShutdown()
+
+    def _handle(self) -> Any:
+        """Return what NVML knows the device, or the slice of one, by.
+
+        Raises:
+            NVMLError: It knows neither.
+        """
+        device, part = self._uuids
+        try:
+            return pynvml.nvmlDeviceGetHandleByUUID(device)
+        except pynvml.NVMLError:
+            return pynvml.nvmlDeviceGetHandleByUUID(part)

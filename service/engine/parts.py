@@ -14,6 +14,10 @@ from service.interface import Array, Prediction
 log = structlog.get_logger()
 
 
+class DeviceFullError(RuntimeError):
+    """Not even the smallest launch fits the device's memory."""
+
+
 class Parts:
     """Rows of one call, divided into parts that take their steps one after the other.
 
@@ -59,7 +63,8 @@ class Parts:
             stop_when_readable: File descriptor; when it is readable, a CPU stops early.
 
         Raises:
-            RuntimeError: The device failed, or not even the smallest launch fits its memory.
+            DeviceFullError: Not even the smallest launch fits the device's memory.
+            RuntimeError: The device failed.
         """
         taken = 0
         while taken < steps and self._parts:
@@ -94,7 +99,9 @@ class Parts:
             if self._rollout is None:
                 self._rollout = self._start_part(*self._parts[-1])
             taken = self._rollout.advance(steps, stop_when_readable)
-        except torch.OutOfMemoryError:
+        except RuntimeError as exc:
+            if not _is_out_of_memory(exc):
+                raise
             self._rollout = None
             return None
         if self._rollout.is_complete:
@@ -112,13 +119,19 @@ class Parts:
         """Make room on the device, and take the present part anew in halves.
 
         Raises:
-            RuntimeError: It was the smallest launch.
+            DeviceFullError: It was the smallest launch.
         """
         first, last = self._parts.pop()
         self._count_error("out_of_memory")
         if last - first <= self._launch_rows[0]:
-            raise RuntimeError("not even the smallest launch fits the device's memory")
+            raise DeviceFullError("not even the smallest launch fits the device's memory")
         torch.cuda.empty_cache()  # does nothing where there is no GPU
         log.warning("launch split", kind="out_of_memory", rows=last - first)
         half = first + -(-(last - first) // (2 * ROW_TILE)) * ROW_TILE
         self._parts += [(half, last), (first, half)]
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Tell missing memory from other faults: PyTorch's allocator, pinned host memory, a launch."""
+    words = str(error).lower().replace("_", " ")
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in words

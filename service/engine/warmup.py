@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from models.network.rows import ROW_TILE
 from models.safety import SafetyLimits
 from models.spec import Spec
 from service.engine.launch_rows import probe_rows
-from service.engine.parts import Parts
+from service.engine.parts import DeviceFullError, Parts
 from service.interface import Array, Costs, Prediction
 
 log = structlog.get_logger()
@@ -25,6 +26,12 @@ _TIMED_WHOLE = 16
 """Where launches cannot be left between steps: the cost of a launch is shared by all its steps."""
 
 _TIMED_LAUNCHES = 5
+
+_USUAL_ROWS = (1, 256, 4096)
+"""Of a safety check, a planner, and a big planner."""
+
+RowBits = set[tuple[int, bytes]]
+"""Which bits each row got, by the row's number."""
 
 
 @dataclass(frozen=True)
@@ -46,39 +53,51 @@ class WarmUp:
     def costs(
         self, launch_rows: Sequence[int], longest_step_s: float, *, is_divisible: bool
     ) -> Costs:
-        """Return the costs of the row counts at which a row has the bits it has at others.
+        """Return the costs of row counts at which a row has the same bits.
 
         Every launch is filled with the same few rows, turned by one place from tile to tile: bits
-        may depend neither on the number of rows nor on the place among them.
+        may depend neither on the number of rows nor on the place among them. Where they do depend
+        on the number, as with matrix products of PyTorch on a GPU, some row counts agree with one
+        another; the best such group is kept.
 
         Args:
             launch_rows: Row counts, ascending.
             longest_step_s: Row counts end where a step takes longer.
             is_divisible: Whether a launch can be left between steps.
+
+        Raises:
+            DeviceFullError: Not even the smallest launch fits the device's memory.
         """
         rows = probe_rows(ROW_TILE, _PROBE_STEPS, self.spec, self.limits)
-        first = self._probed(ROW_TILE, *rows, turn=0)
-        is_reproducible = self._probed(ROW_TILE, *rows, turn=1) == first
+        is_reproducible = self._probed(ROW_TILE, *rows, turn=1) == self._probed(
+            ROW_TILE, *rows, turn=0
+        )
         if not is_reproducible:
             log.warning("rows are not reproducible", reason="bits depend on the place in a launch")
-        kept: dict[int, float] = {}
+        bits: dict[int, RowBits] = {}
+        step_s: dict[int, float] = {}
         for count in launch_rows:
-            if is_reproducible and not self._probed(count, *rows, turn=1) <= first:
-                log.warning("launch shape dropped", rows=count, reason="a row's bits differ")
-                continue
-            kept[count] = self._step_s(count, _TIMED_STEPS if is_divisible else _TIMED_WHOLE)
-            if kept[count] > longest_step_s:
+            try:
+                bits[count] = self._probed(count, *rows, turn=1)
+                step_s[count] = self._step_s(count, _TIMED_STEPS if is_divisible else _TIMED_WHOLE)
+            except DeviceFullError as exc:
+                if not step_s:
+                    raise
+                log.warning("bigger launches dropped", rows=count, reason=str(exc))
                 break
-        return Costs(tuple(kept), tuple(kept.values()), is_divisible=is_divisible)
+            if step_s[count] > longest_step_s:
+                break
+        kept = _best_group(bits, step_s) if is_reproducible else list(step_s)
+        if dropped := [count for count in step_s if count not in kept]:
+            log.warning("launch shapes dropped", rows=dropped, reason="a row's bits differ")
+        return Costs(tuple(kept), tuple(step_s[count] for count in kept), is_divisible=is_divisible)
 
     def _launched(self, launch_rows: int, states: Array, actions: Array) -> Prediction:
         """Return the prediction of as many rows as one launch takes."""
         parts = Parts(self.backend, (launch_rows,), states, actions, launch_rows, self.count_error)
         return parts.run()
 
-    def _probed(
-        self, launch_rows: int, states: Array, actions: Array, *, turn: int
-    ) -> set[tuple[int, bytes]]:
+    def _probed(self, launch_rows: int, states: Array, actions: Array, *, turn: int) -> RowBits:
         """Fill a launch with rows; return which bits each of them got."""
         places = np.arange(launch_rows)
         which = (places + turn * (1 + places // len(states))) % len(states)
@@ -97,3 +116,23 @@ class WarmUp:
             self._launched(launch_rows, *rows)
             times.append(time.perf_counter() - started)
         return float(np.median(times)) / steps
+
+
+def _best_group(bits: Mapping[int, RowBits], step_s: Mapping[int, float]) -> list[int]:
+    """Return the row counts, ascending, that give a row the same bits and take least time together.
+
+    Args:
+        bits: What rows got, by row count; a launch of few rows has some of them only.
+        step_s: Seconds of a step by row count.
+    """
+    groups = [
+        [count for count in step_s if bits[count] <= reference]
+        for count, reference in bits.items()
+        if count in step_s and len(reference) == ROW_TILE
+    ]
+
+    def usual_s(group: list[int]) -> float:
+        costs = Costs(tuple(group), tuple(step_s[count] for count in group))
+        return math.prod(costs.launch_s(rows, 1) for rows in _USUAL_ROWS)
+
+    return min(groups, key=usual_s)

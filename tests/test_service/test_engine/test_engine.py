@@ -23,6 +23,7 @@ from models.network.rows import ROW_TILE
 from models.spec import anonymous_spec
 from service.engine import Engine
 from service.engine.launch_rows import launch_row_counts
+from service.engine.warmup import _best_group
 from service.errors import StartupError
 from service.interface import Array, EngineLike, Prediction
 
@@ -223,6 +224,7 @@ class Moody(nn.Module):
         self.inner = inner
         self.member_count = inner.member_count
         self.fits_rows = 10**9
+        self.error: RuntimeError = torch.OutOfMemoryError("CUDA out of memory (pretended)")
         self.odd_rows = 0
         self.is_odd_in_place = False
         self.factor = 1.0
@@ -237,7 +239,7 @@ class Moody(nn.Module):
         rows = len(action)
         self.launches.append(rows)
         if rows > self.fits_rows:
-            raise torch.OutOfMemoryError("CUDA out of memory (pretended)")
+            raise self.error
         after, log_alive, summary = self.inner.step()(states, log_alive, action)
         factor = torch.full((rows, 1), self.factor)
         if rows == self.odd_rows or self.is_odd_in_place:
@@ -293,7 +295,61 @@ def test_a_shape_with_other_bits_is_dropped_and_not_used() -> None:
 
     assert 24 not in small.costs.launch_rows
     assert ensemble.launches == [32, 32]
-    assert (lines[0]["event"], lines[0]["rows"]) == ("launch shape dropped", 24)
+    assert (lines[0]["event"], lines[0]["rows"]) == ("launch shapes dropped", [24])
+
+
+def test_of_shapes_with_different_bits_the_group_that_takes_least_time_is_kept() -> None:
+    """As PyTorch's products on a GPU: 8 rows get other bits than 64, 256 and more."""
+    one, other = {(k, b"one") for k in range(8)}, {(k, b"other") for k in range(8)}
+    bits = {8: one, 64: other, 256: other, 1024: other, 4096: one}
+
+    flat = _best_group(bits, {8: 1.0, 64: 1.0, 256: 1.0, 1024: 1.1, 4096: 9.0})
+    steep = _best_group(bits, {8: 0.1, 64: 8.0, 256: 9.0, 1024: 10.0, 4096: 11.0})
+
+    assert flat == [64, 256, 1024]
+    assert steep == [8, 4096]
+
+
+def test_a_launch_of_few_rows_may_have_some_of_the_bits_only() -> None:
+    all_rows = {(k, b"x") for k in range(8)}
+    bits = {1: {(1, b"x")}, 2: {(1, b"x"), (2, b"odd")}, 8: all_rows}
+
+    assert _best_group(bits, {1: 1.0, 2: 1.0, 8: 1.0}) == [1, 8]
+
+
+def test_launches_that_do_not_fit_at_the_start_are_left_out() -> None:
+    _, small = moody(fits_rows=40)
+
+    with structlog.testing.capture_logs() as lines:
+        small.start()
+
+    assert small.costs.launch_rows[-1] == 40
+    assert lines[-1]["event"] == "bigger launches dropped"
+    states, actions = inputs(100, 2)
+    truth = Engine(checkpoint(), device="cpu", threads=1)
+    truth.start()
+    seen, expected = small.rollout(states, actions), truth.rollout(states, actions)
+    assert [row_bits(seen, k) for k in range(100)] == [row_bits(expected, k) for k in range(100)]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("CUDA error: out of memory"),  # pinned memory
+        RuntimeError("CUDA_ERROR_OUT_OF_MEMORY"),  # a launch of our kernels
+    ],
+    ids=str,
+)
+def test_memory_that_is_missing_anywhere_splits_a_launch(error: RuntimeError) -> None:
+    ensemble, small = moody()
+    small.start()
+    ensemble.fits_rows, ensemble.error = 16, error
+    ensemble.launches.clear()
+
+    small.rollout(*inputs(32, 1))
+
+    assert ensemble.launches == [32, 16, 16]
 
 
 def test_a_model_whose_bits_depend_on_the_place_is_told() -> None:

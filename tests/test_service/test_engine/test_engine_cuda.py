@@ -210,6 +210,38 @@ def test_nvml_reads_the_device_by_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == ["GPU-abc", "GPU-abc", "shutdown"]
 
 
+def test_nvml_reads_a_slice_of_a_device_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def known(uuid: str) -> str:
+        if not uuid.startswith("MIG-"):
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return uuid
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", known)
+    monkeypatch.setattr(
+        pynvml, "nvmlDeviceGetMemoryInfo", lambda handle: SimpleNamespace(used=5, total=9)
+    )
+
+    for uuid in ("abc", "GPU-abc", "MIG-abc"):
+        assert DeviceMemory(uuid).read() == {"device_used": 5, "device_total": 9}
+
+
+def test_a_device_that_is_lost_can_be_closed(
+    cuda: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lost)
+    engine = Engine(checkpoint())
+    engine._device = torch.device("cuda", 0)
+
+    with structlog.testing.capture_logs() as lines:
+        engine.close()
+
+    assert lines[0]["event"] == "device memory not given back"
+    assert lines[0]["error"] == "CUDA error: an illegal memory access was encountered"
+
+
 def test_nvml_that_fails_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise pynvml.NVMLError(pynvml.NVML_ERROR_UNKNOWN)

@@ -29,17 +29,23 @@ REQUEST = st.tuples(
 
 @pytest.fixture(
     scope="module",
-    params=["native", "eager", pytest.param("cuda", marks=pytest.mark.gpu)],
+    params=[
+        "native",
+        "eager",
+        pytest.param("fused", marks=pytest.mark.gpu),
+        pytest.param("graphs", marks=pytest.mark.gpu),
+    ],
 )
 def engine(request: pytest.FixtureRequest, library: Path) -> Iterator[Engine]:
-    if request.param == "cuda" and not torch.cuda.is_available():
+    is_gpu = request.param in ("fused", "graphs")
+    if is_gpu and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     threads = torch.get_num_threads()
     engine = Engine(
         checkpoint(),
-        device="cuda" if request.param == "cuda" else "cpu",
+        device="cuda" if is_gpu else "cpu",
         threads=1,
-        library=(lambda: library) if request.param == "native" else None,
+        library=(lambda: library) if request.param in ("native", "fused") else None,
     )
     engine.start()
     yield engine
