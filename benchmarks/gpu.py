@@ -1,10 +1,12 @@
-"""The engine on a GPU: 16-step rollouts beside eager calls, a replayed graph, and the fp32 roof.
+"""The engine on a GPU: 16-step rollouts beside eager calls, graphs, Inductor, and the fp32 roof.
 
     python -m benchmarks.gpu
 
-Medians of the whole call, ways interleaved. The engine's time includes the copies in and out; its
-kernels alone, eager calls and the graph find their inputs on the device and leave their answers
-there. The roof is what a big fp32 product reaches on the same device; the share is the kernels'.
+Medians of the whole call, interleaved. The engine's time includes the copies in and out; its
+kernels alone, eager calls and the graphs find their inputs on the device and leave their answers
+there. "Inductor" is PyTorch's compiler, a step compiled and 16 of them replayed as a graph; as it
+compiles for long, it is measured for the whole ensemble and two sizes. The roof is what a big fp32
+product reaches on the same device; the share is the kernels'.
 Without a GPU there is nothing to measure.
 """
 
@@ -16,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.machine import describe_machine
 from models.backends.fused import CudaKernels, Fused
@@ -28,9 +30,12 @@ from service.server import loaded_engine
 from service.settings import Settings
 
 ROWS = (1, 64, 256, 1024, 4096)
+INDUCTOR_ROWS = (256, 4096)
 STEPS = 16
 REPETITIONS = 21
 _ROOF_SIZE = 8192
+
+COLUMNS = ("engine", "kernels", "eager", "graph")
 
 Call = Callable[[], object]
 
@@ -42,7 +47,13 @@ def rollout_flop(ensemble: WorldModelEnsemble, rows: int, steps: int) -> int:
 
 
 class Repeated(CudaKernels):
-    """Kernels that can be queued again, without the copies around them."""
+    """Kernels that can be queued again, without the copies around them.
+
+    Attributes:
+        owner: Whose memory they compute in, which must stay.
+    """
+
+    owner: Fused
 
     def __call__(
         self, model: int, members: int, memory: Sequence[int], rows: int, horizon: int
@@ -72,12 +83,38 @@ def candidates(engine: Engine, ensemble: WorldModelEnsemble, rows: int) -> dict[
 
     fused = Fused(ensemble, on_device[0].device, repeated)
     fused.compute(states, actions, fused.blank(rows, STEPS, states.shape[1]))
+    kernels[0].owner = fused
     return {
         "engine": lambda: engine.rollout(states, actions),
         "kernels": kernels[0].again,
         "eager": eager,
         "graph": _captured(eager),
     }
+
+
+def measure_inductor() -> Iterator[list[str]]:
+    """Yield rows and milliseconds of the whole ensemble's rollouts by PyTorch's compiler."""
+    ensemble = load_checkpoint(Settings().checkpoint).ensemble.cuda().eval()
+    for rows in INDUCTOR_ROWS:
+        on_device = [torch.from_numpy(x).cuda() for x in _inputs(ensemble, rows)]
+        call = _captured(_compiled(ensemble, *on_device))
+        yield [str(rows), f"{1e3 * _interleaved({'inductor': call})['inductor']:.3f}"]
+
+
+def _compiled(ensemble: WorldModelEnsemble, states: Tensor, actions: Tensor) -> Call:
+    """Return a rollout whose step PyTorch's compiler has compiled."""
+    step = ensemble.step()
+    compiled = torch.compile(step.__call__, dynamic=False)
+    by_step = actions.swapaxes(0, 1).contiguous()
+    start = [x.contiguous() for x in step.start(states)]
+
+    @torch.inference_mode()
+    def roll_out() -> None:
+        carry = start
+        for action in by_step:
+            *carry, _ = compiled(*carry, action)
+
+    return roll_out
 
 
 def measure(members: int, roof: float) -> Iterator[list[str]]:
@@ -96,7 +133,7 @@ def measure(members: int, roof: float) -> Iterator[list[str]]:
             calls = candidates(engine, ensemble, rows)
             medians = _interleaved(calls)
             reached = rollout_flop(ensemble, rows, STEPS) / medians["kernels"]
-            times = [f"{1e3 * medians[name]:.3f}" for name in calls]
+            times = [f"{1e3 * medians[name]:.3f}" for name in COLUMNS]
             yield [str(members), str(rows), *times, f"{reached / roof:.1%}"]
     finally:
         engine.close()
@@ -149,11 +186,14 @@ def main() -> None:
         return
     roof = fp32_roof()
     print(f"{STEPS} steps. {describe_machine()}. fp32 product: {1e-12 * roof:.1f} TFLOP/s\n")
-    print("| members | rows | engine ms | kernels ms | eager ms | graph ms | share of the roof |")
-    print("|---|---|---|---|---|---|---|")
+    print(f"| members | rows | {' ms | '.join(COLUMNS)} ms | share of the roof |")
+    print("|---" * (len(COLUMNS) + 3) + "|")
     for members in (1, 5):
         for row in measure(members, roof):
-            print("| " + " | ".join(row) + " |")
+            print("| " + " | ".join(row) + " |", flush=True)
+    print("\n| rows, all members | Inductor ms |\n|---|---|")
+    for row in measure_inductor():
+        print("| " + " | ".join(row) + " |", flush=True)
 
 
 if __name__ == "__main__":

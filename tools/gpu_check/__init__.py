@@ -1,0 +1,1 @@
+"""The GPU path in one command: see README.md."""
