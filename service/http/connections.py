@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import structlog
 
 from service.http.buffers import Unread
 from service.http.exchange import Exchanges, Head, as_lines
 from service.scheduling.health import Health
+
+log = structlog.get_logger()
+
+_MOST_HEADS = 2**10
+_MAY_GO_AFTER_S = 1.0
+_LOOK_FOR_IDLE_EVERY_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,16 @@ class ConnectionLimits:
     max_buffered_bytes: int = 2**24
 
 
+class KnownHeads(dict[bytes, Head]):
+    """What heads mean that came before, by their bytes."""
+
+    def keep(self, raw: bytes, head: Head) -> None:
+        """Know a head from now on; when there are too many, all others are forgotten."""
+        if len(self) >= _MOST_HEADS:
+            self.clear()
+        self[raw] = head
+
+
 class Connections:
     """What all connections of a service share. Used on the event loop's thread only.
 
@@ -44,11 +63,10 @@ class Connections:
         intake: Bounds the memory of requests that are not complete.
         unread: Bounds the memory of answers that are not read.
         paths: Of prediction endpoints, by their bytes.
-        heads: What heads mean that came before, by their bytes.
+        heads: What heads mean that came before.
         common: Headers of all answers, as the server had them last.
         common_lines: The same as they are sent.
         refused: Open connections that were refused because there were too many.
-        next_look_for_idle_s: When an idle connection is looked for again, on the loop's clock.
     """
 
     def __init__(self, exchanges: Exchanges, limits: ConnectionLimits, health: Health) -> None:
@@ -59,9 +77,9 @@ class Connections:
         self.intake = exchanges.intake
         self.unread = Unread(limits.max_buffered_bytes, limits.answer_timeout_s)
         self.paths = {path.encode(): path for path in exchanges.endpoints}
-        self.heads: dict[bytes, Head] = {}
-        self.refused = 0
-        self.next_look_for_idle_s = 0.0
+        self.heads = KnownHeads()
+        self.refused: set[object] = set()
+        self._next_look_s = 0.0  # for an idle connection, on the loop's clock
         self.common: Sequence[tuple[bytes, bytes]] = []
         self.common_lines = b""
 
@@ -69,3 +87,28 @@ class Connections:
         """Return the server's headers as lines; it has a new list of them once a second."""
         self.common, self.common_lines = headers, as_lines(headers)
         return self.common_lines
+
+    def make_room(self, connections: set[Any], now_s: float) -> bool:
+        """Close the connection that has been idle for longest if there are too many.
+
+        Args:
+            connections: All `Protocol`s that are open, the newest too.
+            now_s: On the loop's clock.
+
+        Returns:
+            Whether there is room for the newest one; there is none if no other has been idle for
+            long.
+        """
+        if len(connections) <= self.limits.max_connections:
+            return True
+        if now_s < self._next_look_s:
+            return False
+        idle = (other for other in connections if other.idle_since_s is not None)
+        longest = min(idle, key=lambda other: other.idle_since_s, default=None)
+        if longest is None or longest.idle_since_s > now_s - _MAY_GO_AFTER_S:
+            self._next_look_s = now_s + _LOOK_FOR_IDLE_EVERY_S
+            log.warning("too many connections", open=len(connections) - 1)
+            return False
+        connections.discard(longest)
+        longest.transport.close()
+        return True

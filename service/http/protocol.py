@@ -42,7 +42,6 @@ from service.telemetry.metrics import OTHER
 log = structlog.get_logger()
 
 _BLANK_LINE = b"\r\n\r\n"
-_HEADS_KEPT = 2**10
 _GRACE_S = 1.0
 """A caller that has closed its side gets its answer if it begins in this time."""
 
@@ -56,9 +55,6 @@ _MUCH_AT_ONCE = 2**17
 
 _MOST_REFUSED = 64
 """Open connections that wait for their caller to read that there are too many."""
-
-_MAY_GO_AFTER_S = 1.0
-_LOOK_FOR_IDLE_EVERY_S = 0.1
 
 
 def protocol_for(connections: Connections, base: type[Protocol] | None = None) -> type[Protocol]:
@@ -75,6 +71,9 @@ class Protocol(Input):
     """One connection.
 
     Its state belongs to the event loop's thread. One request at a time is parsed and answered.
+
+    Attributes:
+        idle_since_s: When it began to wait for a request, on the loop's clock; None: it does not.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -88,49 +87,28 @@ class Protocol(Input):
         self._refusals: list[ServiceError] = []  # of the request on the long path
         self._is_half_closed = False
         self._is_refused = False
-        self._is_too_much = False  # as there are too many connections
-        self._idle_since: float | None = None
+        self.idle_since_s: float | None = None
         self._unheard = asyncio.Event()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, in place of an idle one if there are too many."""
         super().connection_made(transport)
         self.flow = Flow(transport)
-        self._idle_since = self.loop.time()
+        self.idle_since_s = self.loop.time()
         self._set_idle_timer(self.timeout_keep_alive)
-        if len(self.connections) > self._limits.max_connections and not self._replace_idle():
+        if not self.shared.make_room(self.connections, self.idle_since_s):
             self._refuse_connection()
 
     def _refuse_connection(self) -> None:
         """Answer that there are too many; while many are answered so, only close."""
         self.connections.discard(self)
-        self.shared.refused += 1
-        self._is_too_much = True
-        if self.shared.refused > _MOST_REFUSED:
+        self.shared.refused.add(self)
+        if len(self.shared.refused) > _MOST_REFUSED:
             self._metrics.answered(OTHER, UnavailableError.status, 0.0)
             self._stop_reading()
             self.transport.abort()
         else:
             self._refuse(UnavailableError("too many connections are open"), is_logged=False)
-
-    def _replace_idle(self) -> bool:
-        """Close the connection that has been idle for longest; False if none has been for long."""
-        now, shared = self.loop.time(), self.shared
-        if now < shared.next_look_for_idle_s:
-            return False
-        idle = [
-            (other._idle_since, id(other), other)
-            for other in self.connections
-            if isinstance(other, Protocol) and other._idle_since is not None
-        ]
-        if not idle or min(idle)[0] > now - _MAY_GO_AFTER_S:
-            shared.next_look_for_idle_s = now + _LOOK_FOR_IDLE_EVERY_S
-            log.warning("too many connections", open=len(self.connections) - 1)
-            return False
-        other = min(idle)[2]
-        self.connections.discard(other)
-        other.transport.close()
-        return True
 
     def data_received(self, data: bytes) -> None:
         """Take in what has come; under a known head it is not parsed."""
@@ -145,7 +123,7 @@ class Protocol(Input):
             if head is not None and self._is_free():
                 rest = data[end:]
                 if len(rest) == head.length:  # as most come
-                    self._idle_since = None
+                    self.idle_since_s = None
                     self._begin(head, keep_alive=True).complete(rest)
                 else:
                     self._take_known(head, rest)
@@ -154,7 +132,7 @@ class Protocol(Input):
         self._parse()
 
     def _take_known(self, head: Head, rest: bytes) -> bool:
-        self._idle_since = None
+        self.idle_since_s = None
         request = self._begin(head, keep_alive=True)
         if len(rest) == head.length:
             request.complete(rest)
@@ -200,7 +178,7 @@ class Protocol(Input):
             return
         if self.flow.read_paused:
             self.flow.resume_reading()
-        self._idle_since = self.loop.time()
+        self.idle_since_s = self.loop.time()
         if self.timeout_keep_alive_task is None:
             self._set_idle_timer(self.timeout_keep_alive)
 
@@ -307,9 +285,7 @@ class Protocol(Input):
         """Take back the request that nobody waits for any more."""
         super().connection_lost(exc)
         self._disarm()
-        if self._is_too_much:
-            self._is_too_much = False
-            self.shared.refused -= 1
+        self.shared.refused.discard(self)
         self._input.clear()
         self._body.clear()
         self._expects = Expected.NOTHING
@@ -341,7 +317,7 @@ class Protocol(Input):
         self.loop.call_later(_LAST_REQUEST_S, self._close_if_idle)
 
     def _close_if_idle(self) -> None:
-        if self._idle_since is not None:
+        if self.idle_since_s is not None:
             self.transport.close()
 
     # Exchanges and their answers.
@@ -379,9 +355,7 @@ class Protocol(Input):
             return False
         self._begin(head, keep_alive)
         if keep_alive and length is not None and is_one_head(self._raw_head):
-            if len(self._heads) >= _HEADS_KEPT:
-                self._heads.clear()
-            self._heads[self._raw_head] = head
+            self._heads.keep(self._raw_head, head)
         return True
 
     def _begin(self, head: Head, keep_alive: bool) -> _Request:
@@ -503,9 +477,9 @@ class Protocol(Input):
     def timeout_keep_alive_handler(self) -> None:
         """Close the connection if it has been idle for long enough."""
         self.timeout_keep_alive_task = None
-        if self._idle_since is None:
+        if self.idle_since_s is None:
             return
-        left_s = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        left_s = self.idle_since_s + self.timeout_keep_alive - self.loop.time()
         if left_s > 0:
             self._set_idle_timer(left_s)
         else:
@@ -516,7 +490,7 @@ class Protocol(Input):
         self.timeout_keep_alive_task = self.loop.call_later(seconds, on_time)
 
     def _unset_keepalive_if_required(self) -> None:
-        self._idle_since = None
+        self.idle_since_s = None
 
 
 class _LingeringTransport:

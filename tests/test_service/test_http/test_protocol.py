@@ -311,7 +311,7 @@ async def test_a_known_request_inside_a_body_is_a_body(engine: FakeEngine) -> No
 async def test_so_many_heads_are_known_at_most(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.http.protocol._HEADS_KEPT", 3)
+    monkeypatch.setattr("service.http.connections._MOST_HEADS", 3)
     async with listening(engine) as served:
         caller = await served.caller()
         for k in range(7):
