@@ -17,17 +17,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.errors import BadRequestError, ServiceError, UnavailableError
+from service.http.answers import Parts
 from service.http.connections import Connections
 from service.http.exchange import (
     CLIENT_GONE,
     Exchange,
+    Exchanges,
     Head,
     Reply,
     Respond,
@@ -148,14 +150,14 @@ class Protocol(Input):
         request = self._request
         assert request is not None
         body, rest = data[: self._missing], data[self._missing :]
-        request.chunks.append(body)
+        self._body += body
         self._missing -= len(body)
         if self._missing:
             self.shared.intake.add(self, len(body))
             return
         self._end_body()
         self._input += rest
-        request.complete(b"".join(request.chunks))
+        self._complete(request)
         self._parse()
 
     def _take_body(self) -> None:
@@ -220,9 +222,12 @@ class Protocol(Input):
         if request is None:
             super().on_message_complete()
         else:
-            body = bytes(self._body)
-            self._body.clear()
-            request.complete(body)
+            self._complete(request)
+
+    def _complete(self, request: _Request) -> None:
+        body = bytes(self._body)
+        self._body.clear()
+        request.complete(body)
 
     # What is refused.
 
@@ -235,7 +240,7 @@ class Protocol(Input):
         if request is not None:
             request.keep_alive = False
             if not request.is_complete:
-                self._respond(request.exchange.failure(error))
+                self._respond(request.failure(error))
         elif not self._is_answered():
             self._refusals.append(error)  # the middleware answers it
             cycle.keep_alive = False
@@ -302,7 +307,7 @@ class Protocol(Input):
         if request.parts is not None:
             self._end_request(CLIENT_GONE)
         elif request.is_complete:
-            request.exchange.cancel()
+            request.cancel()
         else:
             self._respond(None)
 
@@ -359,11 +364,8 @@ class Protocol(Input):
         return True
 
     def _begin(self, head: Head, keep_alive: bool) -> _Request:
-        path = head.endpoint.path
-        exchange = Exchange(self._exchanges, "POST", path, head.headers, path)
-        request = _Request(exchange, head, keep_alive, self._unheard, self._respond)
-        self._request = request
-        self.cycle = request
+        request = _Request(self._exchanges, head, keep_alive, self._unheard, self._respond)
+        self._request = self.cycle = request
         return request
 
     def _respond(self, reply: Reply | None) -> None:
@@ -380,15 +382,14 @@ class Protocol(Input):
             self._end_request(reply.status)
         else:
             self._write(reply, keep_alive)
-            request.parts, request.held_bytes = reply.parts
+            request.parts = reply.parts
             self.shared.turns.add(self._write_part)
 
     def _end_request(self, status: int) -> None:
         request, self._request = self._request, None
         assert request is not None
         request.response_complete = True
-        request.chunks = []  # a closed connection stays until garbage is collected
-        request.exchange.finish(status)
+        request.finish(status)
         self.on_response_complete()
 
     def _write(self, reply: Reply, keep_alive: bool) -> None:
@@ -413,9 +414,9 @@ class Protocol(Input):
             request.is_waiting = True
             return False
         try:
-            text = next(request.parts, b"")
+            text = next(request.parts.texts, b"")
         except Exception as exc:  # its head was sent: it can only be cut off
-            log.error("answer cut off", path=request.exchange.label, exc_info=exc)
+            log.error("answer cut off", path=request.label, exc_info=exc)
             self.transport.abort()
             return False
         self.transport.write(b"%x\r\n%b\r\n" % (len(text), text))
@@ -431,7 +432,8 @@ class Protocol(Input):
     @property
     def unread_bytes(self) -> int:
         """What is kept for a caller that does not read."""
-        held = self._request.held_bytes if self._request is not None else 0
+        request = self._request
+        held = 0 if request is None or request.parts is None else request.parts.held_bytes
         return held + self.transport.get_write_buffer_size()
 
     def cut_output(self) -> None:
@@ -502,49 +504,44 @@ class _LingeringTransport:
         self.close = close
 
 
-class _Request:
-    """A request on the short path; to uvicorn it is one of its cycles.
+class _Request(Exchange):
+    """An exchange on the short path; to uvicorn it is one of its cycles.
 
     Attributes:
-        exchange: What becomes of it.
-        chunks: Parts of the body that have come.
-        is_complete: Whether all of it has.
+        is_complete: Whether its body has come.
         keep_alive: Whether the connection stays open; uvicorn ends that at shutdown.
         response_complete: Whether it was replied to; uvicorn looks at it.
         parts: What is left of a long answer.
-        held_bytes: What is kept for that.
         is_waiting: Whether its caller has to read before it goes on.
         disconnected: Set by uvicorn, as is the event; nobody listens here.
     """
 
     __slots__ = (
-        "_head", "_respond", "chunks", "disconnected", "exchange", "held_bytes", "is_complete",
-        "is_waiting", "keep_alive", "message_event", "parts", "response_complete",
+        "disconnected", "is_complete", "is_waiting", "keep_alive", "message_event", "parts",
+        "response_complete",
     )  # fmt: skip
 
     def __init__(
         self,
-        exchange: Exchange,
+        shared: Exchanges,
         head: Head,
         keep_alive: bool,
         event: asyncio.Event,
         respond: Respond,
     ) -> None:
-        self.exchange = exchange
+        path = head.endpoint.path
+        super().__init__(shared, "POST", path, head.headers, path)
         self._head = head
         self._respond = respond
-        self.chunks: list[bytes] = []
         self.is_complete = False
         self.keep_alive = keep_alive
         self.response_complete = False
-        self.parts: Iterator[bytes] | None = None
-        self.held_bytes = 0
+        self.parts: Parts | None = None
         self.is_waiting = False
         self.disconnected = False
         self.message_event = event
 
     def complete(self, body: bytes) -> None:
-        """Bring the body to the exchange; it has come."""
+        """Start with the whole body."""
         self.is_complete = True
-        self.chunks = []
-        self.exchange.start(self._head, body, self._respond)
+        self.start(self._head, body, self._respond)
