@@ -89,6 +89,7 @@ class Input(HttpToolsProtocol, ABC):
         self._scanned = 0  # bytes of the input that hold no end of a head
         self._left: int | None = None  # bytes of a body that the parser expects; None: chunks
         self._body = bytearray()  # what the parser has read of it and nobody has taken
+        self._missing = 0  # bytes of a body under a known head that have not come
         self._body_bytes = 0  # read by the parser
         self._fed_bytes = 0  # given to the parser, what is around chunks too
         self._fault: ServiceError | None = None  # found by a callback of the parser
@@ -329,7 +330,7 @@ class Input(HttpToolsProtocol, ABC):
         """Wait for the next request."""
 
     @abstractmethod
-    def _refuse(self, error: ServiceError) -> None:
+    def _refuse(self, error: ServiceError, *, is_logged: bool = True) -> None:
         """Answer what cannot be taken, and close the connection when that has been sent."""
 
     # Callbacks of the parser. They must not raise: the parser would be lost.

@@ -8,22 +8,19 @@ its headers, takes the long path through uvicorn and the middleware, which know 
 Callers send the same heads again and again. One that comes again to the byte is not parsed: it
 means what it meant.
 
-This file is long because a connection is one state machine: who is answered, what may come next and
-when it ends touch each other in every method. What can be kept apart, the parsing of input, is in
-`service.http.input`.
+Of a connection's other sides, `service.http.input` parses what comes, and `service.http.lifetime`
+begins and ends it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Callable
 from typing import Any
 
 import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from service.errors import BadRequestError, ServiceError, UnavailableError
+from service.errors import ServiceError
 from service.http.answers import Parts
 from service.http.connections import Connections
 from service.http.exchange import (
@@ -37,26 +34,17 @@ from service.http.exchange import (
     request_id_of,
 )
 from service.http.heads import fault_of, is_one_head, path_of
-from service.http.input import Expected, Flow, Input
+from service.http.input import Expected
+from service.http.lifetime import Lifetime, LingeringTransport
 from service.http.middleware import REFUSALS
 from service.telemetry.metrics import OTHER
 
 log = structlog.get_logger()
 
 _BLANK_LINE = b"\r\n\r\n"
-_GRACE_S = 1.0
-"""A caller that has closed its side gets its answer if it begins in this time."""
-
-_LAST_REQUEST_S = 0.25
-"""An idle connection takes a request for so long after the port is closed."""
-
-_LINGER_S = 1.0
 _LONGEST_DROPPED = 2**16
 _MUCH_AT_ONCE = 2**17
 """Bytes that come in one read; a read takes at most 2**18."""
-
-_MOST_REFUSED = 64
-"""Open connections that wait for their caller to read that there are too many."""
 
 
 def protocol_for(connections: Connections, base: type[Protocol] | None = None) -> type[Protocol]:
@@ -69,48 +57,19 @@ def protocol_for(connections: Connections, base: type[Protocol] | None = None) -
     return type("ServedProtocol", (base or Protocol,), {"shared": connections})
 
 
-class Protocol(Input):
+class Protocol(Lifetime):
     """One connection.
 
     Its state belongs to the event loop's thread. One request at a time is parsed and answered.
-
-    Attributes:
-        idle_since_s: When it began to wait for a request, on the loop's clock; None: it does not.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        exchanges = self.shared.exchanges
-        self._exchanges = exchanges
-        self._policy = exchanges.policy
-        self._metrics = exchanges.metrics
+        self._exchanges = self.shared.exchanges
+        self._policy = self._exchanges.policy
         self._request: _Request | None = None
-        self._missing = 0  # bytes of a body under a known head
         self._refusals: list[ServiceError] = []  # of the request on the long path
-        self._is_half_closed = False
-        self._is_refused = False
-        self.idle_since_s: float | None = None
         self._unheard = asyncio.Event()
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take a connection, in place of an idle one if there are too many."""
-        super().connection_made(transport)
-        self.flow = Flow(transport)
-        self.idle_since_s = self.loop.time()
-        self._set_idle_timer(self.timeout_keep_alive)
-        if not self.shared.make_room(self.connections, self.idle_since_s):
-            self._refuse_connection()
-
-    def _refuse_connection(self) -> None:
-        """Answer that there are too many; while many are answered so, only close."""
-        self.connections.discard(self)
-        self.shared.refused.add(self)
-        if len(self.shared.refused) > _MOST_REFUSED:
-            self._metrics.answered(OTHER, UnavailableError.status, 0.0)
-            self._stop_reading()
-            self.transport.abort()
-        else:
-            self._refuse(UnavailableError("too many connections are open"), is_logged=False)
 
     def data_received(self, data: bytes) -> None:
         """Take in what has come; under a known head it is not parsed."""
@@ -184,11 +143,6 @@ class Protocol(Input):
         if self.timeout_keep_alive_task is None:
             self._set_idle_timer(self.timeout_keep_alive)
 
-    def _stop_reading(self) -> None:
-        super()._stop_reading()
-        self._is_refused = True
-        self._missing = 0
-
     def on_headers_complete(self) -> None:
         """Take the short path, or the long one."""
         self._is_head_complete = True
@@ -244,7 +198,7 @@ class Protocol(Input):
         elif not self._is_answered():
             self._refusals.append(error)  # the middleware answers it
             cycle.keep_alive = False
-            cycle.transport = _LingeringTransport(self.transport, self._close)
+            cycle.transport = LingeringTransport(self.transport, self._close)
             cycle.message_event.set()
         elif is_late:
             self._close()
@@ -253,54 +207,9 @@ class Protocol(Input):
             self._metrics.answered(OTHER, reply.status, 0.0)
             self._write(reply, keep_alive=False)
 
-    def _close(self) -> None:
-        """Close when all is sent.
+    # Exchanges and their answers.
 
-        If more may come, that is read and thrown away for a moment: the kernel answers input that
-        nobody reads by a reset, which destroys the reply on its way.
-        """
-        if not self._is_refused or self.transport.is_closing():
-            self.transport.close()
-            return
-        with contextlib.suppress(OSError):  # the caller has left
-            self.transport.write_eof()
-        self._arm(_LINGER_S, self.transport.close)
-
-    # How a connection ends.
-
-    def eof_received(self) -> bool:  # type: ignore[override]
-        """Let a caller that sends no more have its answer; True keeps the connection open."""
-        if self._expects in (Expected.HEAD, Expected.BODY) and not self._is_ahead:
-            self._refuse(BadRequestError("the connection was closed within a request"))
-            return not self.transport.is_closing()
-        if self._expects is Expected.NOTHING or (self._is_free() and not self._input):
-            return False
-        self._is_half_closed = True
-        self._arm(_GRACE_S, self._on_grace_over)
-        return True
-
-    def _on_grace_over(self) -> None:
-        """Give up a caller that may have left: TCP cannot tell."""
-        request = self._request
-        is_begun = self.cycle.response_started if request is None else request.parts is not None
-        if not self._is_answered() and not is_begun:
-            self.transport.abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Take back the request that nobody waits for any more."""
-        super().connection_lost(exc)
-        self._disarm()
-        self.shared.refused.discard(self)
-        self._input.clear()
-        self._body.clear()
-        self._expects = Expected.NOTHING
-        self._forget_input()
-        self.shared.unread.remove(self)
-        if self.timeout_keep_alive_task is not None:
-            self.timeout_keep_alive_task.cancel()
-        # Nothing of a connection that is gone is left to the garbage collector, which comes
-        # seldom: what it refers to does not refer to it any more.
-        self.cycle = None
+    def _give_up(self) -> None:
         request = self._request
         if request is None:
             return
@@ -310,22 +219,6 @@ class Protocol(Input):
             request.cancel()
         else:
             self._respond(None)
-
-    def stop_keeping(self) -> None:
-        """Close the connection after the reply that is under way, if one is."""
-        if not self._is_answered():
-            self.cycle.keep_alive = False
-
-    def shutdown(self) -> None:
-        """Close a busy connection after its reply, an idle one soon: a request may be under way."""
-        self.stop_keeping()
-        self.loop.call_later(_LAST_REQUEST_S, self._close_if_idle)
-
-    def _close_if_idle(self) -> None:
-        if self.idle_since_s is not None:
-            self.transport.close()
-
-    # Exchanges and their answers.
 
     def _is_answered(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
@@ -340,17 +233,15 @@ class Protocol(Input):
 
         What is refused by its headers takes the long path too: the middleware says why.
         """
-        path = self.shared.paths.get(self.url)
+        path, headers = self.shared.paths.get(self.url), dict(self.headers)
+        length = headers.get(b"content-length")
         if (
             path is None
             or self.expect_100_continue
             or self.parser.get_method() != b"POST"
             or self.parser.get_http_version() != "1.1"
+            or (length is None and b"transfer-encoding" not in headers)
         ):
-            return False
-        headers = dict(self.headers)
-        length = headers.get(b"content-length")
-        if length is None and b"transfer-encoding" not in headers:
             return False
         keep_alive = self.parser.should_keep_alive()
         try:
@@ -432,32 +323,17 @@ class Protocol(Input):
     @property
     def unread_bytes(self) -> int:
         """What is kept for a caller that does not read."""
-        request = self._request
-        held = 0 if request is None or request.parts is None else request.parts.held_bytes
-        return held + self.transport.get_write_buffer_size()
-
-    def cut_output(self) -> None:
-        """Close a connection whose caller does not read."""
-        log.warning("connection cut", reason="its answer is not read", unread=self.unread_bytes)
-        self.transport.abort()
-
-    def pause_writing(self) -> None:
-        """Stop: the caller does not read."""
-        super().pause_writing()
-        self.shared.unread.add(self)
+        parts = self._request.parts if self._request is not None else None
+        return super().unread_bytes + (parts.held_bytes if parts is not None else 0)
 
     def resume_writing(self) -> None:
         """Go on: the caller has read."""
         super().resume_writing()
-        self.shared.unread.remove(self)
         request = self._request
         if request is not None and request.is_waiting:
             request.is_waiting = False
             self.shared.turns.add(self._write_part)
         self._parse()
-
-    # uvicorn sets a timer after every reply, and cancels it at the next request. One that looks
-    # when it fires how long the connection has been idle is cheaper by several microseconds.
 
     def on_response_complete(self) -> None:
         """Go on with what the connection has sent already, or be idle."""
@@ -475,33 +351,6 @@ class Protocol(Input):
             self._settle()
         elif self._expects is Expected.REQUEST:
             self._be_idle()
-
-    def timeout_keep_alive_handler(self) -> None:
-        """Close the connection if it has been idle for long enough."""
-        self.timeout_keep_alive_task = None
-        if self.idle_since_s is None:
-            return
-        left_s = self.idle_since_s + self.timeout_keep_alive - self.loop.time()
-        if left_s > 0:
-            self._set_idle_timer(left_s)
-        else:
-            super().timeout_keep_alive_handler()
-
-    def _set_idle_timer(self, seconds: float) -> None:
-        on_time = self.timeout_keep_alive_handler
-        self.timeout_keep_alive_task = self.loop.call_later(seconds, on_time)
-
-    def _unset_keepalive_if_required(self) -> None:
-        self.idle_since_s = None
-
-
-class _LingeringTransport:
-    """A transport to uvicorn's cycles, which close it as `Protocol._close` does."""
-
-    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
-        self.write = transport.write
-        self.is_closing = transport.is_closing
-        self.close = close
 
 
 class _Request(Exchange):
@@ -540,6 +389,11 @@ class _Request(Exchange):
         self.is_waiting = False
         self.disconnected = False
         self.message_event = event
+
+    @property
+    def response_started(self) -> bool:
+        """Whether a part of its answer was sent; uvicorn's cycles say that, too."""
+        return self.parts is not None
 
     def complete(self, body: bytes) -> None:
         """Start with the whole body."""

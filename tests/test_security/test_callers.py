@@ -665,8 +665,8 @@ async def test_of_very_many_connections_most_are_only_closed(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who is told that there are too many takes a connection, too."""
-    monkeypatch.setattr("service.http.protocol._MOST_REFUSED", 3)
-    monkeypatch.setattr("service.http.protocol._LINGER_S", 60.0)
+    monkeypatch.setattr("service.http.lifetime._MOST_REFUSED", 3)
+    monkeypatch.setattr("service.http.lifetime._LINGER_S", 60.0)
     async with listening(engine, max_connections=8) as served:
         for _ in range(8):
             await served.caller()
