@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from enum import Enum
 from typing import Protocol
+
+from uvicorn.protocols.http.flow_control import FlowControl
 
 _LOOK_EVERY_S = 0.1
 _STALLED_AFTER_S = 0.25
@@ -48,6 +51,38 @@ class Reader(Protocol):
 
     def cut_output(self) -> None:
         """Close it."""
+
+
+class Hold(Enum):
+    """Why input is left in the kernel."""
+
+    AHEAD = "a request before it is not answered"
+    ROOM = "requests of others take the memory"
+    PAUSE = "much has been read this time round the event loop"
+
+
+class Flow(FlowControl):
+    """Leaves input in the kernel as long as there is one reason to, whoever asks for it."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        super().__init__(transport)
+        self._holds: set[Hold] = set()
+
+    def resume_reading(self) -> None:
+        """Read again, unless input is held."""
+        if not self._holds:
+            super().resume_reading()
+
+    def hold(self, why: Hold) -> None:
+        """Read no more until that is released."""
+        self._holds.add(why)
+        self.pause_reading()
+
+    def release(self, *why: Hold) -> None:
+        """Read again, unless there are other reasons not to."""
+        self._holds.difference_update(why)
+        if not self._transport.is_closing():
+            self.resume_reading()
 
 
 class Ticker:

@@ -15,7 +15,6 @@ from time import perf_counter
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.errors import (
@@ -25,6 +24,7 @@ from service.errors import (
     ServiceError,
     UnavailableError,
 )
+from service.http.buffers import Flow, Hold
 from service.http.connections import Connections
 from service.http.exchange import Head
 from service.http.heads import HEAD_END, fault_of_lines, without_upgrade
@@ -52,21 +52,6 @@ class Expected(Enum):
     HEAD = "rest of a head"
     BODY = "rest of a body"
     NOTHING = "nothing"
-
-
-class Flow(FlowControl):
-    """Leaves input in the kernel while a request before it is not answered.
-
-    Attributes:
-        is_held: Whether nothing may be read, whoever asks for it.
-    """
-
-    is_held = False
-
-    def resume_reading(self) -> None:
-        """Read again, unless input is held."""
-        if not self.is_held:
-            super().resume_reading()
 
 
 class Input(HttpToolsProtocol, ABC):
@@ -102,8 +87,6 @@ class Input(HttpToolsProtocol, ABC):
         self._has_turn = False  # whether parsing goes on in a turn
         self._is_ahead = False  # input waits for a turn, or for the answer before it
         self._counted = 0  # bytes of the input that the intake counts
-        self._has_room = True  # says the intake
-        self._is_pausing = False  # until the next time round the event loop
         self._lingering = 0  # bytes thrown away since a refusal
         self._timer: asyncio.TimerHandle | None = None  # of a head, a body, grace or lingering
 
@@ -167,39 +150,28 @@ class Input(HttpToolsProtocol, ABC):
     def _hold(self, *, is_ahead: bool) -> None:
         """Leave input in the kernel while what has come waits."""
         was_ahead, self._is_ahead = self._is_ahead, is_ahead
-        if is_ahead and len(self._input) > self._counted:
+        if is_ahead:
+            self.flow.hold(Hold.AHEAD)
             count = len(self._input) - self._counted
-            self._counted += count
-            self.shared.intake.add(self, count)
-        elif was_ahead and not is_ahead and self._expects is not Expected.BODY:
-            self._forget_input()
-        if is_ahead != was_ahead:
-            self._read_or_not()
+            if count > 0:
+                self._counted += count
+                self.shared.intake.add(self, count)
+        elif was_ahead:
+            if self._expects is not Expected.BODY:
+                self._forget_input()
+            self.flow.release(Hold.AHEAD)
 
     def _forget_input(self) -> None:
         self._counted = 0
         self.shared.intake.remove(self)
-
-    def _read_or_not(self) -> None:
-        is_held = self._is_ahead or self._is_pausing or not self._has_room
-        self.flow.is_held = is_held
-        if is_held:
-            self.flow.pause_reading()
-        elif not self.transport.is_closing():
-            self.flow.resume_reading()
 
     def _pause(self) -> None:
         """Read no more until the next time round the event loop.
 
         libuv reads up to 32 times in a row, 8 MiB, from a caller that sends as fast.
         """
-        self._is_pausing = True
-        self._read_or_not()
-        self.loop.call_soon(self._end_pause)
-
-    def _end_pause(self) -> None:
-        self._is_pausing = False
-        self._read_or_not()
+        self.flow.hold(Hold.PAUSE)
+        self.loop.call_soon(self.flow.release, Hold.PAUSE)
 
     def _parse_head(self) -> bool:
         """Parse the head that the input begins with; False if it is not whole."""
@@ -359,12 +331,11 @@ class Input(HttpToolsProtocol, ABC):
         self._input.clear()
         self._fault = None
         self._is_ahead = False
-        self._has_room = True
         self._body.clear()
         self._disarm()
         self._unset_keepalive_if_required()
         self._forget_input()
-        self._read_or_not()
+        self.flow.release(Hold.AHEAD, Hold.ROOM)
 
     def _throw_away(self, count: int = 0) -> None:
         """Drop what comes after a refusal; at last stop the caller that sends on and on."""
@@ -391,13 +362,11 @@ class Input(HttpToolsProtocol, ABC):
 
     def hold_input(self) -> None:
         """Leave input in the kernel (see `service.http.buffers`)."""
-        self._has_room = False
-        self._read_or_not()
+        self.flow.hold(Hold.ROOM)
 
     def take_input(self) -> None:
         """Read again."""
-        self._has_room = True
-        self._read_or_not()
+        self.flow.release(Hold.ROOM)
 
     def cut_input(self) -> None:
         """Refuse a request that keeps others from being read."""

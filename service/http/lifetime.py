@@ -11,7 +11,8 @@ from typing import Any
 import structlog
 
 from service.errors import BadRequestError, UnavailableError
-from service.http.input import Expected, Flow, Input
+from service.http.buffers import Flow
+from service.http.input import Expected, Input
 from service.telemetry.metrics import OTHER
 
 log = structlog.get_logger()
