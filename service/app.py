@@ -20,6 +20,7 @@ from service.errors import (
     UnauthorizedError,
 )
 from service.http.answers import Answers
+from service.http.buffers import Intake
 from service.http.connections import ConnectionLimits, Connections
 from service.http.contract import Contract
 from service.http.endpoints import PATHS
@@ -88,14 +89,15 @@ def create_app(
     scheduler = Scheduler(engine, _bounds(settings), metrics)
     health = scheduler.health
     contract = Contract(info.spec, settings.max_horizon, settings.max_rows)
+    limits = _connection_limits(settings)
     exchanges = Exchanges(
         BodyParser(contract),
         scheduler,
         Answers(info, metrics),
         _policy(settings),
         metrics,
+        Intake(limits.max_buffered_bytes),
         tracing,
-        max_buffered_bytes=settings.max_buffered_bytes,
     )
     engine.report_errors_to(metrics.engine_failed)
     metrics.watch_queues(scheduler.queues.depth, scheduler.queues.rows)
@@ -117,7 +119,7 @@ def create_app(
         telemetry=_TELEMETRY,
         lifespan=_lifespan(scheduler),
     )
-    app.connections = Connections(exchanges, _connection_limits(settings), health)
+    app.connections = Connections(exchanges, limits, health)
     app.health, app.scheduler, app.contract = health, scheduler, contract
     app.include_router(health_router(health, metrics))
     app.include_router(

@@ -32,12 +32,12 @@ class ConnectionLimits:
         max_buffered_bytes: Of all incomplete requests together, and of all unread answers.
     """
 
-    max_connections: int = 1024
-    max_head_bytes: int = 2**15
-    head_timeout_s: float = 10.0
-    body_timeout_s: float = 30.0
-    answer_timeout_s: float = 30.0
-    max_buffered_bytes: int = 2**24
+    max_connections: int
+    max_head_bytes: int
+    head_timeout_s: float
+    body_timeout_s: float
+    answer_timeout_s: float
+    max_buffered_bytes: int
 
 
 class KnownHeads(dict[bytes, Head]):

@@ -85,12 +85,11 @@ class Exchanges:
         answers: Makes the answers.
         policy: What is let in.
         metrics: Counts requests.
+        intake: Counts the bytes of requests that are not complete, and of bodies not read yet.
         tracing: Makes spans of requests; None: nobody does.
-        max_buffered_bytes: Of requests that are not complete, and of bodies that wait to be read.
 
     Attributes:
         endpoints: By path.
-        intake: Counts the bytes of such requests and bodies.
         turns: Runs long work between short requests.
     """
 
@@ -101,9 +100,8 @@ class Exchanges:
         answers: Answers,
         policy: Policy,
         metrics: Metrics,
+        intake: Intake,
         tracing: Tracing | None = None,
-        *,
-        max_buffered_bytes: int,
     ) -> None:
         self.parser = parser
         self.scheduler = scheduler
@@ -112,7 +110,7 @@ class Exchanges:
         self.metrics = metrics
         self.tracing = tracing
         self.turns = Turns()
-        self.intake = Intake(max_buffered_bytes)
+        self.intake = intake
         self.endpoints: Mapping[str, Endpoint] = {x.path: x for x in ENDPOINTS}
 
     def head(self, path: str, headers: Headers, length: int = 0) -> Head:

@@ -13,6 +13,7 @@ from service.errors import (
     UnsupportedMediaTypeError,
     UriTooLongError,
 )
+from service.interface import Headers
 
 _LONGEST_KEPT = 2**12
 
@@ -75,12 +76,15 @@ def fault_of_lines(head: bytes, limit: int) -> ServiceError | None:
     return None
 
 
-def fault_of(version: str, fields: Sequence[tuple[bytes, bytes]]) -> ServiceError | None:
+def fault_of(
+    version: str, fields: Sequence[tuple[bytes, bytes]], headers: Headers
+) -> ServiceError | None:
     """Return why a request cannot be taken whatever it asks for; None if it can.
 
     Args:
         version: Of HTTP, as the request says: "1.1".
         fields: Names in lower case, and values.
+        headers: The same by name.
     """
     if version not in ("1.0", "1.1"):
         return BadRequestError(f"HTTP/{version} is not spoken here (allowed: HTTP/1.1, HTTP/1.0)")
@@ -88,18 +92,17 @@ def fault_of(version: str, fields: Sequence[tuple[bytes, bytes]]) -> ServiceErro
     for name in _SINGLE.intersection(names):
         if names.count(name) > 1:
             return BadRequestError(f"the header {name.decode()} came more than once")
-    given = dict(fields)
-    host = given.get(b"host")
+    host = headers.get(b"host")
     if host is None and version == "1.1":
         return BadRequestError("the header host is missing")
     if host is not None and _INVALID_IN_HOST.search(host):
         return BadRequestError("the header host is not a host with an optional port")
-    if len(given.get(b"content-length", b"")) > _LONGEST_LENGTH:
+    if len(headers.get(b"content-length", b"")) > _LONGEST_LENGTH:
         return BadRequestError(f"content-length has more than {_LONGEST_LENGTH} digits")
-    if b"transfer-encoding" in given:
+    if b"transfer-encoding" in headers:
         if version == "1.0":
             return BadRequestError("HTTP/1.0 knows no transfer-encoding")
-        if given[b"transfer-encoding"].strip().lower() != b"chunked":
+        if headers[b"transfer-encoding"].strip().lower() != b"chunked":
             return _unsupported(b"transfer-encoding", "chunked")
     codings = [value.strip().lower() for name, value in fields if name == b"content-encoding"]
     if any(coding not in (b"", b"identity") for coding in codings):

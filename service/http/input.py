@@ -28,6 +28,7 @@ from service.http.buffers import Flow, Hold
 from service.http.connections import Connections
 from service.http.exchange import Head
 from service.http.heads import HEAD_END, fault_of_lines, without_upgrade
+from service.interface import Headers
 
 _LONGEST_FED = 2**13
 """Of chunks, at once: in tiny ones so much takes a third of a millisecond."""
@@ -80,6 +81,7 @@ class Input(HttpToolsProtocol, ABC):
         self._fault: ServiceError | None = None  # found by a callback of the parser
         self._empty = 0  # bytes of empty lines before a head
         self._raw_head = b""
+        self._named: Headers = {}  # the headers by name
         self._is_head_complete = False
         self._is_taken = False  # whether somebody answers the request whose body comes
         self._is_parsing = False
@@ -223,9 +225,8 @@ class Input(HttpToolsProtocol, ABC):
         self._feed(without_upgrade(head))
         if self._expects is not Expected.BODY:
             return
-        given = dict(self.headers)
-        is_in_chunks = b"transfer-encoding" in given
-        self._left = None if is_in_chunks else int(given.get(b"content-length", b"0"))
+        is_in_chunks = b"transfer-encoding" in self._named
+        self._left = None if is_in_chunks else int(self._named.get(b"content-length", b"0"))
         self._body.clear()
         self._body_bytes = self._fed_bytes = 0
         self._arm(self._limits.body_timeout_s, self._on_body_timeout)
@@ -311,6 +312,7 @@ class Input(HttpToolsProtocol, ABC):
         """Begin a request; its scope is made when it turns out to be needed."""
         self.url = b""
         self.headers = []
+        self._named = {}
         self.expect_100_continue = False
         self._is_head_complete = False
 

@@ -146,8 +146,9 @@ class Protocol(Lifetime):
     def on_headers_complete(self) -> None:
         """Take the short path, or the long one."""
         self._is_head_complete = True
+        self._named = dict(self.headers)
         version = self.parser.get_http_version()
-        self._fault = fault_of(version, self.headers)
+        self._fault = fault_of(version, self.headers, self._named)
         if self._fault is not None:
             return
         if version == "1.0":  # means nothing there (RFC 9110, 10.1.1)
@@ -233,7 +234,7 @@ class Protocol(Lifetime):
 
         What is refused by its headers takes the long path too: the middleware says why.
         """
-        path, headers = self.shared.paths.get(self.url), dict(self.headers)
+        path, headers = self.shared.paths.get(self.url), self._named
         length = headers.get(b"content-length")
         if (
             path is None
