@@ -7,9 +7,9 @@ holds the two together.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from models.spec import Feature
 from service.http.contract import (
@@ -23,31 +23,11 @@ from service.http.contract import (
     Output,
 )
 
-
-class _Body(BaseModel):
-    """What all request bodies have in common."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+_BODY = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
 
-class _PairedBody(_Body):
-    """A body whose states and actions must come in equal numbers, or one of them bare."""
-
-    @model_validator(mode="after")
-    def _rows_match(self) -> Self:
-        actions = getattr(self, "actions", None)
-        action_rows = _rows(getattr(self, "action", actions), 2 if actions is None else 3)
-        state_rows = _rows(getattr(self, "state", None), 2)
-        if None not in (state_rows, action_rows) and state_rows != action_rows:
-            raise ValueError(f"{action_rows} action rows for {state_rows} states")
-        return self
-
-    @model_validator(mode="after")
-    def _sequences_are_equally_long(self) -> Self:
-        actions = getattr(self, "actions", None)
-        if _rows(actions, 3) is not None and len({len(x) for x in actions or ()}) > 1:
-            raise ValueError("sequences have different numbers of steps")
-        return self
+class _Answer(BaseModel):
+    model_config = ConfigDict(protected_namespaces=())  # `model_version` is in one of them
 
 
 class Reason(BaseModel):
@@ -81,28 +61,22 @@ class Verdict(BaseModel):
     )
 
 
-class SafetyCheckAnswer(Verdict):
+class SafetyCheckAnswer(_Answer, Verdict):
     """Answer of /safety-check to one sequence."""
-
-    model_config = ConfigDict(protected_namespaces=())
 
     model_version: str
 
 
-class CandidatesAnswer(BaseModel):
+class CandidatesAnswer(_Answer):
     """Answer of /safety-check to K sequences."""
-
-    model_config = ConfigDict(protected_namespaces=())
 
     candidates: list[Verdict] = Field(description="One a sequence, in order.")
     best: int = Field(description="Index of the one with the lowest risk.")
     model_version: str
 
 
-class PredictAnswer(BaseModel):
+class PredictAnswer(_Answer):
     """Answer of /predict."""
-
-    model_config = ConfigDict(protected_namespaces=())
 
     next_state: list[float] | list[list[float]] = Field(description="[S] or [N][S].")
     reward: float | list[float]
@@ -111,10 +85,8 @@ class PredictAnswer(BaseModel):
     model_version: str = Field(description="Hash of all that decides the answer.")
 
 
-class RolloutAnswer(BaseModel):
+class RolloutAnswer(_Answer):
     """Answer of /rollout: the outputs asked for."""
-
-    model_config = ConfigDict(protected_namespaces=())
 
     states: list[list[float]] | list[list[list[float]]] | None = Field(
         default=None, description="[H+1][S] or [K][H+1][S], the start included."
@@ -184,7 +156,7 @@ def request_model(contract: Contract, kind: Kind, name: str) -> type[BaseModel]:
     state, actions = _nested(fields.state), _nested(fields.actions)
     return create_model(
         name,
-        __base__=_PairedBody,
+        __config__=_BODY,
         state=_state_field(fields.state, state, is_batched=fields.takes_many_states),
         **{fields.actions.name: _actions_field(fields.actions, actions)},
         **{option: _OPTIONS[option] for option in fields.options},
@@ -239,12 +211,3 @@ def _vector(field: ArrayField) -> Any:
 def _example(features: tuple[Feature, ...]) -> list[float]:
     """Return a vector within the ranges: zeros where they are allowed."""
     return [min(max(0.0, feature.low), feature.high) for feature in features]
-
-
-def _rows(value: Any, batch_depth: int) -> int | None:
-    """Return the number of rows of nested lists, or None if they have no batch level."""
-    depth, inner = 0, value
-    while isinstance(inner, list | tuple):
-        depth += 1
-        inner = inner[0]
-    return len(value) if depth == batch_depth else None

@@ -119,7 +119,7 @@ class BodyParser:
 
         Args:
             kind: Of which endpoint.
-            body: The body.
+            body: The body, of at most `AT_ONCE_BYTES`.
 
         Raises:
             InvalidRequestError: It breaks the contract; the details say where.
@@ -136,8 +136,8 @@ class BodyParser:
     def in_slices(self, kind: Kind, body: bytes) -> Generator[None, None, Parsed]:
         """Read a body so that somebody else may be served between any two slices.
 
-        The result is that of `read`, except that bodies of more than `AT_ONCE_BYTES` are refused if
-        as many bytes pass outside of the two arrays, or within one state or action.
+        The result is that of `read`, except that a body is refused if more than `AT_ONCE_BYTES`
+        pass outside of the two arrays, or within one state or action.
 
         Args:
             kind: Of which endpoint.
@@ -154,17 +154,15 @@ class BodyParser:
 
     def _read_otherwise(self, body: bytes, endpoint: _Body) -> _Given:
         """Read a body that is not plain."""
-        is_short = len(body) <= AT_ONCE_BYTES
-        pointed = with_points(body) if is_short else body
+        pointed = with_points(body)
         if pointed is not body:
             with contextlib.suppress(*_UNFIT):
                 return self._read_plain(pointed, endpoint)
         given = _result(self._walk(body, endpoint))
-        if is_short:
-            # Next time it is plain, however strangely its names are written.
-            state = Layout(given.states.shape, given.is_one_state)
-            actions = Layout(given.actions.shape, given.is_one_sequence)
-            self._keep(brackets(body), (state, actions))
+        # Next time it is plain, however strangely its names are written.
+        state = Layout(given.states.shape, given.is_one_state)
+        actions = Layout(given.actions.shape, given.is_one_sequence)
+        self._keep(brackets(body), (state, actions))
         return given
 
     def _walk(self, body: bytes, endpoint: _Body) -> Generator[None, None, _Given]:
@@ -179,11 +177,9 @@ class BodyParser:
         """Read a plain body.
 
         Raises:
-            UnfitError: It is long, or something is wrong with it, or just unusual.
+            UnfitError: Something is wrong with it, or just unusual.
             ValueError: Likewise, like the others of `SIMDJSON_ERRORS`.
         """
-        if len(body) > AT_ONCE_BYTES:
-            raise UnfitError
         document = self._parser.parse(body)
         if not isinstance(document, JsonObject):
             raise UnfitError

@@ -2,27 +2,58 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import orjson
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, create_model, model_validator
 
 from models.highway import highway_spec
 from service.errors import InvalidRequestError
 from service.http.contract import Contract, Kind
 from service.http.reading.bodies import BodyParser, Parsed
+from service.http.reading.bodies import _result as result
 from service.http.schemas import request_model
 from tests.fakes.engine import fake_spec
 
 CONTRACT = Contract(fake_spec(), max_horizon=4, max_rows=3)
 PARSER = BodyParser(CONTRACT)
 KINDS: tuple[Kind, ...] = ("predict", "rollout", "safety_check")
+
+
+class Paired(BaseModel):
+    """What schemas cannot say: as many states as actions, or one of them bare."""
+
+    @model_validator(mode="after")
+    def rows_match(self) -> Self:
+        actions = getattr(self, "actions", None)
+        action_rows = row_count(getattr(self, "action", actions), 2 if actions is None else 3)
+        state_rows = row_count(getattr(self, "state", None), 2)
+        if None not in (state_rows, action_rows) and state_rows != action_rows:
+            raise ValueError(f"{action_rows} action rows for {state_rows} states")
+        if row_count(actions, 3) is not None and len({len(x) for x in actions or ()}) > 1:
+            raise ValueError("sequences have different numbers of steps")
+        return self
+
+
+def row_count(value: Any, batch_depth: int) -> int | None:
+    """Return the number of rows of nested lists, or None if they have no batch level."""
+    depth, inner = 0, value
+    while isinstance(inner, list | tuple):
+        depth += 1
+        inner = inner[0]
+    return len(value) if depth == batch_depth else None
+
+
+def declared(contract: Contract, kind: Kind) -> type[BaseModel]:
+    return create_model(kind, __base__=(request_model(contract, kind, kind), Paired))
+
+
 READERS: dict[str, tuple[Callable[[bytes], Parsed], type[BaseModel]]] = {
-    kind: (partial(PARSER.read, kind), request_model(CONTRACT, kind, kind)) for kind in KINDS
+    kind: (partial(PARSER.read, kind), declared(CONTRACT, kind)) for kind in KINDS
 }
 
 STATE, ACTION = [1.0, -2.5, 3], [0.5, 1]
@@ -343,15 +374,6 @@ def test_numbers_left_in_empty_slots_are_zeroed(kind: Kind, count: int, is_slice
     action = {"action": [0, 0, 0]} if kind == "predict" else {"actions": [[0, 0, 0]]}
     body = orjson.dumps({"state": states, **action})
 
-    parsed = in_slices(kind, body) if is_sliced else HIGHWAY.read(kind, body)
+    parsed = result(HIGHWAY.in_slices(kind, body)) if is_sliced else HIGHWAY.read(kind, body)
 
     assert parsed.states.tobytes() == expected.tobytes()
-
-
-def in_slices(kind: Kind, body: bytes) -> Parsed:
-    slices = HIGHWAY.in_slices(kind, body)
-    while True:
-        try:
-            next(slices)
-        except StopIteration as stop:
-            return cast(Parsed, stop.value)

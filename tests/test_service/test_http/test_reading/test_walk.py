@@ -16,9 +16,14 @@ from pydantic import ValidationError
 from service.errors import InvalidRequestError
 from service.http.contract import Contract, Kind
 from service.http.reading.bodies import BodyParser, Parsed
-from service.http.schemas import request_model
 from tests.fakes.engine import fake_spec
-from tests.test_service.test_http.test_reading.test_bodies import ACTION, READERS, STATE, bodies
+from tests.test_service.test_http.test_reading.test_bodies import (
+    ACTION,
+    READERS,
+    STATE,
+    bodies,
+    declared,
+)
 
 CUTTING = {
     size: BodyParser(Contract(fake_spec(), 4, 3), piece_bytes=size) for size in (1, 16, 64, 2**15)
@@ -322,7 +327,7 @@ def test_what_is_not_json_is_told_with_its_place(body: bytes, message: str) -> N
 
 def test_lists_of_one_number_and_of_none_are_told_apart() -> None:
     parser = BodyParser(Contract(NARROW, 4, 3), piece_bytes=1)
-    declared = request_model(Contract(NARROW, 4, 3), "rollout", "RolloutRequest")
+    model = declared(Contract(NARROW, 4, 3), "rollout")
     for actions in (
         "[[1],[0]]",
         "[[],[0]]",
@@ -334,7 +339,7 @@ def test_lists_of_one_number_and_of_none_are_told_apart() -> None:
     ):
         body = f'{{"state":[1],"actions":{actions}}}'.encode()
         try:
-            declared.model_validate_json(body)
+            model.model_validate_json(body)
             is_valid = True
         except ValidationError:
             is_valid = False
