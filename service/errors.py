@@ -4,64 +4,13 @@ The tree is drawn in `world_model_client.errors`: the client raises the same cla
 import the service.
 """
 
-from world_model_client.errors import (
-    FIELD_BYTES,
-    MAX_DETAILS,
-    SERVICE_ERRORS,
-    BadRequestError,
-    ClosedClientError,
-    DeadlineExceededError,
-    Detail,
-    EngineError,
-    ForbiddenError,
-    HeadersTooLargeError,
-    InvalidInputError,
-    InvalidRequestError,
-    MethodNotAllowedError,
-    NotFoundError,
-    OverloadedError,
-    PayloadTooLargeError,
-    RequestTimeoutError,
-    ServiceError,
-    UnauthorizedError,
-    UnavailableError,
-    UnreachableError,
-    UnsupportedMediaTypeError,
-    UriTooLongError,
-    WorldModelError,
-    escaped,
-    printable,
-)
-
-__all__ = [
-    "FIELD_BYTES",
-    "MAX_DETAILS",
-    "SERVICE_ERRORS",
-    "BadRequestError",
-    "ClosedClientError",
-    "DeadlineExceededError",
-    "Detail",
-    "EngineError",
-    "ForbiddenError",
-    "HeadersTooLargeError",
-    "InvalidInputError",
-    "InvalidRequestError",
-    "MethodNotAllowedError",
-    "NotFoundError",
-    "OverloadedError",
-    "PayloadTooLargeError",
-    "RequestTimeoutError",
-    "ServiceError",
-    "StartupError",
-    "UnauthorizedError",
-    "UnavailableError",
-    "UnreachableError",
-    "UnsupportedMediaTypeError",
-    "UriTooLongError",
-    "WorldModelError",
-    "escaped",
-    "printable",
-]
+from world_model_client.errors import *  # noqa: F403 (they are listed there)
+from world_model_client.errors import FIELD_BYTES as FIELD_BYTES
+from world_model_client.errors import MAX_DETAILS as MAX_DETAILS
+from world_model_client.errors import Detail as Detail
+from world_model_client.errors import WorldModelError
+from world_model_client.errors import escaped as escaped
+from world_model_client.errors import printable as printable
 
 
 class StartupError(WorldModelError):

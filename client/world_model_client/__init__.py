@@ -8,29 +8,8 @@ or torch: it is installed where these are not.
 
 from typing import TYPE_CHECKING, Any
 
-from world_model_client.errors import (
-    SERVICE_ERRORS,
-    BadRequestError,
-    ClosedClientError,
-    DeadlineExceededError,
-    EngineError,
-    ForbiddenError,
-    HeadersTooLargeError,
-    InvalidInputError,
-    InvalidRequestError,
-    MethodNotAllowedError,
-    NotFoundError,
-    OverloadedError,
-    PayloadTooLargeError,
-    RequestTimeoutError,
-    ServiceError,
-    UnauthorizedError,
-    UnavailableError,
-    UnreachableError,
-    UnsupportedMediaTypeError,
-    UriTooLongError,
-    WorldModelError,
-)
+from world_model_client import errors
+from world_model_client.errors import *  # noqa: F403 (they are listed there)
 
 if TYPE_CHECKING:
     from world_model_client.client import AsyncClient, Client
@@ -45,28 +24,4 @@ else:
         return getattr(client, name)
 
 
-__all__ = [
-    "SERVICE_ERRORS",
-    "AsyncClient",
-    "BadRequestError",
-    "Client",
-    "ClosedClientError",
-    "DeadlineExceededError",
-    "EngineError",
-    "ForbiddenError",
-    "HeadersTooLargeError",
-    "InvalidInputError",
-    "InvalidRequestError",
-    "MethodNotAllowedError",
-    "NotFoundError",
-    "OverloadedError",
-    "PayloadTooLargeError",
-    "RequestTimeoutError",
-    "ServiceError",
-    "UnauthorizedError",
-    "UnavailableError",
-    "UnreachableError",
-    "UnsupportedMediaTypeError",
-    "UriTooLongError",
-    "WorldModelError",
-]
+__all__ = ["AsyncClient", "Client", *errors.__all__]

@@ -31,6 +31,30 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar
 
+__all__ = [
+    "SERVICE_ERRORS",
+    "BadRequestError",
+    "ClosedClientError",
+    "DeadlineExceededError",
+    "EngineError",
+    "ForbiddenError",
+    "HeadersTooLargeError",
+    "InvalidInputError",
+    "InvalidRequestError",
+    "MethodNotAllowedError",
+    "NotFoundError",
+    "OverloadedError",
+    "PayloadTooLargeError",
+    "RequestTimeoutError",
+    "ServiceError",
+    "UnauthorizedError",
+    "UnavailableError",
+    "UnreachableError",
+    "UnsupportedMediaTypeError",
+    "UriTooLongError",
+    "WorldModelError",
+]
+
 Detail = dict[str, str]
 """What is wrong with one field: `field`, `problem` and, where it helps, `allowed`."""
 
@@ -254,21 +278,5 @@ class DeadlineExceededError(ServiceError):
     code = "deadline_exceeded"
 
 
-SERVICE_ERRORS: tuple[type[ServiceError], ...] = (
-    BadRequestError,
-    UnauthorizedError,
-    ForbiddenError,
-    NotFoundError,
-    MethodNotAllowedError,
-    RequestTimeoutError,
-    PayloadTooLargeError,
-    UriTooLongError,
-    UnsupportedMediaTypeError,
-    InvalidRequestError,
-    OverloadedError,
-    HeadersTooLargeError,
-    EngineError,
-    UnavailableError,
-    DeadlineExceededError,
-)
+SERVICE_ERRORS: tuple[type[ServiceError], ...] = tuple(ServiceError.__subclasses__())
 """All classes with a status, in the order of the tree."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from simdjson import Array as JsonArray
@@ -36,6 +36,8 @@ from service.http.reading.arrays import (
 from service.http.reading.diagnosis import detail, is_number_within, refuse
 from service.http.reading.walk import Walk
 from service.interface import Array
+
+T = TypeVar("T")
 
 AT_ONCE_BYTES = 2**15
 """Longer bodies are better read in slices: reading so many bytes takes half a millisecond."""
@@ -214,14 +216,14 @@ class BodyParser:
         self._layouts[bracketed] = layouts
 
 
-def _result(slices: Generator[None, None, _Given]) -> _Given:
+def _result(slices: Generator[None, None, T]) -> T:
     """Run slices to the end and return what they return."""
     while True:
         try:
             next(slices)
         except StopIteration as stop:
-            given: _Given = stop.value
-            return given
+            value: T = stop.value
+            return value
 
 
 def _option(value: Any) -> Any:
