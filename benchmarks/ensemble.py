@@ -1,8 +1,8 @@
-"""Three ways to evaluate an ensemble together: a loop over members, vmap, batched products.
+"""Three methods to evaluate an ensemble at once: a loop over members, vmap, batched products.
 
     python -m benchmarks.ensemble
 
-Prints medians of a 16-step rollout and of one step, one thread, ways interleaved. The loop and
+Prints medians of a 16-step rollout and of one step, one thread, methods interleaved. The loop and
 vmap use the public tools only; the third is what `WorldModelEnsemble` does.
 """
 
@@ -32,8 +32,8 @@ REPETITIONS = 9
 Rollout = Callable[[Tensor, Tensor], Tensor]
 
 
-def ways(ensemble: WorldModelEnsemble) -> dict[str, Rollout]:
-    """Return the ways by name; each returns the members' states."""
+def methods(ensemble: WorldModelEnsemble) -> dict[str, Rollout]:
+    """Return the methods by name; each returns the members' states."""
     members = list(ensemble.members)
     parameters, buffers = stack_module_state(members)
 
@@ -63,13 +63,13 @@ def ways(ensemble: WorldModelEnsemble) -> dict[str, Rollout]:
 
 @torch.inference_mode()
 def measure(ensemble: WorldModelEnsemble) -> dict[tuple[int, int], dict[str, float]]:
-    """Return medians in seconds by (horizon, rows) and way; answers are compared first."""
+    """Return medians in seconds by (horizon, rows) and method; answers are compared first."""
     table = {}
     for horizon in HORIZONS:
         for rows in ROWS:
             states = torch.randn(rows, 34).abs()
             actions = torch.rand(rows, horizon, 3)
-            candidates = ways(ensemble)
+            candidates = methods(ensemble)
             expected = candidates["loop"](states, actions)
             for rollout in candidates.values():
                 torch.testing.assert_close(

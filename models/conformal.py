@@ -1,4 +1,4 @@
-"""What calibration episodes can promise about the crash threshold. NumPy only."""
+"""What calibration episodes can guarantee about the crash threshold. NumPy only."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ LOWEST_ALPHA, HIGHEST_ALPHA = 0.0001, 0.5
 
 @dataclass(frozen=True)
 class Guarantee:
-    """A promise: an episode that ends gets no alarm in time with at most a given probability.
+    """An episode that ends gets no alarm in time with at most a given probability.
 
     Attributes:
         alpha: That probability, the miss rate.
         lead_s: In time means this long before the end, or earlier.
         episodes: Calibration episodes that end, and whose end could be seen coming in time.
-        threshold: Highest crash threshold that keeps the promise; None if the episodes are too
+        threshold: Highest crash threshold that keeps the guarantee; None if the episodes are too
             few for any.
 
     Raises:
@@ -43,13 +43,13 @@ class Guarantee:
 
     @property
     def episodes_needed(self) -> int:
-        """Fewest episodes with which a promise can be made."""
+        """Fewest episodes with which there can be a guarantee."""
         count = math.ceil(min(1 / self.alpha, 1e15)) - 1  # the division may end in infinity
         # Division rounds: 49 times the float next to 1 / 49 is less than 1.
         return count if _rank(count, self.alpha) else count + 1
 
     def holds_for(self, crash_threshold: float | None) -> bool:
-        """Say whether a crash threshold, None if there is none, keeps the promise."""
+        """Say whether a crash threshold, None if there is none, keeps the guarantee."""
         return (
             crash_threshold is not None
             and self.threshold is not None

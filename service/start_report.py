@@ -1,4 +1,4 @@
-"""What the log says at the start: where the service listens, what it serves, what that promises."""
+"""What the log says at the start: where the service listens, what it serves and guarantees."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def log_start(settings: Settings, address: str, info: ModelInfo, load_s: float) 
 
 
 def log_limits(info: ModelInfo) -> None:
-    """Say what the crash threshold promises, and warn if safety checks cannot answer `safe`."""
+    """Say what the crash threshold guarantees, and warn if safety checks cannot answer `safe`."""
     limits, guarantee = info.limits, info.guarantee
     facts: dict[str, Any] = {"crash_threshold": limits.crash_threshold}
     if guarantee is not None:
@@ -47,9 +47,9 @@ def log_limits(info: ModelInfo) -> None:
     if limits.crash_threshold is None:
         _log_missing_threshold(info, facts)
     elif guarantee is None or not guarantee.holds_for(limits.crash_threshold):
-        log.warning("the crash threshold promises nothing", **facts)
+        log.warning("the crash threshold guarantees nothing", **facts)
     else:
-        log.info("the crash threshold keeps its promise", **facts)
+        log.info("the crash threshold keeps its guarantee", **facts)
     if limits.uncertainty_limit is None or limits.horizon == 0:
         log.warning(
             "no verdict will be safe",
@@ -86,7 +86,7 @@ def _why_none_is_safe(info: ModelInfo) -> str:
         if info.members == 1:
             reasons.append("one member cannot disagree")
         elif "uncertainty_limit" in info.refused:
-            reasons.append("too few calibration windows vouch for the uncertainty limit")
+            reasons.append("too few calibration windows support the uncertainty limit")
         else:
             reasons.append("the uncertainty limit was never calibrated")
     if info.limits.horizon == 0:

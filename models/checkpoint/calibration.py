@@ -1,6 +1,6 @@
 """The limits that held-out data fixed, and the evidence for them.
 
-A limit is served only if enough data vouch for it, or if its owner asked for it by name.
+A limit is served only if enough data support it, or if its owner asked for it by name.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ A calibration corrects probabilities and does not replace them: a step that the 
 likely to be the last as not keeps a hazard of 1.8 % at least (the logistic function of -4), and a
 likelier one keeps more."""
 ALLOW_UNGUARANTEED = "allow_unguaranteed"
-"""Note of a calibration that limits were asked for which few data cannot vouch for."""
+"""Note of a calibration that limits were asked for which few data cannot support."""
 
 Count = Annotated[int, Interval(ge=0, le=10**12)]
 Share = Annotated[float, Interval(ge=0, le=1)]
@@ -46,7 +46,7 @@ class Notes:
         uncertainty_quantile: Share of windows below the uncertainty limit.
         done_scale: Of hazard logits.
         done_shift: Of hazard logits.
-        allow_unguaranteed: Whether limits were asked for that few data cannot vouch for.
+        allow_unguaranteed: Whether limits were asked for that few data cannot support.
     """
 
     windows: Count | None = None
@@ -108,34 +108,34 @@ class Calibration:
 
     @cached_property
     def guarantee(self) -> Guarantee | None:
-        """What is promised about the crash threshold; None if nothing was noted."""
+        """What is guaranteed about the crash threshold; None if nothing was noted."""
         return _read_guarantee(self.notes)
 
     @property
     def served_threshold(self) -> float | None:
-        """The crash threshold, if it keeps a promise or was asked for by name without one.
+        """The crash threshold, if it keeps a guarantee or was asked for by name without one.
 
         Checkpoints of earlier versions may hold one that was set on too few episodes; a file may
         have been written by hand.
         """
         guarantee = self.guarantee
-        is_promised = guarantee is not None and guarantee.holds_for(self.crash_threshold)
-        return self.crash_threshold if is_promised or self._notes.allow_unguaranteed else None
+        is_guaranteed = guarantee is not None and guarantee.holds_for(self.crash_threshold)
+        return self.crash_threshold if is_guaranteed or self._notes.allow_unguaranteed else None
 
     @property
     def served_uncertainty_limit(self) -> float | None:
-        """The uncertainty limit, if enough windows vouch for it or it was asked for by name."""
+        """The uncertainty limit, if enough windows support it or it was asked for by name."""
         notes = self._notes
-        is_vouched_for = (
+        is_supported = (
             notes.windows is not None
             and notes.uncertainty_quantile is not None
             and has_values_beyond(notes.windows, notes.uncertainty_quantile)
         )
-        return self.uncertainty_limit if is_vouched_for or notes.allow_unguaranteed else None
+        return self.uncertainty_limit if is_supported or notes.allow_unguaranteed else None
 
     @property
     def refused(self) -> dict[str, float]:
-        """Limits that are there, but are not served, as too little vouches for them; by name."""
+        """Limits that are there, but are not served, as too little supports them; by name."""
         served = {
             "crash_threshold": self.served_threshold,
             "uncertainty_limit": self.served_uncertainty_limit,

@@ -5,7 +5,7 @@ elementwise loops round the elements left over after whole vectors differently. 
 and whole vectors leave nothing over.
 
 This holds for one or two threads. With more, torch cuts big tensors at places that split vectors;
-whoever promises bits then must check them, as `service.engine` does at start.
+whoever guarantees bits then must check them, as `service.engine` does at start.
 """
 
 from __future__ import annotations

@@ -150,13 +150,13 @@ def _described(info: ModelInfo, max_horizon: int, max_rows: int) -> dict[str, An
             "crash_probability": limits.crash_threshold,
             "uncertainty": limits.uncertainty_limit,
             "evaluated_horizon": limits.horizon,
-            "guarantee": _promised(info.guarantee, limits.crash_threshold),
+            "guarantee": _guarantee(info.guarantee, limits.crash_threshold),
         },
         "metrics": dict(info.metrics),
     }
 
 
-def _promised(guarantee: Guarantee | None, threshold: float | None) -> dict[str, Any] | None:
+def _guarantee(guarantee: Guarantee | None, threshold: float | None) -> dict[str, Any] | None:
     if guarantee is None:
         return None
     return {

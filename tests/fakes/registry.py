@@ -1,4 +1,4 @@
-"""What a registry tells, and bodies to make it tell something."""
+"""What a registry holds, and bodies that make it hold something."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Caller:
         self._writer.write(b"".join(requests))
 
     async def answer(self) -> tuple[int, dict[str, str], bytes]:
-        """Return status, headers and body of the next answer, whose end can be told."""
+        """Return status, headers and body of the next answer, whose end is known."""
         head = (await self._reader.readuntil(b"\r\n\r\n")).decode()
         status, *lines = head.strip().split("\r\n")
         headers = dict(line.split(": ", 1) for line in lines)

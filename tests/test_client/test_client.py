@@ -106,7 +106,7 @@ async def test_no_answer_is_unreachable() -> None:
         assert not await other.ready()
 
 
-def test_readiness_is_told() -> None:
+def test_readiness_is_answered() -> None:
     assert answering(200, b'{"status": "ready"}')[0].ready()
 
 

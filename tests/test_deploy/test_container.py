@@ -73,7 +73,7 @@ class Container:
         variables = [f"--env={name}={value}" for name, value in address.items()]
         self.id = docker("run", "--detach", "--network=host", *AS_COMPOSED, *variables, image)
 
-    def told(self, template: str) -> str:
+    def inspected(self, template: str) -> str:
         return docker("inspect", "--format", template, self.id)
 
     def is_ready(self) -> bool:
@@ -115,22 +115,22 @@ def test_it_predicts_by_machine_code_from_a_root_that_cannot_be_written(
 
 
 def test_its_health_check_turns_healthy(container: Container) -> None:
-    wait_for("health", lambda: container.told("{{.State.Health.Status}}") == "healthy")
+    wait_for("health", lambda: container.inspected("{{.State.Health.Status}}") == "healthy")
 
 
 def test_it_comes_back_when_it_is_killed(container: Container) -> None:
     """As by the kernel for memory; the engine takes its own `docker kill` for a wish."""
     wait_for("readiness", container.is_ready)
-    before = container.told("{{.State.Pid}}")
+    before = container.inspected("{{.State.Pid}}")
     process = Path("/proc", before, "cmdline")
     if not (process.exists() and b"world-model" in process.read_bytes()):
         pytest.skip("the engine's processes are not this machine's")
 
     os.kill(int(before), signal.SIGKILL)
 
-    wait_for("a new process", lambda: container.told("{{.State.Pid}}") not in (before, "0"))
+    wait_for("a new process", lambda: container.inspected("{{.State.Pid}}") not in (before, "0"))
     wait_for("readiness", container.is_ready)
-    assert container.told("{{.RestartCount}}") == "1"
+    assert container.inspected("{{.RestartCount}}") == "1"
     assert container.predicts()
 
 
@@ -141,4 +141,4 @@ def test_it_drains_and_ends_before_it_would_be_killed(container: Container) -> N
     docker("stop", container.id)
 
     assert time.monotonic() - started < 10
-    assert container.told("{{.State.ExitCode}}") == "0"
+    assert container.inspected("{{.State.ExitCode}}") == "0"

@@ -26,7 +26,7 @@ TINY = TrainOptions(
     hidden_dims=(32,),
     stages=(Stage(1, 60, 64), Stage(16, 40, 32)),
     validate_every=20,
-    allow_unguaranteed=True,  # its few episodes promise nothing
+    allow_unguaranteed=True,  # its few episodes guarantee nothing
     workers=2,
     device="cpu",
 )

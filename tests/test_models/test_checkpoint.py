@@ -444,7 +444,7 @@ LOOSE = NOTES | {"conformal": {**CONFORMAL, "threshold": None}}
         "set by hand and asked for",
     ],
 )
-def test_a_threshold_that_promises_nothing_is_served_only_if_asked_for(
+def test_a_threshold_that_guarantees_nothing_is_served_only_if_asked_for(
     notes: dict[str, Any], served: float | None
 ) -> None:
     checkpoint = small_checkpoint()

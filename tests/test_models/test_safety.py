@@ -457,7 +457,7 @@ def test_limits_of_another_shape_are_refused(change: dict[str, Any], message: st
         replace(SLOTS, **change)
 
 
-def test_limits_know_no_neighbours_unless_told() -> None:
+def test_limits_know_no_neighbours_by_default() -> None:
     assert LIMITS.slots.shape == (0, 3)
     assert LIMITS.apart_m == 0.0
 

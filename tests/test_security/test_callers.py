@@ -84,7 +84,7 @@ async def test_nothing_may_be_endless(
             caller.send(piece)
             sent += len(piece)
             await asyncio.sleep(0)
-            assert sum(len(wire._input) for wire in served.connections) <= HEAD_LIMIT + 2**18
+            assert sum(len(x._input) for x in served.connections) <= HEAD_LIMIT + 2**18
         status, _, body = await reading
         assert await is_served(served)
 
@@ -165,12 +165,12 @@ async def test_a_caller_that_sends_ahead_is_left_waiting(
         caller.send(request())
         await engine.entered()
         caller.send(PROBE * 4000)  # 0.4 MB
-        (wire,) = served.connections
-        await until(lambda: wire.flow.read_paused)
+        (connection,) = served.connections
+        await until(lambda: connection.flow.read_paused)
         for _ in range(50):
             await asyncio.sleep(0.001)
-            assert len(wire._input) <= 2**18
-        assert not wire.pipeline
+            assert len(connection._input) <= 2**18
+        assert not connection.pipeline
         engine.gate.set()
         statuses = [(await caller.answer())[0] for _ in range(4001)]
 
@@ -204,13 +204,13 @@ async def test_a_caller_that_does_not_read_is_not_worked_for(
         caller = await served.caller()
         caller._reader._transport.pause_reading()  # type: ignore[attr-defined]
         caller.send(request(long_body()) * 300)  # answers of 100 kB each
-        (wire,) = served.connections
-        await until(lambda: wire.flow.write_paused)
-        written = wire.server_state.total_requests
+        (connection,) = served.connections
+        await until(lambda: connection.flow.write_paused)
+        written = connection.server_state.total_requests
         for _ in range(50):
             await asyncio.sleep(0.002)
-        assert wire.server_state.total_requests <= written + 1
-        assert wire.unread_bytes < 2**18
+        assert connection.server_state.total_requests <= written + 1
+        assert connection.unread_bytes < 2**18
         assert await is_served(served)
         caller.reset()
 
@@ -389,11 +389,11 @@ async def test_others_get_their_turn_while_tiny_chunks_are_parsed(
         other = await served.caller()
         for caller in callers:
             caller.send(CHUNKED + in_chunks(body, 1))
-        await until(lambda: any(wire._has_turn for wire in served.connections))
+        await until(lambda: any(connection._has_turn for connection in served.connections))
         for _ in range(5):
             other.send(request())
             assert (await other.answer())[0] == 200
-        assert any(wire._has_turn for wire in served.connections)
+        assert any(connection._has_turn for connection in served.connections)
         answers = [await caller.answer() for caller in callers]
 
     assert [status for status, _, _ in answers] == [200] * 4
@@ -651,9 +651,9 @@ async def test_too_many_connections_are_refused_and_idle_ones_replaced(engine: F
         assert refused.startswith(b"HTTP/1.1 503 ")
         assert orjson.loads(refused.partition(b"\r\n\r\n")[2])["error"]["code"] == "unavailable"
         assert served.count("503", "other") == 1
-        for wire in served.connections:
-            assert wire.idle_since_s is not None
-            wire.idle_since_s -= 60.0
+        for connection in served.connections:
+            assert connection.idle_since_s is not None
+            connection.idle_since_s -= 60.0
         served.app.connections._next_look_s = 0.0
         assert await is_served(served)
         others[0].send(PROBE)  # it or another one was closed
@@ -664,7 +664,7 @@ async def test_too_many_connections_are_refused_and_idle_ones_replaced(engine: F
 async def test_of_very_many_connections_most_are_only_closed(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who is told that there are too many takes a connection, too."""
+    """A caller that is answered 503 takes a connection, too."""
     monkeypatch.setattr("service.http.lifetime._MOST_REFUSED", 3)
     monkeypatch.setattr("service.http.lifetime._LINGER_S", 60.0)
     async with listening(engine, max_connections=8) as served:

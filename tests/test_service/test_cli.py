@@ -147,7 +147,7 @@ def test_train_passes_its_options_and_prints_the_version(
 
 @pytest.mark.parametrize("is_asked_for", [False, True])
 @pytest.mark.parametrize("command", ["train", "calibrate"])
-def test_limits_that_promise_nothing_are_asked_for_by_name(
+def test_limits_that_guarantee_nothing_are_asked_for_by_name(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str, is_asked_for: bool
 ) -> None:
     seen: list[TrainOptions] = []

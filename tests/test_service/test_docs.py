@@ -60,12 +60,12 @@ def values_of(label: str, metric: str) -> set[str]:
 def test_the_table_of_metrics_lists_all_with_type_labels_unit_and_question() -> None:
     rows = [row for row in rows_of(text_of("metrics.md")) if row[0].startswith("`world_model_")]
 
-    told = {name.strip("`"): (kind, quoted(labels)) for name, kind, _, labels, _ in rows}
+    documented = {name.strip("`"): (kind, quoted(labels)) for name, kind, _, labels, _ in rows}
     true = {
         name: (family.type, {label for s in family.samples for label in s.labels} - {"le"})
         for name, family in FAMILIES.items()
     }
-    assert told == true
+    assert documented == true
     assert len(rows) == len(FAMILIES)
     assert all(unit and question.endswith("?") for _, _, unit, _, question in rows)
 
@@ -90,9 +90,9 @@ def test_the_tables_of_labels_list_exactly_the_values_there_are(
 ) -> None:
     table = text_of("metrics.md").partition(f"\n| {title} | |\n")[2].partition("\n\n")[0]
 
-    told = [value for row in rows_of(table) for value in quoted(row[0])]
+    documented = [value for row in rows_of(table) for value in quoted(row[0])]
 
-    assert sorted(told) == sorted(values_of(label, metric))
+    assert sorted(documented) == sorted(values_of(label, metric))
 
 
 def test_no_metric_is_documented_that_is_not_there() -> None:

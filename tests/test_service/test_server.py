@@ -50,14 +50,14 @@ def port() -> Iterator[int]:
     torch.set_num_threads(threads)
 
 
-def test_a_taken_port_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
+def test_a_taken_port_is_named_before_anything_is_loaded(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]
         with pytest.raises(StartupError, match=f"127.0.0.1:{number}: Address already in use"):
             serve(Settings(port=number, checkpoint=tmp_path / "absent"))
 
 
-def test_an_unknown_host_is_told() -> None:
+def test_an_unknown_host_is_named() -> None:
     with pytest.raises(StartupError, match=r"cannot listen on 203\.0\.113\.7"):
         serve(Settings(host="203.0.113.7", port=0))
 
@@ -124,39 +124,39 @@ def test_addresses_of_ipv6_are_judged_too(
     assert (OPEN in capsys.readouterr().out) == warns
 
 
-def test_a_missing_checkpoint_is_told(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match=r"cannot load the checkpoint: .*absent does not exist"):
         serve(Settings(port=0, checkpoint=tmp_path / "absent"))
 
 
-def test_too_many_members_are_told(folder: Path) -> None:
+def test_too_many_members_are_named(folder: Path) -> None:
     with pytest.raises(StartupError, match="cannot serve 9 members"):
         serve(Settings(port=0, checkpoint=folder, members=9))
 
 
-PROMISE = Guarantee(alpha=0.01, lead_s=0.2, episodes=120, threshold=0.6)
+GIVEN = Guarantee(alpha=0.01, lead_s=0.2, episodes=120, threshold=0.6)
 COUNTED = {"miss_rate": 0.01, "episodes": 120, "episodes_needed": 99}
 
 
 @pytest.mark.parametrize(
     ("limits", "guarantee", "expected"),
     [
-        ({}, PROMISE, ("info", "the crash threshold keeps its promise")),
-        ({}, None, ("warning", "the crash threshold promises nothing")),
+        ({}, GIVEN, ("info", "the crash threshold keeps its guarantee")),
+        ({}, None, ("warning", "the crash threshold guarantees nothing")),
         (
             {},
-            replace(PROMISE, threshold=None),
-            ("warning", "the crash threshold promises nothing"),
+            replace(GIVEN, threshold=None),
+            ("warning", "the crash threshold guarantees nothing"),
         ),
         (
             {"crash_threshold": None},
-            PROMISE,
+            GIVEN,
             ("warning", "not calibrated: every safety check answers unknown"),
         ),
     ],
     ids=["guaranteed", "set by hand", "asked for", "uncalibrated"],
 )
-def test_a_start_says_what_the_threshold_promises(
+def test_a_start_says_what_the_threshold_guarantees(
     limits: dict[str, Any], guarantee: Guarantee | None, expected: tuple[str, str]
 ) -> None:
     info = replace(fake_info(), guarantee=guarantee)
@@ -183,7 +183,7 @@ LIMIT = {"uncertainty_limit": None}
         (
             LIMIT,
             {"refused": {"uncertainty_limit": 0.9}},
-            "too few calibration windows vouch for the uncertainty limit",
+            "too few calibration windows support the uncertainty limit",
         ),
         ({"horizon": 0}, {}, "no horizon was evaluated"),
         (
@@ -211,10 +211,13 @@ def test_a_start_warns_if_no_verdict_will_be_safe(
     ("guarantee", "reason"),
     [
         (None, "the checkpoint notes no guarantee for it"),
-        (replace(PROMISE, threshold=None), "its episodes are too few for a guarantee, or none was"),
-        (replace(PROMISE, threshold=0.2), "it is above 0.2, the highest one that keeps"),
+        (
+            replace(GIVEN, threshold=None),
+            "its episodes are too few for a guarantee, or none was",
+        ),
+        (replace(GIVEN, threshold=0.2), "it is above 0.2, the highest one that keeps"),
     ],
-    ids=["nothing noted", "no promise", "above the promise"],
+    ids=["nothing noted", "no guarantee", "above the guarantee"],
 )
 def test_a_start_says_that_a_threshold_is_refused(guarantee: Guarantee | None, reason: str) -> None:
     info = replace(fake_info(), guarantee=guarantee, refused={"crash_threshold": 0.3})
@@ -230,7 +233,7 @@ def test_a_start_says_that_a_threshold_is_refused(guarantee: Guarantee | None, r
 
 
 @pytest.mark.parametrize(
-    ("limits", "connections", "allowed", "is_told"),
+    ("limits", "connections", "allowed", "is_logged"),
     [
         ((1024, 4096), 100, None, False),
         ((1024, 4096), 2000, 2128, False),
@@ -245,7 +248,7 @@ def test_as_many_files_may_be_open_as_connections(
     limits: tuple[int, int],
     connections: int,
     allowed: int | None,
-    is_told: bool,
+    is_logged: bool,
 ) -> None:
     made: list[tuple[int, tuple[int, int]]] = []
     monkeypatch.setattr(resource, "getrlimit", lambda kind: limits)
@@ -256,7 +259,7 @@ def test_as_many_files_may_be_open_as_connections(
 
     expected = [] if allowed is None else [(resource.RLIMIT_NOFILE, (allowed, limits[1]))]
     assert made == expected
-    assert bool(logs) is is_told
+    assert bool(logs) is is_logged
 
 
 def in_thread(work: Any) -> threading.Thread:
@@ -316,7 +319,7 @@ def test_a_whole_life_ends_with_zero(
     assert (seen["ready"], seen["second"]) == (False, seen["first"])
     assert seen["connection"] == {"close"}
     events = [orjson.loads(line)["event"] for line in capsys.readouterr().out.splitlines()]
-    ours = ("started", "the crash threshold promises nothing", "stopping", "stopped")
+    ours = ("started", "the crash threshold guarantees nothing", "stopping", "stopped")
     assert [event for event in events if event in ours] == list(ours)
 
 

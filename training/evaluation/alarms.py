@@ -101,9 +101,9 @@ def false_alarms(
 def guarantee_scores(
     probability: Floats, windows: Windows, notes: dict[str, Any], crash_threshold: float | None
 ) -> dict[str, Any] | None:
-    """Return what the conformal guarantee promised and what happened.
+    """Return what the conformal guarantee says and what happened.
 
-    An episode is missed if no window that starts at least the promised time before its end, and
+    An episode is missed if no window that starts at least the guaranteed time before its end, and
     contains it, reaches the threshold. Episodes without such windows (too short) do not count,
     as in `calibrate`.
 
@@ -116,10 +116,10 @@ def guarantee_scores(
     Returns:
         None if the checkpoint carries no guarantee.
     """
-    promise = notes.get("conformal") or {}
-    if promise.get("threshold") is None or crash_threshold is None:
+    guarantee = notes.get("conformal") or {}
+    if guarantee.get("threshold") is None or crash_threshold is None:
         return None
-    scores = episode_scores(probability, windows, round(promise["lead_s"] / DT_S))
+    scores = episode_scores(probability, windows, round(guarantee["lead_s"] / DT_S))
 
     def missed(threshold: float) -> dict[str, Any]:
         hits = int(np.sum(scores < threshold))
@@ -130,11 +130,11 @@ def guarantee_scores(
         }
 
     return {
-        "alpha": promise["alpha"],
-        "lead_s": promise["lead_s"],
-        "calibration_episodes": promise["episodes"],
+        "alpha": guarantee["alpha"],
+        "lead_s": guarantee["lead_s"],
+        "calibration_episodes": guarantee["episodes"],
         "episodes": len(scores),
-        "guaranteed": missed(promise["threshold"]),
+        "guaranteed": missed(guarantee["threshold"]),
         "served": missed(crash_threshold),
     }
 

@@ -91,7 +91,7 @@ class Scorecard:
         ]
         count = int(episode.max()) + 1 if len(episode) else 0
         self.sums = np.stack([np.bincount(episode, x, count) for x in sums], axis=1)
-        # By bin: what the probabilities promise more than happens.
+        # By bin: by how much the probabilities exceed what happens.
         self.surplus = [
             np.bincount(episode * ECE_BINS + bins, probability - ends, count * ECE_BINS).reshape(
                 count, ECE_BINS

@@ -207,7 +207,7 @@ def _uncertainty(metrics: dict[str, Any]) -> list[str]:
         f"{wrong['windows']} test states made wrong in {impossible['corruptions']} ways that leave "
         f"impossible states: AUROC of disagreement against clean ones "
         f"{ranged(impossible['auroc'], impossible['interval'], 3)} over all, at least 0.95 in "
-        f"{impossible['told']} of the ways, {number(impossible['lowest_auroc'])} at the lowest. "
+        f"{impossible['noticed']} of the ways, {number(impossible['lowest_auroc'])} at the lowest. "
         f"{number(impossible['unknown'])} of them get `unknown`, {number(impossible['safe'])} "
         f"`safe`. In {plausible['corruptions']} ways (*) that may leave a real state: "
         f"{ranged(plausible['auroc'], plausible['interval'], 3)}, `unknown` "
@@ -217,8 +217,8 @@ def _uncertainty(metrics: dict[str, Any]) -> list[str]:
 
 
 def _guarantee(metrics: dict[str, Any]) -> list[str]:
-    promise = metrics["guarantee"]
-    if promise is None:
+    guarantee = metrics["guarantee"]
+    if guarantee is None:
         return []
     unseen = (metrics["unseen"] or {}).get("guarantee")
     rows = [
@@ -230,15 +230,15 @@ def _guarantee(metrics: dict[str, Any]) -> list[str]:
                 for kind in ("guaranteed", "served")
             ),
         ]
-        for name, realised in (("test", promise), ("unseen", unseen))
+        for name, realised in (("test", guarantee), ("unseen", unseen))
         if realised is not None
     ]
-    guaranteed, served = (promise[kind]["threshold"] for kind in ("guaranteed", "served"))
+    guaranteed, served = (guarantee[kind]["threshold"] for kind in ("guaranteed", "served"))
     return [
         "### Guarantee\n",
-        f"An episode that ends gets no alarm {promise['lead_s']:g} s before or earlier with "
-        f"probability at most {promise['alpha']:g}: split conformal prediction on "
-        f"{promise['calibration_episodes']} calibration episodes that end. It holds for drives "
+        f"An episode that ends gets no alarm {guarantee['lead_s']:g} s before or earlier with "
+        f"probability at most {guarantee['alpha']:g}: split conformal prediction on "
+        f"{guarantee['calibration_episodes']} calibration episodes that end. It holds for drives "
         "like those, hence not for unseen roads. Missed episodes:\n",
         table(
             (

@@ -20,8 +20,8 @@ from training.evaluation.metrics import FALSE_ALARM_RATES, SCORES, Risk, Scoreca
 from training.fitting.calibrate import Prediction, predict_windows
 from training.simulation.simulator import CAUSES
 
-TOLD_AUROC = 0.95
-"""From here on, disagreement counts as telling a corruption."""
+NOTICED_AUROC = 0.95
+"""From here on, disagreement counts as noticing a corruption."""
 
 Floats = NDArray[np.floating[Any]]
 Booleans = NDArray[np.bool_]
@@ -100,7 +100,7 @@ def corruption_scores(checkpoint: Checkpoint, windows: Windows, draws: int) -> d
         What is answered on `clean` states; by `corruptions`: AUROC of disagreement with its
         interval, answers, reasons, whether it is plausible, over states that the corruption
         changes; of `impossible` and of `plausible` ones all together the AUROC, how many are
-        `told`, the lowest AUROC, and mean answers.
+        `noticed`, the lowest AUROC, and mean answers.
     """
     clean = predict_windows(checkpoint.ensemble, windows)
     table, outcomes = {}, {}
@@ -127,7 +127,7 @@ def corruption_scores(checkpoint: Checkpoint, windows: Windows, draws: int) -> d
         summary[kind] = {
             "corruptions": len(names),
             **_separation(clean.uncertainty, [outcomes[name] for name in names], draws),
-            "told": sum(x >= TOLD_AUROC for x in auroc),
+            "noticed": sum(x >= NOTICED_AUROC for x in auroc),
             "lowest_auroc": min(auroc),
             **{answer: np.mean([table[n][answer] for n in names]).item() for answer in VERDICTS},
         }

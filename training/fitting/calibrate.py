@@ -83,7 +83,7 @@ def calibrate(
 
     The crash threshold is the lowest of three: the one at the options' false-alarm rate, the one
     that carries a guarantee for episodes that end, see `conformal_threshold`, and one half: what is
-    more likely to crash than not is never safe. What few data cannot vouch for is None, unless the
+    more likely to crash than not is never safe. What few data cannot support is None, unless the
     options ask for it by name: no verdict is `safe` then.
 
     Args:
@@ -107,7 +107,7 @@ def calibrate(
         raise ValueError(_DIVERGED)
     harmless = probability[~known.ends]
     at_rate = _upper_quantile(harmless, 1 - options.false_alarm_rate, "higher")
-    guarantee = promise(episode_scores(probability, known, options.lead_steps), options, dt_s)
+    guarantee = guarantee_of(episode_scores(probability, known, options.lead_steps), options, dt_s)
     threshold = _threshold(at_rate, guarantee, options)
     return Calibration(
         crash_threshold=threshold,
@@ -133,8 +133,8 @@ def calibrate(
     )
 
 
-def promise(scores: NDArray[np.float64], options: TrainOptions, dt_s: float) -> Guarantee:
-    """Return what the scores of episodes that end can promise, see `episode_scores`."""
+def guarantee_of(scores: NDArray[np.float64], options: TrainOptions, dt_s: float) -> Guarantee:
+    """Return what the scores of episodes that end can guarantee, see `episode_scores`."""
     return Guarantee(
         alpha=options.miss_rate,
         lead_s=round(options.lead_steps * dt_s, 6),
@@ -151,9 +151,9 @@ def summary(calibration: Calibration) -> str:
     if threshold is None:
         follows = "there is no crash threshold, and safety checks answer unknown"
     elif guarantee.holds_for(threshold):
-        follows = f"the crash threshold {threshold:.4g} keeps that promise"
+        follows = f"the crash threshold {threshold:.4g} keeps that guarantee"
     else:
-        follows = f"the crash threshold {threshold:.4g}, which was asked for, promises nothing"
+        follows = f"the crash threshold {threshold:.4g}, which was asked for, guarantees nothing"
     if calibration.uncertainty_limit is None:
         follows += "; there is no uncertainty limit, and no verdict is safe"
     return f"{counted(guarantee)}: {follows}"
@@ -163,13 +163,13 @@ def counted(guarantee: Guarantee) -> str:
     """Say how many episodes there were and how many are needed, as the first half of a sentence."""
     return (
         f"{guarantee.episodes} calibration episodes end in time (after {guarantee.lead_s:g} s or "
-        f"more), {guarantee.episodes_needed} are needed to promise a miss rate of "
+        f"more), {guarantee.episodes_needed} are needed to guarantee a miss rate of "
         f"{guarantee.alpha:g}"
     )
 
 
 def _threshold(at_rate: float | None, guarantee: Guarantee, options: TrainOptions) -> float | None:
-    """Return the crash threshold; None if nothing vouches for it and nobody asked for it."""
+    """Return the crash threshold; None if nothing supports it and nobody asked for it."""
     if at_rate is None:
         return None
     bounds = [max(at_rate, _LOWEST_THRESHOLD), HIGHEST_THRESHOLD]

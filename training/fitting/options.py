@@ -63,7 +63,7 @@ class TrainOptions:
         lead_steps: In time means this many steps before the end, or earlier.
         uncertainty_quantile: Share of calibration windows below the uncertainty limit.
         allow_unguaranteed: Whether a crash threshold and an uncertainty limit are wanted even if
-            calibration episodes or windows are too few to vouch for them.
+            calibration episodes or windows are too few to support them.
         workers: Members trained at once, one thread each; one at a time on a GPU.
         device: "auto", "cpu" or "cuda".
     """

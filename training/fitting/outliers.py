@@ -51,7 +51,7 @@ def make_outliers(states: Floats, spec: Spec, rng: np.random.Generator) -> Float
         rng: Source of everything random.
     """
     slots = _slot_columns(spec)
-    ways: list[Callable[[Floats, NDArray[np.bool_], np.random.Generator], Floats]] = [
+    changes: list[Callable[[Floats, NDArray[np.bool_], np.random.Generator], Floats]] = [
         _exchanged,
         _noisy,
         _moved,
@@ -61,15 +61,15 @@ def make_outliers(states: Floats, spec: Spec, rng: np.random.Generator) -> Float
     kinds[slots] = slots[:1] if len(slots) else 0
     wrong = np.array(states)
     # Two in seven get a neighbour in the wrong place, where there are neighbours.
-    way = rng.integers(len(ways) + (3 if len(slots) else 1), size=len(states))
+    chosen_change = rng.integers(len(changes) + (3 if len(slots) else 1), size=len(states))
     chosen = rng.random(states.shape) < rng.uniform(0.3, 1.0, (len(states), 1))
-    for number, change in enumerate(ways):
-        rows = way == number
+    for number, change in enumerate(changes):
+        rows = chosen_change == number
         wrong[rows] = change(states[rows], chosen[rows], rng)
-    rows = way == len(ways)
+    rows = chosen_change == len(changes)
     wrong[rows] = _multiplied(states[rows], kinds, rng)
-    for number, place in ((len(ways) + 1, _copied), (len(ways) + 2, _drawn_near)):
-        rows = way == number
+    for number, place in ((len(changes) + 1, _copied), (len(changes) + 2, _drawn_near)):
+        rows = chosen_change == number
         wrong[rows] = place(states[rows], slots, rng)
     return wrong
 

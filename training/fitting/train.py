@@ -29,7 +29,7 @@ from training.fitting.calibrate import (
     calibrate,
     counted,
     episode_scores,
-    promise,
+    guarantee_of,
     summary,
     trained_ranges,
 )
@@ -94,7 +94,7 @@ def fit(
 ) -> str:
     """Train an ensemble on windows of any spec and write its checkpoint.
 
-    Prints how many calibration episodes there are and how many a promise needs: at the end, and
+    Prints how many calibration episodes there are and how many a guarantee needs: at the end, and
     before anything is trained if they are too few.
 
     Args:
@@ -237,9 +237,9 @@ def _check_windows(name: str, windows: Windows, spec: Spec, options: TrainOption
 def _warn_of_few(windows: Windows, options: TrainOptions, dt_s: float) -> None:
     """Say before the hours of a training that no crash threshold will come of it."""
     scores = episode_scores(np.zeros(len(windows)), windows, options.lead_steps)
-    expected = promise(scores, options, dt_s)
+    expected = guarantee_of(scores, options, dt_s)
     if expected.threshold is None:
-        follows = "will promise nothing" if options.allow_unguaranteed else "will not be there"
+        follows = "will guarantee nothing" if options.allow_unguaranteed else "will not be there"
         print(f"{counted(expected)}: the crash threshold {follows}")
 
 

@@ -1,6 +1,6 @@
 """Request bodies from bytes to arrays, by what `service.http.contract` declares.
 
-The fast way takes whole arrays out of a short, plain body. Only if it stumbles does
+Whole arrays are taken out of a short, plain body. Only if that does not work does
 `service.http.reading.walk` read the body field by field, which it can do of big bodies in slices of
 time.
 """

@@ -74,14 +74,14 @@ async def test_a_request_is_timed_for_as_long_as_it_took(engine: FakeEngine) -> 
 
 
 async def test_stages_are_those_of_answered_predictions(engine: FakeEngine) -> None:
-    registry, told_s = Registry(), Counter[str]()
+    registry, sent_s = Registry(), Counter[str]()
     async with serving(engine, registry) as (_, client):
         started = perf_counter()
         for endpoint, body in list(BODIES.items()) * 3:
             response = await client.post(endpoint, json=body)
             for part in response.headers["server-timing"].split(", "):
                 stage, _, duration_ms = part.partition(";dur=")
-                told_s[stage] += float(duration_ms) / 1e3  # type: ignore[assignment]
+                sent_s[stage] += float(duration_ms) / 1e3  # type: ignore[assignment]
         took_s = perf_counter() - started
         await client.post("/rollout", content=b"{")
 
@@ -89,7 +89,7 @@ async def test_stages_are_those_of_answered_predictions(engine: FakeEngine) -> N
     assert [value(registry, "stage_seconds_count", stage=stage) for stage in stages] == [9] * 4
     sums = {stage: value(registry, "stage_seconds_sum", stage=stage) for stage in stages}
     for stage in ("queue", "compute"):
-        assert sums[stage] == pytest.approx(told_s[stage], abs=9 * 0.5e-6)
+        assert sums[stage] == pytest.approx(sent_s[stage], abs=9 * 0.5e-6)
     assert all(seconds > 0 for seconds in sums.values())
     assert sum(sums.values()) < took_s
 

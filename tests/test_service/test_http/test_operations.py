@@ -115,7 +115,7 @@ async def test_scrapes_at_once_share_one_text_and_leave_time_to_others() -> None
     assert times[1] - times[0] >= 0.2  # ten times as long as the first took
 
 
-async def test_a_scrape_that_fails_is_told_and_the_next_one_tried() -> None:
+async def test_a_scrape_that_fails_is_answered_and_the_next_one_tried() -> None:
     texts: list[Any] = [ValueError("a bug"), b"text"]
 
     def render() -> bytes:

@@ -76,7 +76,7 @@ def test_without_keys_all_are_welcome() -> None:
     assert is_known(b"Bearer anything", ())
 
 
-def test_an_unknown_key_is_told_what_is_needed() -> None:
+def test_an_unknown_key_is_answered_with_what_is_needed() -> None:
     with pytest.raises(UnauthorizedError) as caught:
         policy(*KEYS).check("/predict", {})
 

@@ -83,7 +83,7 @@ REQUESTS = {
 }
 
 
-async def test_both_ways_answer_alike(engine: FakeEngine) -> None:
+async def test_both_paths_answer_alike(engine: FakeEngine) -> None:
     answers = []
     for protocol in (LongPath, Protocol):
         async with listening(engine, protocol) as served:
@@ -93,7 +93,7 @@ async def test_both_ways_answer_alike(engine: FakeEngine) -> None:
     assert answers[1] == answers[0]
 
 
-async def test_plain_requests_take_the_short_way(
+async def test_plain_requests_take_the_short_path(
     engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
@@ -259,10 +259,10 @@ async def test_each_head_is_known_for_itself(engine: FakeEngine) -> None:
     async with listening(engine) as served:
         caller = await served.caller()
         caller.send(first + second)  # the first is answered before the second is parsed
-        told = [(await caller.answer())[1]["x-request-id"] for _ in range(2)]
+        ids = [(await caller.answer())[1]["x-request-id"] for _ in range(2)]
         known = {raw: head.length for raw, head in served.app.connections.heads.items()}
 
-    assert told == ["a", "b"]
+    assert ids == ["a", "b"]
     assert known == {first[:-1]: 1, second[: -len(BODY)]: len(BODY)}
 
 
@@ -358,12 +358,12 @@ async def test_a_caller_that_does_not_read_is_waited_for(engine: FakeEngine) -> 
         caller = await served.caller()
         caller.send(request())
         await caller.answer()
-        (wire,) = served.connections
-        wire.pause_writing()  # as the transport does when its buffer is full
+        (connection,) = served.connections
+        connection.pause_writing()  # as the transport does when its buffer is full
         caller.send(request())
-        await until(lambda: wire.flow.read_paused)
+        await until(lambda: connection.flow.read_paused)
         assert len(engine.launches) == 1
-        wire.resume_writing()
+        connection.resume_writing()
 
         assert (await caller.answer())[0] == 200
 
@@ -430,13 +430,13 @@ async def test_only_idle_connections_are_closed(engine: FakeEngine) -> None:
         caller = await served.caller()
         caller.send(request())
         await caller.answer()
-        (wire,) = served.connections
-        wire.timeout_keep_alive_handler()  # early: it waits for the rest of the time
+        (connection,) = served.connections
+        connection.timeout_keep_alive_handler()  # early: it waits for the rest of the time
         engine.gate.clear()
         caller.send(request())
         await engine.entered()
-        wire.timeout_keep_alive = 0
-        wire.timeout_keep_alive_handler()  # busy: it waits for the reply
+        connection.timeout_keep_alive = 0
+        connection.timeout_keep_alive_handler()  # busy: it waits for the reply
         engine.gate.set()
         status, _, _ = await caller.answer()
 

@@ -210,7 +210,7 @@ def test_a_gpus_series_are_absent_without_one() -> None:
     assert b"device_utilization" not in text
 
 
-def test_a_gpus_memory_and_work_are_told_by_kind_and_by_component() -> None:
+def test_a_gpus_memory_and_work_are_shown_by_kind_and_by_component() -> None:
     read = Read(VRAM)
 
     assert {kind: read.value("vram_bytes", kind=kind) for kind in VRAM} == VRAM

@@ -107,7 +107,7 @@ def times(span: ReadableSpan) -> tuple[int, int]:
     return span.start_time, span.end_time
 
 
-def told(span: ReadableSpan) -> dict[str, Any]:
+def facts(span: ReadableSpan) -> dict[str, Any]:
     return dict(span.attributes or {})
 
 
@@ -128,7 +128,7 @@ async def test_a_request_is_a_span_with_its_stages_one_after_the_other(
     assert server.name == "POST /rollout"
     assert server.parent is None
     assert server.status.status_code is StatusCode.UNSET
-    assert told(server) == {
+    assert facts(server) == {
         "http.request.method": "POST",
         "http.route": "/rollout",
         "http.response.status_code": 200,
@@ -166,13 +166,13 @@ async def test_a_launch_tells_its_batch_and_each_request_its_part(
 
     launches = [collector.stages(server)["launch"] for server in collector.servers]
     sizes = [
-        tuple(told(span)[f"world_model.{name}"] for name in ("batch.rows", "rows", "horizon"))
+        tuple(facts(span)[f"world_model.{name}"] for name in ("batch.rows", "rows", "horizon"))
         for span in launches
     ]
     assert sorted(sizes) == [(1, 1, 5), (7, 3, 2), (7, 4, 2)]
     for span in launches:
         began, ended = times(span)
-        assert 0 <= told(span)["world_model.compute_s"] <= 1e-9 * (ended - began)
+        assert 0 <= facts(span)["world_model.compute_s"] <= 1e-9 * (ended - began)
 
 
 @both_paths
@@ -390,16 +390,16 @@ async def test_failures_have_spans_and_logs_that_name_them(
     server = collector.server()
     is_ours = status >= 500
     assert (server.name, status) == (name, STATUSES[code])
-    assert told(server)["http.response.status_code"] == status
-    assert told(server)["world_model.error.code"] == code
-    assert told(server).get("error.type") == (code if is_ours else None)
+    assert facts(server)["http.response.status_code"] == status
+    assert facts(server)["world_model.error.code"] == code
+    assert facts(server).get("error.type") == (code if is_ours else None)
     assert server.status.status_code is (StatusCode.ERROR if is_ours else StatusCode.UNSET)
     assert list(collector.stages(server)) == stages
     trace_id, span_id = ids(server)
     (line,) = [line for line in logs if line["event"] == "request failed"]
     assert (line["trace_id"], line["span_id"]) == (trace_id, span_id)
     assert line["request_id"] == headers["x-request-id"]
-    assert told(server)["world_model.request_id"] == headers["x-request-id"]
+    assert facts(server)["world_model.request_id"] == headers["x-request-id"]
     assert headers["traceresponse"] == told_caller(server)
 
 
@@ -423,14 +423,14 @@ async def test_overload_and_a_deadline_have_spans(
     overload, late = (
         span
         for span in sorted(collector.servers, key=times)
-        if told(span)["http.response.status_code"] in statuses
+        if facts(span)["http.response.status_code"] in statuses
     )
-    if told(overload)["http.response.status_code"] != 429:
+    if facts(overload)["http.response.status_code"] != 429:
         overload, late = late, overload
-    assert told(overload)["world_model.error.code"] == "overloaded"
+    assert facts(overload)["world_model.error.code"] == "overloaded"
     assert overload.status.status_code is StatusCode.UNSET
     assert list(collector.stages(overload)) == ["parse"]
-    assert told(late)["error.type"] == "deadline_exceeded"
+    assert facts(late)["error.type"] == "deadline_exceeded"
     assert late.status.status_code is StatusCode.ERROR
     assert list(collector.stages(late)) == ["parse", "queue", "respond"]
 
@@ -451,7 +451,10 @@ async def test_a_caller_that_leaves_has_a_span(
         await until(lambda: served.count("499") == 2)
         engine.gate.set()
 
-    assert [told(span)["http.response.status_code"] for span in collector.servers] == [499, 499]
+    assert [facts(span)["http.response.status_code"] for span in collector.servers] == [
+        499,
+        499,
+    ]
     assert {span.status.status_code for span in collector.servers} == {StatusCode.UNSET}
     assert [list(collector.stages(s)) for s in sorted(collector.servers, key=times)] == [
         ["parse", "queue", "launch"],
@@ -472,7 +475,7 @@ async def test_other_routes_have_one_span_and_probes_none(
 
     (span,) = collector.spans
     assert (span.name, span.kind) == ("GET /model", SpanKind.SERVER)
-    assert told(span)["http.route"] == "/model"
+    assert facts(span)["http.route"] == "/model"
     assert ids(span)[0] == TRACE_ID
 
 
@@ -493,7 +496,7 @@ async def test_an_answer_that_is_cut_off_is_an_error(
         await caller.rest()
 
     assert collector.server().status.status_code is StatusCode.ERROR
-    assert told(collector.server())["world_model.error.code"] == "engine_error"
+    assert facts(collector.server())["world_model.error.code"] == "engine_error"
 
 
 @both_paths

@@ -68,7 +68,7 @@ def test_false_alarms_of_no_driving_have_no_rate() -> None:
     assert result["interval"] == [None, None]
 
 
-def promise(threshold: float | None, lead_s: float = 0.1) -> dict[str, Any]:
+def guarantee(threshold: float | None, lead_s: float = 0.1) -> dict[str, Any]:
     return {"conformal": {"alpha": 0.01, "lead_s": lead_s, "episodes": 321, "threshold": threshold}}
 
 
@@ -76,7 +76,7 @@ def test_guarantee_counts_episodes_without_an_alarm_in_time() -> None:
     # Episode 0 is warned 3 steps ahead, 1 only one step ahead, 2 has no window two steps ahead.
     windows = outcome_windows([3, 1, 3, 1, 1], [0, 0, 1, 1, 2])
     probability = np.array([0.9, 0.9, 0.3, 0.9, 0.9])
-    scores = guarantee_scores(probability, windows, promise(0.5), crash_threshold=0.2)
+    scores = guarantee_scores(probability, windows, guarantee(0.5), crash_threshold=0.2)
     assert scores is not None
     assert scores["episodes"] == 2
     assert scores["guaranteed"]["missed"] == 0.5
@@ -92,11 +92,11 @@ def test_guarantee_counts_episodes_without_an_alarm_in_time() -> None:
     ("notes", "served"),
     [
         pytest.param({}, 0.5, id="no_note"),
-        pytest.param(promise(None), 0.5, id="too_few_episodes"),
-        pytest.param(promise(0.5), None, id="uncalibrated"),
+        pytest.param(guarantee(None), 0.5, id="too_few_episodes"),
+        pytest.param(guarantee(0.5), None, id="uncalibrated"),
     ],
 )
-def test_without_a_promise_there_is_nothing_to_check(
+def test_without_a_guarantee_there_is_nothing_to_check(
     notes: dict[str, Any], served: float | None
 ) -> None:
     assert guarantee_scores(np.array([0.5]), outcome_windows([1]), notes, served) is None

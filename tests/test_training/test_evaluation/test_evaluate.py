@@ -53,7 +53,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i, episode in enumerate(driven)
     ]
     save_store(folder / "store", episodes)
-    promise = {"alpha": 0.01, "lead_s": 0.1, "episodes": 99, "threshold": 0.4}
+    guarantee = {"alpha": 0.01, "lead_s": 0.1, "episodes": 99, "threshold": 0.4}
     dim = highway_spec().state_dim
     limits = Calibration(
         crash_threshold=0.5,
@@ -61,7 +61,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
         state_low=(-1e6,) * dim,
         state_high=(1e6,) * dim,
         horizon=HORIZON,
-        notes={"conformal": promise, "allow_unguaranteed": True},
+        notes={"conformal": guarantee, "allow_unguaranteed": True},
     )
     save_untrained(folder / "checkpoint", limits)
     return folder

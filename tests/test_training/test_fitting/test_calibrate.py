@@ -1,4 +1,4 @@
-"""Few data promise nothing: no threshold comes of them, or one that was asked for by name."""
+"""Few data guarantee nothing: no threshold comes of them, or one that was asked for by name."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def calibrated(
     )
 
 
-def test_enough_episodes_give_a_threshold_that_keeps_its_promise() -> None:
+def test_enough_episodes_give_a_threshold_that_keeps_its_guarantee() -> None:
     calibration = calibrated(windows(19, 1100))
 
     assert calibration.guarantee is not None
@@ -69,7 +69,7 @@ def test_enough_episodes_give_a_threshold_that_keeps_its_promise() -> None:
     assert calibration.crash_threshold == calibration.served_threshold
     assert calibration.uncertainty_limit is not None
     assert "19 are needed" in summary(calibration)
-    assert "keeps that promise" in summary(calibration)
+    assert "keeps that guarantee" in summary(calibration)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_few_data_give_no_threshold(ending: int, harmless: int) -> None:
     assert "safety checks answer unknown" in summary(calibration)
 
 
-def test_a_threshold_without_a_promise_is_there_if_asked_for_and_says_so() -> None:
+def test_a_threshold_without_a_guarantee_is_there_if_asked_for_and_says_so() -> None:
     calibration = calibrated(windows(18, 50), allow_unguaranteed=True)
 
     assert calibration.guarantee is not None
@@ -96,7 +96,7 @@ def test_a_threshold_without_a_promise_is_there_if_asked_for_and_says_so() -> No
     assert calibration.crash_threshold <= 0.5
     assert calibration.uncertainty_limit is not None
     assert calibration.notes["allow_unguaranteed"] is True
-    assert "which was asked for, promises nothing" in summary(calibration)
+    assert "which was asked for, guarantees nothing" in summary(calibration)
 
 
 def test_no_harmless_windows_give_no_threshold_even_if_asked_for() -> None:

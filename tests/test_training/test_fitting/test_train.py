@@ -220,13 +220,13 @@ def test_few_episodes_are_told_before_and_after_training_and_give_no_threshold(
     before, after = capsys.readouterr().out.splitlines()
     for line in (before, after):
         assert "calibration episodes end in time" in line
-        assert "99 are needed to promise a miss rate of 0.01" in line
+        assert "99 are needed to guarantee a miss rate of 0.01" in line
     assert "the crash threshold will not be there" in before
     assert "safety checks answer unknown" in after
     assert load_checkpoint(tmp_path / "out").limits.crash_threshold is None
 
 
-def test_limits_that_promise_nothing_can_be_asked_for_after_the_training(
+def test_limits_that_guarantee_nothing_can_be_asked_for_after_the_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The run goes on: its members do not depend on it."""
@@ -237,7 +237,7 @@ def test_limits_that_promise_nothing_can_be_asked_for_after_the_training(
     assert loaded.limits.crash_threshold is not None
     assert loaded.limits.uncertainty_limit is not None or loaded.member_count == 1
     assert loaded.calibration.notes["allow_unguaranteed"] is True
-    assert "which was asked for, promises nothing" in capsys.readouterr().out
+    assert "which was asked for, guarantees nothing" in capsys.readouterr().out
 
 
 def broken(part: str, **changes: Any) -> dict[str, Windows]:
@@ -311,7 +311,7 @@ def test_recalibration_on_few_episodes_takes_the_threshold_and_says_so(
     new = load_checkpoint(tmp_path / "out")
     assert new.limits.crash_threshold is None
     assert new.calibration.horizon == 6  # not the options' 16, which nobody evaluated
-    assert "99 are needed to promise a miss rate of 0.01" in capsys.readouterr().out
+    assert "99 are needed to guarantee a miss rate of 0.01" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

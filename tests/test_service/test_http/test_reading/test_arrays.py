@@ -64,7 +64,7 @@ def test_ranges_are_those_of_doubles(count: int) -> None:
     ],
     ids=["dense", "blanks", "batch"],
 )
-def test_plain_bodies_never_take_the_slow_way(monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
+def test_plain_bodies_are_never_read_slowly(monkeypatch: pytest.MonkeyPatch, body: bytes) -> None:
     monkeypatch.setattr("service.http.reading.walk.Walk.fields", None)
 
     for _ in range(3):  # a parser must be free again
@@ -112,7 +112,7 @@ def test_lists_of_no_number_are_not_taken_for_lists_of_one() -> None:
             parser.read("rollout", body)
 
 
-def test_equal_numbers_and_many_names_take_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_numbers_and_many_names_are_read_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.http.reading.walk.Walk.fields", None)
     parser = BodyParser(Contract(fake_spec(), max_horizon=4, max_rows=200))
     rows = orjson.dumps({"state": [[LARGEST] * 3] * 200, "action": ACTION})
@@ -125,9 +125,7 @@ def test_equal_numbers_and_many_names_take_the_short_way(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     "other", [b"3", b"3e-00000000000000000000", b"-3", b"3.0000000000000000000000"]
 )
-def test_long_whole_numbers_take_the_short_way(
-    monkeypatch: pytest.MonkeyPatch, other: bytes
-) -> None:
+def test_long_whole_numbers_are_read_fast(monkeypatch: pytest.MonkeyPatch, other: bytes) -> None:
     monkeypatch.setattr("service.http.reading.walk.Walk.fields", None)
     body = b'{"state":[1%b, -1%b,%b],"action":[0,0]}' % (b"0" * 30, b"0" * 25, other)
 

@@ -341,7 +341,7 @@ def test_float32_states_arrive_with_their_bits(state: list[float]) -> None:
     ],
     ids=["other number of rows", "other number of steps"],
 )
-def test_both_ways_refuse_what_no_single_field_shows(state: Any, actions: Any) -> None:
+def test_reader_and_schema_refuse_what_no_single_field_shows(state: Any, actions: Any) -> None:
     body = orjson.dumps({"state": state, "actions": actions})
 
     refused("rollout", body)

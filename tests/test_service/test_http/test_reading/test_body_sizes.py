@@ -85,7 +85,7 @@ def faulty(kind: Kind, place: str, fault: bytes, rows: int, blanks: int, *, is_l
     return b"{%b,%b%b%b}" % (fields[0], between, fields[1], after)
 
 
-def told(body: bytes, result: object, rows: int = 0) -> list[tuple[str, ...]]:
+def details_of(body: bytes, result: object, rows: int = 0) -> list[tuple[str, ...]]:
     """Return an error's details with places that do not depend on the size of the body.
 
     Args:
@@ -120,8 +120,8 @@ def test_big_and_small_bodies_have_the_same_details(kind: Kind, place: str, grow
         small = faulty(kind, place, fault, FEW, 0, is_last=is_last)
         big = faulty(kind, place, fault, rows, blanks, is_last=is_last)
         assert len(small) < AT_ONCE_BYTES < len(big)
-        expected = told(small, at_once(PARSER, kind, small))
-        found = told(big, sliced(PARSER, kind, big)[0], rows - FEW)
+        expected = details_of(small, at_once(PARSER, kind, small))
+        found = details_of(big, sliced(PARSER, kind, big)[0], rows - FEW)
         if found != expected:
             differing[fault, is_last] = found, expected
 
@@ -200,8 +200,8 @@ def test_blanks_add_no_faults_but_their_number(
     if isinstance(result, Parsed):
         assert isinstance(small, Parsed)
         return
-    details = told(big, result)
+    details = details_of(big, result)
     if re.match(rf"has more than {MOST_BYTES} bytes", details[0][1]):
         assert len(details) == 1
     else:
-        assert details == told(body, small)[: len(details)]
+        assert details == details_of(body, small)[: len(details)]

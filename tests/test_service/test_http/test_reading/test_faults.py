@@ -1,4 +1,4 @@
-"""What is wrong with a body is told to the letter: each fault, its place, what is allowed."""
+"""What is wrong with a body is named to the letter: each fault, its place, what is allowed."""
 
 from __future__ import annotations
 
@@ -342,7 +342,7 @@ LARGEST = "up to 3.4028235677973362e+38"
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
-def test_all_faults_are_told_in_order(kind: Kind, body: str, faults: list[tuple[str, ...]]) -> None:
+def test_faults_are_named_in_order(kind: Kind, body: str, faults: list[tuple[str, ...]]) -> None:
     results = [sliced(parser, kind, body.encode())[0] for parser in CUTTING.values()]
     results.append(at_once(CUTTING[2**15], kind, body.encode()))
     expected = [dict(zip(("field", "problem", "allowed"), x, strict=False)) for x in faults]
@@ -384,7 +384,7 @@ def test_all_faults_are_told_in_order(kind: Kind, body: str, faults: list[tuple[
         ("\u200b{}", 'is not JSON: unexpected "\\u200b" at byte 0'),
     ],
 )
-def test_what_is_no_object_in_json_is_told_with_its_place(body: str, problem: str) -> None:
+def test_what_is_no_object_in_json_is_named_with_its_place(body: str, problem: str) -> None:
     results = [sliced(parser, "predict", body.encode())[0] for parser in CUTTING.values()]
     results.append(at_once(CUTTING[2**15], "predict", body.encode()))
 

@@ -318,14 +318,14 @@ def test_a_field_given_twice_is_refused_by_name() -> None:
     ],
     ids=str,
 )
-def test_what_is_not_json_is_told_with_its_place(body: bytes, message: str) -> None:
+def test_what_is_not_json_is_named_with_its_place(body: bytes, message: str) -> None:
     error = at_once(LONG, "predict", body)
 
     assert isinstance(error, InvalidRequestError)
     assert error.message.split(", and ")[0] == message
 
 
-def test_lists_of_one_number_and_of_none_are_told_apart() -> None:
+def test_lists_of_one_number_and_of_none_are_kept_apart() -> None:
     parser = BodyParser(Contract(NARROW, 4, 3), piece_bytes=1)
     model = declared(Contract(NARROW, 4, 3), "rollout")
     for actions in (

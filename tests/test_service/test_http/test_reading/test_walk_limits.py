@@ -17,7 +17,7 @@ ONE = '"state":[1,2,3],"actions":[[0,0]]'
 
 
 @pytest.mark.parametrize("digits", [24, 25, 400])
-def test_a_long_number_is_told_by_its_beginning(digits: int) -> None:
+def test_a_long_number_is_named_by_its_beginning(digits: int) -> None:
     text = "9" * (digits - 4) + "e999"
     error = at_once(CUTTING[2**15], "predict", f'{{"state":[{text},2,3],"action":[0,0]}}'.encode())
     shown = text if digits == 24 else f"{text[:24]}..."
