@@ -50,6 +50,11 @@ class Caller:
     def send(self, *requests: bytes) -> None:
         self._writer.write(b"".join(requests))
 
+    async def ask(self, *requests: bytes) -> tuple[int, dict[str, str], bytes]:
+        """Send requests, and return the first answer."""
+        self.send(*requests)
+        return await self.answer()
+
     async def answer(self) -> tuple[int, dict[str, str], bytes]:
         """Return status, headers and body of the next answer, whose end is known."""
         head = (await self._reader.readuntil(b"\r\n\r\n")).decode()

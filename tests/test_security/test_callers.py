@@ -38,8 +38,7 @@ async def status_of(caller: Caller) -> int:
 async def is_served(served: Listening) -> bool:
     """Tell whether another caller is answered."""
     caller = await served.caller()
-    caller.send(request())
-    return (await caller.answer())[0] == 200
+    return (await caller.ask(request()))[0] == 200
 
 
 ENDLESS: dict[str, tuple[bytes, bytes, int]] = {
@@ -146,8 +145,7 @@ async def test_what_never_ends_is_ended(
 async def test_known_heads_have_the_same_time(engine: FakeEngine) -> None:
     async with listening(engine, body_timeout_s=0.2) as served:
         caller = await served.caller()
-        caller.send(request())
-        await caller.answer()
+        await caller.ask(request())
         caller.send(request()[:-5])
 
         assert await status_of(caller) == 408
@@ -184,10 +182,8 @@ async def test_others_get_their_turn_between_requests_sent_at_once(
     """Refused requests are answered without a wait, and yet one each time round the loop."""
     async with listening(engine, protocol) as served:
         caller, other = await served.caller(), await served.caller()
-        caller.send(request(b"{") * 500)
-        await caller.answer()
-        other.send(request())
-        assert (await other.answer())[0] == 200
+        await caller.ask(request(b"{") * 500)
+        assert (await other.ask(request()))[0] == 200
         refused = served.count("422")
         for _ in range(499):
             assert (await caller.answer())[0] == 422
@@ -247,8 +243,7 @@ async def test_a_long_answer_is_the_same_as_a_short_one(
         async with listening(engine, protocol, max_body_bytes=2**20) as served:
             caller = await served.caller()
             for path, body in asked.items():
-                caller.send(request(orjson.dumps(body), path=path))
-                status, headers, text = await caller.answer()
+                status, headers, text = await caller.ask(request(orjson.dumps(body), path=path))
                 assert status == 200
                 is_long = headers.get("transfer-encoding") == "chunked"
                 assert is_long is (numbers == 50)
@@ -319,8 +314,7 @@ async def test_a_service_that_ends_closes_connections_by_its_answers(
     """A kept connection is closed by an answer, never before a request that may be on its way."""
     async with listening(engine, protocol) as served:
         busy, kept = await served.caller(), await served.caller()
-        kept.send(request())
-        await kept.answer()
+        await kept.ask(request())
         engine.gate.clear()
         busy.send(request())
         await engine.entered()
@@ -328,8 +322,7 @@ async def test_a_service_that_ends_closes_connections_by_its_answers(
         _start_draining(served.server, served.app)
         new = await served.caller()
         for caller, raw in ((busy, b""), (kept, request()), (new, request())):
-            caller.send(raw)
-            status, headers, _ = await caller.answer()
+            status, headers, _ = await caller.ask(raw)
             assert (status, headers["connection"]) == (200, "close")
             assert await caller.rest() == b""
 
@@ -341,8 +334,7 @@ async def test_a_service_that_ends_loses_no_connection(
     """Requests are answered that wait in an idle connection, or in one that nobody accepted."""
     async with listening(engine, protocol) as served:
         kept = await served.caller()
-        kept.send(request())
-        await kept.answer()
+        await kept.ask(request())
         _start_draining(served.server, served.app)
         new = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(8)]
         for connection in new:
@@ -391,8 +383,7 @@ async def test_others_get_their_turn_while_tiny_chunks_are_parsed(
             caller.send(CHUNKED + in_chunks(body, 1))
         await until(lambda: any(connection._has_turn for connection in served.connections))
         for _ in range(5):
-            other.send(request())
-            assert (await other.answer())[0] == 200
+            assert (await other.ask(request()))[0] == 200
         assert any(connection._has_turn for connection in served.connections)
         answers = [await caller.answer() for caller in callers]
 
@@ -606,12 +597,10 @@ async def test_a_refused_body_does_not_use_up_a_connection(
     async with listening(engine, protocol, max_body_bytes=2**20) as served:
         caller = await served.caller()
         for _ in range(20):
-            caller.send(raw[:-100])
-            status, headers, _ = await caller.answer()
+            status, headers, _ = await caller.ask(raw[:-100])
             assert (status, "connection" in headers) == (401, False)
             caller.send(raw[-100:])
-        caller.send(request())
-        assert (await caller.answer())[0] == 200
+        assert (await caller.ask(request()))[0] == 200
 
 
 async def test_reading_a_long_body_counts_towards_its_deadline(
@@ -633,8 +622,7 @@ async def test_a_fault_in_a_long_body_is_named(engine: FakeEngine) -> None:
     async with listening(engine, max_body_bytes=2**20) as served:
         caller = await served.caller()
         for _ in range(2):
-            caller.send(request(body))
-            status, _, text = await caller.answer()
+            status, _, text = await caller.ask(request(body))
             assert status == 422
             assert "actions[63]" in orjson.loads(text)["error"]["message"]
 

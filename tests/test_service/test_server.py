@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -277,6 +277,21 @@ def wait_ready(port: int, host: str = "127.0.0.1") -> Client:
     return client
 
 
+def serve_for(visitor: Callable[[], None], folder: Path, port: int, **given: Any) -> int:
+    """Serve until the visitor, on another thread, has ended it; return the exit code."""
+    defaults: dict[str, Any] = {
+        "threads": 1,
+        "log_format": "json",
+        "drain_delay_s": 0.0,
+        "compile": False,
+    }
+    thread = in_thread(visitor)
+    code = serve(Settings(port=port, checkpoint=folder, device="cpu", **{**defaults, **given}))
+    thread.join(20)
+    assert not thread.is_alive()
+    return code
+
+
 STATE, ACTIONS = [0.0] * 4, [[0.1, 0.2]] * 3
 BODY = {"state": STATE, "actions": ACTIONS}
 
@@ -301,19 +316,7 @@ def test_a_whole_life_ends_with_zero(
             seen["second"] = client.rollout(STATE, ACTIONS)
             os.kill(os.getpid(), signal.SIGTERM)
 
-    thread = in_thread(visitor)
-    code = serve(
-        Settings(
-            port=port,
-            checkpoint=folder,
-            device="cpu",
-            compile=False,
-            threads=1,
-            log_format="json",
-            drain_delay_s=30.0,
-        )
-    )
-    thread.join()
+    code = serve_for(visitor, folder, port, drain_delay_s=30.0)
 
     assert code == 0
     assert (seen["ready"], seen["second"]) == (False, seen["first"])
@@ -337,20 +340,7 @@ def test_the_started_line_has_a_url_that_can_be_opened(
         wait_ready(port, host="[::1]").close()
         os.kill(os.getpid(), signal.SIGTERM)
 
-    thread = in_thread(visitor)
-    serve(
-        Settings(
-            host="::1",
-            port=port,
-            checkpoint=folder,
-            device="cpu",
-            compile=False,
-            threads=1,
-            log_format="json",
-            drain_delay_s=0.0,
-        )
-    )
-    thread.join()
+    serve_for(visitor, folder, port, host="::1")
 
     lines = [orjson.loads(line) for line in capsys.readouterr().out.splitlines()]
     started = next(line for line in lines if line["event"] == "started")
@@ -384,20 +374,7 @@ def test_accepted_work_is_finished_or_answered_before_the_end(
         caller.join()
         gate.set()
 
-    thread = in_thread(visitor)
-    code = serve(
-        Settings(
-            port=port,
-            checkpoint=folder,
-            device="cpu",
-            compile=False,
-            threads=1,
-            log_level="error",
-            drain_delay_s=0.0,
-            shutdown_timeout_s=0.1,
-        )
-    )
-    thread.join()
+    code = serve_for(visitor, folder, port, log_level="error", shutdown_timeout_s=0.1)
 
     assert code == 0
     assert answers[0].status_code == 503
@@ -418,24 +395,9 @@ def test_a_caller_that_goes_on_sending_does_not_keep_the_service_alive(
             with contextlib.suppress(ConnectionResetError):
                 rest.append(caller.recv(1))
 
-    thread = in_thread(visitor)
-    code = serve(
-        Settings(
-            port=port,
-            checkpoint=folder,
-            device="cpu",
-            compile=False,
-            threads=1,
-            log_format="json",
-            drain_delay_s=0.0,
-            shutdown_timeout_s=0.1,
-            body_timeout_s=60,
-        )
-    )
-    thread.join(20)
+    code = serve_for(visitor, folder, port, shutdown_timeout_s=0.1, body_timeout_s=60)
 
     assert code == 0
-    assert not thread.is_alive()
     assert rest in ([], [b""])
     lines = [orjson.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [x["reason"] for x in lines if x["event"] == "connection cut"] == ["the service ends"]

@@ -107,8 +107,7 @@ async def test_plain_requests_take_the_short_path(
     async with listening(engine) as served:
         caller = await served.caller()
         for path in ("/rollout", "/safety-check", "/healthz", "/rollout"):
-            caller.send(request(path=path))
-            await caller.answer()
+            await caller.ask(request(path=path))
 
     assert seen == ["", "/healthz"]  # the first is the lifespan
 
@@ -161,8 +160,7 @@ async def replies(caller: Caller, raw: bytes, cuts: Iterable[int]) -> list[objec
     for cut in cuts:
         caller.send(raw[:cut])
         await asyncio.sleep(0.01)  # the server reads the pieces one by one
-        caller.send(raw[cut:])
-        status, headers, body = await caller.answer()
+        status, headers, body = await caller.ask(raw[cut:])
         headers["server-timing"] = re.sub(r"[\d.]+", "x", headers.get("server-timing", ""))
         is_own = headers["x-request-id"] == "car-7"
         kept = {k: v for k, v in headers.items() if k != "date" and (is_own or "-id" not in k)}
@@ -190,8 +188,7 @@ async def test_a_head_is_known_to_all_connections(engine: FakeEngine, parsed: li
     async with listening(engine) as served:
         for _ in range(3):
             caller = await served.caller()
-            caller.send(request())
-            assert (await caller.answer())[0] == 200
+            assert (await caller.ask(request()))[0] == 200
 
     assert len(parsed) == 1
 
@@ -202,8 +199,7 @@ async def test_what_follows_a_known_request_is_parsed(
     async with listening(engine) as served:
         caller = await served.caller()
         for raw in (request(), request(b"{")):
-            caller.send(raw)
-            await caller.answer()
+            await caller.ask(raw)
         health = request(b"", method="GET", path="/healthz")
         caller.send(request(b"{") * 700, health, request()[:-9])  # errors are answered at once
         statuses = [(await caller.answer())[0] for _ in range(701)]
@@ -280,8 +276,7 @@ async def test_a_head_is_known_however_it_came(
 ) -> None:
     async with listening(engine) as served:
         caller = await served.caller()
-        caller.send(request())
-        await caller.answer()
+        await caller.ask(request())
         for piece in PIECES[name]:
             caller.send(piece)
             await asyncio.sleep(0.01)
@@ -294,14 +289,12 @@ async def test_a_head_is_known_however_it_came(
 async def test_a_known_request_inside_a_body_is_a_body(engine: FakeEngine) -> None:
     async with listening(engine) as served:
         caller = await served.caller()
-        caller.send(request())
-        await caller.answer()
+        await caller.ask(request())
         caller.send(request(b"", key="beta", length=len(request())))  # refused by its head
         refused = await caller.answer()
         caller.send(request())  # its body
         await asyncio.sleep(0.05)
-        caller.send(request(path="/safety-check"))
-        answered = await caller.answer()
+        answered = await caller.ask(request(path="/safety-check"))
 
     assert (refused[0], answered[0]) == (401, 200)
     assert "verdict" in orjson.loads(answered[2])
@@ -315,8 +308,7 @@ async def test_so_many_heads_are_known_at_most(
     async with listening(engine) as served:
         caller = await served.caller()
         for k in range(7):
-            caller.send(request(BODY, f"X-Request-Id: {k}"))
-            _, headers, _ = await caller.answer()
+            _, headers, _ = await caller.ask(request(BODY, f"X-Request-Id: {k}"))
             assert headers["x-request-id"] == str(k)
             assert 1 <= len(served.app.connections.heads) <= 3
 
@@ -326,8 +318,7 @@ async def test_a_request_may_come_in_single_bytes(engine: FakeEngine, is_known: 
     async with listening(engine) as served:
         caller = await served.caller()
         if is_known:
-            caller.send(request())
-            await caller.answer()
+            await caller.ask(request())
         for byte in request():
             caller.send(bytes([byte]))
             await asyncio.sleep(0)  # the server is on the same loop
@@ -356,8 +347,7 @@ async def test_requests_sent_ahead_are_answered_in_their_order(engine: FakeEngin
 async def test_a_caller_that_does_not_read_is_waited_for(engine: FakeEngine) -> None:
     async with listening(engine) as served:
         caller = await served.caller()
-        caller.send(request())
-        await caller.answer()
+        await caller.ask(request())
         (connection,) = served.connections
         connection.pause_writing()  # as the transport does when its buffer is full
         caller.send(request())
@@ -398,8 +388,7 @@ async def test_a_caller_that_ends_within_a_request_is_refused(
     async with listening(engine) as served:
         if is_known:
             other = await served.caller()
-            other.send(request())
-            await other.answer()
+            await other.ask(request())
             await other.leave()
             await until(lambda: not served.connections)
         caller = await served.caller()
@@ -417,8 +406,7 @@ async def test_a_deadline_is_answered_and_the_connection_kept(engine: FakeEngine
     async with listening(engine) as served:
         await hold(engine, served)
         caller = await served.caller()
-        caller.send(request(BODY, "X-Request-Timeout-Seconds: 0.01"))
-        assert (await caller.answer())[0] == 504
+        assert (await caller.ask(request(BODY, "X-Request-Timeout-Seconds: 0.01")))[0] == 504
         engine.gate.set()
         caller.send(request())
 
@@ -428,8 +416,7 @@ async def test_a_deadline_is_answered_and_the_connection_kept(engine: FakeEngine
 async def test_only_idle_connections_are_closed(engine: FakeEngine) -> None:
     async with listening(engine) as served:
         caller = await served.caller()
-        caller.send(request())
-        await caller.answer()
+        await caller.ask(request())
         (connection,) = served.connections
         connection.timeout_keep_alive_handler()  # early: it waits for the rest of the time
         engine.gate.clear()
@@ -465,8 +452,7 @@ async def test_a_fault_of_ours_leaves_the_connection_usable(engine: FakeEngine) 
         lanes = served.app.scheduler.queues.lanes
         served.app.scheduler.queues.lanes = {}
         caller = await served.caller()
-        caller.send(request())
-        status, _, body = await caller.answer()
+        status, _, body = await caller.ask(request())
         served.app.scheduler.queues.lanes = lanes
         caller.send(request())
 

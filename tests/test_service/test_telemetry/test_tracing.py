@@ -121,8 +121,7 @@ async def test_a_request_is_a_span_with_its_stages_one_after_the_other(
 ) -> None:
     async with listening(engine, protocol, collector.tracing) as served:
         caller = await served.caller()
-        caller.send(request(of_rows(3), "X-Request-Id: car-7"))
-        _, headers, _ = await caller.answer()
+        _, headers, _ = await caller.ask(request(of_rows(3), "X-Request-Id: car-7"))
 
     server = collector.server()
     assert server.name == "POST /rollout"
@@ -181,8 +180,7 @@ async def test_a_callers_trace_goes_on(
 ) -> None:
     async with listening(engine, protocol, collector.tracing) as served:
         caller = await served.caller()
-        caller.send(request(BODY, SAMPLED, "tracestate: vendor=value"))
-        _, headers, _ = await caller.answer()
+        _, headers, _ = await caller.ask(request(BODY, SAMPLED, "tracestate: vendor=value"))
 
     server = collector.server()
     assert parent(server) == SPAN_ID
@@ -200,8 +198,7 @@ async def test_a_trace_that_the_caller_does_not_sample_is_not_exported(
 ) -> None:
     async with listening(engine, protocol, collector.tracing) as served:
         caller = await served.caller()
-        caller.send(request(BODY, UNSAMPLED))
-        status, headers, _ = await caller.answer()
+        status, headers, _ = await caller.ask(request(BODY, UNSAMPLED))
 
     assert status == 200
     assert collector.spans == []
@@ -234,8 +231,7 @@ async def test_a_wrong_traceparent_is_ignored_without_a_word(
     async with listening(engine, tracing=collector.tracing) as served:
         caller = await served.caller()
         raw = request(BODY, "traceparent: REPLACE", "tracestate: vendor=value")
-        caller.send(raw.replace(b"REPLACE", traceparent.encode("latin-1")))
-        assert (await caller.answer())[0] == 200
+        assert (await caller.ask(raw.replace(b"REPLACE", traceparent.encode("latin-1"))))[0] == 200
 
     assert collector.server().parent is None
     assert ids(collector.server())[0] != TRACE_ID
@@ -266,8 +262,7 @@ async def test_a_wrong_tracestate_is_left_out_without_a_word(
     async with listening(engine, tracing=collector.tracing) as served:
         caller = await served.caller()
         raw = request(BODY, SAMPLED, "tracestate: REPLACE")
-        caller.send(raw.replace(b"REPLACE", tracestate.encode("latin-1")))
-        assert (await caller.answer())[0] == 200
+        assert (await caller.ask(raw.replace(b"REPLACE", tracestate.encode("latin-1"))))[0] == 200
 
     assert parent(collector.server()) == SPAN_ID
     context = collector.server().get_span_context()
@@ -292,8 +287,7 @@ async def test_a_valid_tracestate_goes_on(
 ) -> None:
     async with listening(engine, tracing=collector.tracing) as served:
         caller = await served.caller()
-        caller.send(request(BODY, SAMPLED, f"tracestate: {tracestate}"))
-        await caller.answer()
+        await caller.ask(request(BODY, SAMPLED, f"tracestate: {tracestate}"))
 
     context = collector.server().get_span_context()
     assert context is not None
@@ -305,8 +299,7 @@ async def test_a_traceparent_of_a_later_version_goes_on(
 ) -> None:
     async with listening(engine, tracing=collector.tracing) as served:
         caller = await served.caller()
-        caller.send(request(BODY, f"traceparent: 01-{TRACE_ID}-{SPAN_ID}-01-more"))
-        await caller.answer()
+        await caller.ask(request(BODY, f"traceparent: 01-{TRACE_ID}-{SPAN_ID}-01-more"))
 
     assert parent(collector.server()) == SPAN_ID
 
@@ -319,8 +312,7 @@ async def test_the_sampler_is_opentelemetrys_own_setting(
     collector = Collector()
     async with listening(engine, tracing=collector.tracing) as served:
         caller = await served.caller()
-        caller.send(request(BODY, UNSAMPLED))
-        await caller.answer()
+        await caller.ask(request(BODY, UNSAMPLED))
 
     assert len(collector.spans) == count
 
@@ -332,8 +324,7 @@ async def test_a_disabled_sdk_leaves_answers_alone(
     collector = Collector()
     async with listening(engine, tracing=collector.tracing) as served:
         caller = await served.caller()
-        caller.send(request())
-        status, headers, _ = await caller.answer()
+        status, headers, _ = await caller.ask(request())
 
     assert (status, collector.spans) == (200, [])
     assert "traceresponse" not in headers
@@ -384,8 +375,7 @@ async def test_failures_have_spans_and_logs_that_name_them(
     with structlog.testing.capture_logs() as logs:
         async with listening(engine, protocol, collector.tracing) as served:
             caller = await served.caller()
-            caller.send(raw)
-            status, headers, _ = await caller.answer()
+            status, headers, _ = await caller.ask(raw)
 
     server = collector.server()
     is_ours = status >= 500
@@ -468,8 +458,7 @@ async def test_other_routes_have_one_span_and_probes_none(
     async with listening(engine, tracing=collector.tracing) as served:
         caller = await served.caller()
         for path in ("/healthz", "/readyz", "/metrics", "/model"):
-            caller.send(request(b"", SAMPLED, method="GET", path=path))
-            status, headers, _ = await caller.answer()
+            status, headers, _ = await caller.ask(request(b"", SAMPLED, method="GET", path=path))
             assert status == 200
             assert ("traceresponse" in headers) is (path == "/model")
 
@@ -510,8 +499,7 @@ async def test_traced_requests_leave_no_garbage(
         try:
             before = requests_in_memory()
             for _ in range(20):
-                caller.send(request())
-                await caller.answer()
+                await caller.ask(request())
             left = requests_in_memory() - before
         finally:
             gc.enable()
@@ -527,8 +515,7 @@ async def test_without_tracing_nothing_is_told(engine: FakeEngine) -> None:
     async with listening(engine) as served:
         for path in ("/rollout", "/model"):
             caller = await served.caller()
-            caller.send(request(BODY, SAMPLED, path=path))
-            assert "traceresponse" not in (await caller.answer())[1]
+            assert "traceresponse" not in (await caller.ask(request(BODY, SAMPLED, path=path)))[1]
 
 
 def python(code: str) -> str:
