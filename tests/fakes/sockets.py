@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
+import pytest
 import uvicorn
 
 from service.app import create_app
@@ -101,6 +102,9 @@ class LongPath(Protocol):
         return False
 
 
+BOTH_PATHS = pytest.mark.parametrize("protocol", [Protocol, LongPath], ids=["short", "long"])
+
+
 class Listening:
     """A server on a free port; allows the key "alpha" and bodies of `LIMIT` bytes."""
 
@@ -145,6 +149,16 @@ class Listening:
         caller = Caller(*await asyncio.open_connection("127.0.0.1", self.port))
         self._callers.append(caller)
         return caller
+
+    async def is_serving(self) -> bool:
+        """Tell whether another caller is answered."""
+        return (await (await self.caller()).ask(request()))[0] == 200
+
+    async def hold(self, engine: FakeEngine) -> None:
+        """Keep the engine busy with another caller's request."""
+        engine.gate.clear()
+        (await self.caller()).send(request())
+        await engine.entered()
 
     async def ask(self, *requests: bytes) -> bytes:
         """Return all that is answered on a connection of their own, less what differs by chance."""

@@ -14,15 +14,12 @@ import orjson
 import pytest
 
 from service.errors import EngineError
-from service.http.buffers import Intake, Unread
 from service.http.protocol import Protocol
 from service.http.reading.bodies import AT_ONCE_BYTES, BodyParser
 from service.scheduling.jobs import JobClass
-from service.server import _start_draining
 from tests.fakes.engine import STATE, FakeEngine, bits, expected, rows, until
-from tests.fakes.sockets import BODY, Caller, Listening, LongPath, listening, request
+from tests.fakes.sockets import BODY, BOTH_PATHS, Caller, Listening, listening, request
 
-BOTH_PATHS = pytest.mark.parametrize("protocol", [Protocol, LongPath], ids=["short", "long"])
 PROBE = request(b"", method="GET", path="/healthz")
 HEAD_LIMIT = 1024
 
@@ -33,12 +30,6 @@ async def status_of(caller: Caller) -> int:
     (status,) = re.findall(rb"HTTP/1\.1 (\d{3}) ", answer)
     assert b"connection: close" in answer
     return int(status)
-
-
-async def is_served(served: Listening) -> bool:
-    """Tell whether another caller is answered."""
-    caller = await served.caller()
-    return (await caller.ask(request()))[0] == 200
 
 
 ENDLESS: dict[str, tuple[bytes, bytes, int]] = {
@@ -85,7 +76,7 @@ async def test_nothing_may_be_endless(
             await asyncio.sleep(0)
             assert sum(len(x._input) for x in served.connections) <= HEAD_LIMIT + 2**18
         status, _, body = await reading
-        assert await is_served(served)
+        assert await served.is_serving()
 
     codes = {
         200: None,  # a probe is answered whatever follows, and the connection closed then
@@ -207,7 +198,7 @@ async def test_a_caller_that_does_not_read_is_not_worked_for(
             await asyncio.sleep(0.002)
         assert connection.server_state.total_requests <= written + 1
         assert connection.unread_bytes < 2**18
-        assert await is_served(served)
+        assert await served.is_serving()
         caller.reset()
 
 
@@ -221,7 +212,7 @@ async def test_an_answer_that_nobody_reads_is_cut_off(engine: FakeEngine) -> Non
             caller.send(request(body))
         async with asyncio.timeout(20):
             await until(lambda: not served.connections)
-        assert await is_served(served)
+        assert await served.is_serving()
 
 
 @BOTH_PATHS
@@ -285,7 +276,7 @@ async def test_a_fault_within_a_long_answer_cuts_it_off(
         caller = await served.caller()
         caller.send(request(body, path="/safety-check"))
         answer = await caller.rest()
-        assert await is_served(served)
+        assert await served.is_serving()
 
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert not answer.endswith(b"0\r\n\r\n")
@@ -304,59 +295,7 @@ async def test_a_caller_that_leaves_a_long_answer_frees_it(
         caller.reset()
         await until(lambda: not served.connections)
         assert served.count("499") == 1
-        assert await is_served(served)
-
-
-@BOTH_PATHS
-async def test_a_service_that_ends_closes_connections_by_its_answers(
-    engine: FakeEngine, protocol: type[Protocol]
-) -> None:
-    """A kept connection is closed by an answer, never before a request that may be on its way."""
-    async with listening(engine, protocol) as served:
-        busy, kept = await served.caller(), await served.caller()
-        await kept.ask(request())
-        engine.gate.clear()
-        busy.send(request())
-        await engine.entered()
-        engine.gate.set()
-        _start_draining(served.server, served.app)
-        new = await served.caller()
-        for caller, raw in ((busy, b""), (kept, request()), (new, request())):
-            status, headers, _ = await caller.ask(raw)
-            assert (status, headers["connection"]) == (200, "close")
-            assert await caller.rest() == b""
-
-
-@BOTH_PATHS
-async def test_a_service_that_ends_loses_no_connection(
-    engine: FakeEngine, protocol: type[Protocol]
-) -> None:
-    """Requests are answered that wait in an idle connection, or in one that nobody accepted."""
-    async with listening(engine, protocol) as served:
-        kept = await served.caller()
-        await kept.ask(request())
-        _start_draining(served.server, served.app)
-        new = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(8)]
-        for connection in new:
-            connection.sendall(request())
-        kept.send(request())
-        await served.server.shutdown(served.sockets)
-        for connection in new:
-            with connection, connection.makefile("rb") as answer:
-                assert answer.readline() == b"HTTP/1.1 200 OK\r\n"
-                assert b"connection: close\r\n" in answer.read()
-        status, headers, _ = await kept.answer()
-        assert (status, headers["connection"]) == (200, "close")
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", served.port))
-
-
-async def test_a_service_that_ends_closes_idle_connections(engine: FakeEngine) -> None:
-    async with listening(engine) as served:
-        idle = await served.caller()
-        await until(lambda: len(served.connections) == 1)
-        await served.server.shutdown(served.sockets)
-        assert await idle.rest() == b""
+        assert await served.is_serving()
 
 
 CHUNKED = request(b"", "Transfer-Encoding: chunked", length=-1)
@@ -514,7 +453,7 @@ async def test_others_are_answered_while_a_long_body_is_read(
         caller = await served.caller()
         caller.send(request(long_body()))
         await until(lambda: slices.begun == 1)
-        assert await is_served(served)
+        assert await served.is_serving()
         slices.are_held = False
         status, _, text = await caller.answer()
 
@@ -532,7 +471,7 @@ async def test_a_caller_may_leave_while_its_long_body_is_read(
         await until(lambda: slices.begun == 1)
         caller.reset()
         await until(lambda: served.count("499") == 1)
-        assert await is_served(served)
+        assert await served.is_serving()
 
     assert len(engine.launches) == 1
 
@@ -625,208 +564,3 @@ async def test_a_fault_in_a_long_body_is_named(engine: FakeEngine) -> None:
             status, _, text = await caller.ask(request(body))
             assert status == 422
             assert "actions[63]" in orjson.loads(text)["error"]["message"]
-
-
-# Connections.
-
-
-async def test_too_many_connections_are_refused_and_idle_ones_replaced(engine: FakeEngine) -> None:
-    async with listening(engine, max_connections=8) as served:
-        others = [await served.caller() for _ in range(8)]
-        await until(lambda: len(served.connections) == 8)
-        late = await served.caller()
-        refused = await late.rest()
-        assert refused.startswith(b"HTTP/1.1 503 ")
-        assert orjson.loads(refused.partition(b"\r\n\r\n")[2])["error"]["code"] == "unavailable"
-        assert served.count("503", "other") == 1
-        for connection in served.connections:
-            assert connection.idle_since_s is not None
-            connection.idle_since_s -= 60.0
-        served.app.connections._next_look_s = 0.0
-        assert await is_served(served)
-        others[0].send(PROBE)  # it or another one was closed
-        alive = [caller for caller in others[1:] if not caller._reader.at_eof()]
-        assert len(alive) >= 6
-
-
-async def test_of_very_many_connections_most_are_only_closed(
-    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A caller that is answered 503 takes a connection, too."""
-    monkeypatch.setattr("service.http.lifetime._MOST_REFUSED", 3)
-    monkeypatch.setattr("service.http.lifetime._LINGER_S", 60.0)
-    async with listening(engine, max_connections=8) as served:
-        for _ in range(8):
-            await served.caller()
-        await until(lambda: len(served.connections) == 8)
-        refused = [await served.caller() for _ in range(5)]
-        answers = await asyncio.gather(*(c.rest() for c in refused), return_exceptions=True)
-        assert [bool(x) and not isinstance(x, OSError) for x in answers] == [True] * 3 + [False] * 2
-        assert len(served.app.connections.refused) == 3
-        assert served.count("503", "other") == 5
-
-
-async def test_busy_connections_are_never_replaced(engine: FakeEngine) -> None:
-    async with listening(engine, max_connections=8) as served:
-        engine.gate.clear()
-        busy = [await served.caller() for _ in range(8)]
-        for caller in busy:
-            caller.send(request())
-        await until(lambda: served.busy == 8)
-        late = await served.caller()
-        assert (await late.rest()).startswith(b"HTTP/1.1 503 ")
-        engine.gate.set()
-
-        assert [(await caller.answer())[0] for caller in busy] == [200] * 8
-
-
-# Memory of all connections together.
-
-
-class Upload:
-    """A connection with a request that is not complete, as `Intake` sees it."""
-
-    def __init__(self) -> None:
-        self.is_held = False
-        self.is_cut = False
-
-    def hold_input(self) -> None:
-        self.is_held = True
-
-    def take_input(self) -> None:
-        self.is_held = False
-
-    def cut_input(self) -> None:
-        self.is_cut = True
-
-
-@pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.http.buffers._SMALL_BYTES", 10)
-    monkeypatch.setattr("service.http.buffers._SLOW_AFTER_S", 0.05)
-    monkeypatch.setattr("service.http.buffers._SLOW_BYTES", 100)
-    monkeypatch.setattr("service.http.buffers._LOOK_EVERY_S", 0.01)
-
-
-@pytest.mark.usefixtures("counted")
-async def test_incomplete_requests_wait_for_room_but_for_the_first() -> None:
-    intake = Intake(1000)
-    first, second, third = Upload(), Upload(), Upload()
-    intake.add(first, 600)
-    intake.add(second, 600)
-    intake.add(first, 600)
-
-    assert [u.is_held for u in (first, second)] == [False, True]
-    intake.add(third, 11)
-    assert third.is_held
-    intake.remove(first)
-    assert [u.is_held for u in (second, third)] == [False, True]
-    intake.remove(second)
-    assert not third.is_held
-    assert not any(u.is_cut for u in (first, second, third))
-
-
-@pytest.mark.usefixtures("counted")
-async def test_small_requests_never_wait() -> None:
-    intake = Intake(1000)
-    big, small = Upload(), Upload()
-    intake.add(big, 1500)
-    for count in (0, 4, 6):
-        intake.add(small, count)
-        assert not small.is_held
-    intake.add(small, 1)
-    assert small.is_held
-
-
-@pytest.mark.usefixtures("counted")
-async def test_a_request_that_waited_is_read_again_when_it_is_forgotten() -> None:
-    intake = Intake(1000)
-    first, kept = Upload(), Upload()
-    intake.add(first, 900)
-    intake.add(kept, 900)
-    assert kept.is_held
-    intake.remove(kept)
-    assert not kept.is_held
-
-
-@pytest.mark.usefixtures("counted")
-async def test_bodies_that_wait_to_be_read_take_room() -> None:
-    intake = Intake(1000)
-    upload = Upload()
-    intake.keep(900)
-    intake.add(upload, 200)
-    assert upload.is_held, "not even the first goes on while bodies are read"
-    intake.give_back(900)
-    assert not upload.is_held
-    intake.add(upload, 2000)
-    assert not upload.is_held
-
-
-@pytest.mark.usefixtures("counted")
-async def test_far_too_much_at_once_is_refused() -> None:
-    intake = Intake(1000)
-    uploads = [Upload() for _ in range(5)]
-    for upload in uploads:
-        intake.add(upload, 600)
-
-    assert [u.is_cut for u in uploads] == [False, False, False, True, True]
-
-
-@pytest.mark.usefixtures("counted")
-@pytest.mark.parametrize("is_dripping", [False, True])
-async def test_a_request_that_stands_still_gives_way(is_dripping: bool) -> None:
-    intake = Intake(1000)
-    idle, waiting = Upload(), Upload()
-    idle.cut_input = lambda: (setattr(idle, "is_cut", True), intake.remove(idle))  # type: ignore[method-assign, assignment, func-returns-value]
-    intake.add(idle, 900)
-    intake.add(waiting, 900)
-    assert waiting.is_held
-    while not idle.is_cut:
-        if is_dripping:
-            intake.add(idle, 1)
-        await asyncio.sleep(0.005)
-
-    assert not waiting.is_held
-    assert not waiting.is_cut
-
-
-class Answer:
-    """A connection with an answer that is not read, as `Unread` sees it."""
-
-    def __init__(self, unread_bytes: int) -> None:
-        self.unread_bytes = unread_bytes
-        self.is_cut = False
-
-    def cut_output(self) -> None:
-        self.is_cut = True
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.http.buffers._STALLED_AFTER_S", 0.02)
-    monkeypatch.setattr("service.http.buffers._LOOK_EVERY_S", 0.01)
-
-
-@pytest.mark.usefixtures("quick")
-async def test_answers_that_stand_still_for_longest_are_cut_first() -> None:
-    unread = Unread(1000, timeout_s=60)
-    answers = [Answer(400) for _ in range(4)]
-    for answer in answers:
-        unread.add(answer)
-    await until(lambda: answers[1].is_cut)
-
-    assert [a.is_cut for a in answers] == [True, True, False, False]
-
-
-@pytest.mark.usefixtures("quick")
-async def test_one_big_answer_alone_is_kept_until_its_time_is_over() -> None:
-    unread = Unread(1000, timeout_s=0.2)
-    big, read = Answer(10**9), Answer(10**9)
-    unread.add(read)
-    unread.remove(read)
-    unread.add(big)
-    await asyncio.sleep(0.1)
-    assert not big.is_cut
-    await until(lambda: big.is_cut)
-
-    assert not read.is_cut

@@ -16,7 +16,7 @@ from tests.fakes.engine import FakeEngine, serving
 
 ON_BOTH_LOOPS = (
     *("test_scheduler.py", "test_deadlines.py", "test_protocol.py"),
-    *("test_http_rules.py", "test_callers.py"),
+    *("test_http_rules.py", "test_callers.py", "test_buffers.py", "test_lifetime.py"),
 )
 """Tests of what depends on timers or sockets: the service runs on uvloop where there is one."""
 

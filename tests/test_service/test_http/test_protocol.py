@@ -13,11 +13,9 @@ import pytest
 from service.http.heads import is_one_head
 from service.http.middleware import Middleware
 from service.http.protocol import Protocol
-from service.scheduling.jobs import JobClass
 from tests.fakes.engine import (
     DIVERGE,
     POISON,
-    STATE,
     FakeEngine,
     bits,
     expected,
@@ -28,7 +26,6 @@ from tests.fakes.sockets import (
     BODY,
     LIMIT,
     Caller,
-    Listening,
     LongPath,
     listening,
     request,
@@ -358,93 +355,15 @@ async def test_a_caller_that_does_not_read_is_waited_for(engine: FakeEngine) -> 
         assert (await caller.answer())[0] == 200
 
 
-async def hold(engine: FakeEngine, served: Listening) -> None:
-    """Keep the engine busy with another caller's request."""
-    engine.gate.clear()
-    (await served.caller()).send(request())
-    await engine.entered()
-
-
-async def test_a_caller_that_leaves_frees_its_place(engine: FakeEngine) -> None:
-    async with listening(engine) as served:
-        await hold(engine, served)
-        leaver, sibling = await served.caller(), await served.caller()
-        leaver.send(request())
-        sibling.send(request())
-        await until(lambda: served.app.scheduler.queues.depth(JobClass.ROLLOUT) == 2)
-        await leaver.leave()  # or only sends no more: TCP cannot tell, so it has a moment
-        await until(lambda: served.app.scheduler.queues.depth(JobClass.ROLLOUT) == 1)
-        engine.gate.set()
-
-        assert (await sibling.answer())[0] == 200
-        assert served.count("499") == 1
-        assert len(engine.launches) == 2
-
-
-@pytest.mark.parametrize("is_known", [False, True])
-async def test_a_caller_that_ends_within_a_request_is_refused(
-    engine: FakeEngine, is_known: bool
-) -> None:
-    async with listening(engine) as served:
-        if is_known:
-            other = await served.caller()
-            await other.ask(request())
-            await other.leave()
-            await until(lambda: not served.connections)
-        caller = await served.caller()
-        caller.send(request()[:-5])
-        await until(lambda: served.busy == 1)
-        (connection,) = served.connections
-        await caller.leave()
-        await until(lambda: served.count("400") == 1)
-
-    assert connection._body == b""
-    assert len(engine.launches) == is_known
-
-
 async def test_a_deadline_is_answered_and_the_connection_kept(engine: FakeEngine) -> None:
     async with listening(engine) as served:
-        await hold(engine, served)
+        await served.hold(engine)
         caller = await served.caller()
         assert (await caller.ask(request(BODY, "X-Request-Timeout-Seconds: 0.01")))[0] == 504
         engine.gate.set()
         caller.send(request())
 
         assert (await caller.answer())[0] == 200
-
-
-async def test_only_idle_connections_are_closed(engine: FakeEngine) -> None:
-    async with listening(engine) as served:
-        caller = await served.caller()
-        await caller.ask(request())
-        (connection,) = served.connections
-        connection.timeout_keep_alive_handler()  # early: it waits for the rest of the time
-        engine.gate.clear()
-        caller.send(request())
-        await engine.entered()
-        connection.timeout_keep_alive = 0
-        connection.timeout_keep_alive_handler()  # busy: it waits for the reply
-        engine.gate.set()
-        status, _, _ = await caller.answer()
-
-        assert status == 200
-        assert await caller.rest() == b""
-
-
-async def test_a_request_under_way_is_finished_at_shutdown(engine: FakeEngine) -> None:
-    async with listening(engine) as served:
-        busy, idle = await served.caller(), await served.caller()
-        engine.gate.clear()
-        busy.send(request())
-        await engine.entered()
-        served.server.should_exit = True
-        assert await idle.rest() == b""
-        engine.gate.set()
-        status, headers, body = await busy.answer()
-
-        assert (status, headers["connection"]) == (200, "close")
-        assert orjson.loads(body)["states"][0] == STATE
-        assert await busy.rest() == b""
 
 
 async def test_a_fault_of_ours_leaves_the_connection_usable(engine: FakeEngine) -> None:
