@@ -15,7 +15,7 @@ import click
 from matplotlib.figure import Figure
 
 from examples.driving import FIRST_SEED
-from training.evaluation.tables import ranged, table
+from training.evaluation.tables import ranged, replace_between, table
 
 START = "<!-- results: written by `python -m examples.report` -->"
 END = "<!-- end of results -->"
@@ -64,19 +64,6 @@ def section(planner: dict[str, Any], policy: dict[str, Any]) -> str:
         f"its crash probability from {first['crash_probability']:.3f} to "
         f"{last['crash_probability']:.3f}.\n"
     )
-
-
-def update_page(path: Path, text: str) -> None:
-    """Replace what stands between the markers of a page.
-
-    Raises:
-        ValueError: The page lacks the markers.
-    """
-    before, start, rest = path.read_text().partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        raise ValueError(f"{path} lacks the markers {START} and {END}")
-    path.write_text(f"{before}{start}\n\n{text}\n{end}{after}")
 
 
 def plot_scores(documents: list[dict[str, Any]], path: Path) -> None:
@@ -128,7 +115,7 @@ def main(planner: Path, policy: Path, page: Path) -> None:
     documents = [json.loads(path.read_text()) for path in (planner, policy)]
     try:
         text = section(*documents)
-        update_page(page, text)
+        replace_between(page, START, END, f"\n{text}\n")
     except ValueError as exc:
         raise click.ClickException(str(exc)) from exc
     plot_scores(documents, page.parent / "plots" / "speed_and_safety.png")

@@ -106,8 +106,6 @@ class Protocol(Lifetime):
 
     def _keep(self, data: bytes) -> None:
         """Keep a part of a body under a known head."""
-        request = self._request
-        assert request is not None
         body, rest = data[: self._missing], data[self._missing :]
         self._body += body
         self._missing -= len(body)
@@ -116,7 +114,7 @@ class Protocol(Lifetime):
             return
         self._end_body()
         self._input += rest
-        self._complete(request)
+        self._complete()
         self._parse()
 
     def _take_body(self) -> None:
@@ -173,14 +171,14 @@ class Protocol(Lifetime):
         if self._fault is not None:
             return
         self._end_body()
-        request = self._request
-        if request is None:
+        if self._request is None:
             super().on_message_complete()
         else:
-            self._complete(request)
+            self._complete()
 
-    def _complete(self, request: _Request) -> None:
-        body = bytes(self._body)
+    def _complete(self) -> None:
+        request, body = self._request, bytes(self._body)
+        assert request is not None
         self._body.clear()
         request.complete(body)
 

@@ -21,7 +21,7 @@ from world_model_client import AsyncClient, Client
 
 
 def answering(
-    status: int, content: bytes, headers: dict[str, str] | None = None
+    status: int, content: bytes, headers: dict[str, str] | None = None, **arguments: Any
 ) -> tuple[Client, list[httpx.Request]]:
     seen: list[httpx.Request] = []
 
@@ -29,7 +29,8 @@ def answering(
         seen.append(request)
         return httpx.Response(status, content=content, headers=headers)
 
-    return Client("http://car", transport=httpx.MockTransport(answer), api_key="hush"), seen
+    arguments = {"api_key": "hush", **arguments}
+    return Client("http://car", transport=httpx.MockTransport(answer), **arguments), seen
 
 
 CALLS: dict[str, tuple[str, Callable[[Client], Any], dict[str, Any]]] = {

@@ -21,19 +21,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import ClosedClientError, InvalidInputError, UnreachableError
+from tests.test_client.test_client import answering
 from world_model_client import AsyncClient, Client
 
 NAN, INF = float("nan"), float("inf")
-
-
-def sending(**arguments: Any) -> tuple[Client, list[httpx.Request]]:
-    seen: list[httpx.Request] = []
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        seen.append(request)
-        return httpx.Response(200, content=b"{}")
-
-    return Client("http://car", transport=httpx.MockTransport(answer), **arguments), seen
 
 
 def state(value: Any) -> Callable[[Client], object]:
@@ -268,7 +259,7 @@ NOT_SENT: dict[str, tuple[Callable[[Client], object], str]] = {
 @pytest.mark.parametrize("case", NOT_SENT)
 def test_what_cannot_be_right_is_refused_by_name_and_not_sent(case: str) -> None:
     make, message = NOT_SENT[case]
-    client, seen = sending()
+    client, seen = answering(200, b"{}")
 
     with pytest.raises(InvalidInputError, match=message) as caught:
         make(client)
@@ -324,7 +315,7 @@ SENT: dict[str, tuple[Any, list[Any]]] = {
 @pytest.mark.parametrize("case", SENT)
 def test_numbers_of_any_type_and_layout_are_sent_as_they_are(case: str) -> None:
     given, written = SENT[case]
-    client, seen = sending()
+    client, seen = answering(200, b"{}")
 
     client.predict(given, [0])
 
@@ -358,7 +349,7 @@ ROW = st.lists(
 def test_one_thing_that_is_no_number_is_refused_wherever_it_stands(
     rows: list[list[Any]], wrong: object, data: st.DataObject
 ) -> None:
-    client, seen = sending()
+    client, seen = answering(200, b"{}")
     client.rollout([0.0], rows)
     assert len(seen) == 1
 
@@ -372,7 +363,7 @@ def test_one_thing_that_is_no_number_is_refused_wherever_it_stands(
 
 def test_large_arrays_are_sent_bit_for_bit() -> None:
     actions = np.random.default_rng(0).uniform(-1, 1, (64, 50, 3))
-    client, seen = sending()
+    client, seen = answering(200, b"{}")
 
     client.rollout(np.zeros(34), actions, outputs=("returns",))
 
@@ -465,7 +456,7 @@ def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(key: Any) -> Non
 
 
 async def test_a_closed_client_says_so() -> None:
-    client, _ = sending()
+    client, _ = answering(200, b"{}")
     client.close()
     client.close()
     other = AsyncClient("http://car")

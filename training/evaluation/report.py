@@ -21,6 +21,7 @@ from training.evaluation.tables import (
     number,
     part_table,
     ranged,
+    replace_between,
     step_table,
     table,
     verdict_table,
@@ -113,11 +114,6 @@ def update_model_card(path: Path, metrics: dict[str, Any], report: Path) -> None
     Raises:
         ValueError: The file lacks the markers.
     """
-    text = path.read_text()
-    before, start, rest = text.partition(RESULTS_START)
-    _, end, after = rest.partition(RESULTS_END)
-    if not start or not end:
-        raise ValueError(f"{path} lacks the markers {RESULTS_START} and {RESULTS_END}")
     link = os.path.relpath(report / "report.md", path.parent)
     results = "\n".join(
         [
@@ -128,7 +124,7 @@ def update_model_card(path: Path, metrics: dict[str, Any], report: Path) -> None
             f"see the [report]({link}).\n",
         ]
     )
-    path.write_text(f"{before}{start}\n{results}\n{end}{after}")
+    replace_between(path, RESULTS_START, RESULTS_END, f"{results}\n")
 
 
 def _sections(metrics: dict[str, Any]) -> list[str]:

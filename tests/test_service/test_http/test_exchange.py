@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 import httpx
 import orjson
@@ -14,6 +15,7 @@ from fastapi import FastAPI
 
 from service.errors import SERVICE_ERRORS
 from service.http.operations import model_router
+from service.http.policy import TIMEOUT_HEADER
 from service.scheduling.jobs import JobClass
 from tests.fakes.engine import (
     ACTIONS,
@@ -75,30 +77,21 @@ async def test_a_bad_timeout_is_refused(client: httpx.AsyncClient, given: str) -
     assert error_of(response)["details"][0]["field"] == "X-Request-Timeout-Seconds"
 
 
-async def test_a_deadline_is_answered_while_the_engine_is_busy(engine: FakeEngine) -> None:
-    async with serving(engine) as (_, client):
+@pytest.mark.parametrize(
+    ("limits", "asked_s"),
+    [({}, "0.01"), ({"default_timeout_s": 0.01, "max_timeout_s": 0.01}, "50")],
+    ids=["asked for", "cut to the longest allowed"],
+)
+async def test_a_deadline_is_answered_while_the_engine_is_busy(
+    engine: FakeEngine, limits: dict[str, Any], asked_s: str
+) -> None:
+    async with serving(engine, **limits) as (_, client):
         engine.gate.clear()
-        response = await client.post(
-            "/rollout",
-            json={"state": STATE, "actions": ACTIONS},
-            headers={"X-Request-Timeout-Seconds": "0.01"},
-        )
+        body, headers = {"state": STATE, "actions": ACTIONS}, {TIMEOUT_HEADER: asked_s}
+        response = await client.post("/rollout", json=body, headers=headers)
         engine.gate.set()
 
     assert (response.status_code, error_of(response)["code"]) == (504, "deadline_exceeded")
-
-
-async def test_a_longer_timeout_than_allowed_is_cut(engine: FakeEngine) -> None:
-    async with serving(engine, default_timeout_s=0.01, max_timeout_s=0.01) as (_, client):
-        engine.gate.clear()
-        response = await client.post(
-            "/rollout",
-            json={"state": STATE, "actions": ACTIONS},
-            headers={"X-Request-Timeout-Seconds": "50"},
-        )
-        engine.gate.set()
-
-    assert error_of(response)["code"] == "deadline_exceeded"
 
 
 async def test_a_full_queue_answers_429_with_retry_after(engine: FakeEngine) -> None:
@@ -273,10 +266,3 @@ async def test_openapi_declares_every_route_with_the_models_dims(
     for asset in re.findall(r'(?:src|href)="([^"]+)"', page.text):
         assert (await client.get(asset)).status_code == 200, asset
     assert (await client.get("/openapi.json")).json() == document
-
-
-async def test_docs_can_be_switched_off(engine: FakeEngine) -> None:
-    async with serving(engine, docs=False) as (_, client):
-        answers = [await client.get(path) for path in ("/docs", "/openapi.json")]
-
-    assert [answer.status_code for answer in answers] == [404, 404]

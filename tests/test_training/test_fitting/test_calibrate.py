@@ -179,35 +179,29 @@ def test_a_diverged_model_is_not_calibrated(monkeypatch: pytest.MonkeyPatch) -> 
         calibrate(broken, trained_ranges(data), data, data, OPTIONS, DT_S)
 
 
+def answer_always(done: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the model answer the same `done` at every step."""
+
+    def answered(model: WorldModelEnsemble, part: Windows) -> calibration_module.Prediction:
+        prediction = predict_windows(model, part)
+        return replace(prediction, dones=np.full_like(prediction.dones, done))
+
+    monkeypatch.setattr(calibration_module, "predict_windows", answered)
+
+
 def test_an_episode_that_was_certain_not_to_end_leaves_no_threshold(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The guarantee would need a threshold of 0, which tells nothing apart."""
-    sure = ensemble()
-    data = windows(20, 1100)
-    real = predict_windows
+    answer_always(0.0, monkeypatch)
 
-    def zero_risk(model: WorldModelEnsemble, part: Windows) -> calibration_module.Prediction:
-        prediction = real(model, part)
-        return replace(prediction, dones=np.zeros_like(prediction.dones))
-
-    monkeypatch.setattr(calibration_module, "predict_windows", zero_risk)
-    calibration = calibrate(sure, trained_ranges(data), data, data, OPTIONS, DT_S)
-
-    assert calibration.crash_threshold is None
+    assert calibrated(windows(20, 1100)).crash_threshold is None
 
 
 def test_a_threshold_is_never_above_one_half(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is more likely to crash than not is never safe, whatever the rates asked for allow."""
-    data = windows(20, 1100)
-    real = predict_windows
-
-    def high_risk(model: WorldModelEnsemble, part: Windows) -> calibration_module.Prediction:
-        prediction = real(model, part)
-        return replace(prediction, dones=np.ones_like(prediction.dones))
-
-    monkeypatch.setattr(calibration_module, "predict_windows", high_risk)
-    calibration = calibrate(ensemble(), trained_ranges(data), data, data, OPTIONS, DT_S)
+    answer_always(1.0, monkeypatch)
+    calibration = calibrated(windows(20, 1100))
 
     assert calibration.notes["false_alarm_threshold"] == 1.0
     assert calibration.crash_threshold == 0.5
