@@ -7,13 +7,7 @@ from pathlib import Path
 
 from benchmarks.serving.candidates import ECHO, ENGINE, NAMES, RIVAL_SERVERS, SERVICE, TITLES
 from benchmarks.serving.figures import Medians, best, ratio
-from benchmarks.serving.run import (
-    ALONE_P50,
-    ALONE_P99,
-    FLOOD_P50,
-    FLOOD_P99,
-    FLOOD_RATE,
-)
+from benchmarks.serving.run import ALONE_P50, ALONE_P99, FLOOD_P50, FLOOD_P99, FLOOD_RATE
 from benchmarks.serving.workloads import CLOSED_LOOP, W4
 from benchmarks.serving.workloads import NAMES as WORKLOADS
 

@@ -15,12 +15,7 @@ from pydantic import BaseModel
 from service.http.answers import Answers, Parts
 from service.http.contract import Kind
 from service.http.reading.bodies import Parsed
-from service.http.schemas import (
-    CandidatesAnswer,
-    PredictAnswer,
-    RolloutAnswer,
-    SafetyCheckAnswer,
-)
+from service.http.schemas import CandidatesAnswer, PredictAnswer, RolloutAnswer, SafetyCheckAnswer
 from service.scheduling.jobs import JobClass, JobResult
 
 _URGENT_CHECK = 2**10

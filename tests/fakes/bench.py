@@ -10,14 +10,7 @@ from service.errors import ServiceError
 from service.interface import Array
 from service.scheduling.jobs import Bounds, JobClass, JobResult, Outcome
 from service.scheduling.scheduler import Scheduler
-from tests.fakes.engine import (
-    FakeEngine,
-    Tally,
-    VirtualLoop,
-    VirtualWorker,
-    rows,
-    slow_costs,
-)
+from tests.fakes.engine import FakeEngine, Tally, VirtualLoop, VirtualWorker, rows, slow_costs
 
 SAFETY, PREDICT, ROLLOUT = JobClass
 

@@ -4,14 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.serving.report import (
-    END,
-    MISSING,
-    START,
-    comparison,
-    shown,
-    write_between_markers,
-)
+from benchmarks.serving.report import END, MISSING, START, comparison, shown, write_between_markers
 from benchmarks.serving.workloads import NAMES
 
 ROOT = Path(__file__).parents[2]

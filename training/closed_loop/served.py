@@ -17,12 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from training.closed_loop.comparison import (
-    check_unseen,
-    compare_monitors,
-    most_drives,
-    seeds_of,
-)
+from training.closed_loop.comparison import check_unseen, compare_monitors, most_drives, seeds_of
 from training.closed_loop.monitors import Judge, Opinion, PhysicsJudge
 from training.closed_loop.results import MODEL, PHYSICS, plot_closed_loop
 from training.evaluation.baselines import FULL_PHYSICS

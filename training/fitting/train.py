@@ -19,12 +19,7 @@ from models.highway import highway_spec
 from models.network.ensemble import WorldModelEnsemble
 from models.spec import Spec
 from training.dataset.store import load_store
-from training.dataset.windows import (
-    Windows,
-    hide_far_neighbours,
-    make_windows,
-    split_episodes,
-)
+from training.dataset.windows import Windows, hide_far_neighbours, make_windows, split_episodes
 from training.fitting.calibrate import (
     calibrate,
     counted,

@@ -12,14 +12,7 @@ import structlog
 
 from service.http.operations import _Scrape
 from service.scheduling.health import State
-from tests.fakes.engine import (
-    ACTIONS,
-    STATE,
-    FakeEngine,
-    error_of,
-    serving,
-    until,
-)
+from tests.fakes.engine import ACTIONS, STATE, FakeEngine, error_of, serving, until
 
 
 async def test_alive_and_ready(client: httpx.AsyncClient) -> None:

@@ -13,23 +13,8 @@ import pytest
 from service.http.heads import is_one_head
 from service.http.middleware import Middleware
 from service.http.protocol import Protocol
-from tests.fakes.engine import (
-    DIVERGE,
-    POISON,
-    FakeEngine,
-    bits,
-    expected,
-    rows,
-    until,
-)
-from tests.fakes.sockets import (
-    BODY,
-    LIMIT,
-    Caller,
-    LongPath,
-    listening,
-    request,
-)
+from tests.fakes.engine import DIVERGE, POISON, FakeEngine, bits, expected, rows, until
+from tests.fakes.sockets import BODY, LIMIT, Caller, LongPath, listening, request
 
 CLOSE = "Connection: close"
 CHUNKED = b"".join(b"%x\r\n%b\r\n" % (len(p), p) for p in (BODY[:7], BODY[7:])) + b"0\r\n\r\n"

@@ -31,15 +31,7 @@ from service.scheduling.jobs import JobClass
 from service.server import serve
 from service.settings import Settings
 from service.telemetry.tracing import Trace, Tracing
-from tests.fakes.engine import (
-    DIVERGE,
-    POISON,
-    STATE,
-    VERSION,
-    FakeEngine,
-    serving,
-    until,
-)
+from tests.fakes.engine import DIVERGE, POISON, STATE, VERSION, FakeEngine, serving, until
 from tests.fakes.sockets import BODY, LIMIT, LongPath, listening, request
 from tests.test_service.test_engine.test_engine import checkpoint
 from tests.test_service.test_server import in_thread, wait_ready

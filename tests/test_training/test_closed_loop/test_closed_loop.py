@@ -34,13 +34,7 @@ from training.closed_loop.monitors import (
     PhysicsJudge,
     Shield,
 )
-from training.closed_loop.results import (
-    MODEL,
-    NO_MONITOR,
-    PHYSICS,
-    compare_arms,
-    plot_closed_loop,
-)
+from training.closed_loop.results import MODEL, NO_MONITOR, PHYSICS, compare_arms, plot_closed_loop
 from training.dataset.windows import UNSEEN_ENVIRONMENT
 from training.evaluation.tables import closed_loop_table
 from training.simulation.behaviours import BEHAVIOURS

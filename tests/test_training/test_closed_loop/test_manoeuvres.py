@@ -4,13 +4,7 @@ import numpy as np
 import pytest
 
 from models.highway import highway_spec
-from training.closed_loop.manoeuvres import (
-    EDGE_MARGIN_M,
-    MANOEUVRES,
-    PEDALS_MPS2,
-    hold,
-    manoeuvres,
-)
+from training.closed_loop.manoeuvres import EDGE_MARGIN_M, MANOEUVRES, PEDALS_MPS2, hold, manoeuvres
 from training.evaluation.baselines import physics_rollout
 from training.simulation.bicycle import DT_S, bicycle_step
 
