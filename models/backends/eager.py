@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import select
+
 import torch
 from torch import Tensor
 
@@ -69,10 +71,15 @@ class EagerRollout:
         return len(self._summaries) == len(self._actions)
 
     def advance(self, steps: int, stop_when_readable: int | None = None) -> int:
-        """Take up to `steps` more steps; return how many."""
+        """Take up to `steps` more steps, at least one; return how many."""
         taken = len(self._summaries)
+        input_poll = select.poll()
+        if stop_when_readable is not None and stop_when_readable >= 0:
+            input_poll.register(stop_when_readable, select.POLLIN)
         with torch.inference_mode():
             for action in self._actions[taken : taken + steps]:
+                if len(self._summaries) > taken and input_poll.poll(0):
+                    break
                 states, log_alive, summary = self._step(*self._carry, action)
                 self._carry = states, log_alive
                 self._summaries.append(summary)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import numpy as np
@@ -49,6 +50,22 @@ def test_an_eager_rollout_is_the_ensembles_however_it_is_sliced(
     truth = ensemble.rollout(states, actions.swapaxes(0, 1))
     for name in NUMBERS:
         assert np.array_equal(getattr(prediction, name), getattr(truth, name).numpy()), name
+
+
+def test_eager_steps_stop_while_a_file_is_readable(ensemble: WorldModelEnsemble) -> None:
+    rollout = Eager(ensemble).start(*arrays(*inputs(9)), 8, Prediction.blank(8, 9, 4))
+    reader, writer = os.pipe()
+
+    taken = [rollout.advance(3, reader)]
+    os.write(writer, b"x")
+    taken += [rollout.advance(9, reader), rollout.advance(9, reader)]
+    os.read(reader, 1)
+    taken += [rollout.advance(9, reader)]
+    os.close(reader)
+    os.close(writer)
+
+    assert taken == [3, 1, 1, 4]
+    assert rollout.is_complete
 
 
 def test_padding_is_left_out(ensemble: WorldModelEnsemble) -> None:
