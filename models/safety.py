@@ -5,9 +5,9 @@ lies inside what the model is known to predict well. Comparisons are written so 
 never makes a verdict `safe`, whether it stands in the prediction, the limits or the threshold. In
 order:
 
-1. `unknown` if the input lies outside the states the model was trained on or cannot be, the
-   prediction is not finite or holds hazards that are no probabilities, or the model was never
-   calibrated: its numbers mean nothing then.
+1. `unknown` if the input lies outside the states the model was trained on, cannot be, or is a crash
+   or off the road already (`models.plausible`), the prediction is not finite or holds hazards that
+   are no probabilities, or the model was never calibrated: its numbers mean nothing then.
 2. `unsafe` if the crash probability reaches the threshold.
 3. `unknown` if the members disagree too much, their disagreement cannot be known, or the
    horizon is longer than the evaluated one: "no crash" cannot be trusted then.
@@ -19,79 +19,30 @@ All reasons that apply are listed, whichever of them decided.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import combinations
+from dataclasses import dataclass
 from math import inf
 
 import numpy as np
-from numpy.typing import NDArray
 
+from models.limits import RULES, Floats, Reason, SafetyLimits
+from models.plausible import start_reasons
 from models.survival import log_step_survival
 
-Floats = NDArray[np.floating]
+__all__ = [
+    "RULES",
+    "SAFE",
+    "UNKNOWN",
+    "UNSAFE",
+    "VERDICTS",
+    "Reason",
+    "SafetyLimits",
+    "Verdict",
+    "assess",
+    "safest",
+]
 
 SAFE, UNSAFE, UNKNOWN = "safe", "unsafe", "unknown"
 VERDICTS = (SAFE, UNSAFE, UNKNOWN)
-
-RULES = (
-    "crash_probability",
-    "input_out_of_range",
-    "input_impossible",
-    "not_finite",
-    "not_calibrated",
-    "uncertain",
-    "uncertainty_unavailable",
-    "horizon_not_evaluated",
-)
-"""Every rule that a `Reason` can name."""
-
-_MAX_FEATURES_NAMED = 4
-
-
-@dataclass(frozen=True)
-class SafetyLimits:
-    """What a verdict is judged by; part of a checkpoint.
-
-    Attributes:
-        crash_threshold: Crash probability from which a sequence is unsafe; None if the model
-            was never calibrated.
-        uncertainty_limit: Uncertainty up to which "no crash" is trusted; None if it was never
-            calibrated or the served ensemble has one member.
-        state_low: [S], smallest trained values; -inf where unknown.
-        state_high: [S], largest trained values; inf where unknown.
-        horizon: Longest evaluated number of steps.
-        feature_names: S names of the state features.
-        dt_s: Length of a step.
-        slots: Columns of presence, dx and dy of each neighbour, [slots, 3].
-        apart_m: Centres of two vehicles cannot be closer: a vehicle's width.
-    """
-
-    crash_threshold: float | None
-    uncertainty_limit: float | None
-    state_low: Floats
-    state_high: Floats
-    horizon: int
-    feature_names: tuple[str, ...]
-    dt_s: float
-    slots: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 3), np.int64))
-    apart_m: float = 0.0
-
-    def __post_init__(self) -> None:
-        dim = len(self.feature_names)
-        for name in ("state_low", "state_high"):
-            # Another size would be broadcast: one bound for all features.
-            if np.shape(getattr(self, name)) != (dim,):
-                raise ValueError(f"{name} has shape {np.shape(getattr(self, name))}, not ({dim},)")
-        if self.slots.shape[1:] != (3,) or not np.isin(self.slots, range(dim)).all():
-            raise ValueError(f"slots must be columns below {dim}, [slots, 3], got {self.slots}")
-
-
-@dataclass(frozen=True)
-class Reason:
-    """A rule that fired, one of `RULES`, and what it saw."""
-
-    rule: str
-    message: str
 
 
 @dataclass(frozen=True)
@@ -157,7 +108,7 @@ def assess(
     # As when one state serves all sequences.
     is_same = len(start) == 1 or bool((start == start[:1]).all())
     inputs = (
-        _input_reasons(start[:1], limits) * len(start) if is_same else _input_reasons(start, limits)
+        start_reasons(start[:1], limits) * len(start) if is_same else start_reasons(start, limits)
     )
     return [
         _judge(by_step[k], spreads[k], inputs[k], limits, threshold)
@@ -287,81 +238,3 @@ def _doubts(uncertainty: float, limits: SafetyLimits, horizon: int) -> list[Reas
             )
         )
     return doubts
-
-
-def _input_reasons(start: Floats, limits: SafetyLimits) -> list[list[Reason]]:
-    """Say, for each start state [K, S], why the model's answer to it would mean nothing."""
-    outside = _range_reasons(start, limits)
-    slots = limits.slots.tolist()
-    if len(start) == 1 and is_plainly_possible(start[0].tolist(), slots, limits.apart_m):
-        return outside
-    return [[*x, *y] for x, y in zip(outside, _impossible_reasons(start, limits), strict=True)]
-
-
-def is_plainly_possible(
-    state: Sequence[float], slots: Sequence[tuple[int, int, int]], apart_m: float
-) -> bool:
-    """Tell quickly whether each neighbour is there or not, and any two that are there are apart.
-
-    Most states are; for one of them this takes a fifth of the time that NumPy takes to find no
-    reason against it.
-
-    Args:
-        state: [S].
-        slots: Columns of presence, dx and dy of each neighbour.
-        apart_m: Centres of two vehicles cannot be closer.
-
-    Returns:
-        False also for states that are possible by a hair: those need a proper look.
-    """
-    if any(state[presence] not in (0.0, 1.0) for presence, _, _ in slots):
-        return False
-    there = [(state[dx], state[dy]) for presence, dx, dy in slots if state[presence]]
-    # Apart along one axis is apart; the margin is for the rounding of float32.
-    far = 1.001 * apart_m
-    return all(
-        abs(x1 - x2) > far or abs(y1 - y2) > far for (x1, y1), (x2, y2) in combinations(there, 2)
-    )
-
-
-def _range_reasons(start: Floats, limits: SafetyLimits) -> list[list[Reason]]:
-    """Name, for each start state [K, S], the features outside what training covered."""
-    inside = (start >= limits.state_low) & (start <= limits.state_high)
-    if inside.all():
-        return [[] for _ in start]
-    reasons: list[list[Reason]] = []
-    for k in range(len(start)):
-        columns = np.flatnonzero(~inside[k])
-        named = [
-            f"{limits.feature_names[i]} = {start[k, i]:g} is outside "
-            f"[{limits.state_low[i]:g}, {limits.state_high[i]:g}]"
-            for i in columns[:_MAX_FEATURES_NAMED]
-        ]
-        if len(columns) > _MAX_FEATURES_NAMED:
-            named.append(f"and {len(columns) - _MAX_FEATURES_NAMED} more features")
-        reasons.append([Reason("input_out_of_range", "; ".join(named))] if named else [])
-    return reasons
-
-
-def _impossible_reasons(start: Floats, limits: SafetyLimits) -> list[list[Reason]]:
-    """Say, for each start state [K, S], what cannot be: half a neighbour, two in one place."""
-    presence, dx, dy = (start[:, columns] for columns in limits.slots.T)
-    half = (presence != 0) & (presence != 1)
-    with np.errstate(over="ignore", invalid="ignore"):  # infinitely far is apart, NaN is not
-        gap = np.hypot(dx[:, :, None] - dx[:, None], dy[:, :, None] - dy[:, None])
-    there = presence > 0
-    together = np.triu(~(gap >= limits.apart_m) & there[:, :, None] & there[:, None], k=1)
-    reasons: list[list[Reason]] = []
-    for k in range(len(start)):
-        named = [
-            f"{limits.feature_names[column]} = {start[k, column]:g} is neither 0 nor 1"
-            for column in limits.slots[half[k], 0]
-        ]
-        named += [
-            f"neighbours {i + 1} and {j + 1} are in the same place"
-            for i, j in zip(*np.nonzero(together[k]), strict=True)
-        ]
-        reasons.append(
-            [Reason("input_impossible", "; ".join(named[:_MAX_FEATURES_NAMED]))] if named else []
-        )
-    return reasons

@@ -128,10 +128,12 @@ class Checkpoint:
         calibration, dim = self.calibration, self.spec.state_dim
         low, high = calibration.state_low, calibration.state_high
         geometry = self.spec.geometry
+        index = self.spec.state_index
         slots = [
-            [self.spec.state_index(name) for name in (slot.presence, slot.dx, slot.dy)]
+            [index(name) for name in (slot.presence, slot.dx, slot.dy, slot.heading)]
             for slot in (geometry.slots if geometry is not None else ())
         ]
+        columns = np.array(slots, np.int64).reshape(-1, 4)
         return SafetyLimits(
             crash_threshold=calibration.served_threshold,
             # One member cannot disagree: its uncertainty is unknown, not zero.
@@ -143,8 +145,11 @@ class Checkpoint:
             horizon=calibration.horizon,
             feature_names=tuple(feature.name for feature in self.spec.state),
             dt_s=self.spec.dt_s,
-            slots=np.array(slots, np.int64).reshape(-1, 3),
+            slots=columns[:, :3],
             apart_m=geometry.width_m if geometry is not None else 0.0,
+            headings=tuple(columns[:, 3].tolist()),
+            length_m=geometry.length_m if geometry is not None else 0.0,
+            edges=tuple(map(index, geometry.edges)) if geometry is not None else (),
         )
 
 

@@ -1,15 +1,26 @@
 from __future__ import annotations
 
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.safety import SafetyLimits, assess, is_plainly_possible
+import models
+from models.checkpoint.checkpoint import load_checkpoint
+from models.highway import VEHICLE_LENGTH_M, VEHICLE_WIDTH_M
+from models.rectangles import separations
+from models.safety import SAFE, UNKNOWN, SafetyLimits, Verdict, assess
 
+NAN, INF = float("nan"), float("inf")
 SLOTS = [(0, 1, 2), (3, 4, 5), (6, 7, 8)]
 EMPTY = [0.0] * 3
-LIMITS = SafetyLimits(
+NO_GEOMETRY = SafetyLimits(
     crash_threshold=0.5,
     uncertainty_limit=1.0,
     state_low=np.full(9, -np.inf),
@@ -20,30 +31,51 @@ LIMITS = SafetyLimits(
     slots=np.array(SLOTS),
     apart_m=2.0,
 )
+NAMES = ("left", "1_there", "1_dx", "1_dy", "1_heading", "2_there", "2_dx", "2_dy", "2_heading")
+LIMITS = replace(
+    NO_GEOMETRY,
+    feature_names=(*NAMES, "right"),
+    state_low=np.full(10, -np.inf),
+    state_high=np.full(10, np.inf),
+    slots=np.array([(1, 2, 3), (5, 6, 7)]),
+    headings=(4, 8),
+    length_m=VEHICLE_LENGTH_M,
+    apart_m=VEHICLE_WIDTH_M,
+    edges=(0, 9),
+)
+NOBODY = [0.0] * 4
+BUNDLED = Path(models.__file__).parent / "pretrained"
+
+
+def judged(state: list[float], limits: SafetyLimits = LIMITS) -> Verdict:
+    """The verdict on a sequence that the model finds harmless and is sure of."""
+    states = np.tile(np.array(state, np.float32), (1, 2, 1))
+    (verdict,) = assess(states, np.zeros((1, 1)), np.zeros(1), limits)
+    return verdict
+
+
+def on_the_road(one: list[float], other: list[float] = NOBODY) -> list[float]:
+    return [2.0, *one, *other, 6.0]
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "is_possible"),
+    ("one", "other", "verdict"),
     [
-        ([1.0, 0.0, 0.0], [1.0, 3.0, 0.0], True),
-        ([1.0, 0.0, 0.0], [1.0, 0.0, -3.0], True),
-        ([1.0, 0.0, 0.0], [0.0, 0.0, 0.0], True),
-        ([1.0, 0.0, 0.0], [1.0, 1.0, 1.0], False),
-        ([1.0, 0.0, 0.0], [0.5, 9.0, 9.0], False),
-        ([1.0, 0.0, 0.0], [float("nan"), 9.0, 9.0], False),
-        ([1.0, 0.0, 0.0], [1.0, 1.9, 1.9], False),
-        ([1.0, 9.0, 0.0], [1.0, 6.0, 0.0], True),
-        ([1.0, 0.0, 9.0], [1.0, 0.0, 6.0], True),
-        ([1.0, 9.0, 9.0], [1.0, 9.0, 9.0], False),
-        ([1.0, 0.0, 0.0], [1.0, 2.001, 0.0], False),
-        ([1.0, 0.0, 0.0], [1.0, 0.0, 2.001], False),
-        ([1.0, 0.0, 0.0], [1.0, 2.002, 0.0], False),
-        ([1.0, 0.0, 0.0], [1.0, 0.0, 2.002], False),
-        ([1.0, 0.0, 0.0], [1.0, 2.003, 0.0], True),
-        ([1.0, 0.0, 0.0], [1.0, 0.0, 2.003], True),
-        ([0.0, 0.0, 0.0], [0.0, 0.0, 0.0], True),
-        ([0.0, 0.0, 0.0], [-1.0, 9.0, 9.0], False),
-        ([1.0, 0.0, 0.0], [1.0, float("nan"), 0.0], False),
+        ([1.0, 0.0, 0.0], [1.0, 3.0, 0.0], SAFE),
+        ([1.0, 0.0, 0.0], [1.0, 0.0, -3.0], SAFE),
+        ([1.0, 0.0, 0.0], [0.0, 0.0, 0.0], SAFE),
+        ([1.0, 0.0, 0.0], [1.0, 1.0, 1.0], UNKNOWN),
+        ([1.0, 0.0, 0.0], [0.5, 9.0, 9.0], UNKNOWN),
+        ([1.0, 0.0, 0.0], [NAN, 9.0, 9.0], UNKNOWN),
+        ([1.0, 0.0, 0.0], [1.0, 1.9, 1.9], SAFE),
+        ([1.0, 9.0, 0.0], [1.0, 6.0, 0.0], SAFE),
+        ([1.0, 0.0, 9.0], [1.0, 0.0, 6.0], SAFE),
+        ([1.0, 9.0, 9.0], [1.0, 9.0, 9.0], UNKNOWN),
+        ([1.0, 0.0, 0.0], [1.0, 2.0, 0.0], SAFE),
+        ([1.0, 0.0, 0.0], [1.0, 0.0, 1.999], UNKNOWN),
+        ([0.0, 0.0, 0.0], [0.0, 0.0, 0.0], SAFE),
+        ([0.0, 0.0, 0.0], [-1.0, 9.0, 9.0], UNKNOWN),
+        ([1.0, 0.0, 0.0], [1.0, NAN, 0.0], UNKNOWN),
     ],
     ids=[
         "ahead",
@@ -52,48 +84,188 @@ LIMITS = SafetyLimits(
         "same place",
         "half there",
         "not a number",
-        "needs a look",
+        "askew",
         "behind",
         "left",
         "same place afar",
-        "a hair ahead",
-        "a hair beside",
-        "at the margin ahead",
-        "at the margin beside",
-        "just ahead",
-        "just beside",
+        "just apart",
+        "just not",
         "nobody",
         "less than nobody",
         "nowhere",
     ],
 )
 def test_neighbours_are_there_or_not_and_apart(
-    one: list[float], other: list[float], is_possible: bool
+    one: list[float], other: list[float], verdict: str
 ) -> None:
-    assert is_plainly_possible([*one, *other, *EMPTY], SLOTS, 2.0) is is_possible
+    assert judged([*one, *other, *EMPTY], NO_GEOMETRY).verdict == verdict
 
 
-@pytest.mark.parametrize("apart_m", [float("nan"), float("inf")])
+@pytest.mark.parametrize("apart_m", [NAN, INF])
 def test_a_width_that_is_no_number_lets_no_two_neighbours_pass(apart_m: float) -> None:
+    limits = replace(NO_GEOMETRY, apart_m=apart_m)
     two = [1.0, 0.0, 0.0, 1.0, 99.0, 99.0, *EMPTY]
 
-    assert not is_plainly_possible(two, SLOTS, apart_m)
-    assert is_plainly_possible([1.0, 0.0, 0.0, *EMPTY, *EMPTY], SLOTS, apart_m)
+    assert judged(two, limits).verdict == UNKNOWN
+    assert judged([1.0, 0.0, 0.0, *EMPTY, *EMPTY], limits).verdict == SAFE
 
 
-NEAR = st.sampled_from([0.0, 1.0, 2.0, -2.0, 1.9999999, 2.0000002, 2.002])
+QUARTER, EIGHTH = math.pi / 2, math.pi / 4
+
+
+@pytest.mark.parametrize(
+    ("neighbour", "depth"),
+    [
+        ([1.0, 5.0, 0.0, 0.0], None),
+        ([1.0, -5.0, 0.0, 0.0], None),
+        ([1.0, 0.0, 2.0, 0.0], None),
+        ([1.0, 0.0, -2.0, 0.0], None),
+        ([1.0, 0.0, 3.51, QUARTER], None),
+        ([1.0, 3.51, 0.0, -QUARTER], None),
+        ([1.0, 0.0, 3.5, 0.1], None),
+        # Only an axis of the other car's shows that a corner passes by another.
+        ([1.0, 4.0, 2.8, -EIGHTH], None),
+        ([0.0, 0.0, 0.0, 0.0], None),
+        ([1.0, 4.75, 0.0, 0.0], "0.25"),
+        ([1.0, 0.0, -1.75, 0.0], "0.25"),
+        ([1.0, 0.0, 0.0, 0.0], "2"),
+        ([1.0, 3.25, 0.0, QUARTER], "0.25"),
+        ([1.0, 4.0, 2.8, EIGHTH], "0.17"),
+        ([1.0, 3.0, 0.0, NAN], "nan"),
+        ([1.0, 3.0, 0.0, INF], "nan"),
+        ([1.0, NAN, 0.0, 0.0], "nan"),
+    ],
+    ids=str,
+)
+def test_a_neighbour_that_overlaps_the_ego_is_never_safe(
+    neighbour: list[float], depth: str | None
+) -> None:
+    for number, cars in ((1, (neighbour, NOBODY)), (2, (NOBODY, neighbour))):
+        verdict = judged(on_the_road(*cars))
+        messages = [x.message for x in verdict.reasons if x.rule == "input_impossible"]
+
+        assert verdict.verdict == (SAFE if depth is None else UNKNOWN)
+        assert messages == (
+            [] if depth is None else [f"neighbour {number} overlaps the ego by {depth} m"]
+        )
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "message"),
+    [
+        (0.0, 0.0, None),
+        (-0.0, 4.0, None),
+        (-0.79, 12.0, "left = -0.79 is off the road"),
+        (4.0, -1e-30, "right = -1e-30 is off the road"),
+        (-1.0, -2.0, "left = -1 is off the road; right = -2 is off the road"),
+        (NAN, 4.0, "left = nan is off the road"),
+    ],
+)
+def test_an_ego_off_the_road_is_never_safe(left: float, right: float, message: str | None) -> None:
+    verdict = judged([left, *NOBODY, *NOBODY, right])
+
+    assert verdict.verdict == (SAFE if message is None else UNKNOWN)
+    assert [x.message for x in verdict.reasons if x.rule == "input_impossible"] == (
+        [] if message is None else [message]
+    )
+
+
+def test_what_cannot_be_is_named_before_what_is_the_end_already() -> None:
+    verdict = judged([-1.0, 0.5, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 4.0])
+
+    assert [x.message for x in verdict.reasons] == [
+        "1_there = 0.5 is neither 0 nor 1; neighbour 1 overlaps the ego by 2 m; "
+        "neighbour 2 overlaps the ego by 2 m; left = -1 is off the road"
+    ]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"headings": (4,)},
+        {"headings": (4, 8, 8)},
+        {"headings": (4, 10)},
+        {"headings": (4, -1)},
+        {"edges": (0, 10)},
+        {"edges": (-1,)},
+        {"length_m": 0.0},
+        {"length_m": -5.0},
+        {"length_m": NAN},
+    ],
+    ids=str,
+)
+def test_columns_and_sizes_that_would_ask_nothing_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"headings|edges"):
+        replace(LIMITS, **change)
+
+
+def corner(draw: st.DrawFn, margin_m: float) -> tuple[float, float]:
+    """A place in a car, so far from its sides."""
+    x = draw(st.floats(-1, 1)) * (VEHICLE_LENGTH_M / 2 - margin_m)
+    return x, draw(st.floats(-1, 1)) * (VEHICLE_WIDTH_M / 2 - margin_m)
+
+
+@st.composite
+def overlapping(draw: st.DrawFn) -> list[float]:
+    """A neighbour of whom a place is a place of the ego's: they overlap, whatever the axes."""
+    heading = draw(st.floats(-6.3, 6.3))
+    (x, y), (u, v) = corner(draw, 0.0005), corner(draw, 0.0005)
+    cos, sin = math.cos(heading), math.sin(heading)
+    return [1.0, x - (cos * u - sin * v), y - (sin * u + cos * v), heading]
+
+
+@st.composite
+def apart(draw: st.DrawFn) -> list[float]:
+    """A neighbour with a straight line between it and the ego."""
+    heading, normal = draw(st.floats(-6.3, 6.3)), draw(st.floats(-6.3, 6.3))
+
+    def reach(angle: float) -> float:
+        length, width = abs(math.cos(angle)), abs(math.sin(angle))
+        return (VEHICLE_LENGTH_M * length + VEHICLE_WIDTH_M * width) / 2
+
+    away = reach(normal) + reach(normal - heading) + draw(st.floats(0.0005, 3))
+    along = draw(st.floats(-5, 5))
+    cos, sin = math.cos(normal), math.sin(normal)
+    return [1.0, away * cos - along * sin, away * sin + along * cos, heading]
+
+
+@settings(max_examples=500, deadline=None)
+@given(overlapping(), st.booleans())
+def test_no_state_in_which_cars_overlap_is_safe(car: list[float], is_first: bool) -> None:
+    verdict = judged(on_the_road(car) if is_first else on_the_road(NOBODY, car))
+
+    assert (verdict.verdict, [x.rule for x in verdict.reasons]) == (UNKNOWN, ["input_impossible"])
+
+
+@settings(max_examples=500, deadline=None)
+@given(apart(), st.booleans())
+def test_a_state_in_which_cars_are_apart_stays_safe(car: list[float], is_first: bool) -> None:
+    assert judged(on_the_road(car) if is_first else on_the_road(NOBODY, car)).verdict == SAFE
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.sampled_from([0.0, 1.0, 0.5]), NEAR, NEAR), min_size=3, max_size=3))
-def test_the_quick_look_lets_nothing_impossible_pass(slots: list[tuple[float, ...]]) -> None:
-    """A batch is always looked at properly."""
-    state = np.array([number for slot in slots for number in slot], np.float32)
-    other = np.zeros(9, np.float32)
-    dones, uncertainty = np.zeros((2, 1), np.float32), np.zeros(2, np.float32)
-    states = np.repeat(np.stack([state, other])[:, None], 2, axis=1)
+@given(st.floats(-40, 40, width=32), st.floats(-40, 40, width=32))
+def test_a_state_is_safe_only_on_the_road(left: float, right: float) -> None:
+    is_on_road = left >= 0 and right >= 0
 
-    properly = assess(states, dones, uncertainty, LIMITS)[0]
-    quickly = assess(states[:1], dones[:1], uncertainty[:1], LIMITS)[0]
+    assert (judged([left, *NOBODY, *NOBODY, right]).verdict == SAFE) is is_on_road
 
-    assert quickly == properly
+
+def test_separations_are_those_along_each_axis() -> None:
+    found = separations(6.0, 1.0, 0.0, 1.0, 4.0, 2.0)
+
+    assert found == (3.0, -2.0, -2.0, 3.0)
+
+
+def test_recorded_states_are_refused_where_their_episode_has_ended_and_nowhere_else() -> None:
+    limits = load_checkpoint(BUNDLED).limits
+    known = replace(limits, crash_threshold=1.0, uncertainty_limit=1.0)
+    ends = 0
+    for path in sorted((BUNDLED / "episodes").glob("*.json")):
+        episode = json.loads(path.read_text())
+        *others, last = episode["states"]
+        has_ended = episode["outcome"] != "none"
+        ends += has_ended
+        assert {judged(state, known).verdict for state in others} == {SAFE}
+        assert judged(last, known).verdict == (UNKNOWN if has_ended else SAFE)
+    assert ends == 16

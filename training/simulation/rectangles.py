@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from models.highway import VEHICLE_LENGTH_M, VEHICLE_WIDTH_M
+from models.rectangles import separations
 
 
 def rectangle_gap(dx: ArrayLike, dy: ArrayLike, heading: ArrayLike) -> NDArray[np.floating[Any]]:
@@ -25,11 +26,10 @@ def rectangle_gap(dx: ArrayLike, dy: ArrayLike, heading: ArrayLike) -> NDArray[n
         [...] m.
     """
     dx, dy = np.asarray(dx), np.asarray(dy)
-    cos, sin = np.cos(heading), np.sin(heading)
-    length, width = VEHICLE_LENGTH_M / 2, VEHICLE_WIDTH_M / 2
-    along = length + length * np.abs(cos) + width * np.abs(sin)
-    across = width + length * np.abs(sin) + width * np.abs(cos)
-    first = np.maximum(np.abs(dx) - along, np.abs(dy) - across)
-    second = np.maximum(np.abs(dx * cos + dy * sin) - along, np.abs(dy * cos - dx * sin) - across)
-    gap: NDArray[np.floating[Any]] = np.maximum(first, second)
+    first, second, third, fourth = separations(
+        dx, dy, np.cos(heading), np.sin(heading), VEHICLE_LENGTH_M, VEHICLE_WIDTH_M
+    )
+    gap: NDArray[np.floating[Any]] = np.maximum(
+        np.maximum(first, second), np.maximum(third, fourth)
+    )
     return gap

@@ -1,0 +1,83 @@
+"""What a verdict is judged by, and what it may say against a sequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+
+RULES = (
+    "crash_probability",
+    "input_out_of_range",
+    "input_impossible",
+    "not_finite",
+    "not_calibrated",
+    "uncertain",
+    "uncertainty_unavailable",
+    "horizon_not_evaluated",
+)
+"""Every rule that a `Reason` can name."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """A rule that fired, one of `RULES`, and what it saw."""
+
+    rule: str
+    message: str
+
+
+@dataclass(frozen=True)
+class SafetyLimits:
+    """What a verdict is judged by; part of a checkpoint.
+
+    Attributes:
+        crash_threshold: Crash probability from which a sequence is unsafe; None if the model
+            was never calibrated.
+        uncertainty_limit: Uncertainty up to which "no crash" is trusted; None if it was never
+            calibrated or the served ensemble has one member.
+        state_low: [S], smallest trained values; -inf where unknown.
+        state_high: [S], largest trained values; inf where unknown.
+        horizon: Longest evaluated number of steps.
+        feature_names: S names of the state features.
+        dt_s: Length of a step.
+        slots: Columns of presence, dx and dy of each neighbour, [slots, 3].
+        apart_m: Centres of two vehicles cannot be closer: a vehicle's width.
+        headings: Column of each neighbour's heading; empty if the features do not show whether
+            one touches the ego.
+        length_m: A vehicle's length.
+        edges: Columns of distances to road edges, negative beyond them.
+    """
+
+    crash_threshold: float | None
+    uncertainty_limit: float | None
+    state_low: Floats
+    state_high: Floats
+    horizon: int
+    feature_names: tuple[str, ...]
+    dt_s: float
+    slots: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 3), np.int64))
+    apart_m: float = 0.0
+    headings: tuple[int, ...] = ()
+    length_m: float = 0.0
+    edges: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        dim = len(self.feature_names)
+        for name in ("state_low", "state_high"):
+            # Another size would be broadcast: one bound for all features.
+            if np.shape(getattr(self, name)) != (dim,):
+                raise ValueError(f"{name} has shape {np.shape(getattr(self, name))}, not ({dim},)")
+        if self.slots.shape[1:] != (3,) or not np.isin(self.slots, range(dim)).all():
+            raise ValueError(f"slots must be columns below {dim}, [slots, 3], got {self.slots}")
+        for name in ("headings", "edges"):
+            if not set(getattr(self, name)) <= set(range(dim)):
+                raise ValueError(f"{name} must be columns below {dim}, got {getattr(self, name)}")
+        if self.headings and (len(self.headings) != len(self.slots) or not self.length_m > 0):
+            raise ValueError(
+                f"{len(self.headings)} headings and the length_m {self.length_m} do not fit "
+                f"{len(self.slots)} slots"
+            )
