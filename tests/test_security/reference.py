@@ -8,6 +8,7 @@ compared with their ranges as such, and only then rounded to 32 bits.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -119,9 +120,12 @@ class Reference:
         geometry = self.spec.geometry
         for slot in geometry.slots if geometry else ():
             columns = [self.spec.state_index(name) for name in (slot.presence, *slot.features)]
-            if state[columns[0]] == 0:  # nobody is there: whatever is left in the slot is not meant
+            presence = value[columns[0]]
+            if presence == 0:  # nobody is there: whatever is left in the slot is not meant
                 for column in columns:
                     state[column] = 0.0
+            elif state[columns[0]] == 0:  # by rounding alone
+                state[columns[0]] = math.copysign(2.0**-126, presence)
         return state
 
 

@@ -75,7 +75,7 @@ class Reader:
     Args:
         field: What it must look like.
         is_one_step: Whether an axis of one step comes before its last one.
-        finish: Gets rows [N, features] and returns what is meant by them.
+        finish: Gets rows [N, features], and the same as doubles; returns what is meant by them.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Reader:
         field: ArrayField,
         *,
         is_one_step: bool = False,
-        finish: Callable[[Array], Array] | None = None,
+        finish: Callable[[Array, np.ndarray], Array] | None = None,
     ) -> None:
         self.field = field
         self.finish = finish
@@ -132,8 +132,9 @@ class Reader:
             UnfitError: It breaks the contract, or is written in an unusual way.
             ValueError: It has not the shape.
         """
-        array = self.numbers(value).astype(np.float32).reshape(shape)
-        return array if self.finish is None else self.finish(array)
+        numbers = self.numbers(value).reshape(shape)
+        array = numbers.astype(np.float32)
+        return array if self.finish is None else self.finish(array, numbers)
 
     def numbers(self, value: Any) -> np.ndarray:
         """Return all numbers of parsed JSON as doubles, without their nesting.

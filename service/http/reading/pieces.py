@@ -185,9 +185,10 @@ class Pieces:
         count = after.vectors - before.vectors
         if count:  # else it only closes lists
             rows = self._rows[before.vectors : after.vectors]
-            rows[:] = self._reader.numbers(document).reshape(rows.shape)
+            numbers = self._reader.numbers(document).reshape(rows.shape)
+            rows[:] = numbers
             if self._reader.finish is not None:
-                rows[:] = self._reader.finish(rows)
+                rows[:] = self._reader.finish(rows, numbers)
         self._place = after
         self.at += len(piece)
         return is_last

@@ -377,3 +377,31 @@ def test_numbers_left_in_empty_slots_are_zeroed(kind: Kind, count: int, is_slice
     parsed = result(HIGHWAY.in_slices(kind, body)) if is_sliced else HIGHWAY.read(kind, body)
 
     assert parsed.states.tobytes() == expected.tobytes()
+
+
+LEAST = float(np.finfo(np.float32).tiny)
+
+
+@pytest.mark.parametrize("count", [1, 3, 300])
+@pytest.mark.parametrize("is_sliced", [False, True], ids=["at once", "in slices"])
+@pytest.mark.parametrize(
+    ("presence", "read"),
+    [(1e-46, LEAST), (-1e-46, -LEAST), (5e-324, LEAST), (1e-44, 9.809089e-45), (0.0, 0.0)],
+)
+def test_a_presence_that_is_not_0_does_not_become_0(
+    presence: float, read: float, count: int, is_sliced: bool
+) -> None:
+    """A car that is there would be judged as absent, and its other features be zeroed."""
+    sent = np.full((count, 34), 0.5)
+    sent[0, 6], sent[-1, 13] = 0.0, presence
+    expected = sent.astype(np.float32)
+    expected[0, 6:13] = 0.0
+    expected[-1, 13:20] = 0.5 if presence else 0.0
+    expected[-1, 13] = read
+    states = sent.tolist() if count > 1 else sent[0].tolist()
+    body = orjson.dumps({"state": states, "action": [0, 0, 0]})
+
+    kind: Kind = "predict"
+    parsed = result(HIGHWAY.in_slices(kind, body)) if is_sliced else HIGHWAY.read(kind, body)
+
+    assert parsed.states.tobytes() == expected.tobytes()
