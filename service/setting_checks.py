@@ -12,6 +12,8 @@ from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 
 _KEY = re.compile(r"[\x21-\x7e]+")
+_MARKS = re.compile(r"""["'`\[\]{}]""")
+"""Of lists and quoted texts: a key with one is more likely a value that was written as code."""
 _LONGEST_KEY = 4096
 _SHORTEST_GOOD_KEY = 16
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]{1,253}")
@@ -121,7 +123,8 @@ def check_keys(keys: Sequence[str]) -> None:
     """Check that there is a key, and that requests can carry each.
 
     Raises:
-        ValueError: There is none, or one cannot stand in a header; the message shows none.
+        ValueError: There is none, or one cannot stand in a header or is written as a list or in
+            quotes; the message shows none.
     """
     if not keys:
         raise ValueError("it holds no key; leave it out to serve all who reach the port")
@@ -130,6 +133,11 @@ def check_keys(keys: Sequence[str]) -> None:
             raise ValueError(
                 f"key {place} has characters that no request can carry in 'Authorization: Bearer "
                 "KEY'; allowed are the visible ones of ASCII, and commas between keys"
+            )
+        if _MARKS.search(key):
+            raise ValueError(
+                f"key {place} has a quotation mark, bracket or brace; write keys as they are, "
+                "without quotes, and with commas between them, not as a list of JSON"
             )
         if len(key) > _LONGEST_KEY:
             raise ValueError(f"key {place} is longer than {_LONGEST_KEY} characters")

@@ -137,6 +137,12 @@ BAD_KEYS = {
     "half a character": "sesame\ud800",
     "longer than heads may be": "sesame" * 1000,
     "the second one": "a-good-sesame-of-23-char,sesame open",
+    "a list of JSON": '["sesame-1","sesame-2"]',
+    "a list of one": "[sesame]",
+    "quotes": '"sesame"',
+    "quotes of a shell": "'sesame-1','sesame-2'",
+    "quotes of another kind": "`sesame`",
+    "an object": "{sesame}",
 }
 
 
@@ -154,7 +160,8 @@ def test_keys_are_read_as_written_each_once(given: list[str]) -> None:
     kept = [key.strip() for part in given for key in part.split(",") if key.strip()]
 
     assert keys_in(text) == tuple(dict.fromkeys(kept))
-    if kept and all(set(key) <= set(string.printable) - set(string.whitespace) for key in kept):
+    allowed = set(string.printable) - set(string.whitespace) - set("[]{}\"'`")
+    if kept and all(set(key) <= allowed for key in kept):
         check_keys(keys_in(text))
 
 
