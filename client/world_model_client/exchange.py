@@ -31,6 +31,9 @@ _MARGIN_S = 0.5
 """A call with a deadline waits so much longer: the service's own 504 has to travel."""
 _LATE_S = 0.05
 """Each wait ends in time; where only their sum does not, so much later."""
+MOST_ANSWER_BYTES = 2**27
+"""Five times the largest answer by the service's defaults (1,024 sequences of 64 states: 25 MB). A
+server that writes without end would fill the memory long before a deadline ends the call."""
 _LONGEST_WAIT_S = 1e6
 """Sockets take no longer timeouts."""
 
@@ -74,7 +77,7 @@ class Exchange:
         """
         self._is_connected_anew = self._has_head = False
         self._status, self._retry_after = 0, ""
-        self._parts: list[bytes] = []
+        self._text = bytearray()  # not a list: parts of one byte each would take fifty times it
         headers = {"x-request-id": self._id}
         if self.is_retry:  # so that no other retry is the second request of this connection
             headers["connection"] = "close"
@@ -145,9 +148,15 @@ class Exchange:
         """Take a part of an answer's body.
 
         Raises:
+            UnreachableError: It is longer than `MOST_ANSWER_BYTES`.
             httpx.ReadTimeout: There is no time left for the rest.
         """
-        self._parts.append(part)
+        if len(self._text) + len(part) > MOST_ANSWER_BYTES:
+            raise UnreachableError(
+                f"the answer from {self._place} is longer than {MOST_ANSWER_BYTES} bytes (ask for "
+                "fewer sequences or outputs at a time)"
+            )
+        self._text += part
         if monotonic() > self._ends:
             raise httpx.ReadTimeout("the answer came too slowly")
 
@@ -159,7 +168,7 @@ class Exchange:
             UnreachableError: What answered is not the service.
         """
         try:
-            fields = orjson.loads(b"".join(self._parts))
+            fields = orjson.loads(self._text)
         except orjson.JSONDecodeError:
             fields = None
         if self._status == 200 and isinstance(fields, dict):
