@@ -34,7 +34,7 @@ from numpy.typing import ArrayLike
 from world_model_client.errors import ClosedClientError, ServiceError, UnreachableError
 from world_model_client.exchange import READINESS, Exchange, place_of
 from world_model_client.inputs import Call, address, bearer, seconds
-from world_model_client.network import DeadlineTransport
+from world_model_client.network import DeadlineTransport, certificates, proxy_for
 
 _LIMITS = httpx.Limits(
     # More threads than this wait for each other: a process may often open 1,024 files only.
@@ -89,7 +89,7 @@ class _Calls(ABC, Generic[Http, Transport, Answer]):
             headers["authorization"] = bearer(api_key)
         self._options: dict[str, Any] = {"base_url": self._base_url, "headers": headers}
         if transport is None:  # made once: reading the certificates takes longer than a call
-            self._context = httpx.create_ssl_context()
+            self._context = certificates()
         # By number of forks, and whether its connections are for one request each. Inherited pools
         # stay here untouched: they are the parent's to close, and its event loop's.
         self._pools: dict[tuple[int, bool], Http] = {}
@@ -293,9 +293,10 @@ class AsyncClient(
         await self.close()
 
     def _opened(self) -> httpx.AsyncClient:
-        if self._transport is not None:
-            return httpx.AsyncClient(**self._options, transport=self._transport)
-        return httpx.AsyncClient(**self._options, verify=self._context, limits=_LIMITS)
+        transport = self._transport or httpx.AsyncHTTPTransport(
+            verify=self._context, limits=_LIMITS, proxy=proxy_for(self._base_url)
+        )
+        return httpx.AsyncClient(**self._options, transport=transport)
 
     async def _call(self, call: Call) -> dict[str, Any]:
         exchange = self._exchange(call)

@@ -62,7 +62,7 @@ MAX_DETAILS = 16
 """Most details of one error, whatever was sent."""
 _MESSAGE_BYTES = 512
 FIELD_BYTES = 96
-_TEXT_BYTES = 160
+TEXT_BYTES = 160
 """A body of 16 details stays below 16 KiB, even if each character of them is escaped in JSON."""
 
 
@@ -132,7 +132,7 @@ class ServiceError(WorldModelError):
         """Return the one error body of the contract: less than 16 KiB that JSON can hold."""
         details = [
             {
-                name: printable(text, FIELD_BYTES if name == "field" else _TEXT_BYTES)
+                name: printable(text, FIELD_BYTES if name == "field" else TEXT_BYTES)
                 for name, text in entry.items()
             }
             for entry in self.details

@@ -14,12 +14,16 @@ import httpx
 import orjson
 
 from world_model_client.errors import (
+    MAX_DETAILS,
     SERVICE_ERRORS,
+    TEXT_BYTES,
+    Detail,
     EngineError,
     OverloadedError,
     ServiceError,
     UnavailableError,
     UnreachableError,
+    printable,
 )
 from world_model_client.inputs import Call, seconds
 from world_model_client.network import Remaining
@@ -226,6 +230,7 @@ def _error(fields: Any, retry_after: str) -> ServiceError | None:
     if not all(isinstance(x, str) for x in texts) or not isinstance(details, list):
         return None
     code, message = texts
+    details = [detail for given in details[:MAX_DETAILS] if (detail := _detail(given))]
     kind: type[ServiceError] = _BY_CODE.get(str(code), EngineError)
     if kind is not OverloadedError:
         return kind(str(message), details)
@@ -235,3 +240,15 @@ def _error(fields: Any, retry_after: str) -> ServiceError | None:
         retry_after_s = math.nan
     is_known = 0 <= retry_after_s < math.inf
     return OverloadedError(str(message), details, retry_after_s=retry_after_s if is_known else 1.0)
+
+
+def _detail(given: Any) -> Detail:
+    """Return an entry of an error's details as the contract has it; empty if it is none."""
+    if not isinstance(given, dict) or not all(
+        isinstance(given.get(name), str) for name in ("field", "problem")
+    ):
+        return {}
+    texts = {name: given.get(name) for name in ("field", "problem", "allowed")}
+    return {
+        name: printable(text, TEXT_BYTES) for name, text in texts.items() if isinstance(text, str)
+    }

@@ -11,6 +11,7 @@ import socket
 import ssl
 import urllib.request
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from time import monotonic
 from typing import Any
 
@@ -55,13 +56,13 @@ class DeadlineTransport(httpx.BaseTransport):
         limits: Of the connections.
 
     Raises:
-        InvalidInputError: The environment names a proxy that is no address of one.
+        InvalidInputError: The environment names a proxy that cannot be used.
     """
 
     def __init__(self, base_url: httpx.URL, context: ssl.SSLContext, limits: httpx.Limits) -> None:
         self._pool = httpcore.ConnectionPool(
             ssl_context=context,
-            proxy=_proxy(base_url),
+            proxy=_core_proxy(base_url),
             max_connections=limits.max_connections,
             max_keepalive_connections=limits.max_keepalive_connections,
             keepalive_expiry=limits.keepalive_expiry,
@@ -207,20 +208,56 @@ def _core_url(url: httpx.URL) -> httpcore.URL:
     )
 
 
-def _proxy(url: httpx.URL) -> httpcore.Proxy | None:
-    """Return the proxy that the environment names for an address, None if it names none."""
+def certificates() -> ssl.SSLContext:
+    """Return what https is checked by: certifi's certificates, or the environment's.
+
+    Raises:
+        InvalidInputError: The environment names some that cannot be read.
+    """
+    try:
+        return httpx.create_ssl_context()
+    except OSError as exc:  # as ssl.SSLError is
+        raise InvalidInputError(
+            "the certificates that SSL_CERT_FILE or SSL_CERT_DIR name cannot be read (allowed: a "
+            f"file, or a folder, of certificates in PEM): {exc}"
+        ) from exc
+
+
+def proxy_for(url: httpx.URL) -> httpx.Proxy | None:
+    """Return the proxy that the environment names for an address, None if it names none.
+
+    Raises:
+        InvalidInputError: It names one that cannot be used; the message shows no password.
+    """
     named = urllib.request.getproxies()
     given = named.get(url.scheme) or named.get("all")
     if not given or urllib.request.proxy_bypass(url.host):
         return None
     try:
         proxy = httpx.Proxy(given if "://" in given else f"http://{given}")
+        proxy.url.host.encode("idna")  # what the resolver does
+        port = proxy.url.port
+        is_whole = bool(proxy.url.host) and (port is None or 0 < port < 1 << 16)
     except (httpx.InvalidURL, ValueError):
+        is_whole = False
+    if not is_whole:
         # Without the cause, which shows a password.
         raise InvalidInputError(
             f"the proxy that the environment names for {url.scheme} has no address of one "
             "(allowed: http, https or socks5, and host and port)"
-        ) from None
+        )
+    if proxy.url.scheme.startswith("socks") and find_spec("socksio") is None:
+        raise InvalidInputError(
+            f"the proxy that the environment names for {url.scheme} is one of "
+            f"{proxy.url.scheme}, which needs the package socksio (pip install 'httpx[socks]')"
+        )
+    return proxy
+
+
+def _core_proxy(url: httpx.URL) -> httpcore.Proxy | None:
+    proxy = proxy_for(url)
+    if proxy is None:
+        return None
     return httpcore.Proxy(
         _core_url(proxy.url),
         auth=proxy.raw_auth,

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -23,7 +22,6 @@ import pytest
 import world_model_client.exchange
 from service.errors import (
     DeadlineExceededError,
-    InvalidInputError,
     UnavailableError,
     UnreachableError,
     WorldModelError,
@@ -385,37 +383,6 @@ def test_a_host_that_has_no_address_is_named() -> None:
     said = r"no answer from http://car\.invalid: \[Errno"
     with Client("http://car.invalid") as client, pytest.raises(UnreachableError, match=said):
         client.model()
-
-
-@pytest.mark.parametrize("name", ["http_proxy", "all_proxy"])
-def test_a_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    for variable in ("http_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(variable, raising=False)
-        monkeypatch.delenv(variable.upper(), raising=False)
-    with misbehaving(answer_to) as server:
-        proxy = server.url.replace("//", "//user:pass@")
-        monkeypatch.setenv(name, proxy)
-        with Client("http://car:8000") as client:
-            client.model()
-        monkeypatch.setenv("no_proxy", "car")
-        with Client("http://car:8000") as client, pytest.raises(UnreachableError, match="Errno"):
-            client.model()
-
-    (visit,) = server.visits
-    assert visit.headers["host"] == "car:8000"
-    assert visit.headers["proxy-authorization"].startswith("Basic ")
-
-
-def test_a_proxy_that_is_none_is_refused_without_its_password(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.delenv("no_proxy", raising=False)
-    monkeypatch.delenv("NO_PROXY", raising=False)
-    monkeypatch.setenv("http_proxy", "ftp://user:s3same@car")
-
-    with Client("http://car") as client, pytest.raises(InvalidInputError, match="proxy") as refused:
-        client.model()
-    assert "s3same" not in "".join(traceback.format_exception(refused.value))
 
 
 class Clock:
