@@ -29,9 +29,9 @@ from service.errors import StartupError
 from service.http.protocol import Protocol, protocol_for
 from service.setting_checks import is_easily_guessed
 from service.settings import Settings
-from service.start_report import log_start
 from service.telemetry.logs import configure_logging
 from service.telemetry.metrics import Registry
+from service.telemetry.start_report import log_start
 
 if TYPE_CHECKING:
     from service.telemetry.tracing import Tracing
@@ -350,4 +350,4 @@ class Server(uvicorn.Server):
 
 def _log_start(settings: Settings, listener: socket.socket, engine: Engine) -> None:
     host, port = listener.getsockname()[:2]
-    log_start(settings, _authority(host, port), engine.describe(), engine.load_s)
+    log_start(settings.checkpoint, _authority(host, port), engine.describe(), engine.load_s)

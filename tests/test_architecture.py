@@ -27,7 +27,6 @@ ROOM_OF = {
     "service.__main__": "cli",
     "service.client": "client",
     "service.setting_checks": "settings",
-    "service.start_report": "server",
     "world_model_client": "client",
 }
 """Rooms of modules that have another name."""
@@ -116,6 +115,11 @@ def test_every_folder_of_code_is_a_room_of_the_table() -> None:
 
     assert there <= paths
     assert {room for arrow in arrows() for room in arrow} == set(rooms())
+
+
+@pytest.mark.parametrize("package", ["service", "models"])
+def test_few_files_lie_beside_the_rooms(package: str) -> None:
+    assert len(list((ROOT / package).glob("*.py"))) <= 10
 
 
 @cache

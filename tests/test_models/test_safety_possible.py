@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 import models
 from models.checkpoint.checkpoint import load_checkpoint
 from models.highway import VEHICLE_LENGTH_M, VEHICLE_WIDTH_M
-from models.rectangles import separations
 from models.safety import SAFE, UNKNOWN, SafetyLimits, Verdict, assess
+from models.safety.rectangles import separations
 
 NAN, INF = float("nan"), float("inf")
 SLOTS = [(0, 1, 2), (3, 4, 5), (6, 7, 8)]

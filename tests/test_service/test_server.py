@@ -28,7 +28,7 @@ from service.errors import StartupError
 from service.interface import Array
 from service.server import _allow_files, serve
 from service.settings import Settings
-from service.start_report import log_limits
+from service.telemetry.start_report import log_limits
 from tests.fakes.engine import fake_info
 from tests.test_service.test_engine.test_engine import checkpoint
 from world_model_client import Client

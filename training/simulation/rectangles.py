@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from models.highway import VEHICLE_LENGTH_M, VEHICLE_WIDTH_M
-from models.rectangles import separations
+from models.safety.rectangles import separations
 
 
 def rectangle_gap(dx: ArrayLike, dy: ArrayLike, heading: ArrayLike) -> NDArray[np.floating[Any]]:

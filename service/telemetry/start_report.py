@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import structlog
 
 from service.interface import ModelInfo
-from service.settings import Settings
 
 log = structlog.get_logger()
 
 
-def log_start(settings: Settings, address: str, info: ModelInfo, load_s: float) -> None:
+def log_start(checkpoint: Path, address: str, info: ModelInfo, load_s: float) -> None:
     """Log that the service listens, and as what.
 
     Args:
-        settings: Of the service.
+        checkpoint: Where the model came from.
         address: Host and port as they stand in a URL.
         info: The loaded model.
         load_s: Seconds from start to warm.
@@ -29,7 +29,7 @@ def log_start(settings: Settings, address: str, info: ModelInfo, load_s: float) 
         device=info.device,
         members=info.members,
         load_s=round(load_s, 3),
-        checkpoint=str(settings.checkpoint),
+        checkpoint=str(checkpoint),
     )
     log_limits(info)
 
