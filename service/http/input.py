@@ -25,13 +25,11 @@ from service.errors import (
     UnavailableError,
 )
 from service.http.buffers import Flow, Hold
+from service.http.chunks import Chunks
 from service.http.connections import Connections
 from service.http.exchange import Head
 from service.http.heads import HEAD_END, fault_of_lines, without_upgrade
 from service.interface import Headers
-
-_LONGEST_FED = 2**13
-"""Of chunks, at once: in tiny ones so much takes a third of a millisecond."""
 
 _MOST_EMPTY = 16
 """Bytes of empty lines that may come before a request."""
@@ -74,13 +72,14 @@ class Input(HttpToolsProtocol, ABC):
         self._expects = Expected.REQUEST
         self._scanned = 0  # bytes of the input that hold no end of a head
         self._left: int | None = None  # bytes of a body that the parser expects; None: chunks
+        self._chunks = Chunks()
         self._body = bytearray()  # what the parser has read of it and nobody has taken
         self._missing = 0  # bytes of a body under a known head that have not come
         self._body_bytes = 0  # read by the parser
         self._fed_bytes = 0  # given to the parser, what is around chunks too
         self._fault: ServiceError | None = None  # found by a callback of the parser
         self._empty = 0  # bytes of empty lines before a head
-        self._raw_head = b""
+        self._raw_head = b""  # while the parser reads it
         self._named: Headers = {}  # the headers by name
         self._is_head_complete = False
         self._is_taken = False  # whether somebody answers the request whose body comes
@@ -223,10 +222,13 @@ class Input(HttpToolsProtocol, ABC):
             return
         self._raw_head = head
         self._feed(without_upgrade(head))
+        self._raw_head = b""
         if self._expects is not Expected.BODY:
             return
-        is_in_chunks = b"transfer-encoding" in self._named
-        self._left = None if is_in_chunks else int(self._named.get(b"content-length", b"0"))
+        if b"transfer-encoding" in self._named:
+            self._left, self._chunks = None, Chunks()
+        else:
+            self._left = int(self._named.get(b"content-length", b"0"))
         self._body.clear()
         self._body_bytes = self._fed_bytes = 0
         self._arm(self._limits.body_timeout_s, self._on_body_timeout)
@@ -235,8 +237,7 @@ class Input(HttpToolsProtocol, ABC):
         """Let the parser read a part of a body; never what may come after it."""
         data = self._input
         if self._left is None:
-            end = HEAD_END.search(data, 0, _LONGEST_FED)
-            length = end.end() if end is not None else min(len(data), _LONGEST_FED)
+            length = self._chunks.take(data)
         else:
             length = min(self._left, len(data))
             self._left -= length
@@ -254,7 +255,8 @@ class Input(HttpToolsProtocol, ABC):
         self.shared.intake.add(self, length - known)
         extra = self._fed_bytes - self._body_bytes
         most = self._limits.max_head_bytes + _CHUNK_HEAD_BYTES * self._body_bytes
-        if self._left is None and extra > most:
+        is_long = extra > most or self._chunks.line_bytes > self._limits.max_head_bytes
+        if self._left is None and is_long:
             self._refuse(HeadersTooLargeError(
                 f"chunk headers and trailers are longer than the "
                 f"{self._limits.max_head_bytes} bytes that are read"
@@ -309,7 +311,15 @@ class Input(HttpToolsProtocol, ABC):
     # Callbacks of the parser. They must not raise: the parser would be lost.
 
     def on_message_begin(self) -> None:
-        """Begin a request; its scope is made when it turns out to be needed."""
+        """Begin a request; its scope is made when it turns out to be needed.
+
+        Raises:
+            BadRequestError: It was read together with the one before it. That must not be; the
+                connection is of no use any more.
+        """
+        if not self._raw_head:
+            self._fault = BadRequestError("one request ends where another one has begun")
+            raise self._fault
         self.url = b""
         self.headers = []
         self._named = {}

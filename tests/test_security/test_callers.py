@@ -312,7 +312,7 @@ def in_chunks(body: bytes, size: int) -> bytes:
 async def test_others_get_their_turn_while_tiny_chunks_are_parsed(
     engine: FakeEngine, protocol: type[Protocol], filler: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.http.input._LONGEST_FED", 256)
+    monkeypatch.setattr("service.http.chunks._MOST_LINES", 4)
     monkeypatch.setattr("service.http.input._TURN_S", 0.0)
     body = filler * 20_000 + long_body()
     async with listening(engine, protocol, max_body_bytes=2**18) as served:
