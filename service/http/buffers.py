@@ -2,15 +2,19 @@
 
 A caller's bytes wait here in two cases: its request is not complete, or it does not read its
 answer. Small amounts are not counted. When the sum passes its limit, input is left in the kernel,
-where TCP makes the caller wait; and connections that do not move are cut off, the ones that have
-stood still for longest first.
+where TCP makes the caller wait; and connections that do not move are cut off. Who does not send is
+told from who is not read by what has come: read, or still in the kernel.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import termios
+from array import array
 from collections.abc import Callable
 from enum import Enum
+from itertools import islice
 from typing import Protocol
 
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -31,6 +35,18 @@ _ONE_READ = 2**18
 
 class Sender(Protocol):
     """A connection whose request is not complete."""
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether it is not read for another reason than room."""
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether what has come waits for the answer to a request before it."""
+
+    @property
+    def pending_bytes(self) -> int:
+        """What has come of it and is not read: it waits in the kernel."""
 
     def hold_input(self) -> None:
         """Read no more of it for now."""
@@ -73,6 +89,13 @@ class Flow(FlowControl):
         if not self._holds:
             super().resume_reading()
 
+    @property
+    def pending_bytes(self) -> int:
+        """What the kernel has taken in and nobody has read."""
+        count = array("i", [0])
+        fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), termios.FIONREAD, count)
+        return count[0]
+
     def hold(self, why: Hold) -> None:
         """Read no more until that is released."""
         self._holds.add(why)
@@ -103,6 +126,29 @@ class Ticker:
             self.start()
 
 
+class _Upload:
+    """How a request comes.
+
+    Attributes:
+        count: Bytes that were read.
+        since_s: When it was seen last that enough had come, on the loop's clock.
+        arrived: Bytes that had come then, those in the kernel too.
+        is_last_read: Whether little has come since, and that is read once more.
+    """
+
+    __slots__ = ("arrived", "count", "is_last_read", "since_s")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.begin(0.0, 0)
+
+    def begin(self, now: float, arrived: int) -> None:
+        """Look from now on how much comes."""
+        self.since_s = now
+        self.arrived = arrived
+        self.is_last_read = False
+
+
 class Intake:
     """Bytes of requests that are not complete, and of bodies that wait to be read.
 
@@ -118,27 +164,38 @@ class Intake:
         self._total = 0
         self._complete = 0  # bytes of bodies that wait to be read
         self._small: dict[Sender, int] = {}
-        self._held: dict[Sender, int] = {}  # in the order of arrival
-        self._progress: dict[Sender, tuple[float, int]] = {}  # bytes since a moment
+        self._held: dict[Sender, _Upload] = {}  # in the order of arrival
         self._waiting: set[Sender] = set()
+        self._waiting_since_s = 0.0
+        self._moved = 0  # bytes of those that need not wait, since the last look
+        self._room = 0  # for what is read to learn whether more comes
         self._ticker = Ticker(self._look)
 
     def add(self, sender: Sender, count: int) -> None:
         """Count more bytes of a request that is not complete; it may have to wait."""
-        if sender not in self._held:
+        upload = self._held.get(sender)
+        if upload is None:
             count += self._small.pop(sender, 0)
             if count <= _SMALL_BYTES:
                 self._small[sender] = count
                 return
-        self._held[sender] = self._held.get(sender, 0) + count
-        since_s, moved = self._progress.get(sender) or (asyncio.get_running_loop().time(), 0)
-        self._progress[sender] = since_s, moved + count
+            upload = self._held[sender] = _Upload()
+        now = asyncio.get_running_loop().time()
+        upload.count += count
         self._total += count
+        if upload.count - upload.arrived >= _SLOW_BYTES:
+            upload.begin(now, upload.count)
         if self._may_go_on(sender):
+            self._moved += count
             return
         if self._total > 2 * self._limit:  # as many begin at once as one read each is too much
-            sender.cut_input()
-        elif sender not in self._waiting:
+            # Who sends ahead gets the answer before it even so.
+            other = next((other for other in self._held if other.is_ahead), sender)
+            other.cut_input()
+            if other is sender:
+                return
+        if sender not in self._waiting and not sender.is_paused:
+            self._waiting_since_s = self._waiting_since_s if self._waiting else now
             self._waiting.add(sender)
             sender.hold_input()
             self._ticker.start()
@@ -148,11 +205,9 @@ class Intake:
         self._small.pop(sender, None)
         if sender not in self._held:
             return
-        self._total -= self._held.pop(sender)
-        del self._progress[sender]
+        self._total -= self._held.pop(sender).count
         if sender in self._waiting:
-            self._waiting.discard(sender)
-            sender.take_input()
+            self._read_on(sender)
         self._wake()
 
     def keep(self, count: int) -> None:
@@ -167,25 +222,56 @@ class Intake:
         self._wake()
 
     def _may_go_on(self, sender: Sender) -> bool:
-        is_first = not self._complete and sender is next(iter(self._held))
-        return is_first or self._total <= self._limit
+        if self._total <= self._limit:
+            return True
+        first = next((other for other in self._held if not other.is_paused), None)
+        return not self._complete and sender is first
 
     def _wake(self) -> None:
+        if not self._waiting:
+            return
         places = max(1, (self._limit - self._total) // _ONE_READ)
-        for sender in [sender for sender in self._held if sender in self._waiting][:places]:
+        waiting = (x for x in self._held if x in self._waiting and not x.is_paused)
+        for sender in [*islice(waiting, places)]:
             if self._may_go_on(sender):
-                self._waiting.discard(sender)
-                sender.take_input()
+                self._read_on(sender)
+
+    def _read_on(self, sender: Sender) -> None:
+        self._waiting.discard(sender)
+        sender.take_input()
 
     def _look(self, now: float) -> bool:
-        for sender, (since_s, moved) in [*self._progress.items()]:
-            if sender in self._waiting:  # who waits for room is not slow
-                self._progress[sender] = now, 0
-            elif now - since_s > _SLOW_AFTER_S:
-                self._progress[sender] = now, 0
-                if moved < _SLOW_BYTES and self._waiting:
-                    sender.cut_input()
+        is_moving = self._moved >= _SLOW_BYTES or self._complete > 0
+        self._moved = 0
+        self._room = 0 if is_moving else 2 * self._limit - self._total
+        for sender, upload in [*self._held.items()]:
+            since_s = max(upload.since_s, self._waiting_since_s)
+            if sender in self._held and now - since_s > _SLOW_AFTER_S:
+                self._judge(sender, upload, now)
+        self._wake()
         return bool(self._waiting)
+
+    def _judge(self, sender: Sender, upload: _Upload, now: float) -> None:
+        """Cut off a caller of which little has come for a while, if others wait."""
+        pending = sender.pending_bytes
+        arrived = upload.count + pending
+        do_others_wait = len(self._waiting) > (sender in self._waiting)
+        if sender.is_paused or not do_others_wait or arrived - upload.arrived >= _SLOW_BYTES:
+            upload.begin(now, arrived)
+        elif sender not in self._waiting or not pending:
+            sender.cut_input()
+        elif pending >= _SLOW_BYTES:
+            # More may not come before this is read: as long as nobody else moves, see if it does.
+            upload.begin(now, arrived)
+            count = min(pending, _ONE_READ)
+            if count <= self._room:
+                self._room -= count
+                self._read_on(sender)
+        elif upload.is_last_read:
+            sender.cut_input()
+        else:  # it may be the end of the request
+            upload.is_last_read = True
+            self._read_on(sender)
 
 
 class Unread:

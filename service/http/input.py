@@ -372,8 +372,25 @@ class Input(HttpToolsProtocol, ABC):
         limit_s = self._limits.body_timeout_s
         self._refuse(RequestTimeoutError(f"the request's body did not come within {limit_s:g} s"))
 
+    # What the intake asks of a connection (see `service.http.buffers`).
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether it is not read for another reason than room."""
+        return self._is_ahead
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether what has come waits for the answer to a request before it."""
+        return self._is_ahead and self._expects is not Expected.BODY
+
+    @property
+    def pending_bytes(self) -> int:
+        """What has come and was not read."""
+        return 0 if self.transport.is_closing() else self.flow.pending_bytes
+
     def hold_input(self) -> None:
-        """Leave input in the kernel (see `service.http.buffers`)."""
+        """Leave input in the kernel."""
         self.flow.hold(Hold.ROOM)
 
     def take_input(self) -> None:

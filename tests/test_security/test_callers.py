@@ -17,6 +17,7 @@ from service.errors import EngineError
 from service.http.protocol import Protocol
 from service.http.reading.bodies import AT_ONCE_BYTES, BodyParser
 from service.scheduling.jobs import JobClass
+from service.server import _start_draining
 from tests.fakes.engine import STATE, FakeEngine, bits, expected, rows, until
 from tests.fakes.sockets import BODY, BOTH_PATHS, Caller, Listening, listening, request
 
@@ -564,3 +565,40 @@ async def test_a_fault_in_a_long_body_is_named(engine: FakeEngine) -> None:
             status, _, text = await caller.ask(request(body))
             assert status == 422
             assert "actions[63]" in orjson.loads(text)["error"]["message"]
+
+
+@BOTH_PATHS
+@pytest.mark.parametrize("is_ending", [False, True], ids=["serving", "ending"])
+@pytest.mark.parametrize("more", [1, 2000])
+async def test_callers_that_stand_still_do_not_keep_others_from_being_read(
+    engine: FakeEngine,
+    protocol: type[Protocol],
+    more: int,
+    is_ending: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not at the end of the service either: who has sent everything gets an answer."""
+    monkeypatch.setattr("service.http.buffers._SLOW_AFTER_S", 0.3)
+    begin = b" " * 2**16
+    limits: dict[str, Any] = {"max_body_bytes": 2**21, "max_buffered_bytes": 2**20}
+    async with listening(engine, protocol, **limits) as served:
+        stalled = [await served.caller() for _ in range(24)]
+        for caller in stalled:
+            caller.send(request(begin, length=2**20))
+        intake = served.app.connections.intake
+        await until(lambda: intake._total >= 24 * len(begin))
+        for caller in stalled:
+            caller.send(b" " * more)
+        honest = await served.caller()
+        honest.send(request(long_body().ljust(2**20)))
+        await until(lambda: len(intake._waiting) >= 10)
+        if is_ending:
+            _start_draining(served.server, served.app)
+            ending = asyncio.create_task(served.server.shutdown(served.sockets))
+        async with asyncio.timeout(20):
+            assert (await honest.answer())[0] == 422  # so much is blank; it was read, that is all
+        assert (served.count("503") or 0) > 1
+        if is_ending:
+            for caller in stalled:
+                await caller.leave()
+            await ending

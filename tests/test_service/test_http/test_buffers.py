@@ -11,20 +11,38 @@ from tests.fakes.engine import until
 
 
 class Upload:
-    """A connection with a request that is not complete, as `Intake` sees it."""
+    """A connection with a request that is not complete, as `Intake` sees it.
 
-    def __init__(self) -> None:
+    Args:
+        intake: Gets what waits in the kernel as soon as it may be read; None: it stays there.
+        pending_bytes: Waits in the kernel.
+    """
+
+    def __init__(self, intake: Intake | None = None, pending_bytes: int = 0) -> None:
         self.is_held = False
         self.is_cut = False
+        self.is_paused = False
+        self.is_ahead = False
+        self.pending_bytes = pending_bytes
+        self._intake = intake
 
     def hold_input(self) -> None:
         self.is_held = True
 
     def take_input(self) -> None:
         self.is_held = False
+        if self._intake is not None:
+            asyncio.get_running_loop().call_soon(self._read)
 
     def cut_input(self) -> None:
         self.is_cut = True
+        if self._intake is not None:
+            self._intake.remove(self)
+
+    def _read(self) -> None:
+        count, self.pending_bytes = self.pending_bytes, 0
+        if self._intake is not None and count and not self.is_cut:
+            self._intake.add(self, count)
 
 
 @pytest.fixture
@@ -103,8 +121,7 @@ async def test_far_too_much_at_once_is_refused() -> None:
 @pytest.mark.parametrize("is_dripping", [False, True])
 async def test_a_request_that_stands_still_gives_way(is_dripping: bool) -> None:
     intake = Intake(1000)
-    idle, waiting = Upload(), Upload()
-    idle.cut_input = lambda: (setattr(idle, "is_cut", True), intake.remove(idle))  # type: ignore[method-assign, assignment, func-returns-value]
+    idle, waiting = Upload(intake), Upload(intake)
     intake.add(idle, 900)
     intake.add(waiting, 900)
     assert waiting.is_held
@@ -115,6 +132,58 @@ async def test_a_request_that_stands_still_gives_way(is_dripping: bool) -> None:
 
     assert not waiting.is_held
     assert not waiting.is_cut
+
+
+@pytest.mark.usefixtures("counted")
+@pytest.mark.parametrize("pending_bytes", [0, 1, 99, 100, 150])
+async def test_all_who_stand_still_give_way_at_the_same_time(
+    monkeypatch: pytest.MonkeyPatch, pending_bytes: int
+) -> None:
+    """Those too who wait for room, whatever they have left in the kernel before."""
+    monkeypatch.setattr("service.http.buffers._SLOW_AFTER_S", 0.2)
+    intake = Intake(1000)
+    stalled = [Upload(intake, pending_bytes) for _ in range(8)]
+    honest = Upload(intake, 500)
+    for upload in (*stalled, *stalled, honest):
+        intake.add(upload, 90)
+    assert sum(upload.is_held for upload in stalled) == 5
+    begun = asyncio.get_running_loop().time()
+    await until(lambda: all(upload.is_cut for upload in stalled))
+    took_s = asyncio.get_running_loop().time() - begun
+
+    assert took_s < 6 * 0.2, "one after the other they would take eight times as long"
+    await until(lambda: honest.pending_bytes == 0)
+    assert not honest.is_cut
+
+
+@pytest.mark.usefixtures("counted")
+async def test_who_is_not_read_is_not_blamed() -> None:
+    intake = Intake(1000)
+    first, waiting, other, paused = (Upload() for _ in range(4))
+    for upload in (paused, first, waiting, other):
+        intake.add(upload, 400)
+    paused.is_paused = True
+    waiting.pending_bytes = other.pending_bytes = 100
+    for _ in range(30):
+        intake.add(first, 50)
+        await asyncio.sleep(0.01)
+
+    assert not first.is_held, "who is paused does not count as the first"
+    assert [u.is_held for u in (waiting, other)] == [True, True], "the line moves"
+    assert not any(u.is_cut for u in (first, waiting, other, paused))
+
+
+@pytest.mark.usefixtures("counted")
+async def test_who_sends_ahead_makes_room_first() -> None:
+    intake = Intake(1000)
+    uploads = [Upload(intake) for _ in range(4)]
+    for upload in uploads[:3]:
+        intake.add(upload, 600)
+    uploads[2].is_paused = uploads[2].is_ahead = True
+    intake.add(uploads[3], 600)
+
+    assert [u.is_cut for u in uploads] == [False, False, True, False]
+    assert uploads[3].is_held
 
 
 class Answer:
