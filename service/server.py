@@ -26,6 +26,7 @@ from models.checkpoint.files import CheckpointError
 from service.app import WorldModelApp, create_app
 from service.engine import Engine
 from service.errors import StartupError
+from service.http.middleware import SERVICE_ENDS
 from service.http.protocol import Protocol, protocol_for
 from service.setting_checks import is_easily_guessed
 from service.settings import Settings
@@ -43,6 +44,9 @@ log = structlog.get_logger()
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LAST_RESORT_S = 2.0
 """Time for the last answers, which say that the service ends, to be sent and read."""
+
+_CUT_OFF_S = 0.1
+"""Time for what works for a connection to notice that it is closed."""
 
 _BACKLOG = 64
 """New connections that are taken in one go, while nobody is answered; more wait in the network."""
@@ -280,7 +284,7 @@ async def _shut_down(
     await asyncio.wait([serving], timeout=settings.shutdown_timeout_s)
     app.scheduler.give_up()
     await asyncio.wait([serving], timeout=_LAST_RESORT_S)
-    _cut_off(server)
+    await _cut_off(server)
 
 
 def _start_draining(server: uvicorn.Server, app: WorldModelApp) -> None:
@@ -294,12 +298,16 @@ def _start_draining(server: uvicorn.Server, app: WorldModelApp) -> None:
             connection.stop_keeping()
 
 
-def _cut_off(server: uvicorn.Server) -> None:
+async def _cut_off(server: uvicorn.Server) -> None:
+    """Close all connections; what works for them ends by that, or is cancelled."""
     for connection in list(server.server_state.connections):
-        log.warning("connection cut", reason="the service ends")
+        log.warning("connection cut", reason=SERVICE_ENDS)
         connection.transport.abort()
-    for task in list(server.server_state.tasks):
-        task.cancel()
+    tasks = list(server.server_state.tasks)
+    if tasks:
+        await asyncio.wait(tasks, timeout=_CUT_OFF_S)
+    for task in tasks:
+        task.cancel(SERVICE_ENDS)
 
 
 class Server(uvicorn.Server):

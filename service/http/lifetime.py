@@ -49,6 +49,7 @@ class Lifetime(Input):
         self._metrics = self.shared.exchanges.metrics
         self._is_half_closed = False
         self._is_refused = False
+        self._is_ending = False  # closes as soon as it is idle
         self.idle_since_s: float | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -171,7 +172,14 @@ class Lifetime(Input):
     def shutdown(self) -> None:
         """Close a busy connection after its reply, an idle one soon: a request may be under way."""
         self.stop_keeping()
+        self._is_ending = True
         self.loop.call_later(_LAST_REQUEST_S, self._close_if_idle)
+
+    def _begin_to_wait(self) -> None:
+        """Be idle; at the end of the service not for long: the answer may not have said so."""
+        self.idle_since_s = self.loop.time()
+        if self._is_ending:
+            self.loop.call_later(_LAST_REQUEST_S, self._close_if_idle)
 
     def _close_if_idle(self) -> None:
         if self.idle_since_s is not None:

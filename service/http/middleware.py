@@ -20,6 +20,9 @@ from service.interface import Headers
 REFUSALS = "refusals"
 """Key in the state of a scope: errors by which the protocol refuses a body on its way."""
 
+SERVICE_ENDS = "the service ends"
+"""Message by which requests are cancelled whose connections were cut off at the end."""
+
 
 class Middleware:
     """Opens an exchange for every request, and hands the request over or passes it on.
@@ -47,6 +50,10 @@ class Middleware:
         answer = _Answer(scope, send, exchange)
         try:
             await self._serve(scope, headers, receive, answer)
+        except asyncio.CancelledError as exc:
+            if SERVICE_ENDS not in exc.args:
+                raise
+            # The connection is closed already; uvicorn would log this as a fault of the app.
         except Exception as exc:  # noqa: BLE001 (the app's last resort, see `failure`)
             await answer.fail(exc)
         finally:

@@ -137,7 +137,7 @@ class Protocol(Lifetime):
             return
         if self.flow.read_paused:
             self.flow.resume_reading()
-        self.idle_since_s = self.loop.time()
+        self._begin_to_wait()
         if self.timeout_keep_alive_task is None:
             self._set_idle_timer(self.timeout_keep_alive)
 
