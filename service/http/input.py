@@ -247,6 +247,9 @@ class Input(HttpToolsProtocol, ABC):
         self._feed(piece)
         if self._expects is not Expected.BODY:
             return
+        if self._left is None and self._chunks.is_over:  # not as the parser sees it
+            self._refuse(BadRequestError("the body in chunks has no clear end"))
+            return
         if self._is_answered():
             self._throw_away(length)
             return

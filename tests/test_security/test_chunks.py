@@ -140,6 +140,23 @@ async def test_a_parser_that_reads_too_far_ends_the_connection(
 
 
 @BOTH_PATHS
+async def test_a_parser_that_sees_no_end_ends_the_connection(
+    engine: FakeEngine, protocol: type[Protocol], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take(self: Chunks, _: bytes) -> int:
+        self.is_over = True
+        return 1
+
+    monkeypatch.setattr(Chunks, "take", take)
+    async with listening(engine, protocol) as served:
+        caller = await served.caller()
+        caller.send(chunked(b'{"a":1}', ENDS["plain"]))
+        async with asyncio.timeout(10):
+            assert (await caller.answer())[0] == 400
+            assert await caller.rest() == b""
+
+
+@BOTH_PATHS
 @pytest.mark.parametrize("filler", [b" ", b"\n", b"\r\n", b"\n\r\n", b"\r\n\r\n", b"0\r\n\r\n"])
 async def test_a_chunk_is_parsed_at_once_whatever_is_in_it(
     engine: FakeEngine, protocol: type[Protocol], filler: bytes, monkeypatch: pytest.MonkeyPatch
