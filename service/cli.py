@@ -5,6 +5,7 @@ Parts are imported inside the commands, so that `--help` and a failed start do n
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -111,13 +112,18 @@ def serve(**options: str | None) -> None:
     WORLD_MODEL_QUEUE_ROWS_SAFETY. An option wins over the variable.
     """
     settings = _settings(options)
-    from service.server import StartupError
+    from service.server import DEVICE_LOST_CODE, StartupError
     from service.server import serve as run_server
 
     try:
-        sys.exit(run_server(settings))
+        code = run_server(settings)
     except StartupError as exc:
         raise click.ClickException(str(exc)) from exc
+    if code == DEVICE_LOST_CODE:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # tensors on a lost device end the process by a signal when they are freed
+    sys.exit(code)
 
 
 @main.command(cls=_Lone)

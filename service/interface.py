@@ -169,6 +169,10 @@ class EngineLike(Protocol):
     def canary(self) -> None:
         """Make one small real forward pass; raise if it fails."""
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the device is gone for this process: only another one can use it."""
+
     def vram(self) -> Mapping[str, int] | None:
         """Return bytes of device memory by kind; None without a GPU. Any thread."""
 

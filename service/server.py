@@ -41,6 +41,10 @@ __all__ = ["StartupError", "serve"]
 
 log = structlog.get_logger()
 
+DEVICE_LOST_CODE = 75
+"""Exit code if only another process can use the device: a supervisor should start one."""
+
+_DEVICE_LOST = "device lost"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LAST_RESORT_S = 2.0
 """Time for the last answers, which say that the service ends, to be sent and read."""
@@ -56,7 +60,7 @@ _OTHER_FILES = 128
 
 
 def serve(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT; return the exit code.
+    """Serve until SIGTERM or SIGINT, or until the device is lost; return the exit code.
 
     Args:
         settings: All knobs.
@@ -80,6 +84,9 @@ def serve(settings: Settings) -> int:
             _run(app, settings, listener, engine)
         finally:
             engine.close()
+    if engine.is_lost:
+        log.error("stopped", reason=_DEVICE_LOST, exit_code=DEVICE_LOST_CODE)
+        return DEVICE_LOST_CODE
     log.info("stopped")
     return 0
 
@@ -249,9 +256,10 @@ def _run(app: WorldModelApp, settings: Settings, listener: socket.socket, engine
 async def _serve(
     server: uvicorn.Server, app: WorldModelApp, settings: Settings, listener: socket.socket
 ) -> None:
-    stops: asyncio.Queue[signal.Signals] = asyncio.Queue()
+    stops: asyncio.Queue[str] = asyncio.Queue()
     for number in _SIGNALS:
-        asyncio.get_running_loop().add_signal_handler(number, stops.put_nowait, number)
+        asyncio.get_running_loop().add_signal_handler(number, stops.put_nowait, number.name)
+    app.health.on_lost = partial(stops.put_nowait, _DEVICE_LOST)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     stopping = asyncio.create_task(_shut_down(server, app, settings, stops, serving))
     await serving
@@ -262,13 +270,13 @@ async def _shut_down(
     server: uvicorn.Server,
     app: WorldModelApp,
     settings: Settings,
-    stops: asyncio.Queue[signal.Signals],
+    stops: asyncio.Queue[str],
     serving: asyncio.Task[None],
 ) -> None:
-    """Wait for a signal, then end in this order; no other place waits for the end.
+    """Wait for a signal or for the device's loss, then end in this order; nobody else waits for it.
 
     1. /readyz says so, and each reply closes its connection: load balancers go elsewhere. A
-       second signal ends this step.
+       second signal ends this step, and so does a device that is lost.
     2. No new connection is accepted; requests that have come are answered.
     3. What was not answered in time is answered 503.
     4. Whoever does not send or read even now is cut off.
@@ -276,10 +284,11 @@ async def _shut_down(
     uvicorn, which listens and waits for its connections, ends the app's lifespan at last.
     """
     received = await stops.get()
-    log.info("stopping", signal=received.name, drain_delay_s=settings.drain_delay_s)
+    log.info("stopping", reason=received, drain_delay_s=settings.drain_delay_s)
     _start_draining(server, app)
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(stops.get(), settings.drain_delay_s)
+    if received != _DEVICE_LOST:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stops.get(), settings.drain_delay_s)
     server.should_exit = True
     await asyncio.wait([serving], timeout=settings.shutdown_timeout_s)
     app.scheduler.give_up()

@@ -73,6 +73,7 @@ class Engine:
         self.costs = Costs((ROW_TILE,), (0.0,))
         self._is_cpu = True
         self.load_s = 0.0
+        self.is_lost = False
 
     @property
     def is_quick_to_call(self) -> bool:
@@ -178,7 +179,12 @@ class Engine:
             RuntimeError: It failed, or its result is not finite.
         """
         states, actions = probe_rows(1, 1, self._checkpoint.spec, self._checkpoint.limits)
-        if not np.isfinite(self.rollout(states, actions).states).all():
+        try:
+            is_finite = np.isfinite(self.rollout(states, actions).states).all()
+        except RuntimeError:
+            self.is_lost = self._device.type == "cuda" and not _context_works()
+            raise
+        if not is_finite:
             raise RuntimeError("the canary's prediction is not finite")
 
     def vram(self) -> Mapping[str, int] | None:
@@ -260,6 +266,15 @@ class Engine:
             _LONGEST_STEP_S if kind == "cpu" else math.inf,
             is_divisible=kind == "cpu",
         )
+
+
+def _context_works() -> bool:
+    """Return whether CUDA can still be used by this process: some errors stay until it ends."""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _pick_device(wanted: str) -> torch.device:

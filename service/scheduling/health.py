@@ -49,6 +49,7 @@ class Health:
         pace: How much longer computing takes now than it did undisturbed.
         is_draining: Whether the service was asked to end: no connection is kept any more.
         is_canary_due: Whether the engine should be tried as soon as it is free.
+        on_lost: Called when only another process can use the device.
     """
 
     def __init__(self, bounds: Bounds, observer: Observer, clock: Callable[[], float]) -> None:
@@ -58,6 +59,7 @@ class Health:
         self.pace = 1.0
         self.is_draining = False
         self.is_canary_due = False
+        self.on_lost: Callable[[], None] = lambda: None
         self._not_open: str | None = STARTING
         self._fault: str | None = None
         self._last_success_s: float | None = None

@@ -261,6 +261,8 @@ class Scheduler:
         canary = partial(self._worker.run, self._engine.canary)
         if not await self.health.try_engine(canary):
             self._fail_all("engine_down", ENGINE_DOWN)
+            if self._engine.is_lost:
+                self.health.on_lost()
 
     def _on_end(self, task: asyncio.Task[None]) -> None:
         """Resolve everything if the launching task itself ends by a fault of ours."""

@@ -99,6 +99,7 @@ class FakeEngine:
         self.threads: set[str] = set()
         self.canaries = 0
         self.is_broken = False
+        self.is_lost = False
         self.is_quick_to_call = False
         self.watched: list[bool] = []
         self.leave_after = 0

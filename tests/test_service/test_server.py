@@ -26,7 +26,7 @@ from service.engine import Engine
 from service.engine.parts import Parts
 from service.errors import StartupError
 from service.interface import Array
-from service.server import _allow_files, serve
+from service.server import DEVICE_LOST_CODE, _allow_files, serve
 from service.settings import Settings
 from service.telemetry.start_report import log_limits
 from tests.fakes.engine import fake_info
@@ -324,6 +324,47 @@ def test_a_whole_life_ends_with_zero(
     events = [orjson.loads(line)["event"] for line in capsys.readouterr().out.splitlines()]
     ours = ("started", "the crash threshold guarantees nothing", "stopping", "stopped")
     assert [event for event in events if event in ours] == list(ours)
+
+
+def test_a_lost_device_ends_the_process_with_a_code_of_its_own(
+    folder: Path, port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only another process can use it; until the end, callers get answers."""
+    statuses: list[int] = []
+    works = Engine.canary
+    is_lost = threading.Event()
+
+    def canary(engine: Engine) -> None:
+        if is_lost.is_set():
+            engine.is_lost = True
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        works(engine)
+
+    def visitor() -> None:
+        with wait_ready(port), contextlib.suppress(httpx.TransportError):
+            is_lost.set()
+            while True:
+                answer = httpx.post(f"http://127.0.0.1:{port}/rollout", json=BODY)
+                statuses.append(answer.status_code)
+
+    monkeypatch.setattr(Engine, "canary", canary)
+    monkeypatch.setattr(Parts, "advance", broken_when(is_lost, Parts.advance))
+
+    code = serve_for(visitor, folder, port, drain_delay_s=30.0)
+
+    assert code == DEVICE_LOST_CODE
+    assert set(statuses) <= {200, 500, 503}
+    last = orjson.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (last["event"], last["reason"], last["exit_code"]) == ("stopped", "device lost", 75)
+
+
+def broken_when(is_broken: threading.Event, works: Callable[..., int]) -> Callable[..., int]:
+    def advance(parts: Parts, *given: Any) -> int:
+        if is_broken.is_set():
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return works(parts, *given)
+
+    return advance
 
 
 def test_the_started_line_has_a_url_that_can_be_opened(

@@ -242,6 +242,37 @@ def test_a_device_that_is_lost_can_be_closed(
     assert lines[0]["error"] == "CUDA error: an illegal memory access was encountered"
 
 
+@pytest.mark.parametrize("does_last", [True, False])
+def test_a_device_is_lost_if_its_error_lasts(
+    monkeypatch: pytest.MonkeyPatch, does_last: bool
+) -> None:
+    def failing(*_: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    engine = Engine(checkpoint())
+    engine._device = torch.device("cuda", 0)
+    monkeypatch.setattr(engine, "rollout", failing)
+    monkeypatch.setattr(torch.cuda, "synchronize", failing if does_last else lambda: None)
+
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        engine.canary()
+
+    assert engine.is_lost is does_last
+
+
+def test_a_cpu_is_never_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: Any) -> None:
+        raise RuntimeError("something else")
+
+    engine = Engine(checkpoint())
+    monkeypatch.setattr(engine, "rollout", failing)
+
+    with pytest.raises(RuntimeError, match="something else"):
+        engine.canary()
+
+    assert not engine.is_lost
+
+
 def test_nvml_that_fails_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise pynvml.NVMLError(pynvml.NVML_ERROR_UNKNOWN)
