@@ -173,13 +173,10 @@ class Lifetime(Input):
         """Close a busy connection after its reply, an idle one soon: a request may be under way."""
         self.stop_keeping()
         self._is_ending = True
-        self.loop.call_later(_LAST_REQUEST_S, self._close_if_idle)
+        self._close_soon()
 
-    def _begin_to_wait(self) -> None:
-        """Be idle; at the end of the service not for long: the answer may not have said so."""
-        self.idle_since_s = self.loop.time()
-        if self._is_ending:
-            self.loop.call_later(_LAST_REQUEST_S, self._close_if_idle)
+    def _close_soon(self) -> None:
+        self.loop.call_later(_LAST_REQUEST_S, self._close_if_idle)
 
     def _close_if_idle(self) -> None:
         if self.idle_since_s is not None:

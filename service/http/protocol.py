@@ -137,7 +137,9 @@ class Protocol(Lifetime):
             return
         if self.flow.read_paused:
             self.flow.resume_reading()
-        self._begin_to_wait()
+        self.idle_since_s = self.loop.time()
+        if self._is_ending:  # its answer had begun before, and did not say so
+            self._close_soon()
         if self.timeout_keep_alive_task is None:
             self._set_idle_timer(self.timeout_keep_alive)
 
