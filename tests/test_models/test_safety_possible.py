@@ -111,6 +111,8 @@ def test_a_width_that_is_no_number_lets_no_two_neighbours_pass(apart_m: float) -
 
 
 QUARTER, EIGHTH = math.pi / 2, math.pi / 4
+DIAGONAL = math.atan2(2.0, 5.0)
+"""Turned by it, a car reaches furthest along an axis: by a corner."""
 
 
 @pytest.mark.parametrize(
@@ -131,6 +133,8 @@ QUARTER, EIGHTH = math.pi / 2, math.pi / 4
         ([1.0, 0.0, 0.0, 0.0], "2"),
         ([1.0, 3.25, 0.0, QUARTER], "0.25"),
         ([1.0, 4.0, 2.8, EIGHTH], "0.17"),
+        ([1.0, 5.0926, 0.0, -DIAGONAL], "0.1"),
+        ([1.0, 0.0, 3.5926, QUARTER - DIAGONAL], "0.1"),
         ([1.0, 3.0, 0.0, NAN], "nan"),
         ([1.0, 3.0, 0.0, INF], "nan"),
         ([1.0, NAN, 0.0, 0.0], "nan"),
@@ -148,6 +152,12 @@ def test_a_neighbour_that_overlaps_the_ego_is_never_safe(
         assert messages == (
             [] if depth is None else [f"neighbour {number} overlaps the ego by {depth} m"]
         )
+
+
+def test_a_neighbour_far_away_hides_no_other_one() -> None:
+    verdict = judged(on_the_road([1.0, 30.0, 0.0, 0.0], [1.0, 4.0, 0.0, 0.0]))
+
+    assert [x.message for x in verdict.reasons] == ["neighbour 2 overlaps the ego by 1 m"]
 
 
 @pytest.mark.parametrize(
