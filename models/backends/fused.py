@@ -202,7 +202,8 @@ def _relative_error(seen: Array, truth: Array) -> float:
     errors = squares.reshape(rows, -1).sum(1)
     errors[np.isnan(errors)] = np.inf
     kept = np.sort(errors)[: rows - min(_ROWS_LEFT_OUT, rows // 128)]
-    scale = float(np.linalg.norm(truth.astype(np.float64)))
+    # One infinite number must not make all other errors small.
+    scale = float(np.linalg.norm(truth[np.isfinite(truth)].astype(np.float64)))
     return float(np.sqrt(kept.sum())) / (scale or 1.0)
 
 

@@ -179,6 +179,14 @@ def test_kernels_with_a_fault_are_not_used(
         Wrong(ensemble, CPU).check(*rows)
 
 
+def test_an_infinite_number_hides_no_error() -> None:
+    truth = np.ones((160, 3), np.float32)
+    truth[5, 1] = np.inf
+
+    assert fused._relative_error(truth.copy(), truth) == 0
+    assert fused._relative_error(np.where(truth == 1, 1.01, truth), truth) > 0.009
+
+
 def test_a_row_that_the_last_bit_decides_is_no_fault(driver: Driver) -> None:
     class Another(Fused):
         def compute(self, states: Array, actions: Array, prediction: Prediction) -> None:
