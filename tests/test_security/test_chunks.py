@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from service.http.chunks import Chunks
 from service.http.protocol import Protocol
 from tests.fakes.engine import FakeEngine, until
-from tests.fakes.sockets import BODY, Caller, Listening, LongPath, listening, request
+from tests.fakes.sockets import BODY, BOTH_PATHS, Caller, Listening, listening, request
 
-BOTH_PATHS = pytest.mark.parametrize("protocol", [Protocol, LongPath], ids=["short", "long"])
 CODING = "Transfer-Encoding: chunked"
 
 
@@ -76,12 +75,12 @@ async def test_requests_may_be_cut_anywhere(
     async with listening(engine, protocol) as served:
         caller = await served.caller()
         await until(lambda: len(served.connections) == 1)
-        (wire,) = served.connections
+        (connection,) = served.connections
         for pair, expected in ((first + second, answers), (second + first, answers[::-1])):
             for cut in range(1, len(pair)):
                 served.app.connections.heads.clear()
                 for piece in (pair[:cut], pair[cut:]):
-                    wire.data_received(piece)
+                    connection.data_received(piece)
                 async with asyncio.timeout(20):
                     assert [await told(caller) for _ in expected] == expected, pair[:cut]
                 memorised(served)
@@ -108,10 +107,10 @@ async def test_a_head_in_chunks_is_never_taken_for_one_with_a_length(engine: Fak
     async with listening(engine) as served:
         caller = await served.caller()
         await until(lambda: len(served.connections) == 1)
-        (wire,) = served.connections
+        (connection,) = served.connections
         for cut in range(len(honest) - 7, len(honest)):
             for piece in (honest[:cut], honest[cut:] + request(b'{"a":1}', path="/predict")):
-                wire.data_received(piece)
+                connection.data_received(piece)
             assert [(await caller.answer())[0] for _ in range(2)] == [200, 422]
             memorised(served)
             caller.send(honest)
@@ -174,9 +173,9 @@ async def test_a_chunk_is_parsed_at_once_whatever_is_in_it(
     async with listening(engine, protocol, max_body_bytes=2**20) as served:
         caller = await served.caller()
         await until(lambda: len(served.connections) == 1)
-        (wire,) = served.connections
+        (connection,) = served.connections
         for begin in range(0, len(raw), 2**16):
-            wire.data_received(raw[begin : begin + 2**16])
+            connection.data_received(raw[begin : begin + 2**16])
         assert (await caller.answer())[0] == 422
 
     assert sum(fed) == len(raw)

@@ -14,9 +14,7 @@ from service.http.protocol import Protocol
 from service.server import _cut_off, _start_draining
 from service.telemetry.metrics import Metrics
 from tests.fakes.engine import FakeEngine, rows, until
-from tests.fakes.sockets import LongPath, listening, request
-
-BOTH_PATHS = pytest.mark.parametrize("protocol", [Protocol, LongPath], ids=["short", "long"])
+from tests.fakes.sockets import BOTH_PATHS, listening, request
 
 
 async def test_a_connection_closes_when_a_long_answer_that_had_begun_is_read(
@@ -31,16 +29,16 @@ async def test_a_connection_closes_when_a_long_answer_that_had_begun_is_read(
         engine.gate.clear()
         caller.send(request(body))
         await engine.entered()
-        (wire,) = served.connections
-        wire.pause_writing()  # as the transport does when its buffer is full
+        (taken,) = served.connections
+        taken.pause_writing()  # as the transport does when its buffer is full
         engine.gate.set()
-        await until(lambda: wire._request is not None and wire._request.parts is not None)
+        await until(lambda: taken._request is not None and taken._request.parts is not None)
         idle = await served.caller()
         await until(lambda: len(served.connections) == 2)
         _start_draining(served.server, served.app)
         ending = asyncio.create_task(served.server.shutdown(served.sockets))
         assert await idle.rest() == b""
-        wire.resume_writing()
+        taken.resume_writing()
         status, headers, _ = await caller.answer()
         assert (status, headers.get("connection")) == (200, None)
         async with asyncio.timeout(5):
