@@ -207,7 +207,9 @@ def load_checkpoint(folder: Path, *, device: str = "cpu", members: int | None = 
             f"{FORMAT}"
         )
     config = checked(Config, document, folder / CONFIG)
-    spec = checked(Spec, read_json(folder / SPEC), folder / SPEC)
+    # What version 0.1 did not write decides no answer.
+    described = {"frame": None, "conventions": [], "example": None, **read_json(folder / SPEC)}
+    spec = checked(Spec, described, folder / SPEC)
     calibration = _checked_calibration(read_json(folder / CALIBRATION), folder / CALIBRATION, spec)
     if members is not None and not 1 <= members <= config.members:
         raise CheckpointError(f"cannot serve {members} members, {folder} holds {config.members}")

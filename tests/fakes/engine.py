@@ -40,6 +40,7 @@ def fake_spec() -> Spec:
             Feature("push", "1", -1.0, 1.0, "push along x"),
             Feature("lift", "1", 0.0, 1.0, "lift along y"),
         ),
+        frame="forward-left-up",
     )
 
 
