@@ -171,9 +171,7 @@ def _judge(
     horizon, probability = len(by_step), by_step[-1]
     blocking = list(input_reasons)
     if threshold is None:
-        blocking.append(
-            Reason("not_calibrated", "the checkpoint has no calibrated crash threshold")
-        )
+        blocking.append(Reason("not_calibrated", limits.uncalibrated))
     crash, time_to_crash_s = [], None
     if threshold is not None and not probability < threshold:
         # No probability is NaN here, so the last one reaches the threshold if none before does.

@@ -140,6 +140,7 @@ def _described(info: ModelInfo, max_horizon: int, max_rows: int) -> dict[str, An
         "name": info.name,
         "version": info.version,
         "device": info.device,
+        "answer_digest": info.answer_digest,
         "members": info.members,
         "dims": {"state": info.spec.state_dim, "action": info.spec.action_dim},
         "dt_s": info.spec.dt_s,

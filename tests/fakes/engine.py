@@ -51,6 +51,7 @@ def fake_info() -> ModelInfo:
         version="0123456789abcdef",
         device="cpu",
         members=2,
+        answer_digest="fedcba9876543210",
         spec=spec,
         limits=SafetyLimits(
             crash_threshold=0.5,
