@@ -289,6 +289,27 @@ class Spec:
                 return index
         raise ValueError(f"spec {self.name!r} has no {what} feature {name!r}")
 
+    def difference_to(self, other: Spec) -> str:
+        """Say in which way another spec's numbers mean something else; "" if they mean the same.
+
+        Texts for people and ranges are not compared.
+        """
+        for what in ("state", "action"):
+            mine, theirs = getattr(self, what), getattr(other, what)
+            if len(mine) != len(theirs):
+                return f"{len(mine)} {what} features against {len(theirs)}"
+            for i, (one, two) in enumerate(zip(mine, theirs, strict=True)):
+                if (one.name, one.unit) != (two.name, two.unit):
+                    return (
+                        f"{what} feature {i} is {one.name!r} in {one.unit!r} against {two.name!r} "
+                        f"in {two.unit!r}"
+                    )
+        if not math.isclose(self.dt_s, other.dt_s, rel_tol=1e-6):
+            return f"steps of {self.dt_s:g} s against {other.dt_s:g} s"
+        if self.frame != other.frame and None not in (self.frame, other.frame):
+            return f"the frame {self.frame!r} against {other.frame!r}"
+        return ""
+
     def to_json(self) -> dict[str, Any]:
         """Return plain lists and dicts, ready for JSON."""
         return asdict(self)

@@ -56,6 +56,15 @@ _SENSIBLE = {
 turn the order of hazards around, whatever the network predicts."""
 
 
+_OPTIONAL: dict[str, Any] = {
+    "geometry": None,
+    "kinematics": None,
+    "frame": None,
+    "conventions": [],
+    "example": None,
+}
+"""Fields of a spec that may be missing; the last three are unknown to version 0.1."""
+
 Widths = Annotated[tuple[Annotated[int, Interval(ge=1, le=65_536)], ...], Len(1, 64)]
 Members = Annotated[int, Interval(ge=1, le=1000)]
 
@@ -234,9 +243,7 @@ def load_checkpoint(folder: Path, *, device: str = "cpu", members: int | None = 
             f"{FORMAT}"
         )
     config = checked(Config, document, folder / CONFIG)
-    # What version 0.1 did not write decides no answer.
-    described = {"frame": None, "conventions": [], "example": None, **read_json(folder / SPEC)}
-    spec = checked(Spec, described, folder / SPEC)
+    spec = read_spec(folder / SPEC)
     calibration = _checked_calibration(read_json(folder / CALIBRATION), folder / CALIBRATION, spec)
     if members is not None and not 1 <= members <= config.members:
         raise CheckpointError(f"cannot serve {members} members, {folder} holds {config.members}")
@@ -254,6 +261,28 @@ def load_checkpoint(folder: Path, *, device: str = "cpu", members: int | None = 
         metrics=read_json(folder / METRICS) if (folder / METRICS).exists() else {},
         held_members=None if is_whole else config.members,
     )
+
+
+def read_spec(path: Path) -> Spec:
+    """Read a spec of a file, one written by hand too: what may be None or empty may be missing.
+
+    Raises:
+        CheckpointError: It cannot be read, or makes no sense.
+    """
+    return read_spec_of(read_json(path), path)
+
+
+def read_spec_of(document: dict[str, Any], source: str | Path) -> Spec:
+    """Build a spec of a JSON object; see `read_spec`.
+
+    Args:
+        document: The object.
+        source: Named in errors.
+
+    Raises:
+        CheckpointError: It makes no sense.
+    """
+    return checked(Spec, {**_OPTIONAL, **document}, source)
 
 
 def checkpoint_version(folder: Path) -> str:
