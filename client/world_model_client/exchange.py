@@ -26,7 +26,6 @@ from world_model_client.errors import (
     printable,
 )
 from world_model_client.inputs import Call, seconds
-from world_model_client.network import Remaining
 
 READINESS = "/readyz"
 _BY_CODE = {error.code: error for error in SERVICE_ERRORS}
@@ -206,6 +205,22 @@ class Exchange:
 def place_of(base_url: httpx.URL) -> str:
     """Return an address for people: a password in it is not for logs."""
     return str(base_url.copy_with(userinfo=b"")).rstrip("/")
+
+
+class Remaining(float):
+    """Seconds that a request has left, and when they end.
+
+    Attributes:
+        ends: By `time.monotonic`.
+    """
+
+    ends: float
+
+    def __new__(cls, left_s: float, ends: float) -> Remaining:
+        """Return `left_s` as a number that knows its end."""
+        made = super().__new__(cls, left_s)
+        made.ends = ends
+        return made
 
 
 class _TimeLeft(dict[str, float]):

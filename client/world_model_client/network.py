@@ -19,6 +19,7 @@ import httpcore
 import httpx
 
 from world_model_client.errors import InvalidInputError
+from world_model_client.exchange import Remaining
 
 _PART_BYTES = 2**16
 """Written at once: a longer part is many writes to httpcore, each of which may wait anew."""
@@ -29,22 +30,6 @@ _ERRORS = (
     httpcore.TimeoutException,
     httpcore.UnsupportedProtocol,
 )
-
-
-class Remaining(float):
-    """Seconds that a request has left, and when they end.
-
-    Attributes:
-        ends: By `time.monotonic`.
-    """
-
-    ends: float
-
-    def __new__(cls, left_s: float, ends: float) -> Remaining:
-        """Return `left_s` as a number that knows its end."""
-        made = super().__new__(cls, left_s)
-        made.ends = ends
-        return made
 
 
 class DeadlineTransport(httpx.BaseTransport):

@@ -20,6 +20,7 @@ import orjson
 import pytest
 
 import world_model_client.exchange
+import world_model_client.network
 from service.errors import (
     DeadlineExceededError,
     UnavailableError,
