@@ -97,3 +97,8 @@ def bearer(api_key: Any, url: httpx.URL) -> str:
             "api_key (allowed: one of the two)"
         )
     return f"Bearer {api_key}"
+
+
+def place_of(base_url: httpx.URL) -> str:
+    """Return an address for people: a password in it is not for logs."""
+    return str(base_url.copy_with(userinfo=b"")).rstrip("/")

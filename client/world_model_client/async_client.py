@@ -9,23 +9,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-import httpx
-
-from world_model_client.calls import LIMITS, Calls, Forks
+from world_model_client.calls import Calls, Forks
 from world_model_client.errors import (
     NotFoundError,
     ServiceError,
     UnreachableError,
     WrongLoopError,
 )
-from world_model_client.exchange import READINESS, place_of
-from world_model_client.inputs import Call
+from world_model_client.inputs import READINESS, Call
+
+if TYPE_CHECKING:
+    import httpx
 
 
 class AsyncClient(
-    Calls[httpx.AsyncClient, httpx.AsyncBaseTransport, Coroutine[Any, Any, dict[str, Any]]]
+    Calls["httpx.AsyncClient", "httpx.AsyncBaseTransport", Coroutine[Any, Any, dict[str, Any]]]
 ):
     """The client to await: the calls of `Client`, for one event loop of asyncio in each process.
 
@@ -81,9 +81,11 @@ class AsyncClient(
         await self.close()
 
     def _opened(self) -> httpx.AsyncClient:
+        import httpx
+
         if self._transport is not None:
             return httpx.AsyncClient(**self._options, transport=self._transport)
-        from world_model_client.network import proxy_for
+        from world_model_client.network import LIMITS, proxy_for
 
         assert self._context is not None
         transport = httpx.AsyncHTTPTransport(
@@ -102,15 +104,16 @@ class AsyncClient(
         Raises:
             WrongLoopError: They are, or asyncio does not run.
         """
-        place = place_of(self._base_url)
         try:
             running = asyncio.get_running_loop()
         except RuntimeError as exc:
-            raise WrongLoopError(f"the client of {place} needs a running loop of asyncio") from exc
+            raise WrongLoopError(
+                f"the client of {self._place} needs a running loop of asyncio"
+            ) from exc
         if self._loops.setdefault(Forks.count, running) is not running:
             raise WrongLoopError(
-                f"the client of {place} belongs to another event loop: make one in each (every "
-                "asyncio.run has a loop of its own)"
+                f"the client of {self._place} belongs to another event loop: make one in each "
+                "(every asyncio.run has a loop of its own)"
             )
 
     async def _call(self, call: Call) -> dict[str, Any]:

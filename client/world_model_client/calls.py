@@ -23,11 +23,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-import httpx
-
-from world_model_client.addresses import address, bearer
 from world_model_client.errors import ClosedClientError, InvalidInputError
-from world_model_client.exchange import Exchange, place_of
 from world_model_client.inputs import (
     Call,
     Reader,
@@ -42,19 +38,13 @@ if TYPE_CHECKING:
     import asyncio
     import ssl
 
+    import httpx
     from numpy.typing import ArrayLike
 
-LIMITS = httpx.Limits(
-    # More threads than this wait for each other: a process may often open 1,024 files only.
-    max_connections=200,
-    # As many: else a thread closes a surplus connection that another is about to use.
-    max_keepalive_connections=200,
-    # Servers and proxies of the common kind close idle connections after 5 s (uvicorn, Node) or
-    # later; a request must not meet that.
-    keepalive_expiry=3.0,
-)
-Http = TypeVar("Http", httpx.Client, httpx.AsyncClient)
-Transport = TypeVar("Transport", httpx.BaseTransport, httpx.AsyncBaseTransport)
+    from world_model_client.exchange import Exchange
+
+Http = TypeVar("Http", "httpx.Client", "httpx.AsyncClient")
+Transport = TypeVar("Transport", "httpx.BaseTransport", "httpx.AsyncBaseTransport")
 Answer = TypeVar("Answer")
 
 
@@ -92,7 +82,13 @@ class Calls(ABC, Generic[Http, Transport, Answer]):
         transport: Transport | None = None,
         checks_ids: bool = True,
     ) -> None:
+        # httpx is loaded with the first client: its time is not that of the import, nor of a call.
+        from world_model_client.addresses import address, bearer, place_of
+        from world_model_client.exchange import Exchange
+
         self._base_url = address(base_url)
+        self._place = place_of(self._base_url)
+        self._exchange_type = Exchange
         self._timeout_s = seconds("timeout_s", timeout_s)
         if not isinstance(checks_ids, bool):
             raise InvalidInputError(f"checks_ids is {checks_ids!r:.80} (allowed: True or False)")
@@ -104,7 +100,6 @@ class Calls(ABC, Generic[Http, Transport, Answer]):
         self._options: dict[str, Any] = {"base_url": self._base_url, "headers": headers}
         self._context: ssl.SSLContext | None = None
         if transport is None:
-            # Loaded with the first client: its time is not that of a call, nor of the import.
             from world_model_client.network import certificates
 
             self._context = certificates()  # made once: reading them takes longer than a call
@@ -122,7 +117,7 @@ class Calls(ABC, Generic[Http, Transport, Answer]):
 
     def __repr__(self) -> str:
         closed = ", closed" if self._is_closed else ""
-        return f"<{type(self).__name__} of {place_of(self._base_url)}{closed}>"
+        return f"<{type(self).__name__} of {self._place}{closed}>"
 
     def predict(
         self,
@@ -259,7 +254,7 @@ class Calls(ABC, Generic[Http, Transport, Answer]):
         """Make a call: send it, maybe once more, and return what came."""
 
     def _exchange(self, call: Call) -> Exchange:
-        return Exchange(call, self._base_url, self._timeout_s, self._checks_ids)
+        return self._exchange_type(call, self._place, self._timeout_s, self._checks_ids)
 
     def _http(self, *, fresh: bool) -> Http:
         """Return this process's connections; with `fresh`, those for one request each.
@@ -268,9 +263,7 @@ class Calls(ABC, Generic[Http, Transport, Answer]):
             ClosedClientError: The client was closed.
         """
         if self._is_closed:
-            raise ClosedClientError(
-                f"the client of {place_of(self._base_url)} is closed: make another"
-            )
+            raise ClosedClientError(f"the client of {self._place} is closed: make another")
         key = (Forks.count, fresh and self._transport is None)
         if key not in self._pools:
             # Atomic: threads that come here at once end up with the same pool.

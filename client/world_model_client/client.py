@@ -7,17 +7,17 @@ with Client("http://127.0.0.1:8000") as client:
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-import httpx
-
-from world_model_client.calls import LIMITS, Calls
+from world_model_client.calls import Calls
 from world_model_client.errors import NotFoundError, ServiceError, UnreachableError
-from world_model_client.exchange import READINESS
-from world_model_client.inputs import Call
+from world_model_client.inputs import READINESS, Call
+
+if TYPE_CHECKING:
+    import httpx
 
 
-class Client(Calls[httpx.Client, httpx.BaseTransport, dict[str, Any]]):
+class Client(Calls["httpx.Client", "httpx.BaseTransport", dict[str, Any]]):
     """Blocking client, for any number of threads, and for the children of a process that forks.
 
         with Client("http://127.0.0.1:8000") as client:
@@ -73,9 +73,11 @@ class Client(Calls[httpx.Client, httpx.BaseTransport, dict[str, Any]]):
         self.close()
 
     def _opened(self) -> httpx.Client:
+        import httpx
+
         if self._transport is not None:
             return httpx.Client(**self._options, transport=self._transport)
-        from world_model_client.network import DeadlineTransport
+        from world_model_client.network import LIMITS, DeadlineTransport
 
         assert self._context is not None
         transport = DeadlineTransport(self._base_url, self._context, LIMITS)

@@ -25,9 +25,8 @@ from world_model_client.errors import (
     UnreachableError,
     printable,
 )
-from world_model_client.inputs import Call, seconds
+from world_model_client.inputs import READINESS, Call, seconds
 
-READINESS = "/readyz"
 _BY_CODE = {error.code: error for error in SERVICE_ERRORS}
 
 _MARGIN_S = 0.5
@@ -46,7 +45,7 @@ class Exchange:
 
     Args:
         call: What to send.
-        base_url: Named in errors.
+        place: The service's address, for errors.
         wait_s: Longest wait for an answer if the call has no deadline.
         checks_ids: Whether an answer with another request's id is refused.
 
@@ -56,10 +55,10 @@ class Exchange:
         answer: The answer's fields, once there is one.
     """
 
-    def __init__(self, call: Call, base_url: httpx.URL, wait_s: float, checks_ids: bool) -> None:
+    def __init__(self, call: Call, place: str, wait_s: float, checks_ids: bool) -> None:
         self._started = monotonic()
         self._call = call
-        self._place = place_of(base_url)
+        self._place = place
         self._body = call.body()
         self._wait_s = wait_s
         self._deadline: float | None = None
@@ -200,11 +199,6 @@ class Exchange:
             return True
         is_lost = isinstance(error, httpx.NetworkError | httpx.RemoteProtocolError)
         return is_lost and not self._is_connected_anew and not self._has_head
-
-
-def place_of(base_url: httpx.URL) -> str:
-    """Return an address for people: a password in it is not for logs."""
-    return str(base_url.copy_with(userinfo=b"")).rstrip("/")
 
 
 class Remaining(float):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Reader = Callable[[str, Any], Any]
 
+READINESS = "/readyz"
 OUTPUTS = (
     "states",
     "rewards",
