@@ -35,7 +35,9 @@ class AsyncClient(
     Args:
         base_url: As for `Client`, like all others.
         api_key: One of the service's keys, if it has any.
-        timeout_s: Longest wait for the answer of a call that brings no `timeout_s`.
+        timeout_s: Longest wait in seconds for the answer of a call that brings no `timeout_s`.
+        margin_s: Seconds that a call with a `timeout_s` may take beyond it, for the service's own
+            answer that it is late. After that, the service is silent: `UnreachableError`.
         transport: Replaces the network, in tests; the same one after a fork.
         checks_ids: Whether an answer is refused whose X-Request-Id is another request's.
 

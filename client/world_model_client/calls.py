@@ -79,6 +79,7 @@ class Calls(ABC, Generic[Http, Transport, Answer]):
         *,
         api_key: str | None = None,
         timeout_s: float = 10.0,
+        margin_s: float = 0.5,
         transport: Transport | None = None,
         checks_ids: bool = True,
     ) -> None:
@@ -90,6 +91,7 @@ class Calls(ABC, Generic[Http, Transport, Answer]):
         self._place = place_of(self._base_url)
         self._exchange_type = Exchange
         self._timeout_s = seconds("timeout_s", timeout_s)
+        self._margin_s = seconds("margin_s", margin_s)
         if not isinstance(checks_ids, bool):
             raise InvalidInputError(f"checks_ids is {checks_ids!r:.80} (allowed: True or False)")
         self._checks_ids = checks_ids
@@ -141,7 +143,7 @@ class Calls(ABC, Generic[Http, Transport, Answer]):
                 model's.
             frame: The coordinate frame that the caller counts on; refused if it is not the model's.
             timeout_s: The service answers within so many seconds or not at all; the call ends at
-                most half a second later. None: the client's `timeout_s` ends the wait.
+                most the client's `margin_s` later. None: the client's `timeout_s` ends the wait.
 
         Returns:
             `next_state` ([S] or [N][S]), `reward`, `done` (the probability that the episode ends at
@@ -254,7 +256,9 @@ class Calls(ABC, Generic[Http, Transport, Answer]):
         """Make a call: send it, maybe once more, and return what came."""
 
     def _exchange(self, call: Call) -> Exchange:
-        return self._exchange_type(call, self._place, self._timeout_s, self._checks_ids)
+        return self._exchange_type(
+            call, self._place, self._timeout_s, self._margin_s, self._checks_ids
+        )
 
     def _http(self, *, fresh: bool) -> Http:
         """Return this process's connections; with `fresh`, those for one request each.

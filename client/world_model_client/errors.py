@@ -92,7 +92,14 @@ def printable(text: str, most_bytes: int) -> str:
 
 
 class WorldModelError(Exception):
-    """Base of all errors of the service and its client."""
+    """Base of all errors of the service and its client.
+
+    Attributes:
+        request_id: X-Request-Id of the call, by which the service's log names it; empty if nothing
+            was sent.
+    """
+
+    request_id: str = ""
 
 
 class UnreachableError(WorldModelError):

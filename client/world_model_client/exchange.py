@@ -29,8 +29,6 @@ from world_model_client.inputs import READINESS, Call, seconds
 
 _BY_CODE = {error.code: error for error in SERVICE_ERRORS}
 
-_MARGIN_S = 0.5
-"""A call with a deadline waits so much longer: the service's own 504 has to travel."""
 _LATE_S = 0.05
 """Each wait ends in time; where only their sum does not, so much later."""
 MOST_ANSWER_BYTES = 2**27
@@ -47,6 +45,7 @@ class Exchange:
         call: What to send.
         place: The service's address, for errors.
         wait_s: Longest wait for an answer if the call has no deadline.
+        margin_s: Longest wait after the deadline: the service's own 504 has to travel.
         checks_ids: Whether an answer with another request's id is refused.
 
     Attributes:
@@ -55,7 +54,9 @@ class Exchange:
         answer: The answer's fields, once there is one.
     """
 
-    def __init__(self, call: Call, place: str, wait_s: float, checks_ids: bool) -> None:
+    def __init__(
+        self, call: Call, place: str, wait_s: float, margin_s: float, checks_ids: bool
+    ) -> None:
         self._started = monotonic()
         self._call = call
         self._place = place
@@ -64,7 +65,7 @@ class Exchange:
         self._deadline: float | None = None
         if call.timeout_s is not None:
             timeout_s = seconds("timeout_s", call.timeout_s)
-            self._wait_s, self._deadline = timeout_s + _MARGIN_S, self._started + timeout_s
+            self._wait_s, self._deadline = timeout_s + margin_s, self._started + timeout_s
         self._ends = self._started + self._wait_s
         self._id = os.urandom(16).hex()
         self._checks_ids = checks_ids
@@ -105,16 +106,20 @@ class Exchange:
         """Be around one try: what ends it is left out if the call is to be sent again.
 
         Raises:
-            UnavailableError: It is not, and the service said so.
+            ServiceError: It is not, and the service said so.
             UnreachableError: It is not, and no answer came.
         """
         try:
-            yield
-        except TimeoutError:  # of `asyncio.timeout`
-            self._check_retry(httpx.ReadTimeout("the answer came too slowly"))
-        except (httpx.RequestError, UnavailableError) as exc:
-            self._check_retry(exc)
-            self.is_retry = True
+            try:
+                yield
+            except TimeoutError:  # of `asyncio.timeout`
+                self._check_retry(httpx.ReadTimeout("the answer came too slowly"))
+            except (httpx.RequestError, UnavailableError) as exc:
+                self._check_retry(exc)
+                self.is_retry = True
+        except (ServiceError, UnreachableError) as exc:
+            exc.request_id = self._id
+            raise
 
     def left_s(self) -> float:
         """Return how long the call may still take, whatever is waited for."""

@@ -570,10 +570,11 @@ def test_no_part_of_a_password_is_shown_whatever_is_wrong_with_the_address(base_
     assert len(str(caught.value)) < 300
 
 
-@pytest.mark.parametrize("timeout_s", [0, -1, NAN, INF, "1", None, True], ids=repr)
-def test_a_clients_timeout_that_is_none_is_refused(timeout_s: Any) -> None:
-    with pytest.raises(InvalidInputError, match=r"^timeout_s is "):
-        Client(timeout_s=timeout_s)
+@pytest.mark.parametrize("name", ["timeout_s", "margin_s"])
+@pytest.mark.parametrize("given", [0, -1, NAN, INF, "1", None, True, [1.0]], ids=repr)
+def test_a_clients_time_that_is_none_is_refused(name: str, given: Any) -> None:
+    with pytest.raises(InvalidInputError, match=rf"^{name} is .*\(allowed: a positive number of s"):
+        Client(**{name: given})
 
 
 @pytest.mark.parametrize(
