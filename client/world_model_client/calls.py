@@ -21,7 +21,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, TypeVar
 
 from world_model_client.errors import ClosedClientError, InvalidInputError
 from world_model_client.inputs import (
@@ -120,6 +120,9 @@ class Calls(ABC, Generic[Http, Transport, Answer]):
     def __repr__(self) -> str:
         closed = ", closed" if self._is_closed else ""
         return f"<{type(self).__name__} of {self._place}{closed}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self!r} cannot be pickled or copied: make one in each process")
 
     def predict(
         self,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import ctypes
 import mmap
+import pickle
 import traceback
 from array import array
 from collections import deque
@@ -608,6 +610,13 @@ def test_a_client_says_what_it_is_without_a_password() -> None:
     client.close()
     assert repr(client) == "<Client of http://car/below, closed>"
     assert repr(AsyncClient()) == "<AsyncClient of http://127.0.0.1:8000>"
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("take", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_client_says_that_it_cannot_be_pickled(kind: Any, take: Any) -> None:
+    with pytest.raises(TypeError, match=r"Client of http://car> cannot be pickled or copied: make"):
+        take(kind("http://car"))
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
