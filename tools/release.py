@@ -22,7 +22,7 @@ UNRELEASED = "## Unreleased\n"
 
 STATED = {
     "service/__init__.py": r'^__version__ = "{}"$',
-    "client/pyproject.toml": r'^version = "{}"$',
+    "client/world_model_client/__init__.py": r'^__version__ = "{}"$',
     "Dockerfile": r"world-model:{}-|VERSION={}$",
     "docker-compose.cpu.yml": r"IMAGE_TAG:-{}\}}",
     "docker-compose.override.yml": r"IMAGE_TAG:-{}\}}",

@@ -24,6 +24,7 @@ import torch
 from annotated_types import Interval, Len
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from models.checkpoint.calibration import DONE_SCALES, DONE_SHIFTS, Calibration
 from models.checkpoint.files import (
@@ -34,9 +35,10 @@ from models.checkpoint.files import (
     shown,
     write_json,
 )
+from models.conformal import Guarantee
 from models.network.ensemble import WorldModelEnsemble
 from models.network.world_model import NORMALISERS, WorldModel
-from models.safety import SafetyLimits
+from models.safety.limits import NOT_CALIBRATED, SafetyLimits
 from models.spec import Name, Spec
 
 FORMAT = 1
@@ -45,15 +47,26 @@ CALIBRATION, TRAINING, METRICS = "calibration.json", "training.json", "metrics.j
 VERSIONED = (WEIGHTS, CONFIG, SPEC, CALIBRATION)
 _TINY, _HUGE = 1e-12, 1e12
 _SENSIBLE = {
-    "state_scale": (_TINY, _HUGE),
-    "delta_scale": (0.0, _HUGE),
     "reward_scale": (_TINY, _HUGE),
     "done_scale": DONE_SCALES,
     "done_shift": DONE_SHIFTS,
 }
-"""What normalisers may hold. Beyond, the last two would make a likely crash look impossible, or
-turn the order of hazards around, whatever the network predicts."""
+"""What normalisers may hold; see `_normaliser_bounds` for those of features. Beyond, the last two
+would make a likely crash look impossible, or turn the order of hazards around, whatever the network
+predicts."""
+_MOST_SPREADS, _LEAST_SPREAD = 100.0, 1e-6
+"""A feature's scale beside the width of its range. Values that are normalised by much more all look
+alike: the members answer the same to every state, and never disagree."""
 
+
+_OPTIONAL: dict[str, Any] = {
+    "geometry": None,
+    "kinematics": None,
+    "frame": None,
+    "conventions": [],
+    "example": None,
+}
+"""Fields of a spec that may be missing; the last three are unknown to version 0.1."""
 
 Widths = Annotated[tuple[Annotated[int, Interval(ge=1, le=65_536)], ...], Len(1, 64)]
 Members = Annotated[int, Interval(ge=1, le=1000)]
@@ -103,9 +116,12 @@ class Checkpoint:
         architecture: What the members are made of.
         calibration: Thresholds and ranges.
         name: Name shown to clients.
-        version: Hash of everything that decides the answers; "" before it is saved.
+        version: Hash of everything that decides the answers, and how many members of the folder's
+            do, if not all: "0123456789abcdef-3of5"; "" before it is saved.
         training: How it was trained.
         metrics: How it did on held-out episodes.
+        held_members: Members that the folder holds, if only the first of them are loaded; None:
+            all are. Calibration and metrics hold for all together.
     """
 
     ensemble: WorldModelEnsemble
@@ -116,11 +132,24 @@ class Checkpoint:
     version: str = ""
     training: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    held_members: int | None = None
 
     @property
     def member_count(self) -> int:
         """Number of members loaded."""
         return self.ensemble.member_count
+
+    @property
+    def guarantee(self) -> Guarantee | None:
+        """What is guaranteed about the crash threshold; None if nothing is."""
+        return self.calibration.guarantee if self.held_members is None else None
+
+    @property
+    def refused(self) -> dict[str, float]:
+        """Limits that are there, but are not served; by name."""
+        if self.held_members is None:
+            return self.calibration.refused
+        return self.calibration.held
 
     @cached_property
     def limits(self) -> SafetyLimits:
@@ -134,12 +163,16 @@ class Checkpoint:
             for slot in (geometry.slots if geometry is not None else ())
         ]
         columns = np.array(slots, np.int64).reshape(-1, 4)
+        is_whole = self.held_members is None
+        # One member cannot disagree: its uncertainty is unknown, not zero.
+        has_uncertainty = is_whole and self.member_count > 1
         return SafetyLimits(
-            crash_threshold=calibration.served_threshold,
-            # One member cannot disagree: its uncertainty is unknown, not zero.
-            uncertainty_limit=(
-                calibration.served_uncertainty_limit if self.member_count > 1 else None
-            ),
+            crash_threshold=calibration.served_threshold if is_whole else None,
+            uncertainty_limit=calibration.served_uncertainty_limit if has_uncertainty else None,
+            uncalibrated=NOT_CALIBRATED
+            if is_whole
+            else f"{self.member_count} of {self.held_members} members answer, and the checkpoint's "
+            "thresholds hold for all together",
             state_low=np.array(low, np.float32) if low else np.full(dim, -np.inf, np.float32),
             state_high=np.array(high, np.float32) if high else np.full(dim, np.inf, np.float32),
             horizon=calibration.horizon,
@@ -157,8 +190,14 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> str:
     """Write a checkpoint folder, overwriting one that is there; return its version.
 
     Raises:
-        CheckpointError: A part makes no sense: it could not be loaded again. Nothing is written.
+        CheckpointError: A part makes no sense: it could not be loaded again; or it is a part of a
+            checkpoint's members with the calibration of all. Nothing is written.
     """
+    if checkpoint.held_members is not None:
+        raise CheckpointError(
+            f"{checkpoint.member_count} of {checkpoint.held_members} members cannot be saved with "
+            "the calibration of all: calibrate them first"
+        )
     config = Config(FORMAT, checkpoint.name, checkpoint.member_count, checkpoint.architecture)
     documents = {
         CONFIG: asdict(config),
@@ -171,6 +210,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> str:
     weights = {name: x.contiguous() for name, x in checkpoint.ensemble.state_dict().items()}
     for name, tensor in weights.items():
         _check_values(WEIGHTS, name, tensor)
+    _check_normalisers(WEIGHTS, weights, checkpoint.spec, checkpoint.calibration)
     folder.mkdir(parents=True, exist_ok=True)
     # Gone first and written last: a folder whose writing was cut short is refused, not half old.
     (folder / CONFIG).unlink(missing_ok=True)
@@ -207,22 +247,47 @@ def load_checkpoint(folder: Path, *, device: str = "cpu", members: int | None = 
             f"{FORMAT}"
         )
     config = checked(Config, document, folder / CONFIG)
-    spec = checked(Spec, read_json(folder / SPEC), folder / SPEC)
+    spec = read_spec(folder / SPEC)
     calibration = _checked_calibration(read_json(folder / CALIBRATION), folder / CALIBRATION, spec)
     if members is not None and not 1 <= members <= config.members:
         raise CheckpointError(f"cannot serve {members} members, {folder} holds {config.members}")
     ensemble = _build(folder, config, spec)
+    _check_normalisers(folder / WEIGHTS, ensemble.state_dict(), spec, calibration)
     ensemble = WorldModelEnsemble.from_members(list(ensemble.members)[:members])
+    version, is_whole = checkpoint_version(folder), members in (None, config.members)
     return Checkpoint(
         ensemble=ensemble.to(device).eval().requires_grad_(False),
         spec=spec,
         architecture=config.architecture,
         calibration=calibration,
         name=config.name,
-        version=checkpoint_version(folder),
+        version=version if is_whole else f"{version}-{members}of{config.members}",
         training=read_json(folder / TRAINING),
         metrics=read_json(folder / METRICS) if (folder / METRICS).exists() else {},
+        held_members=None if is_whole else config.members,
     )
+
+
+def read_spec(path: Path) -> Spec:
+    """Read a spec of a file, one written by hand too: what may be None or empty may be missing.
+
+    Raises:
+        CheckpointError: It cannot be read, or makes no sense.
+    """
+    return read_spec_of(read_json(path), path)
+
+
+def read_spec_of(document: dict[str, Any], source: str | Path) -> Spec:
+    """Build a spec of a JSON object; see `read_spec`.
+
+    Args:
+        document: The object.
+        source: Named in errors.
+
+    Raises:
+        CheckpointError: It makes no sense.
+    """
+    return checked(Spec, {**_OPTIONAL, **document}, source)
 
 
 def checkpoint_version(folder: Path) -> str:
@@ -275,6 +340,51 @@ def _check_values(source: Path | str, name: str, tensor: torch.Tensor) -> None:
         raise CheckpointError(
             f"{source}: {name} holds {wrong[0]:g}, but must be from {low:g} to {high:g}"
         )
+
+
+def _normaliser_bounds(spec: Spec, calibration: Calibration) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return least and most of what the normalisers of each feature may hold, [S] each.
+
+    The mean of values lies within their range, and their deviation is half of its width at most. A
+    range is the spec's or the trained one, whatever is wider; normalisers that change nothing (0
+    and 1) are always taken.
+    """
+    low, high = (
+        torch.tensor([getattr(x, name) for x in spec.state], dtype=torch.float64)
+        for name in ("low", "high")
+    )
+    if calibration.state_low:
+        low = low.minimum(torch.tensor(calibration.state_low, dtype=torch.float64))
+        high = high.maximum(torch.tensor(calibration.state_high, dtype=torch.float64))
+    width = high - low
+    most = _MOST_SPREADS * width.clamp(min=1.0)
+    return {
+        "state_mean": (low.clamp(max=0.0) - width, high.clamp(min=0.0) + width),
+        "state_scale": (_LEAST_SPREAD * width.clamp(max=1.0), most),
+        "delta_scale": (torch.zeros_like(width), most),
+    }
+
+
+def _check_normalisers(
+    source: Path | str, weights: dict[str, Tensor], spec: Spec, calibration: Calibration
+) -> None:
+    """Refuse normalisers that no values of the features have.
+
+    Raises:
+        CheckpointError: A mean lies far outside its feature's range, or a scale is far wider.
+    """
+    bounds = _normaliser_bounds(spec, calibration)
+    for name, tensor in weights.items():
+        kind = name.rpartition(".")[2]
+        if kind not in bounds:
+            continue
+        least, most = bounds[kind]
+        values = tensor.cpu().double()
+        for i in torch.nonzero((values < least) | (values > most)).flatten()[:1].tolist():
+            raise CheckpointError(
+                f"{source}: {name} holds {values[i]:g} for {spec.state[i].name}, but must be from "
+                f"{least[i]:g} to {most[i]:g} beside the feature's range"
+            )
 
 
 def _compare_shape(source: Path, name: str, tensor: torch.Tensor, needed: Sequence[int]) -> None:

@@ -29,6 +29,7 @@ from models.network.ensemble import WorldModelEnsemble
 from models.network.world_model import WorldModel
 from models.safety import assess
 from models.spec import Spec, anonymous_spec
+from service.settings import PRETRAINED
 
 ROOT = Path(models.__file__).parents[1]
 SMALL = Architecture(hidden_dims=(16, 32))
@@ -151,6 +152,10 @@ def set_all(name: str, value: float) -> Callable[[Path], None]:
     return edit_weights(lambda w: w[name].fill_(value))
 
 
+def set_one(name: str, index: int, value: float) -> Callable[[Path], None]:
+    return edit_weights(lambda w: w[name][index].fill_(value))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -198,8 +203,16 @@ def set_all(name: str, value: float) -> Callable[[Path], None]:
         (set_all(SHIFT, -50.0), r"done_shift holds -50, but must be from -4 to 4"),
         (set_all(SHIFT, -4.1), r"done_shift holds -4.1, but"),
         (set_all(SHIFT, 4.1), r"done_shift holds 4.1, but"),
-        (set_all("models.0.state_scale", 0.0), "state_scale holds 0, but"),
-        (set_all("models.0.delta_scale", -0.5), "delta_scale holds -0.5, but"),
+        (set_all("models.0.state_scale", 0.0), "state_scale holds 0 for state_0, but"),
+        (set_all("models.0.delta_scale", -0.5), "delta_scale holds -0.5 for state_0, but"),
+        (
+            set_one("models.1.state_scale", 3, 1e12),
+            r"scale holds 1e\+12 for state_3, but .* 2e\+08",
+        ),
+        (set_one("models.0.state_scale", 0, 1e-7), "state_scale holds 1e-07 for state_0, but"),
+        (set_one("models.1.state_mean", 4, 1e12), r"mean holds 1e\+12 for state_4, but .* 3e\+06"),
+        (set_one("models.0.state_mean", 1, -4e6), r"state_mean holds -4e\+06 for state_1, but"),
+        (set_one("models.0.delta_scale", 2, 1e12), r"delta_scale holds 1e\+12 for state_2, but"),
         (set_all("models.0.reward_scale", -0.5), "reward_scale holds -0.5, but"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -212,6 +225,34 @@ def test_a_damaged_checkpoint_is_refused_in_one_sentence(
     with pytest.raises(CheckpointError, match=message) as refusal:
         load_checkpoint(folder)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "trained", "scale"),
+    [
+        (100.0, 100.5, (), 1.0),
+        (-1e-9, 1e-9, (), 1e-9),
+        (-1.0, 1.0, (), 30.0),
+        (-1.0, 1.0, (-3e4, 3e4), 3e4),
+        (-1e12, 1e12, (), 1e12),
+    ],
+    ids=["beside zero", "narrow", "another's scale", "wider data", "wide"],
+)
+def test_normalisers_that_values_have_are_taken(
+    tmp_path: Path, low: float, high: float, trained: tuple[float, ...], scale: float
+) -> None:
+    whole = small_checkpoint()
+    features = tuple(replace(x, low=low, high=high) for x in whole.spec.state)
+    bounds = {"state_low": trained[:1] * 5, "state_high": trained[1:] * 5}
+    given = replace(
+        whole, spec=replace(whole.spec, state=features), calibration=Calibration(**bounds)
+    )
+    for member in given.ensemble.members:
+        member.get_buffer("state_scale").fill_(scale)
+    given = replace(given, ensemble=WorldModelEnsemble.from_members([*given.ensemble.members]))
+    save_checkpoint(given, tmp_path)
+
+    assert (load_checkpoint(tmp_path).ensemble.state_dict()["models.0.state_scale"] == scale).all()
 
 
 NAN, INF = float("nan"), float("inf")
@@ -359,6 +400,24 @@ def test_a_field_of_another_kind_is_refused(
     assert "\n" not in str(refusal.value)
 
 
+UNKNOWN_TO_0_1 = {"frame", "conventions", "example"}
+"""Fields of a spec that version 0.1 did not write."""
+MAY_BE_MISSING = UNKNOWN_TO_0_1 | {"geometry", "kinematics"}
+
+
+def test_a_checkpoint_of_version_0_1_can_be_served(driving_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(driving_folder, tmp_path / "old")
+    document = json.loads((folder / "spec.json").read_text())
+    for field in UNKNOWN_TO_0_1:
+        del document[field]
+    (folder / "spec.json").write_text(json.dumps(document))
+
+    spec = load_checkpoint(folder).spec
+
+    assert (spec.frame, spec.conventions, spec.example) == (None, (), None)
+    assert spec.state == load_checkpoint(driving_folder).spec.state
+
+
 @pytest.mark.parametrize("name", ["calibration.json", "spec.json", "config.json"])
 def test_a_missing_field_is_refused(driving_folder: Path, tmp_path: Path, name: str) -> None:
     for place in ([], ["architecture"], ["geometry"], ["kinematics"], ["state", 0]):
@@ -369,7 +428,7 @@ def test_a_missing_field_is_refused(driving_folder: Path, tmp_path: Path, name: 
                 inner = inner[part]
         except KeyError:
             continue
-        for field in list(inner):
+        for field in inner.keys() - MAY_BE_MISSING:
             folder = shutil.copytree(driving_folder, tmp_path / "copy", dirs_exist_ok=True)
             kept = inner.pop(field)
             (folder / name).write_text(json.dumps(document))
@@ -518,7 +577,7 @@ def test_no_calibration_is_served_without_episodes_that_vouch_for_it(
 def test_the_bundled_checkpoint_is_what_it_was() -> None:
     bundled = load_checkpoint(Path(models.__file__).parent / "pretrained")
 
-    assert bundled.version == "4d2a5d6972ec46fc"
+    assert bundled.version == "efebadcd8f528f03"
     guarantee = bundled.calibration.guarantee
     assert guarantee is not None
     assert (guarantee.alpha, guarantee.episodes, guarantee.episodes_needed) == (0.01, 625, 99)
@@ -641,3 +700,40 @@ def test_pickled_code_is_refused_and_not_run(
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot read weights"):
         import_weights(tmp_path / "nothing.pt")
+
+
+def test_some_members_are_another_version_without_limits(tmp_path: Path) -> None:
+    """Thresholds hold for the members that were calibrated together."""
+    bundled = load_checkpoint(PRETRAINED)
+
+    some = load_checkpoint(PRETRAINED, members=3)
+    all_named = load_checkpoint(PRETRAINED, members=5)
+
+    assert some.version == f"{bundled.version}-3of5"
+    assert (some.limits.crash_threshold, some.limits.uncertainty_limit) == (None, None)
+    assert some.guarantee is None
+    assert set(some.refused) == {"crash_threshold", "uncertainty_limit"}
+    assert (all_named.version, all_named.limits.crash_threshold) == (
+        bundled.version,
+        bundled.limits.crash_threshold,
+    )
+    with pytest.raises(CheckpointError, match="3 of 5 members cannot be saved with the calibrat"):
+        save_checkpoint(some, tmp_path / "some")
+    assert not (tmp_path / "some").exists()
+
+
+def test_no_verdict_of_some_members_is_known() -> None:
+    some = load_checkpoint(PRETRAINED, members=3)
+    assert some.spec.example is not None
+    states = torch.tensor([some.spec.example.state] * 2)
+    actions = torch.zeros(2, 16, 3)
+    actions[1, :, 2] = 1.0
+
+    made = some.ensemble.rollout(states, actions)
+    states_, dones, spread = made.states.numpy(), made.dones.numpy(), made.uncertainty.numpy()
+    verdicts = assess(states_, dones, spread, some.limits)
+    verdicts += assess(states_, dones, spread, some.limits, threshold=0.5)
+
+    assert [v.verdict for v in verdicts] == ["unknown"] * 4
+    assert verdicts[0].reasons[0].rule == "not_calibrated"
+    assert verdicts[0].reasons[0].message.startswith("3 of 5 members answer, and the checkpoint's")
