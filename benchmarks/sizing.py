@@ -46,8 +46,8 @@ CORES = (1, 2)
 BUSY = 0.8
 """Share of a core's time that the formula plans with."""
 
-_ALONE = 15
-"""Plans that are timed one after the other."""
+_ALONE, _ALONE_S = 15, 3.0
+"""Plans that are timed one after the other; three at least, and no more after so many seconds."""
 _QUESTIONS = 8
 _FIRST_TRY = 1.5
 """Planners that are tried first, in times of what one plan's time promises."""
@@ -155,6 +155,8 @@ class Instance:
             started = time.perf_counter()
             self.server.ask("plan", bodies[turn % len(bodies)])
             times.append(time.perf_counter() - started)
+            if turn > 1 and sum(times) > _ALONE_S:
+                break
         return statistics.median(times)
 
     def fit(self, candidates: int, rate_hz: float, planners: int) -> Fit | None:
