@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -70,17 +70,24 @@ class Cost:
 
 @dataclass(frozen=True)
 class Fit:
-    """The most planners that fit.
+    """What planners saw, of the most that fit.
 
     Attributes:
-        planners: Their number; 0: not even one.
-        plan_p99_ms: Of their answers; None: none was asked.
+        planners: Their number; 0: not even one fits.
+        plan_p99_ms: Of their answers, or of the one's that did not fit; None: one that is alone
+            takes longer than its period, or was refused.
         check_p99_ms: Of the safety checks beside them.
     """
 
     planners: int
     plan_p99_ms: float | None = None
     check_p99_ms: float | None = None
+
+    def is_in_time(self, rate_hz: float) -> bool:
+        """Whether plans and checks come within their periods."""
+        if self.plan_p99_ms is None or self.check_p99_ms is None:
+            return False
+        return self.plan_p99_ms <= 1e3 / rate_hz and self.check_p99_ms <= 1e3 / POLL_HZ
 
 
 @dataclass(frozen=True)
@@ -106,20 +113,22 @@ def fitted(plan_s: Mapping[int, float]) -> Cost | None:
     return Cost(max(0.0, plan_s[least] - least * HORIZON / speed), speed)
 
 
-def most_that_fit(first: int, measure: Callable[[int], Fit | None]) -> Fit:
+def most_that_fit(first: int, rate_hz: float, measure: Callable[[int], Fit]) -> Fit:
     """Return the first fit of numbers of planners that go down from `first`.
 
     Args:
         first: The number that is tried first.
-        measure: Number of planners -> what was seen, or None if they do not fit.
+        rate_hz: Plans a second of each.
+        measure: Number of planners -> what they see.
     """
     planners = min(first, _MOST_PLANNERS)
+    seen = Fit(0)
     while planners > 0:
-        found = measure(planners)
-        if found is not None:
-            return found
+        seen = measure(planners)
+        if seen.is_in_time(rate_hz):
+            return seen
         planners = min(planners - 1, math.floor(_NEXT_TRY * planners))
-    return Fit(0)
+    return replace(seen, planners=0)
 
 
 def first_try(plan_s: float, rate_hz: float) -> int:
@@ -159,8 +168,8 @@ class Instance:
                 break
         return statistics.median(times)
 
-    def fit(self, candidates: int, rate_hz: float, planners: int) -> Fit | None:
-        """Return what so many planners and the safety checks beside them see, if they fit."""
+    def seen(self, candidates: int, rate_hz: float, planners: int) -> Fit:
+        """Return what so many planners see, and the safety checks beside them."""
         plans = self.server.url("plan"), self.plans[candidates], self.seconds, rate_hz, self.core
         checks = self.server.url("safety-check"), self.checks, self.seconds, POLL_HZ, self.core
         with ThreadPoolExecutor(2) as pool:
@@ -169,9 +178,7 @@ class Instance:
             try:
                 plan, check = asked.result(), beside.result()
             except load.LoadError:
-                return None
-        if plan.p99 > 1e3 / rate_hz or check.p99 > 1e3 / POLL_HZ:
-            return None
+                return Fit(planners)
         return Fit(planners, plan.p99, check.p99)
 
     def sized(self, rates_hz: Sequence[float]) -> Sized:
@@ -180,9 +187,8 @@ class Instance:
         fits = {}
         for candidates, alone_s in plan_s.items():
             for rate_hz in rates_hz:
-                found = most_that_fit(
-                    first_try(alone_s, rate_hz), partial(self.fit, candidates, rate_hz)
-                )
+                measure = partial(self.seen, candidates, rate_hz)
+                found = most_that_fit(first_try(alone_s, rate_hz), rate_hz, measure)
                 fits[candidates, rate_hz] = found
                 _say(f"  {candidates} candidates at {rate_hz:g} Hz: {found.planners} planners")
         return Sized(plan_s, fits)
@@ -257,7 +263,8 @@ def _cell(sized: Sized, candidates: int, rate_hz: float) -> str:
     text = f"**{fit.planners}** / {expected}"
     if fit.plan_p99_ms is None or fit.check_p99_ms is None:
         return text
-    return f"{text} ({shown(fit.plan_p99_ms)}; {shown(fit.check_p99_ms)})"
+    who = "" if fit.planners else "one: "
+    return f"{text} ({who}{shown(fit.plan_p99_ms)}; {shown(fit.check_p99_ms)})"
 
 
 def report(sizes: Mapping[tuple[int, int], Sized], seconds: float, busy: float) -> str:
@@ -282,7 +289,8 @@ def report(sizes: Mapping[tuple[int, int], Sized], seconds: float, busy: float) 
         parts.append(
             f"**Planners that fit on {cores} core{'s' * (cores > 1)}**, {load_is}, and how many "
             "the formula promises; in brackets p99 of their plans, and of safety checks at 50 Hz "
-            "beside them, ms:"
+            "beside them, ms. Where none fits, they are those of one; without them a plan alone "
+            "takes longer than its period:"
         )
         parts.append(planners_table(own))
     return "\n\n".join(parts)

@@ -74,32 +74,53 @@ def test_the_search_goes_down_from_more_than_can_fit() -> None:
     assert first_try(0.101, 10.0) == 0
 
 
+@pytest.mark.parametrize(
+    ("fit", "is_in_time"),
+    [
+        (Fit(3, 50.0, 20.0), True),
+        (Fit(3, 50.1, 5.0), False),
+        (Fit(3, 5.0, 20.1), False),
+        (Fit(3), False),
+    ],
+    ids=["in time", "late plans", "late checks", "refused"],
+)
+def test_planners_fit_if_they_and_safety_checks_are_answered_within_their_periods(
+    fit: Fit, is_in_time: bool
+) -> None:
+    assert fit.is_in_time(20.0) is is_in_time
+
+
 def test_the_first_number_that_fits_is_found_and_no_smaller_one_tried() -> None:
     tried = []
 
-    def measure(planners: int) -> Fit | None:
+    def measure(planners: int) -> Fit:
         tried.append(planners)
-        return Fit(planners, 90.0, 5.0) if planners <= 6 else None
+        return Fit(planners, 15.0 * planners, 5.0)
 
-    assert most_that_fit(10, measure) == Fit(6, 90.0, 5.0)
+    assert most_that_fit(10, 10.0, measure) == Fit(6, 90.0, 5.0)
     assert tried == [10, 8, 6]
 
 
 def test_every_number_is_tried_before_none_fits() -> None:
     tried = []
 
-    assert most_that_fit(3, lambda planners: tried.append(planners)) == Fit(0)
+    def measure(planners: int) -> Fit:
+        tried.append(planners)
+        return Fit(planners, 20.0 * planners, 30.0)
+
+    assert most_that_fit(3, 10.0, measure) == Fit(0, 20.0, 30.0)
     assert tried == [3, 2, 1]
-    assert most_that_fit(0, lambda planners: Fit(planners, 1.0, 1.0)) == Fit(0)
+    assert most_that_fit(0, 10.0, measure) == Fit(0)
 
 
 def test_the_report_shows_costs_and_planners_by_cores_and_members() -> None:
-    fits = {(16, 10.0): Fit(7, 81.2, 4.567), (1024, 10.0): Fit(0)}
+    fits = {(16, 10.0): Fit(7, 81.2, 4.567), (64, 20.0): Fit(0, 55, 6), (1024, 10.0): Fit(0)}
 
     text = report({(1, 1): sized(fits), (1, 5): sized(fits), (2, 5): sized(fits)}, 10.0, 0.1)
 
-    assert "| 1 | 5 | 10.0 | 514 | 2.0 | 32,000 |" in text
+    assert "| 1 | 5 | 10.0 | 34.0 | 514 | 2.0 | 32,000 |" in text
     assert "| 16 at 10 Hz | **7** / 8 (81.2; 4.57) | **7** / 8 (81.2; 4.57) |" in text
+    assert "| 64 at 20 Hz | **0** / 1 (one: 55.0; 6.00) |" in text
     assert "| 1024 at 10 Hz | **0** / 0 |" in text
     assert text.count("**Planners that fit on") == 2
 
