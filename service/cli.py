@@ -312,23 +312,40 @@ def evaluate(
 
 
 @main.command("import")
-@click.argument("weights", type=click.Path(path_type=Path))
+@click.argument("weights", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--out", type=_FOLDER, required=True, help="Checkpoint folder to write.")
 @click.option(
     "--activation", type=click.Choice(["elu", "relu", "tanh"]), default="elu", show_default=True
 )
-@click.option("--dt-s", default=0.05, show_default=True, help="Length of a step in seconds.")
-def import_(weights: Path, out: Path, activation: str, dt_s: float) -> None:
-    """Make a checkpoint of WEIGHTS, trained with the specification's own class.
+@click.option(
+    "--spec",
+    metavar="FILE|highway",
+    default=None,
+    help="What the numbers mean: a file like a checkpoint's spec.json, or the bundled model's. "
+    "Without it they are called state_0, ..., and nothing can be calibrated.",
+)
+@click.option(
+    "--dt-s",
+    type=float,
+    default=None,
+    help="Length of a step in seconds.  [default: the spec's, or 0.05]",
+)
+def import_(
+    weights: tuple[Path, ...], out: Path, activation: str, spec: str | None, dt_s: float | None
+) -> None:
+    """Make a checkpoint of WEIGHTS, trained with the specification's own classes.
 
-    WEIGHTS is a file of torch.save or safetensors: a state_dict, or a training checkpoint that
-    holds one. It says what was taken from it. No code in it is run.
+    Each of WEIGHTS is a file of torch.save or safetensors: a state_dict, or a training checkpoint
+    that holds one, of a model or of an ensemble. Several files are the members of an ensemble. It
+    says what was taken from each. No code in them is run.
     """
     from models.checkpoint import save_checkpoint
-    from models.importing import import_weights
+    from models.importing import import_weights, read_spec
 
     with _one_sentence():
-        checkpoint = import_weights(weights, activation=activation, dt_s=dt_s)
+        meaning = None if spec is None else read_spec(spec)
+        checkpoint = import_weights(*weights, activation=activation, dt_s=dt_s, spec=meaning)
         version = save_checkpoint(checkpoint, out)
-        click.echo(f"{weights}: {checkpoint.training['taken']}")
-        click.echo(f"Wrote {out}, version {version}")
+        for path, taken in zip(weights, checkpoint.training["taken"], strict=True):
+            click.echo(f"{path}: {taken}")
+        click.echo(f"Wrote {out}, version {version}, members {checkpoint.member_count}")

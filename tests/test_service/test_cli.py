@@ -18,6 +18,7 @@ import training.evaluation.evaluate
 import training.evaluation.report
 import training.fitting.train
 from models.checkpoint import load_checkpoint
+from models.highway import highway_spec
 from models.network.world_model import WorldModel
 from service.cli import main
 from service.settings import Settings
@@ -101,6 +102,43 @@ def test_import_writes_a_checkpoint(tmp_path: Path) -> None:
     loaded = load_checkpoint(tmp_path / "out")
     assert loaded.version in result.output
     assert loaded.spec.dt_s == 0.1
+
+
+def test_import_makes_an_ensemble_of_several_files_with_a_meaning(tmp_path: Path) -> None:
+    for name in ("a.pt", "b.pt"):
+        model = WorldModel(hidden_dims=(64, 64), residual=False)
+        torch.save(
+            {name: x for name, x in model.state_dict().items() if "." in name}, tmp_path / name
+        )
+
+    result = invoke(
+        "import",
+        tmp_path / "a.pt",
+        tmp_path / "b.pt",
+        "--out",
+        tmp_path / "out",
+        "--spec",
+        "highway",
+    )
+
+    loaded = load_checkpoint(tmp_path / "out")
+    assert (loaded.member_count, loaded.spec) == (2, highway_spec())
+    assert result.output.splitlines() == [
+        f"{tmp_path / 'a.pt'}: took 18 tensors",
+        f"{tmp_path / 'b.pt'}: took 18 tensors",
+        f"Wrote {tmp_path / 'out'}, version {loaded.version}, members 2",
+    ]
+
+
+def test_import_refuses_a_step_that_is_not_the_specs(tmp_path: Path) -> None:
+    result = invoke(
+        "import", "w.pt", "--out", tmp_path / "out", "--spec", "highway", "--dt-s", "0.1"
+    )
+
+    assert result.exit_code == 1
+    assert result.output == (
+        "Error: the length of a step is 0.1 s, but 0.05 s in the spec 'highway'\n"
+    )
 
 
 def test_import_refuses_what_is_no_model_in_one_sentence(tmp_path: Path) -> None:

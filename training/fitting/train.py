@@ -148,7 +148,8 @@ def recalibrate(
     """Fit a checkpoint's probabilities, thresholds and limits to other recordings.
 
     A third of the episodes, at random, fixes the probabilities, the others the thresholds. The
-    weights and the known ranges stay. Prints how many episodes there were and how many are needed.
+    weights and the known ranges stay; ranges that are not known (of imported weights) become those
+    of the recordings. Prints that, how many episodes there were and how many are needed.
 
     Args:
         checkpoint_folder: The model.
@@ -164,7 +165,10 @@ def recalibrate(
     """
     old, store = load_checkpoint(checkpoint_folder), load_store(store_folder)
     if old.spec != highway_spec():
-        raise TrainingError(f"{checkpoint_folder} has other features than {store_folder}")
+        raise TrainingError(
+            f"{checkpoint_folder} has other features (spec {old.spec.name!r}) than {store_folder} "
+            f"({highway_spec().name!r})"
+        )
     horizon = old.calibration.horizon or options.horizon
     order = np.random.default_rng(options.seed).permutation(len(store.frame_count))
     parts = np.split(order, [len(order) // 3])
@@ -174,7 +178,15 @@ def recalibrate(
     for windows in (validation, thresholds):
         if not windows.ends.any():
             raise TrainingError(f"{store_folder} holds too few episodes that end")
-    ranges = np.array(old.calibration.state_low), np.array(old.calibration.state_high)
+    if old.calibration.state_low:
+        ranges = np.array(old.calibration.state_low), np.array(old.calibration.state_high)
+    else:
+        # Of all windows: none of the model's own training is known.
+        ranges = trained_ranges(validation, thresholds)
+        print(
+            f"{checkpoint_folder} holds no ranges of what its model knows: those of the "
+            f"{len(order)} episodes of {store_folder} are taken"
+        )
     calibration = calibrate(old.ensemble, ranges, validation, thresholds, options, old.spec.dt_s)
     training = {**old.training, "recalibrated": {"fingerprint": store.fingerprint}}
     new = replace(old, calibration=calibration, training=training, metrics={})
