@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from models.spec import Feature, Geometry, Kinematics, Slot, Spec
+from models.spec import (
+    FORWARD_RIGHT_DOWN,
+    Convention,
+    Example,
+    Feature,
+    Geometry,
+    Kinematics,
+    Slot,
+    Spec,
+)
 
 NEIGHBOUR_COUNT = 4
 VEHICLE_LENGTH_M = 5.0
@@ -20,12 +29,39 @@ def highway_spec() -> Spec:
     [-pi, pi) within a predicted sequence: it does not jump.
     """
     ego = (
-        Feature("speed", "m/s", 0.0, 45.0, "forward speed"),
-        Feature("lane_offset", "m", -12.0, 12.0, "lateral offset from the closest lane's centre"),
-        Feature("sin_heading_error", "1", -1.0, 1.0, "sine of heading minus lane heading"),
-        Feature("left_edge", "m", -12.0, 40.0, "centre to left road edge; negative is off-road"),
-        Feature("right_edge", "m", -12.0, 40.0, "centre to right road edge; negative is off-road"),
-        Feature("curvature", "1/m", -0.2, 0.2, "lane curvature 0.4 s ahead at present speed"),
+        Feature("speed", "m/s", 0.0, 45.0, "forward speed; the car does not reverse"),
+        Feature(
+            "lane_offset",
+            "m",
+            -12.0,
+            12.0,
+            "from the closest lane's centre to the ego's centre, positive to the right",
+        ),
+        Feature(
+            "sin_heading_error",
+            "1",
+            -1.0,
+            1.0,
+            "sine of the ego's heading minus the lane's, positive if the ego points to the right",
+        ),
+        Feature(
+            "left_edge", "m", -12.0, 40.0, "the ego's centre to the left road edge, negative beyond"
+        ),
+        Feature(
+            "right_edge",
+            "m",
+            -12.0,
+            40.0,
+            "the ego's centre to the right road edge, negative beyond",
+        ),
+        Feature(
+            "curvature",
+            "1/m",
+            -0.2,
+            0.2,
+            "of the lane where the ego is in 0.4 s at present speed, positive if it bends to the "
+            "right",
+        ),
     )
     neighbours = [_neighbour(f"neighbour_{i}") for i in range(1, NEIGHBOUR_COUNT + 1)]
     return Spec(
@@ -33,7 +69,13 @@ def highway_spec() -> Spec:
         dt_s=STEP_S,
         state=(*ego, *(feature for features, _ in neighbours for feature in features)),
         action=(
-            Feature("steer", "1", -1.0, 1.0, "share of the steering that grip allows at speed"),
+            Feature(
+                "steer",
+                "1",
+                -1.0,
+                1.0,
+                "share of the largest wheel angle at this speed, positive to the right",
+            ),
             Feature("throttle", "1", 0.0, 1.0, "share of full acceleration, 5 m/s^2"),
             Feature("brake", "1", 0.0, 1.0, "share of full braking, 8 m/s^2"),
         ),
@@ -60,6 +102,9 @@ def highway_spec() -> Spec:
             max_steering_rad=0.5,
             max_speed_mps=40.0,
         ),
+        frame=FORWARD_RIGHT_DOWN,
+        conventions=_CONVENTIONS,
+        example=_example(),
     )
 
 
@@ -68,12 +113,166 @@ def _neighbour(name: str) -> tuple[list[Feature], Slot]:
     reach = 1.5 * SENSOR_RANGE_M
     parts = {
         "presence": ("1", 0.0, 1.0, "1 if the slot holds a vehicle, else 0"),
-        "dx": ("m", -reach, reach, "centre to centre, forward"),
-        "dy": ("m", -reach, reach, "centre to centre, sideways"),
-        "heading": ("rad", -6.3, 6.3, "heading relative to the ego"),
-        "speed": ("m/s", 0.0, 45.0, "speed along its heading"),
-        "acceleration": ("m/s^2", -12.0, 12.0, "change of speed"),
-        "yaw_rate": ("rad/s", -4.0, 4.0, "turn rate in the world"),
+        "dx": ("m", -reach, reach, "centre to centre along the ego's heading, positive ahead"),
+        "dy": (
+            "m",
+            -reach,
+            reach,
+            "centre to centre across the ego's heading, positive to the right",
+        ),
+        "heading": (
+            "rad",
+            -6.3,
+            6.3,
+            "its heading minus the ego's in [-pi, pi), positive clockwise (to the right)",
+        ),
+        "speed": ("m/s", 0.0, 45.0, "along its heading, over ground, not relative to the ego"),
+        "acceleration": ("m/s^2", -12.0, 12.0, "change of that speed, positive if faster"),
+        "yaw_rate": (
+            "rad/s",
+            -4.0,
+            4.0,
+            "turn rate of its heading over ground, positive clockwise (to the right)",
+        ),
     }
     features = [Feature(f"{name}_{part}", *meaning) for part, meaning in parts.items()]
     return features, Slot(**{part: f"{name}_{part}" for part in parts})
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _convention(about: str, text: str) -> Convention:
+    return Convention(about, _one_line(text))
+
+
+_CONVENTIONS = (
+    _convention(
+        "frame",
+        """
+        Axes of the ego at the instant of the state: x forward, y to the right, angles clockwise
+        seen from above (forward-right-down, as in SAE J670e). ISO 8855 and ROS (REP 103) have y
+        to the left and angles counterclockwise: coming from there, turn the signs of
+        lane_offset, sin_heading_error, curvature, of each dy, heading and yaw_rate, and of
+        steer. Distances to edges, speeds and accelerations along headings keep theirs.
+        """,
+    ),
+    Convention(
+        "drawing",
+        "\n".join(
+            (
+                "left edge       x: ahead, dx > 0      right edge",
+                "    |                  ^                  |",
+                "    |                  |  ) clockwise:    |",
+                "    |                  |  v heading > 0,  |",
+                "    |               +--|--+  steer > 0    |",
+                "    |               |  |  |               |",
+                "    |               | ego---------> y: to the right, dy > 0",
+                "    |               |     |               |",
+                "    |               +-----+               |",
+                "    |<-- left_edge --->|<-- right_edge -->|",
+            )
+        ),
+    ),
+    _convention(
+        "time",
+        f"""
+        actions[k] is held from k to k + 1 steps of {STEP_S} s after the state. Plans in steps
+        of another length must be sampled anew: they would be judged over another time.
+        """,
+    ),
+    _convention(
+        "road",
+        """
+        The lanes parallel to the ego's, of its direction; its edges are the outermost of theirs.
+        The lane of lane_offset, sin_heading_error and curvature is the one whose centre line is
+        closest.
+        """,
+    ),
+    _convention(
+        "slots",
+        f"""
+        The {NEIGHBOUR_COUNT} nearest road users, by distance of centres, nearest first, chosen
+        anew for each state: nothing is kept between requests. Those beyond {SENSOR_RANGE_M:g}
+        m, and a fifth one, are left out: no prediction sees them. An empty slot is zeros,
+        presence included. Within a predicted sequence a slot stays the same vehicle.
+        """,
+    ),
+    _convention(
+        "tracks",
+        f"""
+        Accelerations and turn rates are differences to the same track one step before, divided
+        by the {STEP_S} s. Of a track's first frame, and where they are unknown, send 0:
+        constant speed and heading. If a tracker loses a vehicle that is probably still there,
+        keep it in its slot and move it on by its last motion: presence 0 says that nobody is
+        there. If it comes back by another id, its first frame has 0 for both.
+        """,
+    ),
+    _convention(
+        "sizes",
+        f"""
+        Every vehicle, the ego too, is taken for a rectangle {VEHICLE_LENGTH_M:g} m long and
+        {VEHICLE_WIDTH_M:g} m wide around its centre; no other size can be sent. Longer and
+        wider ones, and people on foot, are outside of what the model knows.
+        """,
+    ),
+    _convention(
+        "steering",
+        """
+        wheel angle = steer x min(0.5 rad, atan(8 m/s^2 x 5 m / max(v, 1 m/s)^2)) with v at the
+        start of the step: up to 8.6 m/s the full 0.5 rad, above as much as 8 m/s^2 of grip
+        allow. Kinematic bicycle with axles at the car's ends (wheelbase 5 m), the centre
+        halfway: slip = atan(tan(angle) / 2), x += v cos(heading + slip) dt, y += v sin(heading
+        + slip) dt, heading += v sin(slip) / 2.5 m x dt. A car of another wheelbase sends the
+        steer that gives its path the same curvature.
+        """,
+    ),
+    _convention(
+        "pedals",
+        """
+        acceleration = 5 m/s^2 x throttle - 8 m/s^2 x brake; both at once add up so. The speed
+        stays from 0 to 40 m/s: no reverse. Without pedals the speed stays: there is no drag.
+        """,
+    ),
+    _convention(
+        "reward",
+        """
+        -1 if the step ends in a crash or off the road, else 0.6 x clip(speed / 30 m/s, 0, 1) +
+        0.4 x (1 - min(|lane_offset| / 2 m, 1)), both at the step's end. Learned: a prediction
+        of that.
+        """,
+    ),
+    _convention(
+        "done",
+        """
+        The ego's rectangle overlaps another (crash), or its centre passes a road edge (off
+        road). A crash of others is no end.
+        """,
+    ),
+)
+
+
+def _example() -> Example:
+    """Return a scene in which left and right, and both turns, can be told apart."""
+    nobody = (0.0,) * 7
+    return Example(
+        scene=_one_line(
+            """
+        A straight road of three lanes, 4 m each. The ego drives 25 m/s in the middle lane,
+        parallel to it, 0.3 m right of its centre: 6.3 m to the left edge, 5.7 m to the right
+        one. In the left lane a car 12 m ahead, 4.3 m to the left, with 27 m/s, points 0.02 rad
+        to the right. In the right lane a car 18 m behind, 3.7 m to the right, with 24 m/s. In
+        the ego's lane a car 35 m ahead, 0.3 m to the left, with 24 m/s, slows down by 0.5
+        m/s^2. The fourth slot is empty. The ego steers straight on and touches no pedal.
+        """
+        ),
+        state=(
+            *(25.0, 0.3, 0.0, 6.3, 5.7, 0.0),
+            *(1.0, 12.0, -4.3, 0.02, 27.0, 0.0, 0.0),
+            *(1.0, -18.0, 3.7, 0.0, 24.0, 0.0, 0.0),
+            *(1.0, 35.0, -0.3, 0.0, 24.0, -0.5, 0.0),
+            *nobody,
+        ),
+        action=(0.0, 0.0, 0.0),
+    )

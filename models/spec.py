@@ -24,6 +24,10 @@ Number = Annotated[float, Interval(ge=-1e12, le=1e12)]
 Size = Annotated[float, Interval(gt=0, le=1e6)]
 _MOST_FEATURES = 4096
 
+FORWARD_RIGHT_DOWN = "forward-right-down"
+"""Axes of a vehicle: x forward, y to the right, z down, as in SAE J670e; angles are clockwise seen
+from above. ISO 8855 and ROS (REP 103) turn y, z and all angles around: forward-left-up."""
+
 States = NDArray[np.float32]
 _LEAST = np.finfo(np.float32).tiny
 """Smallest float32 that no processor takes for 0."""
@@ -162,6 +166,34 @@ class Kinematics:
 
 
 @dataclass(frozen=True)
+class Convention:
+    """Something that a caller must know to fill in a state or read an answer.
+
+    Attributes:
+        about: What it is about, one or two words.
+        text: For a person; it may have several lines.
+    """
+
+    about: Name
+    text: Text
+
+
+@dataclass(frozen=True)
+class Example:
+    """A scene, and what is sent for it.
+
+    Attributes:
+        scene: In words and numbers.
+        state: [S].
+        action: [A]; held, it leads to no crash.
+    """
+
+    scene: Text
+    state: Annotated[tuple[Number, ...], MaxLen(_MOST_FEATURES)]
+    action: Annotated[tuple[Number, ...], MaxLen(_MOST_FEATURES)]
+
+
+@dataclass(frozen=True)
 class Spec:
     """The meaning of a model's input and output.
 
@@ -172,6 +204,10 @@ class Spec:
         action: Action features in order; their count is A.
         geometry: Present if the features allow crash geometry to be computed.
         kinematics: Present if the ego's motion follows from its action analytically.
+        frame: Name of the axes that positions and angles are in, like `FORWARD_RIGHT_DOWN`;
+            None: not recorded, or the features have none.
+        conventions: What names, units and ranges do not say.
+        example: Of a state and an action.
     """
 
     name: Name
@@ -180,6 +216,9 @@ class Spec:
     action: Annotated[tuple[Feature, ...], MaxLen(_MOST_FEATURES)]
     geometry: Geometry | None = None
     kinematics: Kinematics | None = None
+    frame: Name | None = None
+    conventions: Annotated[tuple[Convention, ...], MaxLen(64)] = ()
+    example: Example | None = None
 
     def __post_init__(self) -> None:
         for what, features in (("state", self.state), ("action", self.action)):
@@ -197,6 +236,26 @@ class Spec:
             _refuse_repeated(f"spec {self.name!r}: Kinematics", actions)
             for name in actions:
                 self.action_index(name)
+        _refuse_repeated(f"spec {self.name!r}: conventions", [x.about for x in self.conventions])
+        if self.example is not None:
+            self._check_example(self.example)
+
+    def _check_example(self, example: Example) -> None:
+        for what, values, features in (
+            ("state", example.state, self.state),
+            ("action", example.action, self.action),
+        ):
+            if len(values) != len(features):
+                raise ValueError(
+                    f"spec {self.name!r}: the example's {what} has {len(values)} numbers, not "
+                    f"{len(features)}"
+                )
+            for value, feature in zip(values, features, strict=True):
+                if not feature.low <= value <= feature.high:
+                    raise ValueError(
+                        f"spec {self.name!r}: the example's {feature.name} is {value}, but must "
+                        f"be from {feature.low} to {feature.high}"
+                    )
 
     @property
     def state_dim(self) -> int:
@@ -230,6 +289,27 @@ class Spec:
                 return index
         raise ValueError(f"spec {self.name!r} has no {what} feature {name!r}")
 
+    def difference_to(self, other: Spec) -> str:
+        """Say in which way another spec's numbers mean something else; "" if they mean the same.
+
+        Texts for people and ranges are not compared.
+        """
+        for what in ("state", "action"):
+            mine, theirs = getattr(self, what), getattr(other, what)
+            if len(mine) != len(theirs):
+                return f"{len(mine)} {what} features against {len(theirs)}"
+            for i, (one, two) in enumerate(zip(mine, theirs, strict=True)):
+                if (one.name, one.unit) != (two.name, two.unit):
+                    return (
+                        f"{what} feature {i} is {one.name!r} in {one.unit!r} against {two.name!r} "
+                        f"in {two.unit!r}"
+                    )
+        if not math.isclose(self.dt_s, other.dt_s, rel_tol=1e-6):
+            return f"steps of {self.dt_s:g} s against {other.dt_s:g} s"
+        if self.frame != other.frame and None not in (self.frame, other.frame):
+            return f"the frame {self.frame!r} against {other.frame!r}"
+        return ""
+
     def to_json(self) -> dict[str, Any]:
         """Return plain lists and dicts, ready for JSON."""
         return asdict(self)
@@ -237,7 +317,7 @@ class Spec:
 
 def _refuse_repeated(what: str, names: Sequence[str]) -> None:
     if repeated := sorted(name for name, count in Counter(names).items() if count > 1):
-        raise ValueError(f"{what} names the feature {repeated[0]!r} more than once")
+        raise ValueError(f"{what} names {repeated[0]!r} more than once")
 
 
 def anonymous_spec(state_dim: int, action_dim: int, dt_s: float = 0.05) -> Spec:

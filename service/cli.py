@@ -165,6 +165,21 @@ def collect(folder: Path, transitions: int, seed: int, workers: int | None) -> N
         run_collect(folder, transitions=transitions, seed=seed, workers=workers)
 
 
+@main.command("check-data")
+@click.argument("data", type=_DATA_FOLDER)
+@click.option("--seed", default=0, show_default=True, help="Of the split, as for train.")
+def check_data(data: Path, seed: int) -> None:
+    """Say what is in DATA, episodes of any spec, and what is wrong with it."""
+    from training.fitting.check import check
+
+    with _one_sentence():
+        report = check(data, seed)
+    click.echo(report.text)
+    for fault in report.faults:
+        click.echo(f"Fault: {fault}", err=True)
+    sys.exit(1 if report.faults else 0)
+
+
 @main.command()
 @click.argument("data", type=_DATA_FOLDER)
 @click.option("--out", type=_FOLDER, required=True, help="Checkpoint folder to write.")
@@ -183,6 +198,11 @@ def collect(folder: Path, transitions: int, seed: int, workers: int | None) -> N
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
 )
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="An eighth of the updates: a rough model in minutes, to see whether the data are right.",
+)
 @_allow_unguaranteed
 def train(
     data: Path,
@@ -193,6 +213,7 @@ def train(
     kinematics: bool,
     workers: int,
     device: str,
+    quick: bool,
     allow_unguaranteed_limits: bool,
 ) -> None:
     """Train an ensemble on episodes in DATA; goes on where an earlier call stopped."""
@@ -206,6 +227,7 @@ def train(
             kinematics=kinematics,
             workers=workers,
             device=device,
+            is_quick=quick,
             allow_unguaranteed=allow_unguaranteed_limits,
         )
         version = run_train(data, out, run, options)
@@ -231,6 +253,13 @@ def train(
     show_default=True,
     help="Largest probability that an episode that ends gets no alarm in time.",
 )
+@click.option(
+    "--members",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Take the first so many members only: a smaller and faster model, with thresholds of its "
+    "own.  [default: all]",
+)
 @_allow_unguaranteed
 def calibrate(
     checkpoint: Path,
@@ -239,6 +268,7 @@ def calibrate(
     seed: int,
     false_alarm_rate: float,
     miss_rate: float,
+    members: int | None,
     allow_unguaranteed_limits: bool,
 ) -> None:
     """Fit CHECKPOINT's probabilities and thresholds to episodes in DATA; its weights stay."""
@@ -252,7 +282,7 @@ def calibrate(
             miss_rate=miss_rate,
             allow_unguaranteed=allow_unguaranteed_limits,
         )
-        version = recalibrate(checkpoint, data, out, options)
+        version = recalibrate(checkpoint, data, out, options, members)
         click.echo(f"Wrote {out}, version {version}")
 
 
@@ -340,10 +370,10 @@ def import_(
     says what was taken from each. No code in them is run.
     """
     from models.checkpoint import save_checkpoint
-    from models.importing import import_weights, read_spec
+    from models.importing import import_weights, spec_of
 
     with _one_sentence():
-        meaning = None if spec is None else read_spec(spec)
+        meaning = None if spec is None else spec_of(spec)
         checkpoint = import_weights(*weights, activation=activation, dt_s=dt_s, spec=meaning)
         version = save_checkpoint(checkpoint, out)
         for path, taken in zip(weights, checkpoint.training["taken"], strict=True):

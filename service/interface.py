@@ -28,7 +28,8 @@ class ModelInfo:
 
     Attributes:
         name: Name of the checkpoint.
-        version: Hash of all that decides the answers; `model_version` in answers.
+        version: Hash of all that decides the answers, and how many members of the checkpoint's do,
+            if not all; `model_version` in answers.
         device: "cpu", or the accelerator's name.
         members: Served members of the ensemble.
         spec: Meaning of the features.
@@ -37,6 +38,9 @@ class ModelInfo:
         guarantee: What is promised about the crash threshold; None if nothing was noted.
         refused: Limits of the checkpoint that are not served, as too little vouches for them; by
             name.
+        held_members: Members of the checkpoint, if only some of them are served; else None.
+        answer_digest: Of this engine's answers to fixed questions: engines that have the same one
+            give the same bits.
     """
 
     name: str
@@ -48,6 +52,8 @@ class ModelInfo:
     metrics: Mapping[str, Any]
     guarantee: Guarantee | None = None
     refused: Mapping[str, float] = field(default_factory=dict)
+    held_members: int | None = None
+    answer_digest: str = ""
 
 
 LITTLE_LONGER = 1.5

@@ -64,8 +64,9 @@ class Settings(BaseSettings):
         ge=1,
         le=10_000,
         description="Serve only the first so many members of the ensemble; all by default. Fewer "
-        "are faster in proportion, but disagree less reliably, and a single one cannot disagree: "
-        "its safety checks are never `safe`.",
+        "are faster in proportion, and another version. The checkpoint's thresholds hold for all "
+        "together: safety checks of fewer are `unknown`. A checkpoint of fewer members with "
+        "thresholds of its own is made by `world-model calibrate --members`.",
     )
     threads: int = Field(
         default=0,

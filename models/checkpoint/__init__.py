@@ -17,6 +17,8 @@ from models.checkpoint.checkpoint import (
     checkpoint_version,
     load_checkpoint,
     load_tensors,
+    read_spec,
+    read_spec_of,
     save_checkpoint,
 )
 from models.checkpoint.files import CheckpointError
@@ -36,5 +38,7 @@ __all__ = [
     "checkpoint_version",
     "load_checkpoint",
     "load_tensors",
+    "read_spec",
+    "read_spec_of",
     "save_checkpoint",
 ]

@@ -140,8 +140,16 @@ class Calibration:
             "crash_threshold": self.served_threshold,
             "uncertainty_limit": self.served_uncertainty_limit,
         }
-        held = {name: getattr(self, name) for name, limit in served.items() if limit is None}
-        return {name: limit for name, limit in held.items() if limit is not None}
+        return {name: limit for name, limit in self.held.items() if served[name] is None}
+
+    @property
+    def held(self) -> dict[str, float]:
+        """Limits that are there, by name."""
+        limits = {
+            "crash_threshold": self.crash_threshold,
+            "uncertainty_limit": self.uncertainty_limit,
+        }
+        return {name: limit for name, limit in limits.items() if limit is not None}
 
     @cached_property
     def _notes(self) -> Notes:

@@ -34,9 +34,10 @@ from models.checkpoint.files import (
     shown,
     write_json,
 )
+from models.conformal import Guarantee
 from models.network.ensemble import WorldModelEnsemble
 from models.network.world_model import NORMALISERS, WorldModel
-from models.safety import SafetyLimits
+from models.safety.limits import NOT_CALIBRATED, SafetyLimits
 from models.spec import Name, Spec
 
 FORMAT = 1
@@ -54,6 +55,15 @@ _SENSIBLE = {
 """What normalisers may hold. Beyond, the last two would make a likely crash look impossible, or
 turn the order of hazards around, whatever the network predicts."""
 
+
+_OPTIONAL: dict[str, Any] = {
+    "geometry": None,
+    "kinematics": None,
+    "frame": None,
+    "conventions": [],
+    "example": None,
+}
+"""Fields of a spec that may be missing; the last three are unknown to version 0.1."""
 
 Widths = Annotated[tuple[Annotated[int, Interval(ge=1, le=65_536)], ...], Len(1, 64)]
 Members = Annotated[int, Interval(ge=1, le=1000)]
@@ -112,9 +122,12 @@ class Checkpoint:
         architecture: What the members are made of.
         calibration: Thresholds and ranges.
         name: Name shown to clients.
-        version: Hash of everything that decides the answers; "" before it is saved.
+        version: Hash of everything that decides the answers, and how many members of the folder's
+            do, if not all: "0123456789abcdef-3of5"; "" before it is saved.
         training: How it was trained.
         metrics: How it did on held-out episodes.
+        held_members: Members that the folder holds, if only the first of them are loaded; None:
+            all are. Calibration and metrics hold for all together.
     """
 
     ensemble: WorldModelEnsemble
@@ -125,11 +138,24 @@ class Checkpoint:
     version: str = ""
     training: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    held_members: int | None = None
 
     @property
     def member_count(self) -> int:
         """Number of members loaded."""
         return self.ensemble.member_count
+
+    @property
+    def guarantee(self) -> Guarantee | None:
+        """What is guaranteed about the crash threshold; None if nothing is."""
+        return self.calibration.guarantee if self.held_members is None else None
+
+    @property
+    def refused(self) -> dict[str, float]:
+        """Limits that are there, but are not served; by name."""
+        if self.held_members is None:
+            return self.calibration.refused
+        return self.calibration.held
 
     @cached_property
     def limits(self) -> SafetyLimits:
@@ -143,12 +169,16 @@ class Checkpoint:
             for slot in (geometry.slots if geometry is not None else ())
         ]
         columns = np.array(slots, np.int64).reshape(-1, 4)
+        is_whole = self.held_members is None
+        # One member cannot disagree: its uncertainty is unknown, not zero.
+        has_uncertainty = is_whole and self.member_count > 1
         return SafetyLimits(
-            crash_threshold=calibration.served_threshold,
-            # One member cannot disagree: its uncertainty is unknown, not zero.
-            uncertainty_limit=(
-                calibration.served_uncertainty_limit if self.member_count > 1 else None
-            ),
+            crash_threshold=calibration.served_threshold if is_whole else None,
+            uncertainty_limit=calibration.served_uncertainty_limit if has_uncertainty else None,
+            uncalibrated=NOT_CALIBRATED
+            if is_whole
+            else f"{self.member_count} of {self.held_members} members answer, and the checkpoint's "
+            "thresholds hold for all together",
             state_low=np.array(low, np.float32) if low else np.full(dim, -np.inf, np.float32),
             state_high=np.array(high, np.float32) if high else np.full(dim, np.inf, np.float32),
             horizon=calibration.horizon,
@@ -166,8 +196,14 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> str:
     """Write a checkpoint folder, overwriting one that is there; return its version.
 
     Raises:
-        CheckpointError: A part makes no sense: it could not be loaded again. Nothing is written.
+        CheckpointError: A part makes no sense: it could not be loaded again; or it is a part of a
+            checkpoint's members with the calibration of all. Nothing is written.
     """
+    if checkpoint.held_members is not None:
+        raise CheckpointError(
+            f"{checkpoint.member_count} of {checkpoint.held_members} members cannot be saved with "
+            "the calibration of all: calibrate them first"
+        )
     config = Config(FORMAT, checkpoint.name, checkpoint.member_count, checkpoint.architecture)
     documents = {
         CONFIG: _config_document(config),
@@ -216,22 +252,46 @@ def load_checkpoint(folder: Path, *, device: str = "cpu", members: int | None = 
             f"{FORMAT}"
         )
     config = checked(Config, _with_defaults(document), folder / CONFIG)
-    spec = checked(Spec, read_json(folder / SPEC), folder / SPEC)
+    spec = read_spec(folder / SPEC)
     calibration = _checked_calibration(read_json(folder / CALIBRATION), folder / CALIBRATION, spec)
     if members is not None and not 1 <= members <= config.members:
         raise CheckpointError(f"cannot serve {members} members, {folder} holds {config.members}")
     ensemble = _build(folder, config, spec)
     ensemble = WorldModelEnsemble.from_members(list(ensemble.members)[:members])
+    version, is_whole = checkpoint_version(folder), members in (None, config.members)
     return Checkpoint(
         ensemble=ensemble.to(device).eval().requires_grad_(False),
         spec=spec,
         architecture=config.architecture,
         calibration=calibration,
         name=config.name,
-        version=checkpoint_version(folder),
+        version=version if is_whole else f"{version}-{members}of{config.members}",
         training=read_json(folder / TRAINING),
         metrics=read_json(folder / METRICS) if (folder / METRICS).exists() else {},
+        held_members=None if is_whole else config.members,
     )
+
+
+def read_spec(path: Path) -> Spec:
+    """Read a spec of a file, one written by hand too: what may be None or empty may be missing.
+
+    Raises:
+        CheckpointError: It cannot be read, or makes no sense.
+    """
+    return read_spec_of(read_json(path), path)
+
+
+def read_spec_of(document: dict[str, Any], source: str | Path) -> Spec:
+    """Build a spec of a JSON object; see `read_spec`.
+
+    Args:
+        document: The object.
+        source: Named in errors.
+
+    Raises:
+        CheckpointError: It makes no sense.
+    """
+    return checked(Spec, {**_OPTIONAL, **document}, source)
 
 
 def checkpoint_version(folder: Path) -> str:

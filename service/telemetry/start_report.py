@@ -66,7 +66,9 @@ def _log_missing_threshold(info: ModelInfo, facts: dict[str, Any]) -> None:
         log.warning("not calibrated: every safety check answers unknown", **facts)
         return
     guarantee = info.guarantee
-    if guarantee is None:
+    if info.held_members is not None:
+        reason = f"it holds for all {info.held_members} members, and {info.members} are served"
+    elif guarantee is None:
         reason = "the checkpoint notes no guarantee for it"
     elif guarantee.threshold is None:
         reason = "its episodes are too few for a guarantee, or none was made of them"
@@ -83,7 +85,9 @@ def _log_missing_threshold(info: ModelInfo, facts: dict[str, Any]) -> None:
 def _why_none_is_safe(info: ModelInfo) -> str:
     reasons = []
     if info.limits.uncertainty_limit is None:
-        if info.members == 1:
+        if info.held_members is not None and info.members > 1:
+            reasons.append(f"limits hold for all {info.held_members} members")
+        elif info.members == 1:
             reasons.append("one member cannot disagree")
         elif "uncertainty_limit" in info.refused:
             reasons.append("too few calibration windows support the uncertainty limit")

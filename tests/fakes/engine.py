@@ -40,6 +40,7 @@ def fake_spec() -> Spec:
             Feature("push", "1", -1.0, 1.0, "push along x"),
             Feature("lift", "1", 0.0, 1.0, "lift along y"),
         ),
+        frame="forward-left-up",
     )
 
 
@@ -50,6 +51,7 @@ def fake_info() -> ModelInfo:
         version="0123456789abcdef",
         device="cpu",
         members=2,
+        answer_digest="fedcba9876543210",
         spec=spec,
         limits=SafetyLimits(
             crash_threshold=0.5,

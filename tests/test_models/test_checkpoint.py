@@ -29,6 +29,7 @@ from models.network.ensemble import WorldModelEnsemble
 from models.network.world_model import WorldModel
 from models.safety import assess
 from models.spec import Spec, anonymous_spec
+from service.settings import PRETRAINED
 
 ROOT = Path(models.__file__).parents[1]
 SMALL = Architecture(hidden_dims=(16, 32))
@@ -359,6 +360,24 @@ def test_a_field_of_another_kind_is_refused(
     assert "\n" not in str(refusal.value)
 
 
+UNKNOWN_TO_0_1 = {"frame", "conventions", "example"}
+"""Fields of a spec that version 0.1 did not write."""
+MAY_BE_MISSING = UNKNOWN_TO_0_1 | {"geometry", "kinematics"}
+
+
+def test_a_checkpoint_of_version_0_1_can_be_served(driving_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(driving_folder, tmp_path / "old")
+    document = json.loads((folder / "spec.json").read_text())
+    for field in UNKNOWN_TO_0_1:
+        del document[field]
+    (folder / "spec.json").write_text(json.dumps(document))
+
+    spec = load_checkpoint(folder).spec
+
+    assert (spec.frame, spec.conventions, spec.example) == (None, (), None)
+    assert spec.state == load_checkpoint(driving_folder).spec.state
+
+
 @pytest.mark.parametrize("name", ["calibration.json", "spec.json", "config.json"])
 def test_a_missing_field_is_refused(driving_folder: Path, tmp_path: Path, name: str) -> None:
     for place in ([], ["architecture"], ["geometry"], ["kinematics"], ["state", 0]):
@@ -369,7 +388,7 @@ def test_a_missing_field_is_refused(driving_folder: Path, tmp_path: Path, name: 
                 inner = inner[part]
         except KeyError:
             continue
-        for field in list(inner):
+        for field in inner.keys() - MAY_BE_MISSING:
             folder = shutil.copytree(driving_folder, tmp_path / "copy", dirs_exist_ok=True)
             kept = inner.pop(field)
             (folder / name).write_text(json.dumps(document))
@@ -518,7 +537,7 @@ def test_no_calibration_is_served_without_episodes_that_vouch_for_it(
 def test_the_bundled_checkpoint_is_what_it_was() -> None:
     bundled = load_checkpoint(Path(models.__file__).parent / "pretrained")
 
-    assert bundled.version == "4d2a5d6972ec46fc"
+    assert bundled.version == "efebadcd8f528f03"
     guarantee = bundled.calibration.guarantee
     assert guarantee is not None
     assert (guarantee.alpha, guarantee.episodes, guarantee.episodes_needed) == (0.01, 625, 99)
@@ -669,3 +688,40 @@ def test_members_that_read_no_geometry_are_built_again_without_it(tmp_path: Path
 def test_kinematics_without_a_geometry_are_refused() -> None:
     with pytest.raises(ValueError, match="kinematics is true, but must be false where geometry is"):
         Architecture(kinematics=True, geometry=False)
+
+
+def test_some_members_are_another_version_without_limits(tmp_path: Path) -> None:
+    """Thresholds hold for the members that were calibrated together."""
+    bundled = load_checkpoint(PRETRAINED)
+
+    some = load_checkpoint(PRETRAINED, members=3)
+    all_named = load_checkpoint(PRETRAINED, members=5)
+
+    assert some.version == f"{bundled.version}-3of5"
+    assert (some.limits.crash_threshold, some.limits.uncertainty_limit) == (None, None)
+    assert some.guarantee is None
+    assert set(some.refused) == {"crash_threshold", "uncertainty_limit"}
+    assert (all_named.version, all_named.limits.crash_threshold) == (
+        bundled.version,
+        bundled.limits.crash_threshold,
+    )
+    with pytest.raises(CheckpointError, match="3 of 5 members cannot be saved with the calibrat"):
+        save_checkpoint(some, tmp_path / "some")
+    assert not (tmp_path / "some").exists()
+
+
+def test_no_verdict_of_some_members_is_known() -> None:
+    some = load_checkpoint(PRETRAINED, members=3)
+    assert some.spec.example is not None
+    states = torch.tensor([some.spec.example.state] * 2)
+    actions = torch.zeros(2, 16, 3)
+    actions[1, :, 2] = 1.0
+
+    made = some.ensemble.rollout(states, actions)
+    states_, dones, spread = made.states.numpy(), made.dones.numpy(), made.uncertainty.numpy()
+    verdicts = assess(states_, dones, spread, some.limits)
+    verdicts += assess(states_, dones, spread, some.limits, threshold=0.5)
+
+    assert [v.verdict for v in verdicts] == ["unknown"] * 4
+    assert verdicts[0].reasons[0].rule == "not_calibrated"
+    assert verdicts[0].reasons[0].message.startswith("3 of 5 members answer, and the checkpoint's")

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.checkpoint.files import CheckpointError
 from models.highway import highway_spec
-from models.importing import import_weights, read_spec
+from models.importing import import_weights, spec_of
 from models.network.world_model import WorldModel
 from tests.test_models.test_checkpoint import small_checkpoint
 from tests.test_training.toy import toy_spec
@@ -591,7 +591,7 @@ def test_a_spec_gives_the_features_their_names_and_the_step_its_length(tmp_path:
     torch.save(weights_of(model), tmp_path / "weights.pt")
     (tmp_path / "spec.json").write_text(json.dumps(toy_spec().to_json()))
 
-    imported = import_weights(tmp_path / "weights.pt", spec=read_spec(str(tmp_path / "spec.json")))
+    imported = import_weights(tmp_path / "weights.pt", spec=spec_of(str(tmp_path / "spec.json")))
     save_checkpoint(imported, tmp_path / "out")
 
     assert load_checkpoint(tmp_path / "out").spec == toy_spec()
@@ -604,7 +604,7 @@ def test_a_spec_with_a_geometry_leaves_the_specifications_class_as_it_is(tmp_pat
     torch.save(weights_of(model), tmp_path / "weights.pt")
 
     save_checkpoint(
-        import_weights(tmp_path / "weights.pt", spec=read_spec("highway")), tmp_path / "out"
+        import_weights(tmp_path / "weights.pt", spec=spec_of("highway")), tmp_path / "out"
     )
 
     loaded = load_checkpoint(tmp_path / "out")
@@ -652,4 +652,4 @@ def test_a_file_that_is_no_spec_is_refused(
         (tmp_path / "spec.json").write_text(content)
 
     with pytest.raises(CheckpointError, match=message):
-        read_spec(str(tmp_path / "spec.json"))
+        spec_of(str(tmp_path / "spec.json"))

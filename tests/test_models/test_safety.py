@@ -212,14 +212,19 @@ SLOTS = SafetyLimits(
     [
         ([1, 10, 0, 1, 10, 4], None),
         ([1, 10, 0, 1, 10, 2], None),
-        ([1, 10, 0, 1, 8, 0], None),
+        ([1, 10, 0, 1, 12, 0], None),
         ([1, 10, 0, 1, 11.5, 1.5], None),
         ([1, 10, 0, 0, 10, 0], None),
         ([0, 10, 0, 1, 10, 0], None),
         ([0, 0, 0, 0, 0, 0], None),
         ([1, 10, 0, 1, 11, 1], "neighbours 1 and 2 are in the same place"),
+        (
+            [1, 10, 0, 1, -8, 0],
+            "neighbour 2 is 8.0 m away, nearer than neighbour 1, 10.0 m, but slots are filled "
+            "nearest first",
+        ),
         ([1, 10, 9, 1, 10, 9], "neighbours 1 and 2 are in the same place"),
-        ([1, 10, 0, 1, 8.01, 0], "neighbours 1 and 2 are in the same place"),
+        ([1, 10, 0, 1, 11.99, 0], "neighbours 1 and 2 are in the same place"),
         ([0.5, 10, 0, 1, 30, 0], "1_presence = 0.5 is neither 0 nor 1"),
         ([1, 10, 0, -1, 30, 0], "2_presence = -1 is neither 0 nor 1"),
         ([2, 10, 0, 1, 30, 0], "1_presence = 2 is neither 0 nor 1"),
@@ -535,6 +540,8 @@ class Case:
             fired.add("input_impossible")
         for one, other in combinations([car for car in cars if car[0] > 0], 2):
             if not math.hypot(one[1] - other[1], one[2] - other[2]) >= self.apart_m:
+                fired.add("input_impossible")
+            if math.hypot(*other[1:]) < math.hypot(*one[1:]) - self.apart_m / 2:
                 fired.add("input_impossible")
         numbers = [*start, self.later[k], *dones, spread]
         if not all(map(math.isfinite, numbers)) or spread < 0 or min(dones) < 0 or max(dones) > 1:

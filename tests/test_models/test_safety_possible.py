@@ -68,8 +68,11 @@ def on_the_road(one: list[float], other: list[float] = NOBODY) -> list[float]:
         ([1.0, 0.0, 0.0], [0.5, 9.0, 9.0], UNKNOWN),
         ([1.0, 0.0, 0.0], [NAN, 9.0, 9.0], UNKNOWN),
         ([1.0, 0.0, 0.0], [1.0, 1.9, 1.9], SAFE),
-        ([1.0, 9.0, 0.0], [1.0, 6.0, 0.0], SAFE),
-        ([1.0, 0.0, 9.0], [1.0, 0.0, 6.0], SAFE),
+        ([1.0, -6.0, 0.0], [1.0, -9.0, 0.0], SAFE),
+        ([1.0, 0.0, -6.0], [1.0, 0.0, -9.0], SAFE),
+        ([1.0, 9.0, 0.0], [1.0, -7.99, 0.0], UNKNOWN),
+        ([1.0, 9.0, 0.0], [1.0, -8.0, 0.0], SAFE),
+        ([1.0, 6.0, 8.0], [1.0, -8.9, 0.0], UNKNOWN),
         ([1.0, 9.0, 9.0], [1.0, 9.0, 9.0], UNKNOWN),
         ([1.0, 0.0, 0.0], [1.0, 2.0, 0.0], SAFE),
         ([1.0, 0.0, 0.0], [1.0, 0.0, 1.999], UNKNOWN),
@@ -87,6 +90,9 @@ def on_the_road(one: list[float], other: list[float] = NOBODY) -> list[float]:
         "askew",
         "behind",
         "left",
+        "nearer than one before",
+        "hardly nearer",
+        "nearer by both",
         "same place afar",
         "just apart",
         "just not",
@@ -157,7 +163,19 @@ def test_a_neighbour_that_overlaps_the_ego_is_never_safe(
 def test_a_neighbour_far_away_hides_no_other_one() -> None:
     verdict = judged(on_the_road([1.0, 30.0, 0.0, 0.0], [1.0, 4.0, 0.0, 0.0]))
 
-    assert [x.message for x in verdict.reasons] == ["neighbour 2 overlaps the ego by 1 m"]
+    assert [x.message for x in verdict.reasons] == [
+        "neighbour 2 overlaps the ego by 1 m; neighbour 2 is 4.0 m away, nearer than neighbour 1, "
+        "30.0 m, but slots are filled nearest first"
+    ]
+
+
+def test_an_empty_slot_between_others_and_small_changes_of_order_are_no_disorder() -> None:
+    far, near = [1.0, 30.0, 0.0], [1.0, 0.0, 29.5]
+
+    assert judged([*EMPTY, *far, *near], NO_GEOMETRY).verdict == SAFE
+    assert judged([*far, *EMPTY, *near], NO_GEOMETRY).verdict == SAFE
+    # Compared with the farthest before it, not with the one just before.
+    assert judged([1.0, 31.0, 0.0, *far, *[1.0, 0.0, 29.5]], NO_GEOMETRY).verdict == UNKNOWN
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from models.checkpoint.files import CheckpointError, checked
 from models.highway import highway_spec
-from models.spec import Feature, Geometry, Spec, anonymous_spec
+from models.spec import Convention, Example, Feature, Geometry, Spec, anonymous_spec
 
 
 def test_the_bundled_spec_has_34_state_and_3_action_features() -> None:
@@ -44,11 +44,15 @@ def one(name: str) -> Feature:
     ("arguments", "message"),
     [
         ({"state": ()}, "state has no features"),
-        ({"action": (one("a"), one("a"))}, "action names the feature 'a' more than once"),
-        ({"geometry": replace(ROAD, edges=("s", "s"))}, "Geometry names the feature 's' more"),
+        ({"action": (one("a"), one("a"))}, "action names 'a' more than once"),
+        ({"geometry": replace(ROAD, edges=("s", "s"))}, "Geometry names 's' more"),
         ({"geometry": highway_spec().geometry}, "no state feature"),
+        ({"conventions": (Convention("a", "x"),) * 2}, "conventions names 'a' more than once"),
+        ({"example": Example("x", (0, 0), (0,))}, "example's state has 2 numbers, not 1"),
+        ({"example": Example("x", (0,), ())}, "example's action has 0 numbers, not 1"),
+        ({"example": Example("x", (2,), (0,))}, "example's s is 2, but must be from 0 to 1"),
+        ({"example": Example("x", (0,), (float("nan"),))}, "example's a is nan, but must be"),
     ],
-    ids=["empty", "repeated", "repeated edge", "geometry"],
 )
 def test_an_inconsistent_spec_is_refused(arguments: dict[str, Any], message: str) -> None:
     valid: dict[str, Any] = {"name": "x", "dt_s": 0.1, "state": (one("s"),), "action": (one("a"),)}

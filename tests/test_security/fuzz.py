@@ -173,6 +173,12 @@ class Fuzzer:
             fields["threshold"] = choose.choice(NUMBERS[:16])
         if endpoint == "safety_check" and choose.random() < 0.3:
             fields["include"] = b'["trajectory"]'
+        if choose.random() < 0.2:
+            fields["dt_s"] = b"%.9g" % spec.dt_s
+        if choose.random() < 0.2:
+            fields["frame"] = orjson.dumps(spec.frame)
+        if choose.random() < 0.02:
+            fields[choose.choice(("dt_s", "frame"))] = choose.choice((*NUMBERS, *WORDS))
         pairs = [b'"%b":%b' % (name.encode(), value) for name, value in fields.items()]
         choose.shuffle(pairs)
         if choose.random() < 0.03:

@@ -28,9 +28,9 @@ OUTPUTS = (
     "final_state",
 )
 FIELDS: dict[Kind, tuple[str, ...]] = {
-    "predict": ("state", "action"),
-    "rollout": ("state", "actions", "outputs"),
-    "safety_check": ("state", "actions", "threshold", "include"),
+    "predict": ("state", "action", "dt_s", "frame"),
+    "rollout": ("state", "actions", "outputs", "dt_s", "frame"),
+    "safety_check": ("state", "actions", "threshold", "include", "dt_s", "frame"),
 }
 """Endpoint -> required fields, which are two, and others."""
 
@@ -71,6 +71,10 @@ class Reference:
             _check(name in (*required, *others), f"{name} is not known")
         for name in required:
             _check(name in document, f"{name} is missing")
+        if "dt_s" in document:
+            _check(abs(_double(document["dt_s"]) / self.spec.dt_s - 1) <= 1e-6, "another dt_s")
+        if "frame" in document:
+            _check(self.spec.frame in (document["frame"],), "another frame")
         states, is_one_state = self._rows(document["state"], self._state)
         if endpoint == "predict":
             rows, is_one_action = self._rows(document["action"], self._action)

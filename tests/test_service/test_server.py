@@ -207,6 +207,23 @@ def test_a_start_warns_if_no_verdict_will_be_safe(
     assert lines[-1]["reason"] == reason
 
 
+def test_a_start_says_that_thresholds_hold_for_more_members_than_are_served() -> None:
+    info = replace(fake_info(), members=2, held_members=5, refused=LIMITS_HELD)
+    limits = replace(info.limits, crash_threshold=None, uncertainty_limit=None)
+
+    with structlog.testing.capture_logs() as lines:
+        log_limits(replace(info, limits=limits))
+
+    assert [line["reason"] for line in lines] == [
+        "it holds for all 5 members, and 2 are served",
+        "limits hold for all 5 members",
+    ]
+    assert [line["log_level"] for line in lines] == ["warning"] * 2
+
+
+LIMITS_HELD = {"crash_threshold": 0.3, "uncertainty_limit": 0.9}
+
+
 @pytest.mark.parametrize(
     ("guarantee", "reason"),
     [

@@ -1,4 +1,4 @@
-"""World frame to model state: the 34 features of `spec.highway_spec`, for windows of frames."""
+"""Frames to states of windows: from the world frame of recordings, or as others recorded them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.highway import NEIGHBOUR_COUNT
+from training.dataset.episodes import Episodes
 from training.dataset.store import EpisodeStore
 from training.simulation.slots import (
     EGO_COUNT,
@@ -62,3 +63,35 @@ def tracked_states(
     slots[..., HEADING] -= whole_turns(slots[:, :1, :, HEADING]) * slots[..., 0]
     flat = slots.reshape(*frames.shape, NEIGHBOUR_COUNT * SLOT_COUNT)
     return np.concatenate([store.ego_features[frames], flat], axis=-1)
+
+
+def followed_states(episodes: Episodes, frames: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return windows of recorded states in which a slot is one neighbour throughout.
+
+    Where identities are known, the neighbours of the first frame are followed through whatever
+    slots they are in later; who is in none is absent. Headings do not jump by whole turns.
+
+    Args:
+        episodes: Where the frames are.
+        frames: [N, H + 1] of them.
+
+    Returns:
+        [N, H + 1, S].
+    """
+    states = episodes.states[frames]
+    geometry, index = episodes.spec.geometry, episodes.spec.state_index
+    if geometry is None or not geometry.slots:
+        return states
+    columns = np.array(
+        [[index(name) for name in (slot.presence, *slot.features)] for slot in geometry.slots]
+    )
+    slots = states[..., columns]  # [N, H + 1, slots, features]
+    if episodes.slot_ids is not None:
+        ids = episodes.slot_ids[frames]
+        same = (ids[:, :1, :, None] == ids[:, :, None, :]) & (ids[:, :1, :, None] >= 0)
+        slots = np.take_along_axis(slots, same.argmax(-1)[..., None], axis=2)
+        slots *= same.any(-1)[..., None]
+    heading = slots[..., HEADING]
+    heading -= 2 * np.pi * np.round((heading - heading[:, :1]) / (2 * np.pi)) * slots[..., 0]
+    states[..., columns] = slots
+    return states

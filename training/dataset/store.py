@@ -170,9 +170,13 @@ def shards_fingerprint(paths: list[Path]) -> str:
 
 
 def write_manifest(folder: Path, paths: list[Path], manifest: dict[str, Any]) -> None:
-    """Write `dataset.json`: what is given, the schema version, the shards, the fingerprint."""
+    """Write the `dataset.json` of recordings of the simulator."""
+    write_document(folder, paths, {"schema_version": SCHEMA_VERSION, **manifest})
+
+
+def write_document(folder: Path, paths: list[Path], manifest: dict[str, Any]) -> None:
+    """Write `dataset.json` whole or not at all: what is given, the shards, the fingerprint."""
     document = {
-        "schema_version": SCHEMA_VERSION,
         **manifest,
         "shards": [path.name for path in paths],
         "fingerprint": shards_fingerprint(paths),
@@ -183,21 +187,35 @@ def write_manifest(folder: Path, paths: list[Path], manifest: dict[str, Any]) ->
 
 
 def load_manifest(folder: Path) -> dict[str, Any]:
-    """Return `dataset.json`.
+    """Return the `dataset.json` of recordings of the simulator.
 
     Raises:
         ValueError: It is missing, broken, or of another schema version.
     """
-    path = folder / MANIFEST
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError as exc:
-        raise ValueError(f"{folder} holds no finished dataset ({MANIFEST} is missing)") from exc
-    except json.JSONDecodeError as exc:
-        raise ValueError(f"{path} is not JSON: {exc}") from exc
+    manifest = read_manifest(folder)
     if manifest.get("schema_version") != SCHEMA_VERSION:
         found = manifest.get("schema_version")
-        raise ValueError(f"{path} has schema version {found}, this code reads {SCHEMA_VERSION}")
+        raise ValueError(
+            f"{folder / MANIFEST} has schema version {found}, this code reads {SCHEMA_VERSION}"
+        )
+    return manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return `dataset.json`, of whatever format.
+
+    Raises:
+        ValueError: It is missing or broken.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+    except FileNotFoundError as exc:
+        raise ValueError(f"{folder} holds no finished dataset ({MANIFEST} is missing)") from exc
+    except (ValueError, RecursionError) as exc:
+        raise ValueError(f"{path} is not JSON: {exc}") from exc
+    if not isinstance(manifest, dict):
+        raise ValueError(f"{path} does not hold a JSON object")
     return manifest
 
 

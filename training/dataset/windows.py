@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.spec import Spec
-from training.dataset.features import tracked_states
+from training.dataset.episodes import Episodes
+from training.dataset.features import followed_states, tracked_states
 from training.dataset.store import EpisodeStore
 
 SPLIT_SHARES = {"train": 0.56, "validation": 0.08, "calibration": 0.18, "test": 0.18}
@@ -91,11 +93,16 @@ def split_episodes(store: EpisodeStore, seed: int) -> dict[str, NDArray[np.int64
     names = store.environment_names
     code = names.index(UNSEEN_ENVIRONMENT) if UNSEEN_ENVIRONMENT in names else -1
     is_unseen = store.environment == code
-    order = np.random.default_rng(seed).permutation(np.flatnonzero(~is_unseen))
+    parts = split_at_random(np.flatnonzero(~is_unseen), seed)
+    return {**parts, "unseen": np.flatnonzero(is_unseen).astype(np.int64)}
+
+
+def split_at_random(episodes: NDArray[np.int64], seed: int) -> dict[str, NDArray[np.int64]]:
+    """Split episodes at random by `SPLIT_SHARES`."""
+    order = np.random.default_rng(seed).permutation(episodes)
     bounds = np.round(np.cumsum(list(SPLIT_SHARES.values()))[:-1] * len(order)).astype(int)
-    parts = dict(zip(SPLIT_SHARES, np.split(order, bounds), strict=True))
-    parts["unseen"] = np.flatnonzero(is_unseen)
-    return {name: np.sort(part).astype(np.int64) for name, part in parts.items()}
+    parts = zip(SPLIT_SHARES, np.split(order, bounds), strict=True)
+    return {name: np.sort(part).astype(np.int64) for name, part in parts}
 
 
 def make_windows(
@@ -106,33 +113,85 @@ def make_windows(
     At step 0 no acceleration and turn rate is known yet. Windows that run past an episode's end
     are kept; `valid` marks what was recorded.
     """
-    steps = store.frame_count[episodes].astype(np.int64) - 1
-    counts = -(-(steps - 1) // stride)
-    episode = np.repeat(episodes, counts)
-    first = np.repeat(np.cumsum(counts) - counts, counts)
-    start_step = 1 + (np.arange(len(episode)) - first) * stride
-    steps = np.repeat(steps, counts)
-    start = store.frame_start[episode] + start_step
-    step = start_step[:, None] + np.arange(horizon)
-    frame = store.frame_start[episode][:, None] + np.minimum(step, steps[:, None] - 1)
+    cut = _cut(store, episodes, horizon, stride, first_step=1)
+    start = store.frame_start[cut.episode] + cut.start_step
     states = np.concatenate(
         [
             tracked_states(store, start[i : i + _CHUNK_WINDOWS], horizon)
             for i in range(0, len(start), _CHUNK_WINDOWS)
         ]
     )
-    is_last = step == steps[:, None] - 1
     return Windows(
         states=states,
-        actions=store.action[frame],
-        rewards=store.reward[frame],
-        terminated=is_last & (store.terminated[episode][:, None] > 0),
-        valid=step < steps[:, None],
-        episode=episode,
-        environment=store.environment[episode],
-        behaviour=store.behaviour[episode],
-        start_step=start_step,
+        actions=store.action[cut.frame],
+        rewards=store.reward[cut.frame],
+        terminated=cut.is_last & (store.terminated[cut.episode][:, None] > 0),
+        valid=cut.valid,
+        episode=cut.episode,
+        environment=store.environment[cut.episode],
+        behaviour=store.behaviour[cut.episode],
+        start_step=cut.start_step,
     )
+
+
+def cut_windows(episodes: Episodes, which: NDArray[np.int64], horizon: int, stride: int) -> Windows:
+    """Cut windows as `make_windows` does, of episodes of any spec, from step 0 on."""
+    cut = _cut(episodes, which, horizon, stride, first_step=0)
+    last = episodes.frame_start[cut.episode] + episodes.frame_count[cut.episode] - 1
+    start = episodes.frame_start[cut.episode] + cut.start_step
+    frames = np.minimum(start[:, None] + np.arange(horizon + 1), last[:, None])
+    states = np.empty((*frames.shape, episodes.spec.state_dim), np.float32)
+    for i in range(0, len(frames), _CHUNK_WINDOWS):
+        states[i : i + _CHUNK_WINDOWS] = followed_states(episodes, frames[i : i + _CHUNK_WINDOWS])
+    nowhere = np.zeros(len(frames), np.uint8)
+    return Windows(
+        states=states,
+        actions=episodes.actions[cut.frame],
+        rewards=episodes.rewards[cut.frame],
+        terminated=cut.is_last & (episodes.terminated[cut.episode][:, None] > 0),
+        valid=cut.valid,
+        episode=cut.episode,
+        environment=nowhere,
+        behaviour=nowhere,
+        start_step=cut.start_step,
+    )
+
+
+class _Cut(NamedTuple):
+    """Where N windows of H steps lie.
+
+    Attributes:
+        episode: [N].
+        start_step: [N].
+        frame: [N, H], in which each step begins; beyond the episode's end its last step's.
+        is_last: [N, H], whether the episode's recording ends with the step.
+        valid: [N, H], whether the step was recorded.
+    """
+
+    episode: NDArray[np.int64]
+    start_step: NDArray[np.int64]
+    frame: NDArray[np.int64]
+    is_last: NDArray[np.bool_]
+    valid: NDArray[np.bool_]
+
+
+def _cut(
+    store: EpisodeStore | Episodes,
+    episodes: NDArray[np.int64],
+    horizon: int,
+    stride: int,
+    *,
+    first_step: int,
+) -> _Cut:
+    steps = store.frame_count[episodes].astype(np.int64) - 1
+    counts = -(-(steps - first_step) // stride)
+    episode = np.repeat(episodes, counts)
+    first = np.repeat(np.cumsum(counts) - counts, counts)
+    start_step = first_step + (np.arange(len(episode)) - first) * stride
+    steps = np.repeat(steps, counts)
+    step = start_step[:, None] + np.arange(horizon)
+    frame = store.frame_start[episode][:, None] + np.minimum(step, steps[:, None] - 1)
+    return _Cut(episode, start_step, frame, step == steps[:, None] - 1, step < steps[:, None])
 
 
 def hide_far_neighbours(windows: Windows, spec: Spec, *, share: float, seed: int) -> Windows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from models.checkpoint import Architecture
 from models.conformal import HIGHEST_ALPHA, LOWEST_ALPHA
@@ -40,6 +40,15 @@ the heads alone, on rollouts that no longer change. At last the rewards of measu
 wrong states are made of measured ones, and must not be recognised by having been measured."""
 
 
+_FULL_WINDOWS = 200_000
+"""Training windows that the whole of `CURRICULUM` is for."""
+_QUICK_SHARE, _QUICK_ROWS = 0.5, 0.25
+"""Of updates, and of windows in each: an eighth of the cost. Many small updates teach more than a
+few big ones."""
+_FEWEST = 100
+"""Updates of a stage, if it has so many."""
+
+
 @dataclass(frozen=True)
 class TrainOptions:
     """Arguments of a training run.
@@ -66,6 +75,7 @@ class TrainOptions:
             calibration episodes or windows are too few to support them.
         workers: Members trained at once, one thread each; one at a time on a GPU.
         device: "auto", "cpu" or "cuda".
+        is_quick: Whether a rough model in minutes is wanted; see `for_windows`.
     """
 
     members: int = 5
@@ -87,6 +97,7 @@ class TrainOptions:
     allow_unguaranteed: bool = False
     workers: int = 2
     device: str = "auto"
+    is_quick: bool = False
 
     def __post_init__(self) -> None:
         for name in ("members", "stride", "validate_every", "workers", "lead_steps"):
@@ -109,6 +120,25 @@ class TrainOptions:
             self.activation,
             kinematics=self.kinematics and spec.kinematics is not None,
         )
+
+    def for_windows(self, count: int) -> TrainOptions:
+        """Return options whose stages fit a number of training windows.
+
+        Few windows are not gone through more often than `CURRICULUM` goes through those that it was
+        made for: the cost is in proportion to the data. Quick training takes an eighth of that.
+        """
+        share, rows = min(1.0, count / _FULL_WINDOWS), 1.0
+        if self.is_quick:
+            share, rows = share * _QUICK_SHARE, _QUICK_ROWS
+        stages = [
+            replace(
+                stage,
+                updates=max(min(stage.updates, _FEWEST), round(stage.updates * share)),
+                rows=max(1, round(stage.rows * rows)),
+            )
+            for stage in self.stages
+        ]
+        return replace(self, stages=tuple(stages))
 
     @property
     def horizon(self) -> int:

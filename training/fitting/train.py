@@ -15,11 +15,10 @@ from safetensors.torch import load_file, save_file
 
 from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from models.checkpoint.files import checked
-from models.highway import highway_spec
 from models.network.ensemble import WorldModelEnsemble
 from models.spec import Spec
-from training.dataset.store import load_store
-from training.dataset.windows import Windows, hide_far_neighbours, make_windows, split_episodes
+from training.dataset.sources import open_dataset
+from training.dataset.windows import Windows, hide_far_neighbours
 from training.fitting.calibrate import (
     calibrate,
     counted,
@@ -45,7 +44,7 @@ def train(store_folder: Path, out: Path, run_folder: Path, options: TrainOptions
     Interrupted runs go on from where they stopped when called again with the same arguments.
 
     Args:
-        store_folder: Where `world-model collect` wrote.
+        store_folder: Finished data set of either format, see `training.dataset.sources`.
         out: Checkpoint folder to write.
         run_folder: Working folder: windows, members' states, TensorBoard logs.
         options: Arguments of the run.
@@ -57,22 +56,22 @@ def train(store_folder: Path, out: Path, run_folder: Path, options: TrainOptions
         TrainingError: The run folder belongs to a run with other arguments or data.
         KeyboardInterrupt: Interrupted; state was saved.
     """
-    store = load_store(store_folder)
-    parts = split_episodes(store, options.seed)
+    data = open_dataset(store_folder)
+    parts = data.split(options.seed)
     strides = {"train": options.stride, "validation": 2, "calibration": 2}
     for name in strides:
         _refuse_too_few(store_folder, parts[name], name)
     windows = {
-        name: make_windows(store, parts[name], options.horizon, stride)
-        for name, stride in strides.items()
+        name: data.windows(parts[name], options.horizon, stride) for name, stride in strides.items()
     }
-    spec = highway_spec()
+    spec = data.spec
     windows["train"] = hide_far_neighbours(
         windows["train"], spec, share=options.hidden_share, seed=options.seed
     )
+    options = options.for_windows(len(windows["train"]))
     origin = {
-        "dataset": store.manifest,
-        "fingerprint": store.fingerprint,
+        "dataset": data.manifest,
+        "fingerprint": data.fingerprint,
         "split_seed": options.seed,
         "episodes": {name: len(part) for name, part in parts.items()},
     }
@@ -143,19 +142,25 @@ def fit(
 
 
 def recalibrate(
-    checkpoint_folder: Path, store_folder: Path, out: Path, options: TrainOptions
+    checkpoint_folder: Path,
+    store_folder: Path,
+    out: Path,
+    options: TrainOptions,
+    members: int | None = None,
 ) -> str:
     """Fit a checkpoint's probabilities, thresholds and limits to other recordings.
 
     A third of the episodes, at random, fixes the probabilities, the others the thresholds. The
-    weights and the known ranges stay; ranges that are not known (of imported weights) become those
-    of the recordings. Prints that, how many episodes there were and how many are needed.
+    weights stay, and so do the known ranges; of a checkpoint that has none, as an imported one,
+    they become those of the recordings. Prints how many episodes there were and how many are
+    needed.
 
     Args:
         checkpoint_folder: The model.
         store_folder: Recordings of the traffic it will meet.
         out: Checkpoint folder to write; may be the first.
         options: Seed, false-alarm rate, miss rate, lead and uncertainty quantile count.
+        members: Take the first so many members only; all by default.
 
     Returns:
         The new checkpoint's version.
@@ -163,33 +168,30 @@ def recalibrate(
     Raises:
         TrainingError: The recordings have other features than the model, or no episode ends.
     """
-    old, store = load_checkpoint(checkpoint_folder), load_store(store_folder)
-    if old.spec != highway_spec():
+    old, data = load_checkpoint(checkpoint_folder, members=members), open_dataset(store_folder)
+    if difference := old.spec.difference_to(data.spec):
         raise TrainingError(
-            f"{checkpoint_folder} has other features (spec {old.spec.name!r}) than {store_folder} "
-            f"({highway_spec().name!r})"
+            f"{checkpoint_folder} has other features than {store_folder}: {difference}"
         )
     horizon = old.calibration.horizon or options.horizon
-    order = np.random.default_rng(options.seed).permutation(len(store.frame_count))
+    order = np.random.default_rng(options.seed).permutation(len(data))
     parts = np.split(order, [len(order) // 3])
     for part in parts:
         _refuse_too_few(store_folder, part, "validation and calibration")
-    validation, thresholds = (make_windows(store, np.sort(part), horizon, 2) for part in parts)
+    validation, thresholds = (data.windows(np.sort(part), horizon, 2) for part in parts)
     for windows in (validation, thresholds):
         if not windows.ends.any():
             raise TrainingError(f"{store_folder} holds too few episodes that end")
-    if old.calibration.state_low:
-        ranges = np.array(old.calibration.state_low), np.array(old.calibration.state_high)
-    else:
-        # Of all windows: none of the model's own training is known.
+    ranges = np.array(old.calibration.state_low), np.array(old.calibration.state_high)
+    if not len(ranges[0]):
         ranges = trained_ranges(validation, thresholds)
-        print(
-            f"{checkpoint_folder} holds no ranges of what its model knows: those of the "
-            f"{len(order)} episodes of {store_folder} are taken"
-        )
+        print(f"{checkpoint_folder} notes no trained ranges: those of {store_folder} are taken")
     calibration = calibrate(old.ensemble, ranges, validation, thresholds, options, old.spec.dt_s)
-    training = {**old.training, "recalibrated": {"fingerprint": store.fingerprint}}
-    new = replace(old, calibration=calibration, training=training, metrics={})
+    training = {**old.training, "recalibrated": {"fingerprint": data.fingerprint}}
+    name = old.name if members is None else f"{old.name}-of-which-{old.member_count}"
+    new = replace(
+        old, name=name, calibration=calibration, training=training, metrics={}, held_members=None
+    )
     version = save_checkpoint(new, out)
     print(summary(calibration))
     return version

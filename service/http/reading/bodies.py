@@ -8,6 +8,7 @@ time.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -35,6 +36,7 @@ T = TypeVar("T")
 AT_ONCE_BYTES = 2**15
 """Longer bodies are better read in slices: reading so many bytes takes half a millisecond."""
 _LAYOUTS_KEPT = 32
+_LONGEST_SHOWN = 40
 _UNFIT = (UnfitError, *SIMDJSON_ERRORS)
 
 
@@ -83,11 +85,19 @@ class _Body(NamedTuple):
         actions: Reader of its actions.
         options: Optional fields, and the names that each may list; none: it is a single value.
         finish: Makes a request of the fields.
+        contract: What bodies hold.
     """
 
     actions: Reader
     options: Mapping[str, tuple[str, ...]]
     finish: Callable[[_Given], Parsed]
+    contract: Contract
+
+    def request(self, given: _Given) -> Parsed:
+        """Make a request of the fields, or refuse them."""
+        if given.options:
+            _check_conventions(given.options, self.contract)
+        return self.finish(given)
 
 
 class BodyParser:
@@ -126,7 +136,7 @@ class BodyParser:
             given = None
         if given is None:
             given = self._read_otherwise(body, endpoint)
-        return endpoint.finish(given)
+        return endpoint.request(given)
 
     def in_slices(self, kind: Kind, body: bytes) -> Generator[None, None, Parsed]:
         """Read a body so that somebody else may be served between any two slices.
@@ -145,7 +155,7 @@ class BodyParser:
             InvalidRequestError: It breaks the contract; the details say where.
         """
         endpoint = self._bodies[kind]
-        return endpoint.finish((yield from self._walk(body, endpoint)))
+        return endpoint.request((yield from self._walk(body, endpoint)))
 
     def _read_otherwise(self, body: bytes, endpoint: _Body) -> _Given:
         """Read a body that is not plain."""
@@ -161,7 +171,7 @@ class BodyParser:
         return given
 
     def _walk(self, body: bytes, endpoint: _Body) -> Generator[None, None, _Given]:
-        actions, names, _ = endpoint
+        actions, names = endpoint.actions, endpoint.options
         walk = Walk(body, (self._state, actions), names, self._parser, self._piece_bytes)
         fields = yield from walk.fields()
         state, is_one_state = fields.pop("state")
@@ -178,7 +188,7 @@ class BodyParser:
         document = self._parser.parse(body)
         if not isinstance(document, JsonObject):
             raise UnfitError
-        actions, names, _ = endpoint
+        actions, names = endpoint.actions, endpoint.options
         options = {}
         count = len(document)
         if count > 2:
@@ -238,7 +248,29 @@ def _option(value: Any) -> Any:
 def _body(contract: Contract, kind: Kind) -> _Body:
     fields = contract.fields(kind)
     actions = Reader(fields.actions, is_one_step=kind == "predict")
-    return _Body(actions, fields.options, _FINISH[kind])
+    return _Body(actions, fields.options, _FINISH[kind], contract)
+
+
+def _check_conventions(options: Mapping[str, Any], contract: Contract) -> None:
+    """Refuse a request whose numbers are meant otherwise than the model takes them.
+
+    Raises:
+        InvalidRequestError: Its steps have another length, or its axes another name.
+    """
+    faults, spec = [], contract.spec
+    if "dt_s" in options and not is_number_within(options["dt_s"], *contract.dt_bounds):
+        allowed = f"{spec.dt_s:.9g}, the length of this model's steps in seconds"
+        faults.append(detail("dt_s", f"is {_shown(options['dt_s'])}", allowed))
+    if "frame" in options and options["frame"] != spec.frame:
+        allowed = f"{spec.frame}, the axes of this model"
+        faults.append(detail("frame", f"is {_shown(options['frame'])}", allowed))
+    if faults:
+        refuse(faults)
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def _as_prediction(given: _Given) -> Parsed:

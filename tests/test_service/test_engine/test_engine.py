@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -195,6 +196,33 @@ def test_the_model_is_described(engine: Engine) -> None:
     assert (engine.vram(), engine.utilization()) == (None, None)
     as_protocol: EngineLike = engine
     as_protocol.canary()
+
+
+def digest_of(library: Path | None, threads: int, members: int = 2) -> tuple[str, bytes]:
+    """Return an engine's digest, and the bytes of an answer."""
+    ensemble = WorldModelEnsemble.from_members(list(checkpoint().ensemble.members)[:members])
+    served = replace(checkpoint(), ensemble=ensemble)
+    engine = Engine(served, threads=threads, library=(lambda: library) if library else None)
+    before = torch.get_num_threads()
+    engine.start()
+    answer = engine.rollout(*inputs(40, 5))
+    engine.close()
+    torch.set_num_threads(before)
+    return engine.describe().answer_digest, answer.states.tobytes() + answer.dones.tobytes()
+
+
+def test_engines_of_the_same_digest_give_the_same_bits(library: Path) -> None:
+    found = [
+        digest_of(library, threads=1),
+        digest_of(library, threads=2),
+        digest_of(None, threads=1),
+        digest_of(library, threads=1, members=1),
+    ]
+
+    assert all(re.fullmatch("[0-9a-f]{16}", digest) for digest, _ in found)
+    for one, other in itertools.combinations(found, 2):
+        assert (one[0] == other[0]) is (one[1] == other[1])
+    assert found[0][0] == found[1][0] != found[3][0]
 
 
 def test_launch_row_counts_of_a_cpu_are_dense_and_tiled() -> None:

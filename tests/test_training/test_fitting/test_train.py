@@ -354,7 +354,7 @@ def test_recalibration_takes_the_ranges_of_the_recordings_where_none_are_known(
     assert new.limits.crash_threshold is not None
     assert (windows.states[:, 0] >= new.limits.state_low - 1e-6).all()
     assert (windows.states[:, 0] <= new.limits.state_high + 1e-6).all()
-    assert "holds no ranges of what its model knows" in capsys.readouterr().out
+    assert "notes no trained ranges" in capsys.readouterr().out
 
 
 def test_recalibration_refuses_a_model_of_other_features(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Self, cast
 
@@ -57,6 +58,7 @@ READERS: dict[str, tuple[Callable[[bytes], Parsed], type[BaseModel]]] = {
 }
 
 STATE, ACTION = [1.0, -2.5, 3], [0.5, 1]
+FRAME = "forward-left-up"
 
 
 def refused(kind: str, body: Any) -> InvalidRequestError:
@@ -120,6 +122,68 @@ def test_options_are_read() -> None:
     assert rollout.outputs == ("returns", "states")
     assert (check.threshold, check.has_trajectory) == (0.25, True)
     assert (bare.threshold, bare.has_trajectory) == (None, False)
+
+
+@pytest.mark.parametrize("kind", sorted(READERS))
+@pytest.mark.parametrize("dt_s", [0.1, "1e-1", float(np.float32(0.1)), 0.1 * (1 + 9e-7)])
+def test_conventions_that_are_the_models_change_nothing(kind: str, dt_s: Any) -> None:
+    fields = {
+        "state": STATE,
+        **({"action": ACTION} if kind == "predict" else {"actions": [ACTION]}),
+    }
+    text = orjson.dumps({**fields, "frame": FRAME, "dt_s": 0}).replace(
+        b":0}", f":{dt_s}}}".encode()
+    )
+
+    bare, given = parsed(kind, **fields), READERS[kind][0](text)
+
+    assert given[0].tobytes() == bare[0].tobytes()
+    assert given[2:] == bare[2:]
+
+
+@pytest.mark.parametrize("kind", sorted(READERS))
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("dt_s", 0.05, "is 0.05"),
+        ("dt_s", 0.10001, "is 0.10001"),
+        ("dt_s", 0, "is 0"),
+        ("dt_s", -0.1, "is -0.1"),
+        ("dt_s", "0.1", 'is "0.1"'),
+        ("dt_s", None, "is null"),
+        ("dt_s", True, "is true"),
+        ("dt_s", [], "is []"),
+        ("frame", "forward-right-down", 'is "forward-right-down"'),
+        ("frame", "", 'is ""'),
+        ("frame", None, "is null"),
+        ("frame", 3, "is 3"),
+        ("frame", [FRAME], f'is ["{FRAME}"]'),
+        ("frame", "x" * 9999, f'is "{"x" * 39}...'),
+    ],
+)
+def test_conventions_that_are_not_the_models_are_refused(
+    kind: str, name: str, value: Any, problem: str
+) -> None:
+    fields = {
+        "state": STATE,
+        **({"action": ACTION} if kind == "predict" else {"actions": [ACTION]}),
+    }
+    allowed = {
+        "dt_s": "0.1, the length of this model's steps in seconds",
+        "frame": f"{FRAME}, the axes of this model",
+    }[name]
+
+    error = refused(kind, {**fields, name: value})
+
+    assert error.details == [{"field": name, "problem": problem, "allowed": allowed}]
+
+
+def test_a_model_without_a_frame_knows_no_such_field() -> None:
+    parser = BodyParser(Contract(replace(fake_spec(), frame=None), max_horizon=4, max_rows=3))
+    body = orjson.dumps({"state": STATE, "action": ACTION, "frame": FRAME})
+
+    with pytest.raises(InvalidRequestError, match=r"frame is not a known field .*dt_s\)"):
+        parser.read("predict", body)
 
 
 def actions_with(value: Any) -> list[Any]:
@@ -295,6 +359,8 @@ def bodies(draw: st.DrawFn) -> tuple[str, bytes]:
         body["outputs"] = draw(st.lists(st.sampled_from(["states", "returns"]), min_size=1))
     if kind == "safety_check" and draw(st.booleans()):
         body |= {"threshold": draw(st.floats(0, 1)), "include": ["trajectory"]}
+    if draw(st.booleans()):
+        body |= {"dt_s": draw(st.sampled_from([0.1, 0.1000000001, 0.2])), "frame": FRAME}
     for _ in range(draw(st.integers(0, 2))):
         name = draw(st.sampled_from([*body, *body, "state", "extra"]))
         body[name] = spoil(draw, body.get(name))

@@ -20,7 +20,7 @@ LARGEST = "up to 3.4028235677973362e+38"
             '{"state":[1,2,3],"actions":[[0,0]],"outputs":{"a":[1,{"b":2}]},"x":1}',
             [
                 ("outputs", "must be a list of names, is an object"),
-                ("x", "is not a known field", "state, actions, outputs"),
+                ("x", "is not a known field", "state, actions, outputs, dt_s, frame"),
             ],
         ),
         (
@@ -29,7 +29,7 @@ LARGEST = "up to 3.4028235677973362e+38"
             [
                 ("threshold", "must be a single value, is a list"),
                 ("include", "must be a list of names, is an object"),
-                ("y", "is not a known field", "state, actions, threshold, include"),
+                ("y", "is not a known field", "state, actions, threshold, include, dt_s, frame"),
             ],
         ),
         (
@@ -43,7 +43,7 @@ LARGEST = "up to 3.4028235677973362e+38"
             [
                 ("outputs[1]", "must be a name, is a list"),
                 ("outputs[2]", "must be a name, is an object"),
-                ("z", "is not a known field", "state, actions, outputs"),
+                ("z", "is not a known field", "state, actions, outputs, dt_s, frame"),
             ],
         ),
         (
@@ -126,7 +126,7 @@ LARGEST = "up to 3.4028235677973362e+38"
             "safety_check",
             '{"a":[[1],{"b":[]}],"state":[1,2,3]}',
             [
-                ("a", "is not a known field", "state, actions, threshold, include"),
+                ("a", "is not a known field", "state, actions, threshold, include, dt_s, frame"),
                 ("actions", "is missing"),
             ],
         ),
@@ -256,7 +256,7 @@ LARGEST = "up to 3.4028235677973362e+38"
             "predict",
             '{"a":}',
             [
-                ("a", "is not a known field", "state, action"),
+                ("a", "is not a known field", "state, action, dt_s, frame"),
                 ("body", 'is not JSON: unexpected "}" at byte 5'),
             ],
         ),
@@ -264,7 +264,7 @@ LARGEST = "up to 3.4028235677973362e+38"
             "predict",
             '{"a":1 "b":2}',
             [
-                ("a", "is not a known field", "state, action"),
+                ("a", "is not a known field", "state, action, dt_s, frame"),
                 ("body", 'is not JSON: unexpected """ at byte 7'),
             ],
         ),
@@ -272,7 +272,7 @@ LARGEST = "up to 3.4028235677973362e+38"
             "predict",
             '{"a":1,,"b":2}',
             [
-                ("a", "is not a known field", "state, action"),
+                ("a", "is not a known field", "state, action, dt_s, frame"),
                 ("body", 'is not JSON: unexpected "," at byte 7'),
             ],
         ),
@@ -280,7 +280,7 @@ LARGEST = "up to 3.4028235677973362e+38"
             "predict",
             '{"x":[1,2}',
             [
-                ("x", "is not a known field", "state, action"),
+                ("x", "is not a known field", "state, action, dt_s, frame"),
                 ("body", "is not JSON: ends too early, after 10 bytes"),
             ],
         ),
@@ -288,14 +288,14 @@ LARGEST = "up to 3.4028235677973362e+38"
             "predict",
             '{"x":[1,2],"state":[1',
             [
-                ("x", "is not a known field", "state, action"),
+                ("x", "is not a known field", "state, action, dt_s, frame"),
                 ("body", "is not JSON: ends too early, after 21 bytes"),
             ],
         ),
         (
             "predict",
             '{"state":[1,2,3],"action":[0,0],"x":"\\ud800"}',
-            [("x", "is not a known field", "state, action")],
+            [("x", "is not a known field", "state, action, dt_s, frame")],
         ),
         (
             "rollout",
@@ -327,7 +327,7 @@ LARGEST = "up to 3.4028235677973362e+38"
             "predict",
             '{"a":😀}',
             [
-                ("a", "is not a known field", "state, action"),
+                ("a", "is not a known field", "state, action, dt_s, frame"),
                 ("body", 'is not JSON: unexpected "😀" at byte 5'),
             ],
         ),
@@ -335,7 +335,7 @@ LARGEST = "up to 3.4028235677973362e+38"
             "predict",
             '{"a":é}',
             [
-                ("a", "is not a known field", "state, action"),
+                ("a", "is not a known field", "state, action, dt_s, frame"),
                 ("body", 'is not JSON: unexpected "é" at byte 5'),
             ],
         ),

@@ -1,0 +1,420 @@
+"""Episodes of any spec on disk: a folder of safetensors shards and one `dataset.json`.
+
+This is the format for data of one's own; `docs/own-data.md` shows its use. An episode of T steps
+has T + 1 states. `dataset.json` holds
+
+    format, version   "world-model-episodes", 1
+    spec              meaning of the features, as in a checkpoint's spec.json
+    origin            where the episodes come from, for people
+    counts            episodes, steps, ended
+    shards            names of the files, in order
+    fingerprint       SHA-256 over the shards' own SHA-256 sums
+
+and a shard of E episodes with F frames the arrays of `EPISODE_ARRAYS` and `FRAME_ARRAYS`;
+`slot_ids` is there only if the identities of neighbours are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from models.checkpoint import read_spec_of
+from models.spec import EmptySlots, Spec
+from training.dataset.store import (
+    MANIFEST,
+    read_manifest,
+    shard_path,
+    shards_fingerprint,
+    write_document,
+)
+
+FORMAT, VERSION = "world-model-episodes", 1
+
+EPISODE_ARRAYS = {
+    "frame_start": np.dtype(np.int64),
+    "frame_count": np.dtype(np.int64),
+    "terminated": np.dtype(np.uint8),
+}
+"""[E]: first frame of the episode within the shard; T + 1; 1 if it ended at its last frame, 0 if
+only the recording did."""
+FRAME_ARRAYS = {
+    "states": np.dtype(np.float32),
+    "actions": np.dtype(np.float32),
+    "rewards": np.dtype(np.float32),
+}
+"""[F, S], [F, A], [F]; the action and reward of the step that begins at the frame, zeros in an
+episode's last."""
+SLOT_IDS = "slot_ids"
+"""[F, slots] int64: who is in each slot; -1 in an empty one."""
+NOBODY = -1
+
+_SHARD_FRAMES = 2**17
+
+
+class EpisodeError(ValueError):
+    """Episodes break the format or their spec; the message is one sentence."""
+
+
+class Fault(NamedTuple):
+    """What is wrong with an episode.
+
+    Attributes:
+        place: Within the episode: "states[3]", "actions[0]", ...
+        problem: What is there, and what is allowed.
+    """
+
+    place: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.problem}"
+
+
+class EpisodeWriter:
+    """Writes episodes into a new folder; a context manager, whose end finishes the data set.
+
+    Args:
+        folder: Made if missing; must be empty.
+        spec: Meaning of the features.
+        origin: Where the episodes come from, for people.
+
+    Raises:
+        EpisodeError: The folder is not empty.
+    """
+
+    def __init__(self, folder: Path | str, spec: Spec, *, origin: str = "") -> None:
+        self._folder = Path(folder)
+        if self._folder.exists() and any(self._folder.iterdir()):
+            raise EpisodeError(f"{folder} is not empty: name another folder")
+        self._spec = spec
+        self._origin = origin
+        self._empty_slots = EmptySlots(spec)
+        self._slots = len(spec.geometry.slots) if spec.geometry else 0
+        self._has_ids: bool | None = None
+        self._waiting: list[dict[str, NDArray[Any]]] = []
+        self._paths: list[Path] = []
+        self.episodes = 0
+        self._steps = 0
+        self._ended = 0
+
+    def __enter__(self) -> Self:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self._finish()
+
+    def add(
+        self,
+        states: ArrayLike,
+        actions: ArrayLike,
+        rewards: ArrayLike,
+        *,
+        ended: bool,
+        slot_ids: ArrayLike | None = None,
+    ) -> None:
+        """Add an episode of T steps.
+
+        Args:
+            states: [T + 1, S], physical units, within the ranges of the spec's features.
+            actions: [T, A], likewise; `actions[k]` leads from `states[k]` to `states[k + 1]`.
+            rewards: [T].
+            ended: Whether the last state is an end, like a crash; False if only the recording
+                ended.
+            slot_ids: [T + 1, slots] whole numbers: who is in each neighbour slot, below 0 if
+                nobody is. Without them a slot is taken for one neighbour throughout an episode.
+                All episodes have them, or none.
+
+        Raises:
+            EpisodeError: Something does not fit; the message names it. Nothing is added.
+        """
+        number = f"episode {self.episodes}"
+        spec, ids = self._spec, slot_ids is not None
+        if self._has_ids not in (None, ids):
+            raise EpisodeError(f"{number}: slot_ids must be given for all episodes or for none")
+        given = {
+            "states": _array("states", states, (None, spec.state_dim), number),
+            "actions": _array("actions", actions, (None, spec.action_dim), number),
+            "rewards": _array("rewards", rewards, (None,), number),
+        }
+        steps = len(given["actions"])
+        if ids:
+            given[SLOT_IDS] = _array(SLOT_IDS, slot_ids, (None, self._slots), number, np.int64)
+        for name, count in (("states", steps + 1), ("rewards", steps), (SLOT_IDS, steps + 1)):
+            if name in given and len(given[name]) != count:
+                raise EpisodeError(
+                    f"{number}: {name} has {len(given[name])} rows, but {count} belong to "
+                    f"{steps} actions"
+                )
+        if not steps:
+            raise EpisodeError(f"{number}: it has no step")
+        given["states"] = self._empty_slots.cleared(np.ascontiguousarray(given["states"]))
+        for name in ("actions", "rewards"):
+            given[name] = np.concatenate([given[name], np.zeros_like(given[name][:1])])
+        for fault in faults_in(given, spec, np.array([steps])):
+            raise EpisodeError(f"{number}: {fault}")
+        self._has_ids = ids
+        self._waiting.append({**given, "terminated": np.array([ended], np.uint8)})
+        self.episodes += 1
+        self._steps += steps
+        self._ended += bool(ended)
+        if sum(len(x["states"]) for x in self._waiting) >= _SHARD_FRAMES:
+            self._write()
+
+    def _write(self) -> None:
+        counts = [len(x["states"]) for x in self._waiting]
+        arrays = {
+            name: np.ascontiguousarray(np.concatenate([x[name] for x in self._waiting]))
+            for name in self._waiting[0]
+        }
+        arrays["frame_start"] = np.cumsum([0, *counts[:-1]], dtype=np.int64)
+        arrays["frame_count"] = np.array(counts, np.int64)
+        path = shard_path(self._folder, len(self._paths))
+        save_file(arrays, path)
+        self._paths.append(path)
+        self._waiting = []
+
+    def _finish(self) -> None:
+        if self._waiting:
+            self._write()
+        if not self._paths:
+            raise EpisodeError(f"{self._folder}: no episode was added")
+        counts = {"episodes": self.episodes, "steps": self._steps, "ended": self._ended}
+        write_document(
+            self._folder,
+            self._paths,
+            {
+                "format": FORMAT,
+                "version": VERSION,
+                "origin": self._origin,
+                "spec": self._spec.to_json(),
+                "counts": counts,
+            },
+        )
+
+
+def _array(
+    name: str,
+    values: ArrayLike | None,
+    shape: tuple[int | None, ...],
+    number: str,
+    kind: type[np.generic] = np.float32,
+) -> NDArray[Any]:
+    """Return an array of a shape, of which None stands for any length."""
+    wanted = f"[{', '.join('T' if x is None else str(x) for x in shape)}]"
+    try:
+        array = np.asarray(values)
+        is_number = array.dtype.kind in ("iu" if kind is np.int64 else "iuf")
+    except (TypeError, ValueError) as exc:
+        raise EpisodeError(f"{number}: {name} are no numbers of shape {wanted}: {exc}") from exc
+    fits = array.ndim == len(shape) and all(
+        w in (None, n) for w, n in zip(shape, array.shape, strict=True)
+    )
+    if not fits or not is_number:
+        raise EpisodeError(
+            f"{number}: {name} are {array.dtype} of shape {list(array.shape)}, but must be numbers "
+            f"of shape {wanted}"
+        )
+    with np.errstate(over="ignore"):
+        return array.astype(kind)
+
+
+def faults_in(
+    arrays: Mapping[str, NDArray[Any]], spec: Spec, last: NDArray[np.int64]
+) -> Iterator[Fault]:
+    """Yield what is wrong with the numbers of frames, the first of each kind and feature.
+
+    Args:
+        arrays: Of `FRAME_ARRAYS`, of one episode or more.
+        spec: Of their features.
+        last: The episodes' last frames, in which no step begins.
+    """
+    begins = np.ones(len(arrays["rewards"]), np.bool_)
+    begins[last] = False
+    for name, features in (("states", spec.state), ("actions", spec.action)):
+        for column, feature in enumerate(features):
+            values = arrays[name][:, column]
+            fits = (values >= np.float32(feature.low)) & (values <= np.float32(feature.high))
+            is_wrong = ~fits & begins if name == "actions" else ~fits
+            if is_wrong.any():
+                row = int(np.argmax(is_wrong))
+                yield Fault(
+                    f"{name}[{row}]",
+                    f"{feature.name} is {values[row]:g}, but the spec allows {feature.low:g} to "
+                    f"{feature.high:g} {feature.unit}",
+                )
+    is_wrong = ~np.isfinite(arrays["rewards"])
+    if is_wrong.any():
+        row = int(np.argmax(is_wrong))
+        yield Fault(f"rewards[{row}]", f"is {arrays['rewards'][row]}, but must be finite")
+    for slot in spec.geometry.slots if spec.geometry else ():
+        presence = arrays["states"][:, spec.state_index(slot.presence)]
+        is_wrong = (presence != 0) & (presence != 1)
+        if is_wrong.any():
+            row = int(np.argmax(is_wrong))
+            problem = f"{slot.presence} is {presence[row]:g}, but must be 0 or 1"
+            yield Fault(f"states[{row}]", problem)
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """All shards of a folder in memory, E episodes and F frames; see `EPISODE_ARRAYS`.
+
+    Attributes:
+        spec: Meaning of the features.
+        states: [F, S].
+        actions: [F, A].
+        rewards: [F].
+        frame_start: [E], first frame of the episode.
+        frame_count: [E], T + 1.
+        terminated: [E].
+        slot_ids: [F, slots], or None if a slot is one neighbour throughout an episode.
+        fingerprint: SHA-256 over the shards, hexadecimal.
+        manifest: What `dataset.json` says, but for the spec.
+    """
+
+    spec: Spec
+    states: NDArray[np.float32]
+    actions: NDArray[np.float32]
+    rewards: NDArray[np.float32]
+    frame_start: NDArray[np.int64]
+    frame_count: NDArray[np.int64]
+    terminated: NDArray[np.uint8]
+    slot_ids: NDArray[np.int64] | None
+    fingerprint: str
+    manifest: dict[str, Any]
+
+
+def load_episodes(folder: Path) -> Episodes:
+    """Read a finished data set into memory.
+
+    Raises:
+        EpisodeError: It is unfinished or broken, has changed since it was written, or holds what
+            the spec does not allow; one sentence.
+    """
+    spec, manifest = read_head(folder)
+    shards: list[dict[str, NDArray[Any]]] = []
+    for index, path in enumerate(paths_of(folder, manifest)):
+        arrays = read_shard(path, spec)
+        for fault in shard_faults(arrays, spec):
+            raise EpisodeError(f"{path}, {fault} (world-model check-data lists all faults)")
+        if index and (SLOT_IDS in arrays) != (SLOT_IDS in shards[0]):
+            raise EpisodeError(f"{path}: {SLOT_IDS} must be in all shards or in none")
+        shards.append(arrays)
+    starts = np.cumsum([0, *(len(x["states"]) for x in shards[:-1])])
+    for shard, start in zip(shards, starts, strict=True):
+        shard["frame_start"] = shard["frame_start"] + start
+    joined = {name: np.concatenate([x[name] for x in shards]) for name in shards[0]}
+    return Episodes(
+        spec=spec,
+        slot_ids=joined.pop(SLOT_IDS, None),
+        fingerprint=manifest["fingerprint"],
+        manifest={name: x for name, x in manifest.items() if name != "spec"},
+        **joined,
+    )
+
+
+def read_head(folder: Path) -> tuple[Spec, dict[str, Any]]:
+    """Return the spec and `dataset.json`.
+
+    Raises:
+        EpisodeError: The file is missing, broken, or of another format or version.
+    """
+    manifest = read_manifest(folder)
+    path = folder / MANIFEST
+    found = manifest.get("format"), manifest.get("version")
+    if found != (FORMAT, VERSION):
+        raise EpisodeError(
+            f"{path} has format {found[0]!r}, version {found[1]!r}; this code reads {FORMAT!r}, "
+            f"version {VERSION}"
+        )
+    if not isinstance(manifest.get("spec"), dict):
+        raise EpisodeError(f"{path} lacks the spec")
+    shards = manifest.get("shards")
+    if not (isinstance(shards, list) and shards and all(_is_name(x) for x in shards)):
+        raise EpisodeError(f"{path}: shards must be a list of file names, at least one")
+    return read_spec_of(manifest["spec"], path), manifest
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value not in ("", "..") and Path(value).name == value
+
+
+def paths_of(folder: Path, manifest: Mapping[str, Any]) -> list[Path]:
+    """Return the shards' files.
+
+    Raises:
+        EpisodeError: One is missing, or they are not those that `dataset.json` was written for.
+    """
+    paths = [folder / name for name in manifest["shards"]]
+    if missing := [path.name for path in paths if not path.is_file()]:
+        raise EpisodeError(f"{folder} lacks the shard {missing[0]} that {MANIFEST} names")
+    found, expected = shards_fingerprint(paths), manifest.get("fingerprint")
+    if found != expected:
+        raise EpisodeError(
+            f"{folder} changed: its shards have the fingerprint {found}, {MANIFEST} says {expected}"
+        )
+    return paths
+
+
+def read_shard(path: Path, spec: Spec) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a shard, of the right types and shapes.
+
+    Raises:
+        EpisodeError: It is none, or an array is missing, unknown, or of another type or shape.
+    """
+    try:
+        with safe_open(path, framework="numpy") as shard:
+            arrays = {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as exc:
+        raise EpisodeError(f"{path} is no readable shard: {exc}") from exc
+    known = {**EPISODE_ARRAYS, **FRAME_ARRAYS, SLOT_IDS: np.dtype(np.int64)}
+    if missing := sorted({*EPISODE_ARRAYS, *FRAME_ARRAYS} - arrays.keys()):
+        raise EpisodeError(f"{path} lacks the array {missing[0]}")
+    if extra := sorted(arrays.keys() - known.keys()):
+        raise EpisodeError(f"{path} holds {extra[0]}, which is unknown (known: {', '.join(known)})")
+    frames, episodes = len(arrays["rewards"]), len(arrays["frame_start"])
+    slots = len(spec.geometry.slots) if spec.geometry else 0
+    widths = {"states": (spec.state_dim,), "actions": (spec.action_dim,), SLOT_IDS: (slots,)}
+    for name, array in arrays.items():
+        count = episodes if name in EPISODE_ARRAYS else frames
+        wanted = (count, *widths.get(name, ()))
+        if array.dtype != known[name] or array.shape != wanted:
+            raise EpisodeError(
+                f"{path}: {name} is {array.dtype} {list(array.shape)}, but must be {known[name]} "
+                f"{list(wanted)}"
+            )
+    counts = arrays["frame_count"]
+    starts = np.cumsum(counts) - counts
+    if not (len(counts) and (counts >= 2).all() and counts.sum() == frames):
+        raise EpisodeError(f"{path}: frame_count must be 2 or more each, {frames} in all")
+    if not np.array_equal(starts, arrays["frame_start"]):
+        raise EpisodeError(f"{path}: frame_start must be where the frames before end")
+    if (arrays["terminated"] > 1).any():
+        raise EpisodeError(f"{path}: terminated must be 0 or 1")
+    return arrays
+
+
+def shard_faults(arrays: Mapping[str, NDArray[Any]], spec: Spec) -> Iterator[Fault]:
+    """Yield what is wrong with the numbers of a shard, each with its episode."""
+    last = arrays["frame_start"] + arrays["frame_count"] - 1
+    for place, problem in faults_in(arrays, spec, last):
+        name, row = place.removesuffix("]").split("[")
+        episode = int(np.searchsorted(arrays["frame_start"], int(row), side="right")) - 1
+        step = int(row) - int(arrays["frame_start"][episode])
+        yield Fault(f"episode {episode}, {name}[{step}]", problem)

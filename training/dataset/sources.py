@@ -1,0 +1,131 @@
+"""A data set of either format, as training, calibration and evaluation take it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.highway import highway_spec
+from models.spec import Spec
+from training.dataset.episodes import FORMAT, Episodes, load_episodes
+from training.dataset.store import EpisodeStore, load_store, read_manifest
+from training.dataset.windows import (
+    Windows,
+    cut_windows,
+    make_windows,
+    split_at_random,
+    split_episodes,
+)
+
+Indices = NDArray[np.int64]
+
+
+class Dataset(Protocol):
+    """Episodes in memory, whatever they were recorded by."""
+
+    @property
+    def spec(self) -> Spec:
+        """Meaning of the windows' features."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the data, hexadecimal."""
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """How it was made, for the record."""
+
+    def __len__(self) -> int:
+        """Return the number of episodes."""
+
+    def split(self, seed: int) -> dict[str, Indices]:
+        """Split the episodes at random.
+
+        Returns:
+            `train`, `validation`, `calibration` and `test`, and `unseen`: those that are kept for
+            the test of generalisation.
+        """
+
+    def windows(self, episodes: Indices, horizon: int, stride: int) -> Windows:
+        """Cut windows that start every `stride` steps of the given episodes."""
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What `world-model collect` recorded."""
+
+    store: EpisodeStore
+
+    @property
+    def spec(self) -> Spec:
+        """See `Dataset`."""
+        return highway_spec()
+
+    @property
+    def fingerprint(self) -> str:
+        """See `Dataset`."""
+        return self.store.fingerprint
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """See `Dataset`."""
+        return self.store.manifest
+
+    def __len__(self) -> int:
+        return len(self.store.frame_count)
+
+    def split(self, seed: int) -> dict[str, Indices]:
+        """See `Dataset`."""
+        return split_episodes(self.store, seed)
+
+    def windows(self, episodes: Indices, horizon: int, stride: int) -> Windows:
+        """See `Dataset`."""
+        return make_windows(self.store, episodes, horizon, stride)
+
+
+@dataclass(frozen=True)
+class Own:
+    """What `training.dataset.episodes.EpisodeWriter` wrote."""
+
+    episodes: Episodes
+
+    @property
+    def spec(self) -> Spec:
+        """See `Dataset`."""
+        return self.episodes.spec
+
+    @property
+    def fingerprint(self) -> str:
+        """See `Dataset`."""
+        return self.episodes.fingerprint
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """See `Dataset`."""
+        return self.episodes.manifest
+
+    def __len__(self) -> int:
+        return len(self.episodes.frame_count)
+
+    def split(self, seed: int) -> dict[str, Indices]:
+        """See `Dataset`; none is unseen."""
+        return {**split_at_random(np.arange(len(self)), seed), "unseen": np.zeros(0, np.int64)}
+
+    def windows(self, episodes: Indices, horizon: int, stride: int) -> Windows:
+        """See `Dataset`."""
+        return cut_windows(self.episodes, episodes, horizon, stride)
+
+
+def open_dataset(folder: Path) -> Dataset:
+    """Read a finished data set of either format into memory.
+
+    Raises:
+        ValueError: It is unfinished or broken, or has changed since it was written.
+    """
+    if read_manifest(folder).get("format") == FORMAT:
+        return Own(load_episodes(folder))
+    return Simulated(load_store(folder))
