@@ -291,6 +291,11 @@ def calibrate(
 @click.argument("data", type=_DATA_FOLDER)
 @click.option("--report", type=_FOLDER, required=True, help="Folder for tables and plots.")
 @click.option(
+    "--quick",
+    is_flag=True,
+    help="Minutes in place of hours: fewer windows and resamples, and nothing is simulated.",
+)
+@click.option(
     "--examples", type=_FOLDER, default=None, help="Also write some held-out episodes as JSON."
 )
 @click.option(
@@ -315,19 +320,20 @@ def evaluate(
     checkpoint: Path,
     data: Path,
     report: Path,
+    quick: bool,
     examples: Path | None,
     model_card: Path | None,
     closed_loop: bool,
     drives: int,
 ) -> None:
-    """Compare CHECKPOINT with physics baselines on held-out episodes of DATA."""
+    """Judge CHECKPOINT on held-out episodes of DATA; beside physics where it knows the features."""
     from training.dataset.examples import export_held_out
     from training.evaluation.evaluate import evaluate as run_evaluate
     from training.evaluation.evaluate import model_card_table, write_metrics
     from training.evaluation.report import update_model_card
 
     with _one_sentence():
-        metrics = run_evaluate(checkpoint, data, report)
+        metrics = run_evaluate(checkpoint, data, report, quick=quick)
         if closed_loop:
             from training.closed_loop.served import add_closed_loop
 

@@ -211,8 +211,8 @@ def test_evaluate_writes_report_metrics_examples_and_model_card(
     done: dict[str, tuple[Any, ...]] = {}
 
     def record(module: ModuleType, name: str, result: Any = None) -> None:
-        def fake(*arguments: Any) -> Any:
-            done[name] = arguments
+        def fake(*arguments: Any, **options: Any) -> Any:
+            done[name] = (*arguments, *options.items())
             return result
 
         monkeypatch.setattr(module, name, fake)
@@ -227,11 +227,11 @@ def test_evaluate_writes_report_metrics_examples_and_model_card(
     report, examples = tmp_path / "report", tmp_path / "episodes"
     options = ("--report", report, "--examples", examples, "--model-card", card)
 
-    result = invoke("evaluate", tmp_path, tmp_path, *options)
+    result = invoke("evaluate", tmp_path, tmp_path, "--quick", *options)
 
     assert result.output == "the table\n"
     assert done == {
-        "evaluate": (tmp_path, tmp_path, report),
+        "evaluate": (tmp_path, tmp_path, report, ("quick", True)),
         "write_metrics": (tmp_path, {"the": "metrics"}),
         "model_card_table": ({"the": "metrics"},),
         "export_held_out": (tmp_path, tmp_path, examples),
