@@ -282,7 +282,7 @@ def calibrate(
             miss_rate=miss_rate,
             allow_unguaranteed=allow_unguaranteed_limits,
         )
-        version = recalibrate(checkpoint, data, out, options, members)
+        version = recalibrate(checkpoint, data, out, options, members=members)
         click.echo(f"Wrote {out}, version {version}")
 
 

@@ -7,6 +7,7 @@ WorldModelError
 ├── UnreachableError          no answer came back, or not the request's own
 ├── InvalidInputError         refused before it was sent; also a ValueError
 ├── ClosedClientError         the client was used after it was closed; also a RuntimeError
+├── WrongLoopError            an AsyncClient of another event loop; also a RuntimeError
 └── ServiceError              has an HTTP status, a code and details
     ├── BadRequestError           400  bad_request
     ├── UnauthorizedError         401  unauthorized
@@ -53,6 +54,7 @@ __all__ = [
     "UnsupportedMediaTypeError",
     "UriTooLongError",
     "WorldModelError",
+    "WrongLoopError",
 ]
 
 Detail = dict[str, str]
@@ -90,7 +92,14 @@ def printable(text: str, most_bytes: int) -> str:
 
 
 class WorldModelError(Exception):
-    """Base of all errors of the service and its client."""
+    """Base of all errors of the service and its client.
+
+    Attributes:
+        request_id: X-Request-Id of the call, by which the service's log names it; empty if nothing
+            was sent.
+    """
+
+    request_id: str = ""
 
 
 class UnreachableError(WorldModelError):
@@ -103,6 +112,10 @@ class InvalidInputError(WorldModelError, ValueError):
 
 class ClosedClientError(WorldModelError, RuntimeError):
     """The client was closed before this call."""
+
+
+class WrongLoopError(WorldModelError, RuntimeError):
+    """An `AsyncClient` was used in another event loop than before, or without one."""
 
 
 class ServiceError(WorldModelError):

@@ -25,14 +25,10 @@ from world_model_client.errors import (
     UnreachableError,
     printable,
 )
-from world_model_client.inputs import Call, seconds
-from world_model_client.network import Remaining
+from world_model_client.inputs import READINESS, Call, seconds
 
-READINESS = "/readyz"
 _BY_CODE = {error.code: error for error in SERVICE_ERRORS}
 
-_MARGIN_S = 0.5
-"""A call with a deadline waits so much longer: the service's own 504 has to travel."""
 _LATE_S = 0.05
 """Each wait ends in time; where only their sum does not, so much later."""
 MOST_ANSWER_BYTES = 2**27
@@ -47,8 +43,9 @@ class Exchange:
 
     Args:
         call: What to send.
-        base_url: Named in errors.
+        place: The service's address, for errors.
         wait_s: Longest wait for an answer if the call has no deadline.
+        margin_s: Longest wait after the deadline: the service's own 504 has to travel.
         checks_ids: Whether an answer with another request's id is refused.
 
     Attributes:
@@ -57,16 +54,18 @@ class Exchange:
         answer: The answer's fields, once there is one.
     """
 
-    def __init__(self, call: Call, base_url: httpx.URL, wait_s: float, checks_ids: bool) -> None:
+    def __init__(
+        self, call: Call, place: str, wait_s: float, margin_s: float, checks_ids: bool
+    ) -> None:
         self._started = monotonic()
         self._call = call
-        self._place = place_of(base_url)
+        self._place = place
         self._body = call.body()
         self._wait_s = wait_s
         self._deadline: float | None = None
         if call.timeout_s is not None:
             timeout_s = seconds("timeout_s", call.timeout_s)
-            self._wait_s, self._deadline = timeout_s + _MARGIN_S, self._started + timeout_s
+            self._wait_s, self._deadline = timeout_s + margin_s, self._started + timeout_s
         self._ends = self._started + self._wait_s
         self._id = os.urandom(16).hex()
         self._checks_ids = checks_ids
@@ -107,16 +106,20 @@ class Exchange:
         """Be around one try: what ends it is left out if the call is to be sent again.
 
         Raises:
-            UnavailableError: It is not, and the service said so.
+            ServiceError: It is not, and the service said so.
             UnreachableError: It is not, and no answer came.
         """
         try:
-            yield
-        except TimeoutError:  # of `asyncio.timeout`
-            self._check_retry(httpx.ReadTimeout("the answer came too slowly"))
-        except (httpx.RequestError, UnavailableError) as exc:
-            self._check_retry(exc)
-            self.is_retry = True
+            try:
+                yield
+            except TimeoutError:  # of `asyncio.timeout`
+                self._check_retry(httpx.ReadTimeout("the answer came too slowly"))
+            except (httpx.RequestError, UnavailableError) as exc:
+                self._check_retry(exc)
+                self.is_retry = True
+        except (ServiceError, UnreachableError) as exc:
+            exc.request_id = self._id
+            raise
 
     def left_s(self) -> float:
         """Return how long the call may still take, whatever is waited for."""
@@ -203,9 +206,20 @@ class Exchange:
         return is_lost and not self._is_connected_anew and not self._has_head
 
 
-def place_of(base_url: httpx.URL) -> str:
-    """Return an address for people: a password in it is not for logs."""
-    return str(base_url.copy_with(userinfo=b"")).rstrip("/")
+class Remaining(float):
+    """Seconds that a request has left, and when they end.
+
+    Attributes:
+        ends: By `time.monotonic`.
+    """
+
+    ends: float
+
+    def __new__(cls, left_s: float, ends: float) -> Remaining:
+        """Return `left_s` as a number that knows its end."""
+        made = super().__new__(cls, left_s)
+        made.ends = ends
+        return made
 
 
 class _TimeLeft(dict[str, float]):

@@ -12,23 +12,38 @@ any nesting; an array of Python objects is not such an array, whatever the objec
 from __future__ import annotations
 
 import math
-import re
 import reprlib
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from numbers import Real
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import httpx
 import numpy as np
 import orjson
-from numpy.typing import ArrayLike
 
 from world_model_client.errors import InvalidInputError, printable
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
 T = TypeVar("T")
+Reader = Callable[[str, Any], Any]
+
+READINESS = "/readyz"
+OUTPUTS = (
+    "states",
+    "rewards",
+    "dones",
+    "returns",
+    "crash_probability",
+    "uncertainty",
+    "final_state",
+)
+"""What `/rollout` can be asked for."""
+INCLUDES = ("trajectory",)
+"""What a `/safety-check` answers with if asked."""
+_MOST_NAMES = 16
 
 _KINDS = {
     "b": "booleans",
@@ -43,12 +58,8 @@ _KINDS = {
 }
 """What arrays of other types hold, by the type's kind."""
 _MAX_DIMS = 3
-_LONGEST_SHOWN = 80
 _LONGEST_REASON = 160
-_WHOLE = reprlib.Repr()
-_WHOLE.maxstring = _WHOLE.maxother = sys.maxsize
-_PASSWORD_SIGN = re.compile("@|%40|\N{FULLWIDTH COMMERCIAL AT}|\N{SMALL COMMERCIAL AT}")
-_BEFORE_NAMES = re.compile(r"b?['\"]?(?:(?:[a-z][a-z0-9+.-]{0,10}:)?//)?", re.IGNORECASE)
+_LONGEST_LABEL = 64
 _PLAIN_NUMBERS: frozenset[type] = frozenset({int, float, np.float32, np.float64})
 _PLAIN_LISTS: frozenset[type] = frozenset({list, tuple})
 
@@ -59,16 +70,14 @@ class Call:
 
     Attributes:
         path: Of the endpoint.
-        arrays: Values by field, and how many dimensions they may have.
-        threshold: Crash probability to judge by.
-        names: Lists of names by field; None: not sent.
+        arrays: Values by field, and the shapes that they may have: "[S] or [N, S]".
+        options: Other fields: the value (None: not sent), and what reads it.
         timeout_s: Deadline of the call; None: the service's own.
     """
 
     path: str
-    arrays: Mapping[str, tuple[ArrayLike, tuple[int, int]]] = field(default_factory=dict)
-    threshold: float | None = None
-    names: Mapping[str, Sequence[str] | None] = field(default_factory=dict)
+    arrays: Mapping[str, tuple[ArrayLike, str]] = field(default_factory=dict)
+    options: Mapping[str, tuple[Any, Reader]] = field(default_factory=dict)
     timeout_s: float | None = None
 
     def body(self) -> bytes | None:
@@ -80,21 +89,59 @@ class Call:
         if not self.arrays:
             return None
         fields = {name: _read(_numbers, name, *given) for name, given in self.arrays.items()}
-        if self.threshold is not None:
-            fields["threshold"] = number("threshold", self.threshold)
-        fields.update(
-            (n, _read(_listed, n, given)) for n, given in self.names.items() if given is not None
-        )
+        for name, (given, read) in self.options.items():
+            if given is not None:
+                fields[name] = read(name, given)
         return orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def number(name: str, value: Any) -> float:
-    """Return a finite number.
+def seconds(name: str, value: Any) -> float:
+    """Return a positive, finite time.
 
     Raises:
         InvalidInputError: It is none.
     """
-    return _read(_number, name, value)
+    return _number(name, value, lambda x: 0 < x < math.inf, "a positive number of seconds")
+
+
+def probability(name: str, value: Any) -> float:
+    """Return a probability.
+
+    Raises:
+        InvalidInputError: It is none.
+    """
+    return _number(name, value, lambda x: 0 <= x <= 1, "a number from 0 to 1")
+
+
+def label(name: str, value: Any) -> str:
+    """Return a text that names something.
+
+    Raises:
+        InvalidInputError: It is none, or empty.
+    """
+    if not _is_text(value) or not value or len(value) > _LONGEST_LABEL:
+        raise InvalidInputError(
+            f"{name} is {_shown(value)} (allowed: text of 1 to {_LONGEST_LABEL} characters)"
+        )
+    return str(value)
+
+
+def output_names(name: str, values: Any) -> list[str]:
+    """Return some of `OUTPUTS`.
+
+    Raises:
+        InvalidInputError: Something else is among them, or nothing is given.
+    """
+    return _read(_names, name, values, OUTPUTS)
+
+
+def include_names(name: str, values: Any) -> list[str]:
+    """Return some of `INCLUDES`.
+
+    Raises:
+        InvalidInputError: Something else is among them, or nothing is given.
+    """
+    return _read(_names, name, values, INCLUDES)
 
 
 def _read(read: Callable[..., T], name: str, *given: Any) -> T:
@@ -121,89 +168,44 @@ def _reason(error: Exception) -> str:
     return printable(text or type(error).__name__, _LONGEST_REASON)
 
 
-def _number(name: str, value: Any) -> float:
-    given = None if isinstance(value, Sequence) else _leaf(name, value)
-    if given is None or np.ndim(given) != 0:
-        raise InvalidInputError(f"{name} is {_shown(value)}, not a number")
-    result = float(given)
-    if not math.isfinite(result):
-        raise InvalidInputError(f"{name} is {_shown(value)} (allowed: a finite number)")
-    return result
-
-
-def seconds(name: str, value: Any) -> float:
-    """Return a positive, finite time.
+def _number(name: str, value: Any, is_allowed: Callable[[float], bool], allowed: str) -> float:
+    """Return a number for which `is_allowed` holds.
 
     Raises:
-        InvalidInputError: It is none.
+        InvalidInputError: It does not, or it is no number.
     """
-    result = number(name, value)
-    if result <= 0:
-        raise InvalidInputError(f"{name} is {result:g} (allowed: a positive number of seconds)")
-    return result
+
+    def read(name: str, value: Any) -> float:
+        given = None if isinstance(value, Sequence) else _leaf(name, value)
+        if given is None or np.ndim(given) != 0:
+            raise InvalidInputError(f"{name} is {_shown(value)}, not a number")
+        result = float(given)
+        if not is_allowed(result):
+            raise InvalidInputError(f"{name} is {result:g}")
+        return result
+
+    found: float = _read(_explained, name, value, read, allowed)
+    return found
 
 
-def address(base_url: Any) -> httpx.URL:
-    """Return where the service listens.
+def _explained(name: str, value: Any, read: Callable[[str, Any], T], allowed: str) -> T:
+    """Return what `read` makes of an argument; its errors say what is allowed.
 
     Raises:
-        InvalidInputError: It has no scheme of HTTP, no host, or is no address at all.
+        InvalidInputError: It cannot be read.
     """
-    shown = _without_password(base_url)
     try:
-        url = httpx.URL(base_url)
-        url.host.encode("idna")  # what the resolver does, and no URL parser
-    except (httpx.InvalidURL, TypeError, UnicodeError) as exc:
-        if _PASSWORD_SIGN.search(_WHOLE.repr(base_url)):
-            # Nor the parser's words, here and as the cause: it takes a password's part for a port.
-            raise InvalidInputError(f"base_url is {shown}, which is no address") from None
-        raise InvalidInputError(f"base_url is {shown}, which is no address: {exc}") from exc
-    is_whole = (
-        url.scheme in ("http", "https")
-        and url.host
-        and (url.port is None or 0 < url.port < 1 << 16)
-    )
-    if not is_whole or url.query or url.fragment:
-        raise InvalidInputError(
-            f"base_url is {shown} (allowed: http://HOST:PORT or https://HOST:PORT, with a path if "
-            "the service lies below one)"
-        )
-    return url
+        return read(name, value)
+    except InvalidInputError as exc:
+        raise InvalidInputError(f"{exc} (allowed: {allowed})") from exc.__cause__
 
 
-def _without_password(base_url: Any) -> str:
-    """Return an address for people: what may be a user's name and password is left out."""
-    text = _WHOLE.repr(base_url)
-    # A password may hold what ends a host. Cut last: an end that is cut off would hide the sign.
-    if signs := list(_PASSWORD_SIGN.finditer(text)):
-        before = _BEFORE_NAMES.match(text)
-        text = f"{before[0] if before else ''}...@{text[signs[-1].end() :]}"
-    if len(text) <= _LONGEST_SHOWN:
-        return text
-    half = _LONGEST_SHOWN // 2
-    return f"{text[:half]}...{text[-half:]}"
-
-
-def bearer(api_key: Any) -> str:
-    """Return the value of the Authorization header.
-
-    Raises:
-        InvalidInputError: The key cannot be in a header; the message does not show it.
-    """
-    if not (isinstance(api_key, str) and api_key and all("!" <= x <= "~" for x in api_key)):
-        raise InvalidInputError(
-            "api_key is empty or has characters that a header cannot hold (allowed: visible ASCII; "
-            "a key read from a file may end in a line break)"
-        )
-    return f"Bearer {api_key}"
-
-
-def _numbers(name: str, values: Any, dims: tuple[int, int]) -> Any:
+def _numbers(name: str, values: Any, shapes: str) -> Any:
     """Return an array that JSON keeps bit for bit: float32 stays float32."""
-    array = _array(name, values)
-    if array.ndim not in dims:
-        allowed = " or ".join(str(x) for x in sorted(set(dims)))
-        raise InvalidInputError(f"{name} has {array.ndim} dimensions (allowed: {allowed})")
+    array = _explained(name, values, _array, f"finite numbers, {shapes}")
+    if array.ndim not in {shape.count(",") + 1 for shape in shapes.split(" or ")}:
+        found = "is one number" if array.ndim == 0 else f"has the shape {list(array.shape)}"
+        raise InvalidInputError(f"{name} {found} (allowed: {shapes})")
     with np.errstate(over="ignore"):
         is_finite = np.isfinite(array if array.dtype == np.float32 else array.astype(np.float32))
     if not is_finite.all():
@@ -220,12 +222,37 @@ def _array(name: str, values: Any) -> np.ndarray[Any, Any]:
     try:
         array = np.asarray(parts)
     except (TypeError, ValueError) as exc:
+        _check_rows(name, parts, ())
         raise InvalidInputError(f"{name} is not an array of numbers: {_reason(exc)}") from exc
     if array.dtype == object:  # plain integers beyond 64 bits
         array = np.asarray(_numeric(name, values, ()))
     kind = np.float32 if array.dtype == np.float32 else np.float64
     with np.errstate(over="ignore"):  # by long doubles: infinity is refused afterwards
         return np.asarray(array, dtype=kind, order="C")
+
+
+def _check_rows(name: str, values: Any, place: tuple[int, ...]) -> list[int]:
+    """Return the shape of lists of numbers.
+
+    Raises:
+        InvalidInputError: It has none, since two rows differ; the message says which.
+    """
+    if type(values) in _PLAIN_NUMBERS:
+        return []
+    if not isinstance(values, Sequence):
+        return list(np.shape(values))
+    shapes = [_check_rows(name, x, (*place, i)) for i, x in enumerate(values)]
+    for i, shape in enumerate(shapes):
+        if shape != shapes[0]:
+            found = " and ".join(
+                f"{name}{_index((*place, k))} {_extent(shapes[k])}" for k in (0, i)
+            )
+            raise InvalidInputError(f"{name} has rows that are not alike: {found}")
+    return [len(shapes), *(shapes[0] if shapes else ())]
+
+
+def _extent(shape: list[int]) -> str:
+    return f"has the shape {shape}" if shape else "is a number"
 
 
 def _is_plain(values: Any) -> bool:
@@ -277,7 +304,7 @@ def _leaf(name: str, value: Any) -> Any:
         if isinstance(value, Real) and not isinstance(value, bool | np.generic):
             return float(value)
         if np.ma.is_masked(value):
-            raise InvalidInputError(f"{name} has masked values (allowed: finite numbers)")
+            raise InvalidInputError(f"{name} has masked values")
         array = np.asarray(value)
     except OverflowError as exc:
         raise InvalidInputError(f"{name} is {_shown(value)}, too large a number") from exc
@@ -302,11 +329,18 @@ def _index(place: tuple[int, ...]) -> str:
     return "".join(f"[{i}]" for i in place)
 
 
-def _listed(name: str, values: Any) -> list[str]:
-    is_list = isinstance(values, Iterable) and not isinstance(values, str | bytes)
-    names = list(values) if is_list else []
-    if not is_list or not all(map(_is_text, names)):
-        raise InvalidInputError(f"{name} is {_shown(values)} (allowed: a list of names)")
+def _names(name: str, values: Any, known: Sequence[str]) -> list[str]:
+    allowed = f"(allowed: a list with any of {', '.join(known)})"
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise InvalidInputError(f"{name} is {_shown(values)} {allowed}")
+    names = list(islice(values, _MOST_NAMES + 1))
+    if not names:
+        raise InvalidInputError(f"{name} is empty {allowed}")
+    if len(names) > _MOST_NAMES:
+        raise InvalidInputError(f"{name} has more than {_MOST_NAMES} names {allowed}")
+    for i, given in enumerate(names):
+        if not isinstance(given, str) or given not in known:
+            raise InvalidInputError(f"{name}[{i}] is {_shown(given)} {allowed}")
     return names
 
 

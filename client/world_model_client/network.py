@@ -19,7 +19,17 @@ import httpcore
 import httpx
 
 from world_model_client.errors import InvalidInputError
+from world_model_client.exchange import Remaining
 
+LIMITS = httpx.Limits(
+    # More threads than this wait for each other: a process may often open 1,024 files only.
+    max_connections=200,
+    # As many: else a thread closes a surplus connection that another is about to use.
+    max_keepalive_connections=200,
+    # Servers and proxies of the common kind close idle connections after 5 s (uvicorn, Node) or
+    # later; a request must not meet that.
+    keepalive_expiry=3.0,
+)
 _PART_BYTES = 2**16
 """Written at once: a longer part is many writes to httpcore, each of which may wait anew."""
 _ERRORS = (
@@ -29,22 +39,6 @@ _ERRORS = (
     httpcore.TimeoutException,
     httpcore.UnsupportedProtocol,
 )
-
-
-class Remaining(float):
-    """Seconds that a request has left, and when they end.
-
-    Attributes:
-        ends: By `time.monotonic`.
-    """
-
-    ends: float
-
-    def __new__(cls, left_s: float, ends: float) -> Remaining:
-        """Return `left_s` as a number that knows its end."""
-        made = super().__new__(cls, left_s)
-        made.ends = ends
-        return made
 
 
 class DeadlineTransport(httpx.BaseTransport):

@@ -24,6 +24,7 @@ import torch
 from annotated_types import Interval, Len
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from models.checkpoint.calibration import DONE_SCALES, DONE_SHIFTS, Calibration
 from models.checkpoint.files import (
@@ -46,14 +47,16 @@ CALIBRATION, TRAINING, METRICS = "calibration.json", "training.json", "metrics.j
 VERSIONED = (WEIGHTS, CONFIG, SPEC, CALIBRATION)
 _TINY, _HUGE = 1e-12, 1e12
 _SENSIBLE = {
-    "state_scale": (_TINY, _HUGE),
-    "delta_scale": (0.0, _HUGE),
     "reward_scale": (_TINY, _HUGE),
     "done_scale": DONE_SCALES,
     "done_shift": DONE_SHIFTS,
 }
-"""What normalisers may hold. Beyond, the last two would make a likely crash look impossible, or
-turn the order of hazards around, whatever the network predicts."""
+"""What normalisers may hold; see `_normaliser_bounds` for those of features. Beyond, the last two
+would make a likely crash look impossible, or turn the order of hazards around, whatever the network
+predicts."""
+_MOST_SPREADS, _LEAST_SPREAD = 100.0, 1e-6
+"""A feature's scale beside the width of its range. Values that are normalised by much more all look
+alike: the members answer the same to every state, and never disagree."""
 
 
 _OPTIONAL: dict[str, Any] = {
@@ -216,6 +219,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> str:
     weights = {name: x.contiguous() for name, x in checkpoint.ensemble.state_dict().items()}
     for name, tensor in weights.items():
         _check_values(WEIGHTS, name, tensor)
+    _check_normalisers(WEIGHTS, weights, checkpoint.spec, checkpoint.calibration)
     folder.mkdir(parents=True, exist_ok=True)
     # Gone first and written last: a folder whose writing was cut short is refused, not half old.
     (folder / CONFIG).unlink(missing_ok=True)
@@ -257,6 +261,7 @@ def load_checkpoint(folder: Path, *, device: str = "cpu", members: int | None = 
     if members is not None and not 1 <= members <= config.members:
         raise CheckpointError(f"cannot serve {members} members, {folder} holds {config.members}")
     ensemble = _build(folder, config, spec)
+    _check_normalisers(folder / WEIGHTS, ensemble.state_dict(), spec, calibration)
     ensemble = WorldModelEnsemble.from_members(list(ensemble.members)[:members])
     version, is_whole = checkpoint_version(folder), members in (None, config.members)
     return Checkpoint(
@@ -363,6 +368,51 @@ def _check_values(source: Path | str, name: str, tensor: torch.Tensor) -> None:
         raise CheckpointError(
             f"{source}: {name} holds {wrong[0]:g}, but must be from {low:g} to {high:g}"
         )
+
+
+def _normaliser_bounds(spec: Spec, calibration: Calibration) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return least and most of what the normalisers of each feature may hold, [S] each.
+
+    The mean of values lies within their range, and their deviation is half of its width at most. A
+    range is the spec's or the trained one, whatever is wider; normalisers that change nothing (0
+    and 1) are always taken.
+    """
+    low, high = (
+        torch.tensor([getattr(x, name) for x in spec.state], dtype=torch.float64)
+        for name in ("low", "high")
+    )
+    if calibration.state_low:
+        low = low.minimum(torch.tensor(calibration.state_low, dtype=torch.float64))
+        high = high.maximum(torch.tensor(calibration.state_high, dtype=torch.float64))
+    width = high - low
+    most = _MOST_SPREADS * width.clamp(min=1.0)
+    return {
+        "state_mean": (low.clamp(max=0.0) - width, high.clamp(min=0.0) + width),
+        "state_scale": (_LEAST_SPREAD * width.clamp(max=1.0), most),
+        "delta_scale": (torch.zeros_like(width), most),
+    }
+
+
+def _check_normalisers(
+    source: Path | str, weights: dict[str, Tensor], spec: Spec, calibration: Calibration
+) -> None:
+    """Refuse normalisers that no values of the features have.
+
+    Raises:
+        CheckpointError: A mean lies far outside its feature's range, or a scale is far wider.
+    """
+    bounds = _normaliser_bounds(spec, calibration)
+    for name, tensor in weights.items():
+        kind = name.rpartition(".")[2]
+        if kind not in bounds:
+            continue
+        least, most = bounds[kind]
+        values = tensor.cpu().double()
+        for i in torch.nonzero((values < least) | (values > most)).flatten()[:1].tolist():
+            raise CheckpointError(
+                f"{source}: {name} holds {values[i]:g} for {spec.state[i].name}, but must be from "
+                f"{least[i]:g} to {most[i]:g} beside the feature's range"
+            )
 
 
 def _compare_shape(

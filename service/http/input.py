@@ -220,10 +220,17 @@ class Input(HttpToolsProtocol, ABC):
         if fault is not None:
             self._refuse(fault)
             return
+        if self._left is None:
+            # Trailers are headers to the parser: after `Connection: close` it reads nothing more.
+            self.parser = httptools.HttpRequestParser(self)
+        self._is_head_complete = False
         self._raw_head = head
         self._feed(without_upgrade(head))
         self._raw_head = b""
         if self._expects is not Expected.BODY:
+            return
+        if not self._is_head_complete:  # what it says of the body is not known
+            self._refuse(BadRequestError("the head has no clear end"))
             return
         if b"transfer-encoding" in self._named:
             self._left, self._chunks = None, Chunks()

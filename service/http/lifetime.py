@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import structlog
+from starlette.types import Message, Receive, Scope, Send
 
 from service.errors import BadRequestError, UnavailableError
 from service.http.buffers import Flow
@@ -24,6 +25,10 @@ _LAST_REQUEST_S = 0.25
 """An idle connection takes a request for so long after the port is closed."""
 
 _LINGER_S = 1.0
+_ANSWER_BEGINS = "http.response.start"
+_LONGEST_DROPPED = 2**16
+"""Bytes of a body that are read though its request is refused by its head, to keep a connection."""
+
 _MOST_REFUSED = 64
 """Open connections that wait for their caller to read that there are too many."""
 
@@ -97,6 +102,30 @@ class Lifetime(Input):
         super()._stop_reading()
         self._is_refused = True
         self._missing = 0
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        """Start a request on the long path; its answer says so if the connection closes after it.
+
+        An answer that begins before its body has come refuses the request by its head. If much of
+        the body is to come, or nobody knows how much, it is not read.
+        """
+
+        async def announcing(scope: Scope, receive: Receive, send: Send) -> None:
+            async def announced(message: Message) -> None:
+                is_to_come = self._expects is Expected.BODY and message["type"] == _ANSWER_BEGINS
+                if is_to_come and (self._left is None or self._left > _LONGEST_DROPPED):
+                    self._stop_reading()
+                    self._close_after(cycle)
+                await send(message)
+
+            await app(scope, receive, announced)
+
+        super()._start_asgi_task(cycle, announcing)
+
+    def _close_after(self, cycle: Any) -> None:
+        """Have uvicorn's answer say that the connection closes after it, and close it then."""
+        cycle.keep_alive = False
+        cycle.transport = LingeringTransport(self.transport, self._close)
 
     def _close(self) -> None:
         """Close when all is sent.

@@ -35,14 +35,13 @@ from service.http.exchange import (
 )
 from service.http.heads import fault_of, is_one_head, path_of
 from service.http.input import Expected
-from service.http.lifetime import Lifetime, LingeringTransport
+from service.http.lifetime import Lifetime
 from service.http.middleware import REFUSALS
 from service.telemetry.metrics import OTHER
 
 log = structlog.get_logger()
 
 _BLANK_LINE = b"\r\n\r\n"
-_LONGEST_DROPPED = 2**16
 _MUCH_AT_ONCE = 2**17
 """Bytes that come in one read; a read takes at most 2**18."""
 
@@ -198,8 +197,7 @@ class Protocol(Lifetime):
                 self._respond(request.failure(error))
         elif not self._is_answered():
             self._refusals.append(error)  # the middleware answers it
-            cycle.keep_alive = False
-            cycle.transport = LingeringTransport(self.transport, self._close)
+            self._close_after(cycle)
             cycle.message_event.set()
         elif is_late:
             self._close()
@@ -341,12 +339,7 @@ class Protocol(Lifetime):
         self.server_state.total_requests += 1
         if self._is_parsing:  # the loop that answered it goes on
             return
-        if self._expects is Expected.BODY and self._left != 0:
-            # Refused by its head. A short body is read and dropped, and the connection kept.
-            if self._left is None or self._left > _LONGEST_DROPPED:
-                self._stop_reading()
-                self._close()
-        elif self._input and not self.transport.is_closing():
+        if self._input and not self.transport.is_closing():
             self._parse_later()
         elif self._is_ahead or self.flow.write_paused or self.transport.is_closing():
             self._settle()

@@ -21,7 +21,11 @@ from world_model_client import AsyncClient, Client
 
 
 def answering(
-    status: int, content: bytes, headers: dict[str, str] | None = None, **arguments: Any
+    status: int,
+    content: bytes,
+    headers: dict[str, str] | None = None,
+    base_url: Any = "http://car",
+    **arguments: Any,
 ) -> tuple[Client, list[httpx.Request]]:
     seen: list[httpx.Request] = []
 
@@ -30,7 +34,7 @@ def answering(
         return httpx.Response(status, content=content, headers=headers)
 
     arguments = {"api_key": "hush", **arguments}
-    return Client("http://car", transport=httpx.MockTransport(answer), **arguments), seen
+    return Client(base_url, transport=httpx.MockTransport(answer), **arguments), seen
 
 
 CALLS: dict[str, tuple[str, Callable[[Client], Any], dict[str, Any]]] = {

@@ -20,8 +20,10 @@ import orjson
 import pytest
 
 import world_model_client.exchange
+import world_model_client.network
 from service.errors import (
     DeadlineExceededError,
+    EngineError,
     UnavailableError,
     UnreachableError,
     WorldModelError,
@@ -243,6 +245,22 @@ def test_a_proxy_that_sets_ids_can_be_allowed_for(ask: Any) -> None:
 
 
 @BOTH
+@pytest.mark.parametrize("kind", ["refused", "lost"])
+def test_an_error_names_its_request(ask: Any, kind: str) -> None:
+    def behave(visit: Visit) -> bytes | None:
+        body = orjson.dumps(EngineError("a fault").body())
+        return answered(body, visit.request_id, "500 Oh") if kind == "refused" else None
+
+    with misbehaving(behave) as server, pytest.raises(WorldModelError) as caught:
+        ask(server.url)
+    assert caught.value.request_id == server.visits[0].request_id
+
+    with pytest.raises(WorldModelError) as caught:
+        ask(server.url, action=None)
+    assert caught.value.request_id == ""
+
+
+@BOTH
 def test_an_answer_without_an_id_is_taken(ask: Any) -> None:
     with misbehaving(lambda v: b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}") as server:
         assert ask(server.url) == [{}, {}]
@@ -295,6 +313,32 @@ def visits_until_late(
         assert 0.4 <= time.monotonic() - started < 1.4
         is_over.set()
     return server.visits
+
+
+def check_sync(url: str) -> None:
+    with Client(url, margin_s=0.15) as client:
+        client.safety_check([0.0], [[0.0]], timeout_s=0.05)
+
+
+def check_async(url: str) -> None:
+    async def ask() -> None:
+        async with AsyncClient(url, margin_s=0.15) as client:
+            await client.safety_check([0.0], [[0.0]], timeout_s=0.05)
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize("call", [check_sync, check_async], ids=["sync", "async"])
+def test_silence_is_waited_for_no_longer_than_the_margin(call: Ask) -> None:
+    is_over = threading.Event()
+
+    def behave(visit: Visit) -> None:
+        is_over.wait()
+
+    with misbehaving(behave) as server:
+        with pytest.raises(UnreachableError, match=r"no answer from .*, after 0\.2 s$"):
+            call(server.url)
+        is_over.set()
 
 
 @BOTH

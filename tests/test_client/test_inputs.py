@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import ctypes
 import mmap
+import pickle
 import traceback
 from array import array
 from collections import deque
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
+from itertools import repeat
 from typing import Any
 
 import httpx
@@ -20,7 +25,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.errors import ClosedClientError, InvalidInputError, UnreachableError
+import world_model_client.inputs
+from service.errors import (
+    ClosedClientError,
+    InvalidInputError,
+    NotFoundError,
+    UnreachableError,
+    WrongLoopError,
+)
+from service.http import contract
 from tests.test_client.test_client import answering
 from world_model_client import AsyncClient, Client
 
@@ -33,6 +46,17 @@ def state(value: Any) -> Callable[[Client], object]:
 
 def check(**options: Any) -> Callable[[Client], object]:
     return lambda client: client.safety_check([0.0], [[0.0]], **options)
+
+
+def asked(outputs: Any) -> Callable[[Client], object]:
+    return lambda client: client.rollout([0.0], [[0.0]], outputs=outputs)
+
+
+WITH: dict[str, Callable[..., object]] = {
+    "predict": lambda client, **options: client.predict([0.0], [0.0], **options),
+    "rollout": lambda client, **options: client.rollout([0.0], [[0.0]], **options),
+    "safety_check": lambda client, **options: client.safety_check([0.0], [[0.0]], **options),
+}
 
 
 class Broken:
@@ -126,10 +150,28 @@ NOT_SENT: dict[str, tuple[Callable[[Client], object], str]] = {
         r"^state\[1\] is not an array of numbers: it holds Python objects",
     ),
     "array of records": (state(np.zeros(2, "f4,f4")), "^state is .* it holds records"),
-    "ragged": (state([[1.0, 2.0], [3.0]]), "^state is not an array of numbers: .*inhomogeneous"),
-    "ragged depth": (state([[1.0], 2.0]), "^state is not an array of numbers: .*inhomogeneous"),
-    "ragged arrays": (state([np.ones(2), np.ones(3)]), "^state is not an array of numbers: "),
-    "array among numbers": (state([1.0, np.ones(1)]), "^state is not an array of numbers: "),
+    "ragged": (
+        state([[1.0, 2.0], [3.0, 4.0], [5.0]]),
+        r"^state has rows that are not alike: state\[0\] has the shape \[2\] and state\[2\] has "
+        r"the shape \[1\] \(allowed: finite numbers, \[S\] or \[N, S\]\)$",
+    ),
+    "ragged within": (
+        lambda c: c.rollout([0.0], [[[1.0]], [[1.0], [1.0, 2.0]]]),
+        r"^actions .* alike: actions\[1\]\[0\] has the shape \[1\] and actions\[1\]\[1\] has ",
+    ),
+    "ragged depth": (
+        state([[1.0], 2.0]),
+        r"alike: state\[0\] has the shape \[1\] and state\[1\] is a number ",
+    ),
+    "ragged arrays": (
+        state([np.ones(2), np.ones(3)]),
+        r"alike: state\[0\] has the shape \[2\] and state\[1\] has the shape \[3\] ",
+    ),
+    "array among numbers": (
+        state([1.0, np.ones(1)]),
+        r"alike: state\[0\] is a number and state\[1\] has the shape \[1\] ",
+    ),
+    "rows of text": (state([["a"], "b"]), r"^state\[0\]\[0\] is 'a', not a number"),
     "endless": (state(ENDLESS), "^state has more than 3 dimensions"),
     "generator": (state(x for x in [1.0]), r"^state is <generator .*>, not a number"),
     "generators": (state([(x for x in [1.0])]), r"^state\[0\] is <generator .*>, not a number"),
@@ -194,9 +236,16 @@ NOT_SENT: dict[str, tuple[Callable[[Client], object], str]] = {
     "broken threshold": (check(threshold=RaisingNumber(KeyError("k"))), "^threshold is not .* 'k'"),
     "broken names": (check(include=RaisingList(KeyError("k"))), "^include cannot be read: 'k'"),
     "broken time": (check(timeout_s=RaisingNumber(KeyError("k"))), "^timeout_s is not .* 'k'"),
-    "long reason": (state(RaisingArray(KeyError("k" * 999))), r"numbers: 'k{150,160}\.\.\.$"),
-    "one number": (state(1.0), r"^state has 0 dimensions \(allowed: 1 or 2\)"),
-    "three dimensions": (state(np.zeros((1, 2, 3))), "^state has 3 dimensions"),
+    "long reason": (state(RaisingArray(KeyError("k" * 999))), r"numbers: 'k{150,160}\.\.\. \("),
+    "one number": (state(1.0), r"^state is one number \(allowed: \[S\] or \[N, S\]\)$"),
+    "three dimensions": (
+        state(np.zeros((1, 34, 1))),
+        r"^state has the shape \[1, 34, 1\] \(allowed: \[S\] or \[N, S\]\)$",
+    ),
+    "four dimensions": (
+        lambda c: c.rollout([0.0], np.zeros((1, 2, 3, 4))),
+        r"^actions has the shape \[1, 2, 3, 4\] \(allowed: \[H, A\] or \[K, H, A\]\)$",
+    ),
     "action holds a boolean": (
         lambda c: c.predict([0.0], [0.0, True]),
         r"^action\[1\] is True, not a number",
@@ -209,13 +258,15 @@ NOT_SENT: dict[str, tuple[Callable[[Client], object], str]] = {
     "actions": (lambda c: c.rollout([0.0], [[[NAN]]]), r"^actions\[0\]\[0\]\[0\] is nan"),
     "one action": (
         lambda c: c.rollout([0.0], [0.0]),
-        r"^actions has 1 dimensions \(allowed: 2 or 3\)",
+        r"^actions has the shape \[1\] \(allowed: \[H, A\] or \[K, H, A\]\)",
     ),
     "several states": (
         lambda c: c.safety_check([[0.0]], [[0.0]]),
-        r"^state has 2 dimensions \(allowed: 1\)",
+        r"^state has the shape \[1, 1\] \(allowed: \[S\]\)",
     ),
-    "threshold NaN": (check(threshold=NAN), r"^threshold is nan \(allowed: a finite number\)"),
+    "threshold NaN": (check(threshold=NAN), r"^threshold is nan \(allowed: a number from 0 to 1\)"),
+    "threshold above 1": (check(threshold=5), r"^threshold is 5 \(allowed: a number from 0 to 1\)"),
+    "threshold below 0": (check(threshold=-0.1), r"^threshold is -0\.1 \(allowed: a number from 0"),
     "threshold text": (check(threshold="0.1"), "^threshold is '0.1'"),
     "threshold yes": (check(threshold=True), "^threshold is True"),
     "threshold complex": (check(threshold=1j), "^threshold is 1j, not a number"),
@@ -242,17 +293,50 @@ NOT_SENT: dict[str, tuple[Callable[[Client], object], str]] = {
     "thresholds of booleans": (check(threshold=[True]), r"^threshold is \[True\], not a number"),
     "thresholds": (check(threshold=[0.1]), r"^threshold is \[0.1\]"),
     "include text": (check(include="trajectory"), r"^include is 'trajectory' \(allowed: a list"),
-    "include numbers": (check(include=[1]), r"^include is \[1\]"),
+    "include numbers": (
+        check(include=[1]),
+        r"^include\[0\] is 1 \(allowed: a list with any of tra",
+    ),
+    "include unknown": (
+        check(include=["trajectory", "path"]),
+        r"^include\[1\] is 'path' \(allowed:",
+    ),
+    "include nothing": (check(include=[]), r"^include is empty \(allowed: a list with any of traj"),
+    "outputs unknown": (
+        asked(["stats"]),
+        r"^outputs\[0\] is 'stats' \(allowed: .* returns, crash_pr",
+    ),
+    "outputs table": (asked({"states": True}), r"^outputs is \{'states': True\} \(allowed: a list"),
+    "outputs yes": (asked(True), r"^outputs is True \(allowed: a list with any of states, rew"),
+    "outputs bytes": (asked([b"states"]), r"^outputs\[0\] is b'states' \(allowed: a list"),
+    "outputs without end": (asked(repeat("states")), "^outputs has more than 16 names"),
+    "outputs in lists": (asked([["states"]]), r"^outputs\[0\] is \['states'\] \(allowed: a list"),
     "outputs no text": (
         lambda c: c.rollout([0.0], [[0.0]], outputs=["\ud800"]),
-        r"^outputs is \['\\ud800'\] \(allowed: a list of names\)",
+        r"^outputs\[0\] is '\\ud800' \(allowed: a list with any of states, ",
     ),
     "deadline 0": (check(timeout_s=0), r"^timeout_s is 0 \(allowed: a positive number of seconds"),
     "deadline negative": (check(timeout_s=-1.5), "^timeout_s is -1.5"),
-    "deadline NaN": (check(timeout_s=NAN), "^timeout_s is nan"),
+    "deadline NaN": (check(timeout_s=NAN), r"^timeout_s is nan \(allowed: a positive number of s"),
     "deadline infinite": (check(timeout_s=INF), "^timeout_s is inf"),
     "deadline yes": (check(timeout_s=True), "^timeout_s is True, not a number"),
-    "deadline text": (check(timeout_s="1"), "^timeout_s is '1'"),
+    "deadline text": (check(timeout_s="1"), r"^timeout_s is '1', not a number \(allowed: a pos"),
+    **{
+        f"{field} of {call} is {value!r:.20}": (
+            partial(WITH[call], **{field: value}),
+            rf"^{field} is .*\(allowed: {allowed}",
+        )
+        for call in ("predict", "rollout", "safety_check")
+        for field, allowed, values in (
+            ("dt_s", "a positive number of seconds", (0, -0.1, NAN, INF, True, "0.1", [0.1])),
+            (
+                "frame",
+                "text of 1 to 64 characters",
+                ("", "x" * 65, 1, True, b"iso", ["iso"], "\ud800"),
+            ),
+        )
+        for value in values
+    },
 }
 
 
@@ -388,14 +472,60 @@ def test_large_arrays_are_sent_bit_for_bit() -> None:
         "http://a..b",
         "http://car?x=1",
         "//car",
+        "http:car",
+        "http:/car:80",
+        "http://car?",
+        "http://car#here",
+        "http://car#",
+        "http://car/a?b",
+        " http://car",
+        "http://car ",
+        "http://ca r",
+        "http://car\n",
+        "http://car:8000/predict",
+        "http://car/below/safety-check/",
+        "ws://car",
         None,
+        True,
         8000,
+        b"http://car",
+        ["http://car"],
     ],
     ids=repr,
 )
 def test_an_address_that_is_none_is_refused(base_url: Any) -> None:
-    with pytest.raises(InvalidInputError, match=r"^base_url is "):
+    with pytest.raises(InvalidInputError, match=r"^base_url is .*\(allowed: http://HOST:PORT or"):
         Client(base_url)
+
+
+@pytest.mark.parametrize(
+    ("base_url", "path"),
+    [
+        ("http://car", "/predict"),
+        ("http://car/", "/predict"),
+        ("HTTP://CAR//", "/predict"),
+        ("http://car/a/b//", "/a/b/predict"),
+        ("http://car/model", "/model/predict"),
+        ("http://[::1]:8000/", "/predict"),
+        (httpx.URL("http://car/%C3%BC/"), "/%C3%BC/predict"),
+    ],
+    ids=str,
+)
+def test_slashes_at_an_addresss_end_make_no_difference(base_url: Any, path: str) -> None:
+    client, seen = answering(200, b"{}", base_url=base_url)
+
+    client.predict([0.0], [0.0])
+
+    assert seen[0].url.raw_path.decode() == path
+
+
+def test_a_user_name_in_the_address_takes_no_keys_place() -> None:
+    with pytest.raises(
+        InvalidInputError, match=r"^base_url is .*\.\.\.@car.* in place of api_key"
+    ) as it:
+        Client("http://anna:hush@car", api_key="k3y")
+    assert "hush" not in str(it.value)
+    assert "k3y" not in str(it.value)
 
 
 def test_an_address_is_named_without_its_password() -> None:
@@ -442,15 +572,18 @@ def test_no_part_of_a_password_is_shown_whatever_is_wrong_with_the_address(base_
     assert len(str(caught.value)) < 300
 
 
-@pytest.mark.parametrize("timeout_s", [0, -1, NAN, INF, "1", None, True], ids=repr)
-def test_a_clients_timeout_that_is_none_is_refused(timeout_s: Any) -> None:
-    with pytest.raises(InvalidInputError, match=r"^timeout_s is "):
-        Client(timeout_s=timeout_s)
+@pytest.mark.parametrize("name", ["timeout_s", "margin_s"])
+@pytest.mark.parametrize("given", [0, -1, NAN, INF, "1", None, True, [1.0]], ids=repr)
+def test_a_clients_time_that_is_none_is_refused(name: str, given: Any) -> None:
+    with pytest.raises(InvalidInputError, match=rf"^{name} is .*\(allowed: a positive number of s"):
+        Client(**{name: given})
 
 
-@pytest.mark.parametrize("key", ["hush\n", "", "hush hush", "schlüssel", b"hush"], ids=repr)
+@pytest.mark.parametrize(
+    "key", ["hush\n", "", "hush hush", "schlüssel", b"hush", ["hush"], True], ids=repr
+)
 def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(key: Any) -> None:
-    with pytest.raises(InvalidInputError, match=r"^api_key is empty or has characters") as caught:
+    with pytest.raises(InvalidInputError, match=r"^api_key is (empty or|of type)") as caught:
         Client(api_key=key)
     assert "hush" not in str(caught.value)
 
@@ -469,3 +602,92 @@ async def test_a_closed_client_says_so() -> None:
     with pytest.raises(ClosedClientError):
         await other.model()
     assert isinstance(caught.value, RuntimeError)
+
+
+def test_a_client_says_what_it_is_without_a_password() -> None:
+    client = Client("http://anna:hush@car/below/")
+    assert repr(client) == "<Client of http://car/below>"
+    client.close()
+    assert repr(client) == "<Client of http://car/below, closed>"
+    assert repr(AsyncClient()) == "<AsyncClient of http://127.0.0.1:8000>"
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("take", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_client_says_that_it_cannot_be_pickled(kind: Any, take: Any) -> None:
+    with pytest.raises(TypeError, match=r"Client of http://car> cannot be pickled or copied: make"):
+        take(kind("http://car"))
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize("given", ["no", 0, None], ids=repr)
+def test_whether_ids_are_checked_is_yes_or_no(kind: Any, given: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"^checks_ids is .*\(allowed: True or False\)"):
+        kind(checks_ids=given)
+
+
+@pytest.mark.parametrize(
+    ("kind", "transport"),
+    [
+        (Client, "http"),
+        (Client, httpx.ASGITransport(lambda: None)),  # type: ignore[arg-type, misc]
+        (AsyncClient, httpx.WSGITransport(lambda: None)),  # type: ignore[arg-type, misc]
+    ],
+    ids=["text", "async", "sync"],
+)
+def test_a_transport_of_the_other_kind_is_refused(kind: Any, transport: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"^transport is of type .* that has handle_"):
+        kind(transport=transport)
+
+
+async def test_each_client_says_which_with_it_is_for() -> None:
+    blocking: Any = Client()
+    other: Any = AsyncClient()
+    with pytest.raises(TypeError, match=r"^AsyncClient is for 'async with', its calls for"), other:
+        pass
+    with pytest.raises(TypeError, match=r"^Client is for 'with', its calls without 'await'"):
+        async with blocking:
+            pass
+
+
+def test_an_async_client_of_another_event_loop_says_so() -> None:
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, content=b"{}"))
+    client = AsyncClient("http://car", transport=transport)
+
+    async def ask() -> None:
+        await client.model()
+        assert await client.ready()
+
+    asyncio.run(ask())
+    for call in (client.model, client.ready, client.close):
+        with pytest.raises(WrongLoopError, match=r"^the client of http://car belongs to"):
+            asyncio.run(call())
+    with pytest.raises(WrongLoopError, match=r"^the client of http://car needs a "):
+        AsyncClient("http://car", transport=transport).model().send(None)
+
+
+def test_readiness_below_a_wrong_path_is_an_error() -> None:
+    body = orjson.dumps(NotFoundError("there is no /below/readyz").body())
+    transport = httpx.MockTransport(lambda request: httpx.Response(404, content=body))
+
+    with pytest.raises(NotFoundError, match="there is no /below/readyz"):
+        Client("http://car/below", transport=transport).ready()
+    with pytest.raises(NotFoundError, match="there is no /below/readyz"):
+        asyncio.run(AsyncClient("http://car/below", transport=transport).ready())
+
+
+@pytest.mark.parametrize("call", WITH)
+def test_what_is_counted_on_is_sent_if_it_is_given(call: str) -> None:
+    client, seen = answering(200, b"{}")
+
+    WITH[call](client, dt_s=np.float32(0.25), frame="iso8855")
+    WITH[call](client)
+
+    given, plain = (orjson.loads(request.content) for request in seen)
+    assert given == {**plain, "dt_s": 0.25, "frame": "iso8855"}
+    assert not {"dt_s", "frame"} & plain.keys()
+
+
+def test_the_client_knows_the_names_that_the_service_knows() -> None:
+    assert world_model_client.inputs.OUTPUTS == contract.OUTPUTS
+    assert world_model_client.inputs.INCLUDES == contract.INCLUDES

@@ -152,6 +152,10 @@ def set_all(name: str, value: float) -> Callable[[Path], None]:
     return edit_weights(lambda w: w[name].fill_(value))
 
 
+def set_one(name: str, index: int, value: float) -> Callable[[Path], None]:
+    return edit_weights(lambda w: w[name][index].fill_(value))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -199,8 +203,16 @@ def set_all(name: str, value: float) -> Callable[[Path], None]:
         (set_all(SHIFT, -50.0), r"done_shift holds -50, but must be from -4 to 4"),
         (set_all(SHIFT, -4.1), r"done_shift holds -4.1, but"),
         (set_all(SHIFT, 4.1), r"done_shift holds 4.1, but"),
-        (set_all("models.0.state_scale", 0.0), "state_scale holds 0, but"),
-        (set_all("models.0.delta_scale", -0.5), "delta_scale holds -0.5, but"),
+        (set_all("models.0.state_scale", 0.0), "state_scale holds 0 for state_0, but"),
+        (set_all("models.0.delta_scale", -0.5), "delta_scale holds -0.5 for state_0, but"),
+        (
+            set_one("models.1.state_scale", 3, 1e12),
+            r"scale holds 1e\+12 for state_3, but .* 2e\+08",
+        ),
+        (set_one("models.0.state_scale", 0, 1e-7), "state_scale holds 1e-07 for state_0, but"),
+        (set_one("models.1.state_mean", 4, 1e12), r"mean holds 1e\+12 for state_4, but .* 3e\+06"),
+        (set_one("models.0.state_mean", 1, -4e6), r"state_mean holds -4e\+06 for state_1, but"),
+        (set_one("models.0.delta_scale", 2, 1e12), r"delta_scale holds 1e\+12 for state_2, but"),
         (set_all("models.0.reward_scale", -0.5), "reward_scale holds -0.5, but"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -213,6 +225,34 @@ def test_a_damaged_checkpoint_is_refused_in_one_sentence(
     with pytest.raises(CheckpointError, match=message) as refusal:
         load_checkpoint(folder)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "trained", "scale"),
+    [
+        (100.0, 100.5, (), 1.0),
+        (-1e-9, 1e-9, (), 1e-9),
+        (-1.0, 1.0, (), 30.0),
+        (-1.0, 1.0, (-3e4, 3e4), 3e4),
+        (-1e12, 1e12, (), 1e12),
+    ],
+    ids=["beside zero", "narrow", "another's scale", "wider data", "wide"],
+)
+def test_normalisers_that_values_have_are_taken(
+    tmp_path: Path, low: float, high: float, trained: tuple[float, ...], scale: float
+) -> None:
+    whole = small_checkpoint()
+    features = tuple(replace(x, low=low, high=high) for x in whole.spec.state)
+    bounds = {"state_low": trained[:1] * 5, "state_high": trained[1:] * 5}
+    given = replace(
+        whole, spec=replace(whole.spec, state=features), calibration=Calibration(**bounds)
+    )
+    for member in given.ensemble.members:
+        member.get_buffer("state_scale").fill_(scale)
+    given = replace(given, ensemble=WorldModelEnsemble.from_members([*given.ensemble.members]))
+    save_checkpoint(given, tmp_path)
+
+    assert (load_checkpoint(tmp_path).ensemble.state_dict()["models.0.state_scale"] == scale).all()
 
 
 NAN, INF = float("nan"), float("inf")

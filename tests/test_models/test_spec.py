@@ -82,3 +82,37 @@ def test_a_malformed_document_is_refused(change: dict[str, Any], message: str) -
 
     with pytest.raises(CheckpointError, match=message):
         checked(Spec, document, "it")
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({}, ""),
+        ({"name": "other", "frame": None, "conventions": (), "example": None}, ""),
+        ({"dt_s": 0.05 * (1 + 1e-7)}, ""),
+        ({"dt_s": 0.1}, "steps of 0.05 s against 0.1 s"),
+        ({"frame": "x"}, "the frame 'forward-right-down' against 'x'"),
+        (
+            {"action": (one("steer"), *highway_spec().action[1:])},
+            "",
+        ),
+        (
+            {"action": (one("wheel"), *highway_spec().action[1:]), "kinematics": None},
+            "action feature 0 is 'steer' in '1' against 'wheel' in '1'",
+        ),
+        (
+            {"state": highway_spec().state[:6], "geometry": None, "kinematics": None},
+            "34 state features against 6",
+        ),
+        (
+            {"action": (replace(highway_spec().action[0], unit="rad"), *highway_spec().action[1:])},
+            "action feature 0 is 'steer' in '1' against 'steer' in 'rad'",
+        ),
+    ],
+)
+def test_specs_differ_where_their_numbers_mean_something_else(
+    change: dict[str, Any], difference: str
+) -> None:
+    other = replace(highway_spec(), **{"example": None, **change})
+
+    assert highway_spec().difference_to(other) == difference

@@ -543,6 +543,33 @@ async def test_a_refused_body_does_not_use_up_a_connection(
         assert (await caller.ask(request()))[0] == 200
 
 
+MUCH = 70_000
+REFUSED: dict[str, tuple[int, bytes]] = {
+    "too long": (413, request(b"", length=2**30)),
+    "no key": (401, request(b"{", key="beta", length=MUCH)),
+    "no key, in chunks": (401, CHUNKED.replace(b"alpha", b"beta")),
+    "no such path": (404, request(b"{", path="/nowhere", length=MUCH)),
+    "no such method": (405, request(b"{", method="DELETE", length=MUCH)),
+    "no body is wanted": (200, request(b"{", method="GET", path="/healthz", length=MUCH)),
+    "no deadline": (422, request(b"{", "X-Request-Timeout-Seconds: x", length=MUCH)),
+}
+
+
+@BOTH_PATHS
+@pytest.mark.parametrize("case", REFUSED)
+async def test_an_answer_says_so_if_the_rest_of_its_body_is_not_read(
+    engine: FakeEngine, protocol: type[Protocol], case: str
+) -> None:
+    """Otherwise a caller sends its next request into a connection that is being closed."""
+    expected, raw = REFUSED[case]
+    async with listening(engine, protocol, max_body_bytes=2**20) as served:
+        caller = await served.caller()
+        status, headers, _ = await caller.ask(raw)
+        assert (status, headers.get("connection")) == (expected, "close")
+        async with asyncio.timeout(10):
+            assert await caller.rest() == b""
+
+
 async def test_reading_a_long_body_counts_towards_its_deadline(
     engine: FakeEngine, slices: Slices
 ) -> None:

@@ -130,6 +130,17 @@ CASES: dict[str, Case] = {
         [200],
     ),
     "chunks and trailers": Case(chunked(BODY, b"0\r\nX-Own: 1\r\nHost: x\r\n\r\n", CLOSE), [200]),
+    # RFC 9110, 6.5.1: trailers say nothing of the connection, nor of what comes after them.
+    **{
+        f"a trailer {text!r}": Case(
+            chunked(BODY, b"0\r\n%b\r\n\r\n" % text) + chunked() + request() + LAST,
+            [200, 200, 200, 200],
+        )
+        for text in (
+            b"Connection: close", b"Connection: keep-alive", b"Connection: Upgrade\r\nUpgrade: h2c",
+            b"Expect: 100-continue", b"Authorization: Bearer beta", b"X-Request-Timeout-Seconds: x",
+        )
+    },
     "chunks in an old version": Case(chunked().replace(b"/1.1", b"/1.0"), NOT_HTTP),
     "codings in two lines": Case(
         chunked(BODY, b"0\r\n\r\n", "Transfer-Encoding: gzip"), NOT_HTTP

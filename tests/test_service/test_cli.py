@@ -190,7 +190,7 @@ def test_limits_that_guarantee_nothing_are_asked_for_by_name(
 ) -> None:
     seen: list[TrainOptions] = []
 
-    def fake(*arguments: Any) -> str:
+    def fake(*arguments: Any, members: int | None = None) -> str:
         seen.append(arguments[-1])
         return "abc123"
 

@@ -256,7 +256,7 @@ def faults_in(
                 yield Fault(
                     f"{name}[{row}]",
                     f"{feature.name} is {values[row]:g}, but the spec allows {feature.low:g} to "
-                    f"{feature.high:g} {feature.unit}",
+                    f"{feature.high:g}{'' if feature.unit == '1' else f' {feature.unit}'}",
                 )
     is_wrong = ~np.isfinite(arrays["rewards"])
     if is_wrong.any():

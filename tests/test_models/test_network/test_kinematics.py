@@ -14,7 +14,7 @@ from models.spec import Feature
 from training.simulation.behaviours import SEQUENCE_KINDS, draw_sequence
 from training.simulation.simulator import Simulation
 
-SPEC = highway_spec()
+SPEC = replace(highway_spec(), example=None)
 
 
 def state_of(**values: float) -> Tensor:

@@ -26,7 +26,7 @@ from training.dataset.store import load_store
 from training.dataset.windows import Windows, make_windows
 from training.fitting.calibrate import episode_scores, predict_windows
 from training.fitting.member import MemberTrainer, choose_device
-from training.fitting.options import Stage, TrainOptions
+from training.fitting.options import CURRICULUM, Stage, TrainOptions
 from training.fitting.train import TrainingError, fit, recalibrate
 
 QUICK = TrainOptions(
@@ -313,6 +313,74 @@ def test_recalibration_on_few_episodes_takes_the_threshold_and_says_so(
     assert new.limits.crash_threshold is None
     assert new.calibration.horizon == 6  # not the options' 16, which nobody evaluated
     assert "99 are needed to guarantee a miss rate of 0.01" in capsys.readouterr().out
+
+
+def test_some_members_get_limits_of_their_own(driven: tuple[Path, Path], tmp_path: Path) -> None:
+    options = TrainOptions(allow_unguaranteed=True)
+
+    recalibrate(*driven, tmp_path / "all", options)
+    recalibrate(*driven, tmp_path / "one", options, members=1)
+
+    everyone, one = load_checkpoint(tmp_path / "all"), load_checkpoint(tmp_path / "one")
+    assert (everyone.member_count, one.member_count, one.held_members) == (2, 1, None)
+    assert one.limits.crash_threshold not in (None, everyone.limits.crash_threshold)
+    assert one.name == f"{everyone.name}-of-which-1"
+    assert one.version[:16] == one.version != everyone.version
+
+
+def test_a_checkpoint_without_trained_ranges_gets_those_of_the_data(
+    driven: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = replace(load_checkpoint(driven[0]), calibration=Calibration())
+    save_checkpoint(bare, tmp_path / "imported")
+
+    options = TrainOptions(allow_unguaranteed=True)
+    recalibrate(tmp_path / "imported", driven[1], tmp_path / "out", options)
+
+    new = load_checkpoint(tmp_path / "out")
+    assert new.limits.crash_threshold is not None
+    assert 0 < new.limits.state_high[0] < 60
+    assert "notes no trained ranges: those of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dt_s": 0.1}, "steps of 0.1 s against 0.05 s"),
+        ({"frame": "forward-left-up"}, "the frame 'forward-left-up' against 'forward-right-down'"),
+        ({"name": "renamed", "frame": None, "conventions": (), "example": None}, None),
+    ],
+)
+def test_recalibration_compares_what_numbers_mean(
+    driven: tuple[Path, Path], tmp_path: Path, change: dict[str, Any], message: str | None
+) -> None:
+    old = load_checkpoint(driven[0])
+    save_checkpoint(replace(old, spec=replace(old.spec, **change)), tmp_path / "old")
+
+    if message is None:
+        recalibrate(tmp_path / "old", driven[1], tmp_path / "out", TrainOptions())
+    else:
+        with pytest.raises(TrainingError, match=f"has other features than .*: {message}"):
+            recalibrate(tmp_path / "old", driven[1], tmp_path / "out", TrainOptions())
+
+
+@pytest.mark.parametrize(
+    ("windows", "is_quick", "updates", "rows"),
+    [
+        (400_000, False, CURRICULUM[2].updates, CURRICULUM[2].rows),
+        (100_000, False, CURRICULUM[2].updates // 2, CURRICULUM[2].rows),
+        (400_000, True, CURRICULUM[2].updates // 2, CURRICULUM[2].rows // 4),
+        (1, True, 100, CURRICULUM[2].rows // 4),
+    ],
+)
+def test_the_cost_is_in_proportion_to_the_data(
+    windows: int, is_quick: bool, updates: int, rows: int
+) -> None:
+    options = TrainOptions(is_quick=is_quick).for_windows(windows)
+
+    assert (options.stages[2].updates, options.stages[2].rows) == (updates, rows)
+    tiny = TrainOptions(stages=(Stage(1, 7, 8),), is_quick=is_quick).for_windows(windows)
+    assert tiny.stages[0].updates <= 7
 
 
 @pytest.mark.parametrize(

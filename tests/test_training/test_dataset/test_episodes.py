@@ -1,0 +1,371 @@
+"""Episodes of any spec: what is written is read, what does not fit is named."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from models.checkpoint import CheckpointError
+from models.highway import highway_spec
+from models.spec import Spec
+from tests.test_training.toy import toy_spec
+from training.dataset import episodes as episodes_module
+from training.dataset.collect import collect
+from training.dataset.episodes import EpisodeError, EpisodeWriter, load_episodes
+from training.dataset.sources import Own, Simulated, open_dataset
+from training.dataset.windows import Windows
+from training.fitting.check import check
+
+SPEC = toy_spec()
+
+
+def episode(steps: int, seed: int = 0) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    return {
+        "states": rng.uniform(-9, 9, (steps + 1, 4)).astype(np.float32),
+        "actions": rng.uniform(-1, 1, (steps, 2)).astype(np.float32),
+        "rewards": rng.normal(size=steps).astype(np.float32),
+    }
+
+
+@pytest.fixture(scope="module")
+def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("simulated")
+    collect(folder, transitions=1, seed=1, workers=1, progress=False)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Seven episodes of 1 to 7 steps in several shards; every second one ended."""
+    monkeypatch.setattr(episodes_module, "_SHARD_FRAMES", 10)
+    with EpisodeWriter(tmp_path / "data", SPEC, origin="made up") as writer:
+        for i in range(7):
+            writer.add(**episode(i + 1, seed=i), ended=i % 2 == 0)
+    return tmp_path / "data"
+
+
+def test_what_is_written_is_read(folder: Path) -> None:
+    read = load_episodes(folder)
+
+    assert len(list(folder.glob("shard-*"))) > 2
+    assert read.spec == SPEC
+    assert read.manifest["counts"] == {"episodes": 7, "steps": 28, "ended": 4}
+    assert read.manifest["origin"] == "made up"
+    assert read.terminated.tolist() == [1, 0, 1, 0, 1, 0, 1]
+    assert read.frame_count.tolist() == list(range(2, 9))
+    for i in range(7):
+        given, rows = (
+            episode(i + 1, seed=i),
+            slice(read.frame_start[i], read.frame_start[i] + i + 2),
+        )
+        assert np.array_equal(read.states[rows], given["states"])
+        assert np.array_equal(read.actions[rows][:-1], given["actions"])
+        assert np.array_equal(read.rewards[rows][:-1], given["rewards"])
+        assert not read.actions[rows][-1].any()
+
+
+def test_either_format_is_opened(folder: Path, dataset_folder: Path) -> None:
+    own, simulated = open_dataset(folder), open_dataset(dataset_folder)
+
+    assert isinstance(own, Own)
+    assert isinstance(simulated, Simulated)
+    assert (own.spec, len(own)) == (SPEC, 7)
+    assert simulated.spec == highway_spec()
+    for data in (own, simulated):
+        parts = data.split(0)
+        everyone = np.sort(np.concatenate(list(parts.values())))
+        assert everyone.tolist() == list(range(len(data)))
+        assert isinstance(data.windows(parts["train"], 4, 2), Windows)
+
+
+def test_windows_show_the_episode_and_how_it_ended(folder: Path) -> None:
+    windows = open_dataset(folder).windows(np.array([4, 5]), horizon=3, stride=2)
+
+    # Episode 4 has 5 steps and ended, episode 5 has 6 and did not.
+    assert windows.episode.tolist() == [4, 4, 4, 5, 5, 5]
+    assert windows.start_step.tolist() == [0, 2, 4, 0, 2, 4]
+    assert windows.terminated.tolist() == [
+        [False, False, False],
+        [False, False, True],
+        [True, False, False],
+        *[[False] * 3] * 3,
+    ]
+    assert windows.valid.sum(1).tolist() == [3, 3, 1, 3, 3, 2]
+    given = episode(5, seed=4)
+    assert np.array_equal(windows.states[1], given["states"][2:6])
+    assert np.array_equal(windows.states[2], given["states"][[4, 5, 5, 5]])
+    assert np.array_equal(windows.actions[1], given["actions"][2:5])
+    assert np.array_equal(windows.rewards[0], given["rewards"][:3])
+
+
+def broken(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    given = {name: np.array(x) for name, x in episode(3).items()}
+    change(given)
+    return given
+
+
+def put(name: str, place: Any, value: float) -> Callable[[dict[str, Any]], Any]:
+    return lambda given: given[name].__setitem__(place, value)
+
+
+def set_to(name: str, value: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda given: given.__setitem__(name, value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (put("states", (2, 1), 11), r"states\[2\]: y is 11, but the spec allows -10 to 10 m"),
+        (put("states", (0, 0), np.nan), r"states\[0\]: x is nan, but the spec allows"),
+        (put("states", (3, 3), np.inf), r"states\[3\]: vy is inf, but the spec allows"),
+        (
+            put("actions", (1, 0), 1.5),
+            r"actions\[1\]: push_x is 1.5, but the spec allows -1 to 1$",
+        ),
+        (put("actions", (2, 1), np.nan), r"actions\[2\]: push_y is nan"),
+        (put("rewards", 1, np.nan), r"rewards\[1\]: is nan, but must be finite"),
+        (set_to("rewards", [1.0, 2.0]), "rewards has 2 rows, but 3 belong to 3 actions"),
+        (set_to("states", np.zeros((3, 4))), "states has 3 rows, but 4 belong to 3 actions"),
+        (set_to("states", np.zeros((4, 5))), r"states are float64 of shape \[4, 5\], but must be"),
+        (set_to("states", [[1, 2], [3]]), r"states are no numbers of shape \[T, 4\]"),
+        (set_to("states", [["a"] * 4] * 4), r"states are <U1 of shape \[4, 4\], but must be num"),
+        (set_to("states", np.ones((4, 4), bool)), "states are bool of shape"),
+        (set_to("states", np.full((4, 4), 1e300)), r"states\[0\]: x is inf, but"),
+        (set_to("actions", None), "actions are object of shape"),
+        (set_to("slot_ids", np.zeros((4, 1), int)), "slot_ids must be given for all"),
+    ],
+)
+def test_an_episode_that_does_not_fit_is_named_and_not_added(
+    tmp_path: Path, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    with EpisodeWriter(tmp_path / "data", SPEC) as writer:
+        writer.add(**episode(2), ended=True)
+        with pytest.raises(EpisodeError, match=rf"^episode 1: {message}"):
+            writer.add(**broken(change), ended=False)
+
+    assert load_episodes(tmp_path / "data").frame_count.tolist() == [3]
+
+
+def test_an_episode_without_a_step_is_refused(tmp_path: Path) -> None:
+    with EpisodeWriter(tmp_path / "data", SPEC) as writer:
+        with pytest.raises(EpisodeError, match="episode 0: it has no step"):
+            writer.add(np.zeros((1, 4)), np.zeros((0, 2)), np.zeros(0), ended=True)
+        writer.add(**episode(1), ended=True)
+
+
+def test_an_action_whose_range_excludes_zero_is_compared_where_steps_begin(tmp_path: Path) -> None:
+    action = (replace(SPEC.action[0], low=0.5), SPEC.action[1])
+    spec, given = replace(SPEC, action=action), episode(2)
+    given["actions"][:, 0] = 0.7
+
+    with EpisodeWriter(tmp_path / "data", spec) as writer:
+        writer.add(**given, ended=True)
+        given["actions"][1, 0] = 0.0
+        with pytest.raises(EpisodeError, match=r"actions\[1\]: push_x is 0, but"):
+            writer.add(**given, ended=True)
+
+    assert len(load_episodes(tmp_path / "data").frame_count) == 1
+
+
+def test_a_writer_takes_an_empty_folder_only_and_finishes_only_what_went_well(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "data"
+
+    def stop_midway() -> None:
+        with EpisodeWriter(folder, SPEC) as writer:
+            writer.add(**episode(2), ended=True)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        stop_midway()
+    with pytest.raises(ValueError, match="holds no finished dataset"):
+        open_dataset(folder)
+    (folder / "note.txt").write_text("x")
+    with pytest.raises(EpisodeError, match="is not empty: name another folder"):
+        EpisodeWriter(folder, SPEC)
+    with (
+        pytest.raises(EpisodeError, match="no episode was added"),
+        EpisodeWriter(tmp_path / "empty", SPEC),
+    ):
+        pass
+
+
+def edit(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        path = folder / "dataset.json"
+        document = json.loads(path.read_text())
+        change(document)
+        path.write_text(json.dumps(document))
+
+    return apply
+
+
+def rewrite(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    """Change the first shard's arrays, and the fingerprint with it."""
+
+    def apply(folder: Path) -> None:
+        path = folder / "shard-00000.safetensors"
+        arrays = load_file(path)
+        change(arrays)
+        save_file({name: np.ascontiguousarray(x) for name, x in arrays.items()}, path)
+        total = hashlib.sha256()
+        for shard in sorted(folder.glob("shard-*")):
+            total.update(hashlib.sha256(shard.read_bytes()).digest())
+        edit(lambda document: document.update(fingerprint=total.hexdigest()))(folder)
+
+    return apply
+
+
+FAULTS: list[tuple[str, Callable[[Path], Any], str]] = [
+    ("no manifest", lambda f: (f / "dataset.json").unlink(), "holds no finished dataset"),
+    ("no JSON", lambda f: (f / "dataset.json").write_text("{"), "is not JSON"),
+    ("a list", lambda f: (f / "dataset.json").write_text("[]"), "does not hold a JSON object"),
+    ("version", edit(lambda d: d.update(version=2)), "version 2; this code reads"),
+    ("no spec", edit(lambda d: d.pop("spec")), "lacks the spec"),
+    ("bad spec", edit(lambda d: d["spec"].update(dt_s=-1)), "dt_s is -1"),
+    ("no shards", edit(lambda d: d.update(shards=[])), "shards must be a list of file names"),
+    ("elsewhere", edit(lambda d: d.update(shards=["../x"])), "shards must be a list of file n"),
+    ("lost shard", lambda f: (f / "shard-00001.safetensors").unlink(), "lacks the shard shard-00"),
+    (
+        "changed",
+        lambda f: (f / "shard-00001.safetensors").write_bytes(b"x" * 99),
+        "changed: its shards have the fingerprint",
+    ),
+    ("no array", rewrite(lambda a: a.pop("actions")), "lacks the array actions"),
+    ("extra", rewrite(lambda a: a.update(mass=a["rewards"])), "holds mass, which is unknown"),
+    ("type", rewrite(lambda a: a.update(rewards=a["rewards"].astype(float))), "rewards is float64"),
+    ("shape", rewrite(lambda a: a.update(states=a["states"][:, :3])), "states is float32"),
+    ("counts", rewrite(lambda a: put("frame_count", 0, 1)(a)), "frame_count must be 2 or more"),
+    ("starts", rewrite(lambda a: put("frame_start", 1, 3)(a)), "frame_start must be where"),
+    ("ended", rewrite(lambda a: put("terminated", 0, 2)(a)), "terminated must be 0 or 1"),
+    (
+        "value",
+        rewrite(lambda a: put("states", (3, 1), 99)(a)),
+        r"episode 1, states\[1\]: y is 99, but the spec allows",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), [x[1:] for x in FAULTS], ids=[x[0] for x in FAULTS])
+def test_a_broken_data_set_is_named_by_loading_and_by_the_check(
+    folder: Path, change: Callable[[Path], Any], message: str
+) -> None:
+    change(folder)
+
+    with pytest.raises((EpisodeError, CheckpointError, ValueError), match=message):
+        open_dataset(folder)
+    report = check(folder)
+    assert len(report.faults) >= 1
+    assert any(message.replace("\\", "") in fault.replace("\\", "") for fault in report.faults)
+
+
+def test_the_check_tells_what_is_there(folder: Path) -> None:
+    report = check(folder)
+
+    assert not report.faults
+    for part in (
+        "Spec 'toy': 4 state and 2 action features, steps of 0.1 s",
+        "Origin: made up",
+        "7 episodes of 1 to 7 steps, 28 steps (3 s) in all; 4 end",
+        "of -10 to 10 m/s",
+        "99 are needed to guarantee a miss rate of 0.01",
+        "Too few: there would be no crash threshold",
+    ):
+        assert part in report.text
+
+
+def test_the_check_lists_many_faults_and_what_is_constant(folder: Path) -> None:
+    def spoil(arrays: dict[str, Any]) -> None:
+        arrays["states"][:, 0] = 50
+        arrays["states"][:, 1] = 2
+        arrays["rewards"][0] = np.nan
+
+    rewrite(spoil)(folder)
+    edit(lambda document: document.update(fingerprint="0" * 64))(folder)
+
+    report = check(folder)
+
+    assert len(report.faults) == 3
+    assert "changed: its shards have" in report.faults[0]
+    assert "x is 50" in report.faults[1]
+    assert "rewards[0]: is nan" in report.faults[2]
+
+
+def test_the_check_says_what_a_recording_of_the_simulator_holds(dataset_folder: Path) -> None:
+    report = check(dataset_folder)
+
+    assert not report.faults
+    assert report.text.startswith("Recorded by world-model collect: ")
+
+
+def neighbours(spec: Spec, places: list[list[tuple[int, float]]]) -> tuple[Any, Any]:
+    """States [T, 34] in which each frame's slots hold (identity, dx), and the identities."""
+    states = np.zeros((len(places), spec.state_dim), np.float32)
+    ids = np.full((len(places), 4), -1)
+    states[:, 3:5] = 6.0
+    for frame, slots in enumerate(places):
+        for slot, (who, dx) in enumerate(slots):
+            if who >= 0:
+                states[frame, 6 + 7 * slot : 8 + 7 * slot] = 1.0, dx
+                ids[frame, slot] = who
+    return states, ids
+
+
+def test_windows_follow_a_neighbour_through_the_slots(tmp_path: Path) -> None:
+    spec = highway_spec()
+    places = [
+        [(7, 10.0), (9, 20.0)],
+        [(9, 15.0), (7, 17.0)],
+        [(9, 12.0)],
+        [(5, 1.0), (9, 9.0), (7, 30.0)],
+    ]
+    states, ids = neighbours(spec, places)
+    given = {"states": states, "actions": np.zeros((3, 3)), "rewards": np.zeros(3)}
+
+    with EpisodeWriter(tmp_path / "data", spec) as writer:
+        writer.add(**given, ended=False, slot_ids=ids)
+        with pytest.raises(EpisodeError, match="slot_ids must be given for all episodes or for no"):
+            writer.add(**given, ended=False)
+    windows = open_dataset(tmp_path / "data").windows(np.array([0]), horizon=3, stride=9)
+
+    presence = windows.states[0][:, [6, 13, 20]]
+    distance = windows.states[0][:, [7, 14, 21]]
+    assert presence.tolist() == [[1, 1, 0], [1, 1, 0], [0, 1, 0], [1, 1, 0]]
+    assert distance.tolist() == [[10, 20, 0], [17, 15, 0], [0, 12, 0], [30, 9, 0]]
+
+
+def test_headings_do_not_jump_within_a_window(tmp_path: Path) -> None:
+    spec = highway_spec()
+    states, ids = neighbours(spec, [[(7, 10.0)]] * 4)
+    states[:, 9] = [3.1, -3.1, 3.0, -3.1]
+    with EpisodeWriter(tmp_path / "data", spec) as writer:
+        writer.add(states, np.zeros((3, 3)), np.zeros(3), ended=False, slot_ids=ids)
+
+    windows = open_dataset(tmp_path / "data").windows(np.array([0]), horizon=3, stride=9)
+
+    turned = [3.1, 2 * np.pi - 3.1, 3.0, 2 * np.pi - 3.1]
+    assert windows.states[0][:, 9] == pytest.approx(turned, abs=1e-6)
+
+
+def test_a_half_presence_is_refused_and_an_empty_slot_cleared(tmp_path: Path) -> None:
+    spec = highway_spec()
+    states, _ = neighbours(spec, [[(7, 10.0)]] * 2)
+    rest = np.zeros((1, 3)), np.zeros(1)
+    with EpisodeWriter(tmp_path / "data", spec) as writer:
+        states[0, 6] = 0.5
+        with pytest.raises(EpisodeError, match=r"states\[0\]: neighbour_1_presence is 0.5, but"):
+            writer.add(states, *rest, ended=False)
+        states[0, 6] = 0.0
+        writer.add(states, *rest, ended=False)
+
+    assert not load_episodes(tmp_path / "data").states[0, 6:13].any()
