@@ -328,11 +328,15 @@ def evaluate(
 ) -> None:
     """Judge CHECKPOINT on held-out episodes of DATA; beside physics where it knows the features."""
     from training.dataset.examples import export_held_out
+    from training.dataset.sources import require_simulated
     from training.evaluation.evaluate import evaluate as run_evaluate
     from training.evaluation.evaluate import model_card_table, write_metrics
     from training.evaluation.report import update_model_card
 
     with _one_sentence():
+        for what, is_asked_for in (("--examples", examples), ("--closed-loop", closed_loop)):
+            if is_asked_for:  # before anything is judged, which takes an hour
+                require_simulated(data, what)
         metrics = run_evaluate(checkpoint, data, report, quick=quick)
         if closed_loop:
             from training.closed_loop.served import add_closed_loop

@@ -14,6 +14,7 @@ import models.backends.cpu_levels
 import service.server
 import training.dataset.collect
 import training.dataset.examples
+import training.dataset.sources
 import training.evaluation.evaluate
 import training.evaluation.report
 import training.fitting.train
@@ -22,6 +23,7 @@ from models.highway import highway_spec
 from models.network.world_model import WorldModel
 from service.cli import main
 from service.settings import Settings
+from tests.test_training.toy import write_toy_episodes
 from training.fitting.options import TrainOptions
 
 
@@ -221,6 +223,7 @@ def test_evaluate_writes_report_metrics_examples_and_model_card(
     record(training.evaluation.evaluate, "write_metrics")
     record(training.evaluation.evaluate, "model_card_table", "the table")
     record(training.dataset.examples, "export_held_out")
+    monkeypatch.setattr(training.dataset.sources, "require_simulated", lambda *_: None)
     record(training.evaluation.report, "update_model_card")
     card = tmp_path / "card.md"
     card.touch()
@@ -237,6 +240,21 @@ def test_evaluate_writes_report_metrics_examples_and_model_card(
         "export_held_out": (tmp_path, tmp_path, examples),
         "update_model_card": (card, {"the": "metrics"}, report),
     }
+
+
+@pytest.mark.parametrize("option", [["--closed-loop"], ["--examples", "x"]], ids=lambda x: x[0])
+def test_evaluate_says_at_once_what_other_recordings_cannot_give(
+    tmp_path: Path, option: list[str]
+) -> None:
+    write_toy_episodes(tmp_path / "data", 1)
+
+    result = invoke("evaluate", tmp_path, tmp_path / "data", "--report", tmp_path / "r", *option)
+
+    assert result.exit_code == 1
+    assert result.output == (
+        f"Error: {option[0]} needs recordings of world-model collect, {tmp_path / 'data'} holds "
+        "others\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -185,3 +185,17 @@ def open_dataset(folder: Path) -> Dataset:
     if read_manifest(folder).get("format") == FORMAT:
         return Own(load_episodes(folder))
     return Simulated(load_store(folder))
+
+
+def require_simulated(folder: Path, what: str) -> None:
+    """Refuse data sets that `world-model collect` did not record.
+
+    Args:
+        folder: Of the data set.
+        what: Needs the simulator, for the message.
+
+    Raises:
+        ValueError: It holds episodes of another origin, or no data set.
+    """
+    if read_manifest(folder).get("format") == FORMAT:
+        raise ValueError(f"{what} needs recordings of world-model collect, {folder} holds others")

@@ -25,7 +25,7 @@ _LEAST_FALSE_ALARMS = 1e-5
 _LEAST_PROBABILITY = 1e-5
 _MOST_FEATURES = 40
 _FEW = 30
-"""Bins with fewer windows than this show how many they have."""
+"""Bins with fewer windows than this are pale, and show how many they have."""
 
 
 def draw_all(
@@ -127,14 +127,20 @@ def plot_reliability(
         predicted, observed = (
             np.maximum(np.array(curve[key], np.float64), floor) for key in ("predicted", "observed")
         )
-        bars = error_bars(curve["observed"], curve["interval"])
-        label = f"{name}, 95 % intervals over episodes"
-        axes.errorbar(predicted, observed, bars, fmt="o-", label=label, markersize=4, capsize=2)
-        for x, y, count in zip(predicted, observed, curve["windows"], strict=True):
-            if count < _FEW:
-                axes.annotate(f"n = {count}", (x, y), fontsize="x-small", alpha=0.7)
+        low, high = error_bars(curve["observed"], curve["interval"])
+        enough = np.array(curve["windows"]) >= _FEW
+        (line,) = axes.plot(predicted[enough], observed[enough], "o-", label=name, markersize=4)
+        color = line.get_color()
+        for rows, alpha in ((enough, 0.8), (~enough, 0.3)):
+            x, y, bars = predicted[rows], observed[rows], (low[rows], high[rows])
+            axes.errorbar(x, y, bars, fmt="none", ecolor=color, capsize=2, alpha=alpha)
+        for i in np.flatnonzero(~enough).tolist():
+            axes.plot(predicted[i], observed[i], "o", color=color, markersize=4, alpha=0.3)
+            where = (predicted[i], observed[i])
+            axes.annotate(f"n = {curve['windows'][i]}", where, fontsize="x-small", alpha=0.7)
     axes.set(xscale="log", yscale="log", xlim=(floor / 1.5, 1.5), ylim=(floor / 1.5, 1.5))
-    axes.set(xlabel="predicted probability", ylabel=f"observed share ({floor:g}: none)")
+    axes.set(xlabel="predicted probability")
+    axes.set(ylabel=f"observed share ({floor:g}: none), 95 % intervals over episodes")
     axes.set_title(title, fontsize="medium")
     axes.legend(fontsize="small")
     save_figure(figure, path)
