@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,9 @@ from training.fitting.calibrate import episode_scores
 
 Floats = NDArray[np.floating[Any]]
 Booleans = NDArray[np.bool_]
+
+_MOST_OF_NONE = -math.log(0.025)
+"""Largest mean of a Poisson count of which 0 is within the middle 95 %."""
 
 
 def warning_scores(
@@ -79,7 +83,8 @@ def false_alarms(
         windows: The N windows, those of an episode in order of time.
         rows: [N], those of driving that does not end.
         stride: Steps between the starts of windows.
-        draws: Resamples of episodes for the interval.
+        draws: Resamples of episodes for the interval. Without an alarm they cannot differ: the
+            interval is that of a Poisson count of 0 (Garwood 1936).
         dt_s: Length of a step.
     """
     rows = rows & windows.is_known
@@ -91,9 +96,12 @@ def false_alarms(
     alarms = np.bincount(index, begins, len(names)).astype(np.float64)
     minutes = np.bincount(index, minlength=len(names)) * stride * dt_s / 60
     rate, drawn = ratio_draws(alarms, minutes, draw_counts(len(names), draws))
+    interval = percentile_interval(drawn)
+    if draws and rate == 0:
+        interval = 0.0, _MOST_OF_NONE / float(minutes.sum())
     return {
         "per_minute": rate,
-        "interval": list(percentile_interval(drawn)),
+        "interval": list(interval),
         "alarms": int(alarms.sum()),
         "minutes": float(minutes.sum()),
     }

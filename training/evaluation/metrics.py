@@ -10,12 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.dataset.windows import Windows
-from training.evaluation.bootstrap import (
-    draw_counts,
-    percentile_interval,
-    ratio_draws,
-    share_interval,
-)
+from training.evaluation.bootstrap import draw_counts, episode_share, percentile_interval
 
 Floats = NDArray[np.floating[Any]]
 Booleans = NDArray[np.bool_]
@@ -219,9 +214,7 @@ def reliability(
         probability: [N].
         ends: [N], whether the windows terminate.
         episode: [N].
-        draws: Resamples of episodes for the intervals of the observed shares. Where nothing, or
-            everything, was observed to terminate, resamples cannot differ: the interval is that of
-            as many independent cases as there are episodes.
+        draws: Resamples of episodes for the intervals of the observed shares, see `episode_share`.
     """
     bins = np.digitize(probability, _PLOT_EDGES[1:-1])
     curve: dict[str, list[Any]] = {
@@ -229,16 +222,10 @@ def reliability(
     }
     for i in np.unique(bins):
         rows = bins == i
-        names, index = np.unique(episode[rows], return_inverse=True)
-        ended, count = (
-            np.bincount(index, x, len(names)).astype(np.float64) for x in (ends[rows], rows[rows])
-        )
-        share, drawn = ratio_draws(ended, count, draw_counts(len(names), draws))
-        interval = percentile_interval(drawn)
-        if share in (0, 1):
-            interval = share_interval(round(share * len(names)), len(names))
-        values = (probability[rows].mean().item(), share, list(interval), int(rows.sum()))
-        for name, value in zip(curve, (*values, len(names)), strict=True):
+        share, interval, episodes = episode_share(ends[rows], episode[rows], draws)
+        predicted, windows = float(probability[rows].mean()), int(rows.sum())
+        values = (predicted, share, list(interval), windows, episodes)
+        for name, value in zip(curve, values, strict=True):
             curve[name].append(value)
     return curve
 

@@ -129,7 +129,7 @@ def plot_reliability(
         )
         low, high = error_bars(curve["observed"], curve["interval"])
         enough = np.array(curve["windows"]) >= _FEW
-        (line,) = axes.plot(predicted[enough], observed[enough], "o-", label=name, markersize=4)
+        (line,) = axes.plot(predicted[enough], observed[enough], "o", label=name, markersize=4)
         color = line.get_color()
         for rows, alpha in ((enough, 0.8), (~enough, 0.3)):
             x, y, bars = predicted[rows], observed[rows], (low[rows], high[rows])

@@ -300,9 +300,13 @@ def overall_verdict_table(overall: Mapping[str, Any]) -> str:
         "safe_of_ending": "`safe`, of those that end",
     }
     return table(
-        ("windows", "share"),
+        ("windows", "episodes", "share"),
         (
-            [text, ranged(overall[key]["share"], overall[key]["interval"], 4)]
+            [
+                text,
+                str(overall[key]["episodes"]),
+                ranged(overall[key]["share"], overall[key]["interval"]),
+            ]
             for key, text in rows.items()
         ),
     )

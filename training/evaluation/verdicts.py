@@ -14,7 +14,7 @@ from models.safety import SAFE, UNKNOWN, UNSAFE, VERDICTS, Verdict, assess
 from training.dataset.sources import Labels
 from training.dataset.windows import Windows
 from training.evaluation.alarms import false_alarms, summarise_leads
-from training.evaluation.bootstrap import draw_counts, percentile_interval, ratio_draws
+from training.evaluation.bootstrap import draw_counts, episode_share, percentile_interval
 from training.evaluation.corruptions import CORRUPTIONS
 from training.evaluation.metrics import FALSE_ALARM_RATES, SCORES, Risk, Scorecard, lead_times
 from training.fitting.calibrate import Prediction, predict_windows
@@ -84,20 +84,15 @@ def _overall(
     judged: list[Verdict], verdicts: NDArray[np.str_], windows: Windows, draws: int
 ) -> dict[str, Any]:
     """Return the share of each verdict among all windows, those that end and those that do not."""
-    names, index = np.unique(windows.episode, return_inverse=True)
-    counts = draw_counts(len(names), draws)
 
     def share(hits: Booleans, rows: Booleans) -> dict[str, Any]:
-        above, below = (
-            np.bincount(index, x, len(names)).astype(np.float64) for x in (hits & rows, rows)
-        )
-        value, drawn = ratio_draws(above, below, counts)
-        return {"share": value, "interval": list(percentile_interval(drawn))}
+        value, interval, episodes = episode_share(hits[rows], windows.episode[rows], draws)
+        return {"share": value, "interval": list(interval), "episodes": episodes}
 
     everything = np.ones(len(windows), bool)
     return {
         "windows": len(windows),
-        "episodes": len(names),
+        "episodes": len(np.unique(windows.episode)),
         **{name: share(verdicts == name, everything) for name in VERDICTS},
         "unsafe_of_harmless": share(verdicts == UNSAFE, ~windows.ends),
         "unsafe_of_ending": share(verdicts == UNSAFE, windows.ends),

@@ -64,6 +64,14 @@ def test_false_alarms_on_both_sides_of_a_left_out_window_are_two() -> None:
     )
 
 
+def test_no_false_alarm_in_little_driving_is_not_sure_to_be_the_rate() -> None:
+    windows = outcome_windows([0] * 8, [0] * 8)
+    rows = np.ones(8, bool)
+    result = false_alarms(~rows, windows, rows, stride=1, draws=20, dt_s=DT_S)
+    assert result["per_minute"] == 0
+    assert result["interval"] == [0, pytest.approx(3.689 / (8 * 0.05 / 60), rel=1e-3)]
+
+
 def test_false_alarms_of_no_driving_have_no_rate() -> None:
     windows = outcome_windows([0])
     result = false_alarms(

@@ -84,6 +84,7 @@ def test_verdicts_are_shared_out_at_the_served_threshold(metrics: dict[str, Any]
     assert sum(overall[name]["share"] for name in ("safe", "unsafe", "unknown")) == pytest.approx(1)
     assert overall["safe"]["interval"][0] <= overall["safe"]["share"]
     assert overall["unknown"]["share"] == 0
+    assert 0.05 < overall["unknown"]["interval"][1] < 0.2  # nobody knows, of 22 episodes
     assert overall["unsafe_of_ending"]["share"] == pytest.approx(
         1 - overall["safe_of_ending"]["share"], abs=1e-5
     )
