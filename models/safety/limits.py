@@ -50,6 +50,8 @@ class SafetyLimits:
             one touches the ego.
         length_m: A vehicle's length.
         edges: Columns of distances to road edges, negative beyond them.
+        sides: Columns of the distances to the left and to the right edge of one road; empty if they
+            are not known.
     """
 
     crash_threshold: float | None
@@ -64,6 +66,7 @@ class SafetyLimits:
     headings: tuple[int, ...] = ()
     length_m: float = 0.0
     edges: tuple[int, ...] = ()
+    sides: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         dim = len(self.feature_names)
@@ -73,7 +76,7 @@ class SafetyLimits:
                 raise ValueError(f"{name} has shape {np.shape(getattr(self, name))}, not ({dim},)")
         if self.slots.shape[1:] != (3,) or not np.isin(self.slots, range(dim)).all():
             raise ValueError(f"slots must be columns below {dim}, [slots, 3], got {self.slots}")
-        for name in ("headings", "edges"):
+        for name in ("headings", "edges", "sides"):
             if not set(getattr(self, name)) <= set(range(dim)):
                 raise ValueError(f"{name} must be columns below {dim}, got {getattr(self, name)}")
         if self.headings and (len(self.headings) != len(self.slots) or not self.length_m > 0):
