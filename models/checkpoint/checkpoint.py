@@ -74,13 +74,22 @@ Members = Annotated[int, Interval(ge=1, le=1000)]
 
 @dataclass(frozen=True)
 class Architecture:
-    """Arguments that make the members, all alike."""
+    """Arguments that make the members, all alike.
+
+    `geometry` says whether they read the geometry of a spec that has one; the specification's own
+    class does not. The others are those of `WorldModel`.
+    """
 
     hidden_dims: Widths = (256, 256, 64)
     activation: str = "elu"
     residual: bool = True
     kinematics: bool = False
     check_latent: bool = True
+    geometry: bool = True
+
+    def __post_init__(self) -> None:
+        if self.kinematics and not self.geometry:
+            raise ValueError("kinematics is true, but must be false where geometry is")
 
     def build(self, spec: Spec) -> WorldModel:
         """Return a member with fresh weights."""
@@ -89,7 +98,7 @@ class Architecture:
             spec.action_dim,
             self.hidden_dims,
             self.activation,
-            spec=spec,
+            spec=spec if self.geometry else None,
             residual=self.residual,
             kinematics=self.kinematics,
             check_latent=self.check_latent,
@@ -215,12 +224,12 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> str:
         )
     config = Config(FORMAT, checkpoint.name, checkpoint.member_count, checkpoint.architecture)
     documents = {
-        CONFIG: asdict(config),
+        CONFIG: _config_document(config),
         SPEC: checkpoint.spec.to_json(),
         CALIBRATION: asdict(checkpoint.calibration),
     }
-    for kind, name in ((Config, CONFIG), (Spec, SPEC)):
-        checked(kind, documents[name], name)
+    checked(Config, asdict(config), CONFIG)
+    checked(Spec, documents[SPEC], SPEC)
     _checked_calibration(documents[CALIBRATION], CALIBRATION, checkpoint.spec)
     weights = {name: x.contiguous() for name, x in checkpoint.ensemble.state_dict().items()}
     for name, tensor in weights.items():
@@ -261,7 +270,7 @@ def load_checkpoint(folder: Path, *, device: str = "cpu", members: int | None = 
             f"{folder / CONFIG} has format {shown(document.get('format'))}, this version reads "
             f"{FORMAT}"
         )
-    config = checked(Config, document, folder / CONFIG)
+    config = checked(Config, _with_defaults(document), folder / CONFIG)
     spec = read_spec(folder / SPEC)
     calibration = _checked_calibration(read_json(folder / CALIBRATION), folder / CALIBRATION, spec)
     if members is not None and not 1 <= members <= config.members:
@@ -317,8 +326,27 @@ def checkpoint_version(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def _config_document(config: Config) -> dict[str, Any]:
+    """Return what config.json holds: `geometry` only where it is not what it always used to be.
+
+    Checkpoints from before that field keep their bytes, hence their versions.
+    """
+    document = asdict(config)
+    if config.architecture.geometry:
+        del document["architecture"]["geometry"]
+    return document
+
+
+def _with_defaults(document: dict[str, Any]) -> dict[str, Any]:
+    """Return config.json's content with what `_config_document` leaves out."""
+    architecture = document.get("architecture")
+    if not isinstance(architecture, dict):
+        return document
+    return {**document, "architecture": {"geometry": True, **architecture}}
+
+
 def load_tensors(
-    model: torch.nn.Module, tensors: dict[str, torch.Tensor], source: Path, *, optional: bool
+    model: torch.nn.Module, tensors: dict[str, torch.Tensor], source: Path | str, *, optional: bool
 ) -> None:
     """Copy tensors into a model, refusing what does not fit.
 
@@ -402,7 +430,9 @@ def _check_normalisers(
             )
 
 
-def _compare_shape(source: Path, name: str, tensor: torch.Tensor, needed: Sequence[int]) -> None:
+def _compare_shape(
+    source: Path | str, name: str, tensor: torch.Tensor, needed: Sequence[int]
+) -> None:
     if list(tensor.shape) != list(needed):
         raise CheckpointError(
             f"{source} holds {name} of shape {list(tensor.shape)}, the model needs {list(needed)}"

@@ -55,33 +55,36 @@ def replace_between(path: Path, start: str, end: str, text: str) -> None:
     path.write_text(f"{before}{start}\n{text}{end}{after}")
 
 
-def best_rival(part: Mapping[str, Any]) -> str:
-    """Return the baseline with the highest average precision in a part of `termination`."""
+def best_rival(part: Mapping[str, Any]) -> str | None:
+    """Return the baseline with the highest average precision in a part of `termination`, if any."""
     precision: dict[str, float] = {
         name: method["scores"]["average_precision"] or 0.0
         for name, method in part["methods"].items()
         if name != MODEL
     }
-    return max(precision, key=lambda name: precision[name])
+    return max(precision, key=lambda name: precision[name], default=None)
 
 
 def model_card_table(metrics: dict[str, Any]) -> str:
     """Return the tables that matter most: who foresees the end, how early, and how surely."""
     part, data = metrics["termination"]["all"], metrics["dataset"]
-    return "\n".join(
-        [
-            f"{part['windows']} windows of {data['horizon']} steps from {part['episodes']} "
-            f"held-out episodes; {part['windows_that_end']} windows terminate, of "
-            f"{part['episodes_that_end']} episodes. Alarm thresholds are set on calibration "
-            "episodes at 1 % and 0.1 % false alarms. Baselines' probabilities are isotonic fits "
-            "on validation episodes. Brackets: 95 % intervals, by bootstrap over episodes; that of "
-            "an ECE lies high, as resampling adds noise.\n",
-            score_table(part),
+    has_rivals = len(part["methods"]) > 1
+    rivals = " Baselines' probabilities are isotonic fits on validation episodes."
+    lines = [
+        f"{part['windows']} windows of {data['horizon']} steps from {part['episodes']} "
+        f"held-out episodes; {part['windows_that_end']} windows terminate, of "
+        f"{part['episodes_that_end']} episodes. Alarm thresholds are set on calibration "
+        f"episodes at 1 % and 0.1 % false alarms.{rivals if has_rivals else ''} Brackets: 95 % "
+        "intervals, by bootstrap over episodes; that of an ECE lies high, as resampling adds "
+        "noise.\n",
+        score_table(part),
+    ]
+    if has_rivals:
+        lines += [
             "What the model's score is above each baseline's, on the same resamples:\n",
             lead_table(part),
-            alarm_table(metrics["methods"], part),
         ]
-    )
+    return "\n".join([*lines, alarm_table(metrics["methods"], part, data)])
 
 
 def score_table(part: Mapping[str, Any]) -> str:
@@ -104,8 +107,11 @@ def lead_table(part: Mapping[str, Any]) -> str:
     return table(("difference", *SCORES.values()), rows)
 
 
-def alarm_table(methods: Mapping[str, Any], part: Mapping[str, Any]) -> str:
+def alarm_table(
+    methods: Mapping[str, Any], part: Mapping[str, Any], data: Mapping[str, Any]
+) -> str:
     """Return what the alarms of all methods are worth, at both false-alarm rates."""
+    causes = data["causes"]
     rows = []
     for rate, label in (("1", "1 %"), ("01", "0.1 %")):
         for name, method in methods.items():
@@ -120,7 +126,7 @@ def alarm_table(methods: Mapping[str, Any], part: Mapping[str, Any]) -> str:
                     f"{number(warned['recall_near'])} / {number(warned['recall_far'])}",
                     ranged(everyone["median_s"], everyone["median_interval"], 2),
                     ranged(everyone["missed"], everyone["missed_interval"]),
-                    " / ".join(number(warned[c]["missed"], 4) for c in ("crash", "off_road")),
+                    " / ".join(number(warned[c]["missed"], 4) for c in causes),
                     ranged(false["per_minute"], false["interval"], 2),
                 ]
             )
@@ -131,8 +137,8 @@ def alarm_table(methods: Mapping[str, Any], part: Mapping[str, Any]) -> str:
         "recall, 1st / 2nd half of horizon",
         "median lead, s",
         "episodes missed",
-        "crashes / off the road missed",
-        "false alarms a minute of careful driving",
+        f"{' / '.join(cause.replace('_', ' ') for cause in causes)} missed",
+        f"false alarms a minute of {data['calm']}",
     )
     return table(header, rows)
 
@@ -251,6 +257,55 @@ def corruption_table(corruptions: Mapping[str, Any]) -> str:
     for name, scores in corruptions["corruptions"].items():
         rows.append(row(f"{name} *" if scores["plausible"] else name, scores))
     return table(("state", "AUROC", "safe", "unsafe", "unknown", "reasons"), rows)
+
+
+def feature_table(errors: Mapping[str, Any], dt_s: float) -> str:
+    """Return the errors of each feature by step, and beside a prediction that nothing changes."""
+    times = [f"{step * dt_s:.4g} s" for step in errors["steps"]]
+    rows = [
+        [
+            name,
+            x["unit"],
+            *(_short(value) for value in x["mean"][:-1]),
+            ranged_short(x["mean"][-1], x["interval"][-1]),
+            number(x["relative"][0]),
+            ranged(x["relative"][-1], x["relative_interval"][-1], 3),
+        ]
+        for name, x in errors["features"].items()
+    ]
+    relative = (f"of unchanged's, {times[0]}", f"of unchanged's, {times[-1]}")
+    return table(("feature", "unit", *(f"after {time}" for time in times), *relative), rows)
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def ranged_short(value: float | None, interval: Iterable[float | None] | None) -> str:
+    """Return a number of any size with its interval, if it has one."""
+    low, high = interval or (None, None)
+    if low is None or high is None:
+        return _short(value)
+    return f"{_short(value)} [{_short(low)}, {_short(high)}]"
+
+
+def overall_verdict_table(overall: Mapping[str, Any]) -> str:
+    """Return how often the service gives each verdict, and how often it is wrong."""
+    rows = {
+        "safe": "`safe`, of all",
+        "unsafe": "`unsafe`, of all",
+        "unknown": "`unknown`, of all",
+        "unsafe_of_harmless": "`unsafe`, of those that go on (false alarms)",
+        "unsafe_of_ending": "`unsafe`, of those that end (recall)",
+        "safe_of_ending": "`safe`, of those that end",
+    }
+    return table(
+        ("windows", "share"),
+        (
+            [text, ranged(overall[key]["share"], overall[key]["interval"], 4)]
+            for key, text in rows.items()
+        ),
+    )
 
 
 def verdict_table(verdicts: Mapping[str, Any]) -> str:

@@ -22,7 +22,8 @@ from models.network.ensemble import WorldModelEnsemble
 from models.survival import crash_probability
 from tests.test_training.driving import mixed_episodes, save_store
 from tests.test_training.toy import toy_spec, toy_windows
-from training.dataset.windows import Windows
+from training.dataset.store import load_store
+from training.dataset.windows import Windows, make_windows
 from training.fitting.calibrate import episode_scores, predict_windows
 from training.fitting.member import MemberTrainer, choose_device
 from training.fitting.options import CURRICULUM, Stage, TrainOptions
@@ -398,6 +399,43 @@ def test_recalibration_needs_episodes_that_end(
 
     with pytest.raises(TrainingError, match=message):
         recalibrate(driven[0], tmp_path / "store", tmp_path / "out", TrainOptions())
+
+
+def test_recalibration_takes_the_ranges_of_the_recordings_where_none_are_known(
+    driven: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = load_checkpoint(driven[0])
+    imported = replace(
+        old,
+        architecture=replace(old.architecture, residual=False, geometry=False),
+        calibration=Calibration(),
+    )
+    members = [imported.architecture.build(old.spec) for _ in range(2)]
+    imported = replace(imported, ensemble=WorldModelEnsemble.from_members(members))
+    save_checkpoint(imported, tmp_path / "imported")
+    options = TrainOptions(allow_unguaranteed=True)
+
+    recalibrate(tmp_path / "imported", driven[1], tmp_path / "out", options)
+
+    new, store = load_checkpoint(tmp_path / "out"), load_store(driven[1])
+    windows = make_windows(store, np.arange(24), 16, 2)
+    assert new.limits.crash_threshold is not None
+    assert (windows.states[:, 0] >= new.limits.state_low - 1e-6).all()
+    assert (windows.states[:, 0] <= new.limits.state_high + 1e-6).all()
+    assert "notes no trained ranges" in capsys.readouterr().out
+
+
+def test_recalibration_refuses_a_model_of_other_features(
+    driven: tuple[Path, Path], tmp_path: Path
+) -> None:
+    spec, architecture = toy_spec(), Architecture((16, 32))
+    other = Checkpoint(
+        WorldModelEnsemble.from_members([architecture.build(spec)]), spec, architecture
+    )
+    save_checkpoint(other, tmp_path / "other")
+
+    with pytest.raises(TrainingError, match="has other features"):
+        recalibrate(tmp_path / "other", driven[1], tmp_path / "out", TrainOptions())
 
 
 def test_the_last_stage_can_train_the_heads_alone(tmp_path: Path) -> None:
