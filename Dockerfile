@@ -56,3 +56,7 @@ ENTRYPOINT ["world-model"]
 CMD ["serve"]
 # Last and owned by root: the service cannot change its own code.
 COPY --from=build /opt/world-model /opt/world-model
+# The release, or what Compose names the image after; docs/versions.md.
+ARG VERSION=0.1.0
+LABEL org.opencontainers.image.title="World Model Service" \
+    org.opencontainers.image.version=$VERSION

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import fields
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import structlog
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 
+from service import __version__
 from service.errors import (
     ForbiddenError,
     InvalidRequestError,
@@ -110,7 +110,7 @@ def create_app(
 
     app = WorldModelApp(
         title="World Model Service",
-        version=_installed_version(),
+        version=__version__,
         description="A learned world model: predictions for planners, verdicts for monitors.",
         docs_url=None,
         openapi_url="/openapi.json" if settings.docs else None,
@@ -188,11 +188,3 @@ async def _translate(request: Request, exc: Exception) -> Any:
         raise MethodNotAllowedError(f"{path} answers {allow} only", allow=allow) from exc
     other = {401: UnauthorizedError, 403: ForbiddenError}
     raise other.get(exc.status_code, InvalidRequestError)(str(exc.detail)) from exc
-
-
-def _installed_version() -> str:
-    """Return the service's version; a checkout on the import path has none of its own."""
-    try:
-        return version("world-model-service")
-    except PackageNotFoundError:
-        return "0+unknown"

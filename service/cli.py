@@ -15,6 +15,7 @@ from typing import Any
 import click
 from pydantic import ValidationError
 
+from service import __version__
 from service.errors import WorldModelError
 from service.setting_checks import nearest
 from service.settings import Settings, explain_settings_error
@@ -69,7 +70,7 @@ class _Lone(click.Command):
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.version_option(package_name="world-model-service")
+@click.version_option(__version__)
 def main() -> None:
     """Serve, train and measure world models of a car."""
 

@@ -39,7 +39,7 @@ from models.conformal import Guarantee
 from models.network.ensemble import WorldModelEnsemble
 from models.network.world_model import NORMALISERS, WorldModel
 from models.safety.limits import NOT_CALIBRATED, SafetyLimits
-from models.spec import Name, Spec
+from models.spec import Name, Spec, States
 
 FORMAT = 1
 WEIGHTS, CONFIG, SPEC = "weights.safetensors", "config.json", "spec.json"
@@ -163,9 +163,9 @@ class Checkpoint:
     @cached_property
     def limits(self) -> SafetyLimits:
         """What safety verdicts are judged by."""
-        calibration, dim = self.calibration, self.spec.state_dim
-        low, high = calibration.state_low, calibration.state_high
-        geometry = self.spec.geometry
+        calibration = self.calibration
+        low, high = self._known_ranges()
+        geometry, road = self.spec.geometry, self.spec.kinematics
         index = self.spec.state_index
         slots = [
             [index(name) for name in (slot.presence, slot.dx, slot.dy, slot.heading)]
@@ -182,8 +182,8 @@ class Checkpoint:
             if is_whole
             else f"{self.member_count} of {self.held_members} members answer, and the checkpoint's "
             "thresholds hold for all together",
-            state_low=np.array(low, np.float32) if low else np.full(dim, -np.inf, np.float32),
-            state_high=np.array(high, np.float32) if high else np.full(dim, np.inf, np.float32),
+            state_low=low,
+            state_high=high,
             horizon=calibration.horizon,
             feature_names=tuple(feature.name for feature in self.spec.state),
             dt_s=self.spec.dt_s,
@@ -192,7 +192,22 @@ class Checkpoint:
             headings=tuple(columns[:, 3].tolist()),
             length_m=geometry.length_m if geometry is not None else 0.0,
             edges=tuple(map(index, geometry.edges)) if geometry is not None else (),
+            sides=(index(road.left_edge), index(road.right_edge)) if road is not None else (),
         )
+
+    def _known_ranges(self) -> tuple[States, States]:
+        """Return the smallest and the largest value of each feature, [S] each, that is known.
+
+        Trained ranges have a margin. It ends where values make no sense any more: no model that saw
+        cars stand and drive knows what one does that reverses.
+        """
+        calibration, features = self.calibration, self.spec.state
+        if not calibration.state_low:
+            unknown = np.full(len(features), np.inf, np.float32)
+            return -unknown, unknown
+        low = np.maximum(calibration.state_low, [feature.low for feature in features])
+        high = np.minimum(calibration.state_high, [feature.high for feature in features])
+        return low.astype(np.float32), high.astype(np.float32)
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> str:

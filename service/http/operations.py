@@ -19,6 +19,7 @@ from starlette.staticfiles import StaticFiles
 
 from models.conformal import Guarantee
 from models.spec import Feature
+from service import __version__
 from service.errors import UnavailableError
 from service.http.endpoints import PROBES
 from service.http.schemas import ErrorAnswer
@@ -139,6 +140,7 @@ def _described(info: ModelInfo, max_horizon: int, max_rows: int) -> dict[str, An
     return {
         "name": info.name,
         "version": info.version,
+        "service_version": __version__,
         "device": info.device,
         "answer_digest": info.answer_digest,
         "members": info.members,

@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from models.safety import VERDICTS, Verdict
+from service import __version__
 from service.interface import Array, ModelInfo
 from service.scheduling.jobs import ENGINE_FAULTS, REJECTIONS, JobClass
 from service.telemetry.series import (
@@ -169,10 +170,12 @@ class Metrics:
         self._gauge("ready", "1 while /readyz answers 200, else 0.").set_function(is_ready)
 
     def watch_model(self, info: ModelInfo, load_s: Callable[[], float]) -> None:
-        """Describe the loaded model."""
+        """Describe the loaded model and the service that serves it."""
         labels = ("version", "device", "checkpoint")
         served = self._gauge("info", "1, labelled with what is served.", *labels)
         served.labels(info.version, info.device, info.name).set(1)
+        built = self._gauge("build_info", "1, labelled with the service's version.", "version")
+        built.labels(__version__).set(1)
         self._gauge(
             "load_seconds", "Time to move the model to its device, warm and verify it."
         ).set_function(load_s)

@@ -7,6 +7,7 @@ from typing import Any
 
 import structlog
 
+from service import __version__
 from service.interface import ModelInfo
 
 log = structlog.get_logger()
@@ -24,6 +25,7 @@ def log_start(checkpoint: Path, address: str, info: ModelInfo, load_s: float) ->
     log.info(
         "started",
         url=f"http://{address}",
+        service_version=__version__,
         model=info.name,
         version=info.version,
         device=info.device,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Mapping
-from importlib.metadata import version
 from time import perf_counter, time_ns
 from typing import TYPE_CHECKING
 
@@ -25,6 +24,7 @@ from opentelemetry.trace import (
 )
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from service import __version__
 from service.errors import ServiceError
 from service.interface import Headers
 from service.scheduling.jobs import Job, JobResult, Outcome
@@ -76,14 +76,14 @@ class Tracing:
         from opentelemetry.sdk.resources import OTELResourceDetector, Resource
         from opentelemetry.sdk.trace import TracerProvider
 
-        own = {"service.name": _PACKAGE, "service.version": version(_PACKAGE)}
+        own = {"service.name": _PACKAGE, "service.version": __version__}
         # What is given to `create` wins over the environment, which should win over our own.
         resource = Resource.create({**own, **OTELResourceDetector().detect().attributes})
         # Not the global provider: with one, the framework makes spans as well. The sampler is that
         # of OTEL_TRACES_SAMPLER; by default it does as the caller does.
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(processor)
-        self._tracer = self._provider.get_tracer(_PACKAGE, version(_PACKAGE))
+        self._tracer = self._provider.get_tracer(_PACKAGE, __version__)
         self.model_version = ""
 
     def begin(

@@ -119,7 +119,7 @@ def test_the_version_is_that_of_the_service_and_is_stated_in_one_place() -> None
     source = ROOT / "client" / given["tool"]["hatch"]["version"]["path"]
     assert source == Path(world_model_client.__file__)
     assert f'\n__version__ = "{world_model_client.__version__}"\n' in source.read_text()
-    assert world_model_client.__version__ == project("pyproject.toml")["version"]
+    assert world_model_client.__version__ == service.__version__
 
 
 def test_the_client_installs_less_than_120_megabytes() -> None:

@@ -7,13 +7,13 @@ import json
 import re
 import shutil
 import subprocess
-import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from service import __version__
 from service.server import _LAST_RESORT_S
 from service.settings import PREFIX, Settings
 
@@ -116,14 +116,22 @@ def test_what_is_big_or_secret_is_not_sent_to_the_build(name: str) -> None:
 
 
 def test_every_image_is_pinned_and_ours_is_named_after_our_version() -> None:
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    tag = f"${{IMAGE_TAG:-{__version__}}}"  # of a build between releases: docs/versions.md
 
     assert all(pinned(x["image"]) for name, x in SERVICES.items() if name != "world-model")
     for device, name in DEVICES.items():
         ours = compose(name)["services"]["world-model"]
-        assert ours["image"] == f"world-model:{version}-{device}"
+        assert ours["image"] == f"world-model:{tag}-{device}"
+        assert ours["build"]["args"]["VERSION"] == tag
         assert ours["build"]["args"]["DEVICE"] == device
         assert ours["environment"]["WORLD_MODEL_DEVICE"] == device
+
+
+def test_the_image_is_labelled_with_our_version() -> None:
+    stage = final_stage()
+
+    assert f"VERSION={__version__}" in stage["ARG"]
+    assert "org.opencontainers.image.version=$VERSION" in stage["LABEL"].split()
 
 
 @pytest.mark.parametrize("name", SERVICES)

@@ -2,11 +2,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError
-
-import pytest
-
-from service import app
 
 
 def test_the_package_is_the_command() -> None:
@@ -15,14 +10,3 @@ def test_the_package_is_the_command() -> None:
     )
 
     assert "serve" in done.stdout
-
-
-def test_a_checkout_that_is_not_installed_has_a_version_too(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def missing(name: str) -> str:
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr(app, "version", missing)
-
-    assert app._installed_version() == "0+unknown"

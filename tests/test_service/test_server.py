@@ -22,6 +22,7 @@ import torch
 
 from models.checkpoint import save_checkpoint
 from models.conformal import Guarantee
+from service import __version__
 from service.engine import Engine
 from service.engine.parts import Parts
 from service.errors import StartupError
@@ -338,9 +339,11 @@ def test_a_whole_life_ends_with_zero(
     assert code == 0
     assert (seen["ready"], seen["second"]) == (False, seen["first"])
     assert seen["connection"] == {"close"}
-    events = [orjson.loads(line)["event"] for line in capsys.readouterr().out.splitlines()]
+    lines = [orjson.loads(line) for line in capsys.readouterr().out.splitlines()]
     ours = ("started", "the crash threshold guarantees nothing", "stopping", "stopped")
-    assert [event for event in events if event in ours] == list(ours)
+    assert [line["event"] for line in lines if line["event"] in ours] == list(ours)
+    (started,) = (line for line in lines if line["event"] == "started")
+    assert started["service_version"] == __version__
 
 
 def test_a_lost_device_ends_the_process_with_a_code_of_its_own(

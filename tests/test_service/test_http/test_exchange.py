@@ -13,6 +13,7 @@ import orjson
 import pytest
 from fastapi import FastAPI
 
+from service import __version__
 from service.errors import SERVICE_ERRORS
 from service.http.operations import model_router
 from service.http.policy import TIMEOUT_HEADER
@@ -203,6 +204,7 @@ async def test_model_tells_all_of_the_contract(client: httpx.AsyncClient) -> Non
 
     assert model["dims"] == {"state": 3, "action": 2}
     assert (model["name"], model["version"], model["device"]) == ("fake-model", VERSION, "cpu")
+    assert model["service_version"] == __version__
     assert (model["dt_s"], model["max_horizon"], model["max_rows"]) == (0.1, 32, 64)
     assert model["thresholds"] == {
         "crash_probability": 0.5,
@@ -249,6 +251,7 @@ async def test_openapi_declares_every_route_with_the_models_dims(
 ) -> None:
     document = (await client.get("/openapi.json")).json()
 
+    assert document["info"]["version"] == __version__
     posts = {path for path, item in document["paths"].items() if "post" in item}
     assert posts == {"/predict", "/rollout", "/safety-check"}
     assert {"/model", "/healthz", "/readyz", "/metrics"} <= set(document["paths"])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from models.safety import Verdict
+from service import __version__
 from service.http.endpoints import PATHS
 from service.settings import Settings
 from service.telemetry.metrics import OTHER, OTHER_BUDGETS, Metrics, Registry, budgets, headroom
@@ -33,6 +34,7 @@ NAMES = {
     "uncertainty",
     "ready",
     "info",
+    "build_info",
     "load_seconds",
 }
 
@@ -201,6 +203,7 @@ def test_gauges_are_read_at_each_scrape() -> None:
     assert (read.value("process_resident_bytes") or 0) > 10**6
     labels = {"version": "0123456789abcdef", "device": "cpu", "checkpoint": "fake-model"}
     assert read.value("info", **labels) == 1
+    assert read.value("build_info", version=__version__) == 1
 
 
 def test_a_gpus_series_are_absent_without_one() -> None:

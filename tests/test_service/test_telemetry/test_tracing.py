@@ -24,6 +24,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from models.checkpoint import save_checkpoint
+from service import __version__
 from service.errors import StartupError
 from service.http.exchange import Exchange
 from service.http.protocol import Protocol
@@ -638,7 +639,8 @@ def test_the_server_exports_its_last_spans_by_otlp_as_the_environment_says(
 
     ((path, body),) = _Receiver.seen
     assert path == "/v1/traces"
-    for text in (b"crash-oracle", b"POST /rollout", b"parse", b"respond"):
+    own = (b"service.version", __version__.encode())
+    for text in (b"crash-oracle", b"POST /rollout", b"parse", b"respond", *own):
         assert text in body
     assert b"readyz" not in body
 
