@@ -363,7 +363,7 @@ def evaluate(
     metavar="FILE|highway",
     default=None,
     help="What the numbers mean: a file like a checkpoint's spec.json, or the bundled model's. "
-    "Without it they are called state_0, ..., and nothing can be calibrated.",
+    "Without it they are called state_0, ..., and calibrate finds no recordings that fit.",
 )
 @click.option(
     "--dt-s",

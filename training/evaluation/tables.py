@@ -22,12 +22,16 @@ SCORES = {
 LOWER_IS_BETTER = {"brier", "ece"}
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """Return a number for a table; a dash for None."""
-    return "-" if value is None else f"{value:.{digits}f}"
+def number(value: float | None, digits: int | None = 3) -> str:
+    """Return a number for a table, with so many decimals or of any size; a dash for None."""
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if digits is None else f"{value:.{digits}f}"
 
 
-def ranged(value: float | None, interval: Iterable[float | None] | None, digits: int = 4) -> str:
+def ranged(
+    value: float | None, interval: Iterable[float | None] | None, digits: int | None = 4
+) -> str:
     """Return a number with its interval, if it has one."""
     low, high = interval or (None, None)
     if value is None or low is None or high is None:
@@ -266,8 +270,8 @@ def feature_table(errors: Mapping[str, Any], dt_s: float) -> str:
         [
             name,
             x["unit"],
-            *(_short(value) for value in x["mean"][:-1]),
-            ranged_short(x["mean"][-1], x["interval"][-1]),
+            *(number(value, None) for value in x["mean"][:-1]),
+            ranged(x["mean"][-1], x["interval"][-1], None),
             number(x["relative"][0]),
             ranged(x["relative"][-1], x["relative_interval"][-1], 3),
         ]
@@ -275,18 +279,6 @@ def feature_table(errors: Mapping[str, Any], dt_s: float) -> str:
     ]
     relative = (f"of unchanged's, {times[0]}", f"of unchanged's, {times[-1]}")
     return table(("feature", "unit", *(f"after {time}" for time in times), *relative), rows)
-
-
-def _short(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
-
-
-def ranged_short(value: float | None, interval: Iterable[float | None] | None) -> str:
-    """Return a number of any size with its interval, if it has one."""
-    low, high = interval or (None, None)
-    if low is None or high is None:
-        return _short(value)
-    return f"{_short(value)} [{_short(low)}, {_short(high)}]"
 
 
 def overall_verdict_table(overall: Mapping[str, Any]) -> str:
