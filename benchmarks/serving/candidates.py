@@ -66,7 +66,8 @@ class Candidate:
     requirements: Path | None = field(default=None)
 
 
-def _our_command(files: Files, port: int) -> list[str]:
+def our_command(files: Files, port: int, **settings: str) -> list[str]:
+    """Return the command line of our service: on a CPU, with one thread unless told otherwise."""
     # Not the installed script: it would serve the code of whatever checkout was installed.
     start = "from service.cli import main; main()"
     options = {
@@ -77,6 +78,7 @@ def _our_command(files: Files, port: int) -> list[str]:
         "default-timeout-s": "30",
         "log-level": "warning",
         "threads": "1",
+        **settings,
     }
     given = [part for name, value in options.items() for part in (f"--{name}", value)]
     return [sys.executable, "-c", start, "serve", *given]
@@ -102,7 +104,7 @@ def _rival(name: str, title: str, dialect: Dialect = PLAIN_JSON) -> Candidate:
     return Candidate(name, title, dialect, command, environment, requirements=requirements)
 
 
-OUR_SERVICE = Candidate(SERVICE, "this service", OURS, _our_command)
+OUR_SERVICE = Candidate(SERVICE, "this service", OURS, our_command)
 ECHO_LIMIT = Candidate(
     ECHO,
     "limit: ASGI echo",

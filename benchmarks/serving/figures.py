@@ -58,6 +58,11 @@ def percentile(values: Iterable[float], share: float) -> float:
     return ordered[math.ceil(round(share * len(ordered), 9)) - 1]
 
 
+def due_s(seconds: float, hz: float, at_once: int = 1) -> list[float]:
+    """Return when requests are due, in s from the first: `at_once` of them `hz` times a second."""
+    return [i / hz for i in range(max(1, int(seconds * hz))) for _ in range(at_once)]
+
+
 def scheduled_latencies_s(due: Sequence[float], answered: Sequence[float]) -> list[float]:
     """Return how long after its scheduled moment each request was answered.
 

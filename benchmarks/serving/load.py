@@ -62,13 +62,23 @@ def warm_up(url: str, bodies: Path, connections: int, core: int | None) -> None:
     _start_wrk(url, bodies, connections, _WARM_UP_S, core).communicate()
 
 
-def poll(url: str, bodies: Path, seconds: float, hz: float, core: int | None) -> Polled:
+def poll(
+    url: str, bodies: Path, seconds: float, hz: float, core: int | None, at_once: int = 1
+) -> Polled:
     """Return latencies of requests sent on schedule.
+
+    Args:
+        url: Where to send.
+        bodies: File with one a line.
+        seconds: How long to ask.
+        hz: Moments a second.
+        core: Where the client runs.
+        at_once: Requests of each moment.
 
     Raises:
         LoadError: One of them failed.
     """
-    arguments = [url, str(bodies), str(seconds), str(hz)]
+    arguments = [url, str(bodies), str(seconds), str(hz), str(at_once)]
     command = [sys.executable, "-m", "benchmarks.serving.poller", *arguments]
     done = subprocess.run(
         on_core(core, command), cwd=ROOT, capture_output=True, text=True, check=False
@@ -77,7 +87,7 @@ def poll(url: str, bodies: Path, seconds: float, hz: float, core: int | None) ->
         raise LoadError(f"the poller ended with code {done.returncode}")
     result = json.loads(done.stdout)
     if result["failures"]:
-        raise LoadError(f"safety checks failed: {_listed(result['failures'])}")
+        raise LoadError(f"polled requests failed: {_listed(result['failures'])}")
     latencies = result["latencies_ms"]
     return Polled(percentile(latencies, 0.5), percentile(latencies, 0.99))
 

@@ -1,6 +1,6 @@
 """A client that asks on schedule, whatever is outstanding. A process of its own.
 
-    python -m benchmarks.serving.poller URL BODIES SECONDS HZ
+    python -m benchmarks.serving.poller URL BODIES SECONDS HZ [AT_ONCE]
 
 BODIES is a file with one body a line. Prints JSON: latencies in ms from the scheduled moments, and
 how many requests failed in which way. One that is not answered within 30 s counts with that time.
@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from benchmarks.serving.figures import scheduled_latencies_s
+from benchmarks.serving.figures import due_s, scheduled_latencies_s
 
 _MOST_IN_FLIGHT = 2000
 _WARM_UP = 16
@@ -47,12 +47,18 @@ class Poller:
         ]
         self._own = threading.local()
 
-    def run(self, seconds: float, hz: float) -> tuple[list[float], Counter[str]]:
-        """Return latencies in seconds from the scheduled moments, and failures by kind."""
+    def run(self, seconds: float, hz: float, at_once: int = 1) -> tuple[list[float], Counter[str]]:
+        """Return latencies in seconds from the scheduled moments, and failures by kind.
+
+        Args:
+            seconds: How long to ask.
+            hz: Moments a second.
+            at_once: Requests of each moment.
+        """
         with ThreadPoolExecutor(_MOST_IN_FLIGHT) as pool:
             list(pool.map(self.ask, range(_WARM_UP)))
             first = time.perf_counter() + 0.1
-            due = [first + i / hz for i in range(max(1, int(seconds * hz)))]
+            due = [first + moment for moment in due_s(seconds, hz, at_once)]
             futures = []
             for i, moment in enumerate(due):
                 time.sleep(max(0.0, moment - time.perf_counter()))
@@ -94,9 +100,9 @@ class Poller:
 
 def main() -> None:
     """Poll as the arguments say."""
-    url, bodies, seconds, hz = sys.argv[1:]
+    url, bodies, seconds, hz, *at_once = sys.argv[1:]
     poller = Poller(url, Path(bodies).read_bytes().splitlines())
-    latencies, failures = poller.run(float(seconds), float(hz))
+    latencies, failures = poller.run(float(seconds), float(hz), *map(int, at_once))
     print(json.dumps({"latencies_ms": [1e3 * x for x in latencies], "failures": failures}))
 
 

@@ -11,7 +11,8 @@ from benchmarks.serving.run import ALONE_P50, ALONE_P99, FLOOD_P50, FLOOD_P99, F
 from benchmarks.serving.workloads import CLOSED_LOOP, W4
 from benchmarks.serving.workloads import NAMES as WORKLOADS
 
-START, END = "<!-- serving: start -->", "<!-- serving: end -->"
+SERVING = "serving"
+"""Name of the markers of this report."""
 MISSING = "-"
 _RIVALS = [rival.name for rival in RIVAL_SERVERS]
 
@@ -126,16 +127,22 @@ def ensemble(
     return "\n\n".join([heading, table(["", *by_placement], rows), *notes])
 
 
-def write_between_markers(path: Path, text: str) -> None:
+def markers(name: str) -> tuple[str, str]:
+    """Return the lines before and behind a report in a page."""
+    return f"<!-- {name}: start -->", f"<!-- {name}: end -->"
+
+
+def write_between_markers(path: Path, text: str, name: str = SERVING) -> None:
     """Replace what is between the markers of a file.
 
     Raises:
         ValueError: The file lacks the markers.
     """
-    before, start, rest = path.read_text().partition(START)
-    _, end, after = rest.partition(END)
+    first, last = markers(name)
+    before, start, rest = path.read_text().partition(first)
+    _, end, after = rest.partition(last)
     if not start or not end:
-        raise ValueError(f"{path.name} lacks the markers {START} and {END}")
+        raise ValueError(f"{path.name} lacks the markers {first} and {last}")
     path.write_text(f"{before}{start}\n\n{text.strip()}\n\n{end}{after}")
 
 

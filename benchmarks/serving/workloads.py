@@ -83,7 +83,9 @@ def read_episodes(folder: Path = EPISODES) -> list[tuple[Floats, Floats]]:
     return [(np.array(x["states"], np.float32), np.array(x["actions"], np.float32)) for x in read]
 
 
-def make_questions(episodes: list[tuple[Floats, Floats]]) -> list[Question]:
+def make_questions(
+    episodes: list[tuple[Floats, Floats]], sequences: int = SEQUENCES
+) -> list[Question]:
     """Return different held-out states, each with what was driven then and variations of it."""
     rng = np.random.default_rng(_SEED)
     questions = []
@@ -93,7 +95,7 @@ def make_questions(episodes: list[tuple[Floats, Floats]]) -> list[Question]:
         driven = actions[start : start + HORIZON]
         # An episode may end sooner; its last action is held then.
         driven = np.concatenate([driven, np.repeat(driven[-1:], HORIZON - len(driven), axis=0)])
-        noise = rng.normal(0.0, 0.2, (SEQUENCES, HORIZON, 3))
+        noise = rng.normal(0.0, 0.2, (sequences, HORIZON, 3))
         noise[0] = 0.0
         varied = np.clip(driven + noise, [-1.0, 0.0, 0.0], 1.0)
         questions.append(Question(states[start], varied.astype(np.float32)))

@@ -4,6 +4,7 @@ import pytest
 
 from benchmarks.serving.figures import (
     best,
+    due_s,
     medians,
     parse_wrk,
     percentile,
@@ -55,6 +56,12 @@ def test_percentile_is_a_measured_value(share: float, expected: float) -> None:
 def test_percentile_needs_values_and_a_share(values: list[float], share: float) -> None:
     with pytest.raises(ValueError, match="percentiles need"):
         percentile(values, share)
+
+
+def test_requests_are_due_on_schedule_and_several_at_once() -> None:
+    assert due_s(0.5, 10) == [0.0, 0.1, 0.2, 0.3, 0.4]
+    assert due_s(0.2, 10, at_once=3) == [0.0, 0.0, 0.0, 0.1, 0.1, 0.1]
+    assert due_s(0.01, 10) == [0.0]
 
 
 def test_latency_counts_from_the_scheduled_moment() -> None:

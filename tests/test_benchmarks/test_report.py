@@ -4,10 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.serving.report import END, MISSING, START, comparison, shown, write_between_markers
+from benchmarks.serving.report import (
+    MISSING,
+    SERVING,
+    comparison,
+    markers,
+    shown,
+    write_between_markers,
+)
 from benchmarks.serving.workloads import NAMES
 
 ROOT = Path(__file__).parents[2]
+START, END = markers(SERVING)
 FIGURES = {
     "ours": {"W1 @ 1": 3000.0, "alone p99": 4.0, "flood p99": 8.0, "flood rate": 30.0},
     "echo": {"W1 @ 1": 6000.0},
