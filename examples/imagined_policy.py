@@ -23,7 +23,8 @@ from torch.nn.functional import softsign
 from tqdm import tqdm
 
 from examples.driving import Action, MakePolicy, compare, recorded_states, write_document
-from examples.outlook import check_spec, crash_probability, expected_return, value
+from examples.outlook import crash_probability, expected_return, value
+from examples.spec import check_spec
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.highway import NEIGHBOUR_COUNT
 from models.network.world_model import WorldModel

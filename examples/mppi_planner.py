@@ -22,7 +22,8 @@ import torch
 from numpy.typing import NDArray
 
 from examples.driving import Action, MakePolicy, Policy, compare, write_document
-from examples.outlook import check_spec, value
+from examples.outlook import value
+from examples.spec import check_spec
 from training.simulation.simulator import Simulation
 from world_model_client import Client
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.highway import highway_spec
 from training.simulation.bicycle import FULL_BRAKE_MPS2, GRIP_MPS2, LENGTH_M
 from training.simulation.slots import EGO_COUNT, SLOT_COUNT
 
@@ -125,20 +124,3 @@ def _ego(state: Tensor) -> tuple[Tensor, ...]:
 def _slots(state: Tensor) -> tuple[Tensor, ...]:
     """Return the features of `highway_spec`'s slots, [B, 4] each."""
     return torch.unbind(torch.unflatten(state[..., EGO_COUNT:], -1, (-1, SLOT_COUNT)), -1)
-
-
-def check_spec(state_names: list[str]) -> None:
-    """Refuse a model whose state is not `highway_spec`'s.
-
-    Args:
-        state_names: Of the model's state features, in order.
-
-    Raises:
-        ValueError: They are others.
-    """
-    expected = [feature.name for feature in highway_spec().state]
-    if state_names != expected:
-        raise ValueError(
-            f"the model's state has the features {state_names}, this needs those of "
-            f"{highway_spec().name!r}: {expected}"
-        )

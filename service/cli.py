@@ -292,6 +292,11 @@ def calibrate(
 @click.argument("data", type=_DATA_FOLDER)
 @click.option("--report", type=_FOLDER, required=True, help="Folder for tables and plots.")
 @click.option(
+    "--quick",
+    is_flag=True,
+    help="Minutes in place of hours: fewer windows and resamples, and nothing is simulated.",
+)
+@click.option(
     "--examples", type=_FOLDER, default=None, help="Also write some held-out episodes as JSON."
 )
 @click.option(
@@ -316,19 +321,24 @@ def evaluate(
     checkpoint: Path,
     data: Path,
     report: Path,
+    quick: bool,
     examples: Path | None,
     model_card: Path | None,
     closed_loop: bool,
     drives: int,
 ) -> None:
-    """Compare CHECKPOINT with physics baselines on held-out episodes of DATA."""
+    """Judge CHECKPOINT on held-out episodes of DATA; beside physics where it knows the features."""
     from training.dataset.examples import export_held_out
+    from training.dataset.sources import require_simulated
     from training.evaluation.evaluate import evaluate as run_evaluate
     from training.evaluation.evaluate import model_card_table, write_metrics
     from training.evaluation.report import update_model_card
 
     with _one_sentence():
-        metrics = run_evaluate(checkpoint, data, report)
+        for what, is_asked_for in (("--examples", examples), ("--closed-loop", closed_loop)):
+            if is_asked_for:  # before anything is judged, which takes an hour
+                require_simulated(data, what)
+        metrics = run_evaluate(checkpoint, data, report, quick=quick)
         if closed_loop:
             from training.closed_loop.served import add_closed_loop
 
@@ -343,23 +353,40 @@ def evaluate(
 
 
 @main.command("import")
-@click.argument("weights", type=click.Path(path_type=Path))
+@click.argument("weights", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--out", type=_FOLDER, required=True, help="Checkpoint folder to write.")
 @click.option(
     "--activation", type=click.Choice(["elu", "relu", "tanh"]), default="elu", show_default=True
 )
-@click.option("--dt-s", default=0.05, show_default=True, help="Length of a step in seconds.")
-def import_(weights: Path, out: Path, activation: str, dt_s: float) -> None:
-    """Make a checkpoint of WEIGHTS, trained with the specification's own class.
+@click.option(
+    "--spec",
+    metavar="FILE|highway",
+    default=None,
+    help="What the numbers mean: a file like a checkpoint's spec.json, or the bundled model's. "
+    "Without it they are called state_0, ..., and calibrate finds no recordings that fit.",
+)
+@click.option(
+    "--dt-s",
+    type=float,
+    default=None,
+    help="Length of a step in seconds.  [default: the spec's, or 0.05]",
+)
+def import_(
+    weights: tuple[Path, ...], out: Path, activation: str, spec: str | None, dt_s: float | None
+) -> None:
+    """Make a checkpoint of WEIGHTS, trained with the specification's own classes.
 
-    WEIGHTS is a file of torch.save or safetensors: a state_dict, or a training checkpoint that
-    holds one. It says what was taken from it. No code in it is run.
+    Each of WEIGHTS is a file of torch.save or safetensors: a state_dict, or a training checkpoint
+    that holds one, of a model or of an ensemble. Several files are the members of an ensemble. It
+    says what was taken from each. No code in them is run.
     """
     from models.checkpoint import save_checkpoint
-    from models.importing import import_weights
+    from models.importing import import_weights, spec_of
 
     with _one_sentence():
-        checkpoint = import_weights(weights, activation=activation, dt_s=dt_s)
+        meaning = None if spec is None else spec_of(spec)
+        checkpoint = import_weights(*weights, activation=activation, dt_s=dt_s, spec=meaning)
         version = save_checkpoint(checkpoint, out)
-        click.echo(f"{weights}: {checkpoint.training['taken']}")
-        click.echo(f"Wrote {out}, version {version}")
+        for path, taken in zip(weights, checkpoint.training["taken"], strict=True):
+            click.echo(f"{path}: {taken}")
+        click.echo(f"Wrote {out}, version {version}, members {checkpoint.member_count}")

@@ -39,7 +39,7 @@ from models.conformal import Guarantee
 from models.network.ensemble import WorldModelEnsemble
 from models.network.world_model import NORMALISERS, WorldModel
 from models.safety.limits import NOT_CALIBRATED, SafetyLimits
-from models.spec import Name, Spec
+from models.spec import Name, Spec, States
 
 FORMAT = 1
 WEIGHTS, CONFIG, SPEC = "weights.safetensors", "config.json", "spec.json"
@@ -74,13 +74,22 @@ Members = Annotated[int, Interval(ge=1, le=1000)]
 
 @dataclass(frozen=True)
 class Architecture:
-    """Arguments that make the members, all alike."""
+    """Arguments that make the members, all alike.
+
+    `geometry` says whether they read the geometry of a spec that has one; the specification's own
+    class does not. The others are those of `WorldModel`.
+    """
 
     hidden_dims: Widths = (256, 256, 64)
     activation: str = "elu"
     residual: bool = True
     kinematics: bool = False
     check_latent: bool = True
+    geometry: bool = True
+
+    def __post_init__(self) -> None:
+        if self.kinematics and not self.geometry:
+            raise ValueError("kinematics is true, but must be false where geometry is")
 
     def build(self, spec: Spec) -> WorldModel:
         """Return a member with fresh weights."""
@@ -89,7 +98,7 @@ class Architecture:
             spec.action_dim,
             self.hidden_dims,
             self.activation,
-            spec=spec,
+            spec=spec if self.geometry else None,
             residual=self.residual,
             kinematics=self.kinematics,
             check_latent=self.check_latent,
@@ -154,9 +163,9 @@ class Checkpoint:
     @cached_property
     def limits(self) -> SafetyLimits:
         """What safety verdicts are judged by."""
-        calibration, dim = self.calibration, self.spec.state_dim
-        low, high = calibration.state_low, calibration.state_high
-        geometry = self.spec.geometry
+        calibration = self.calibration
+        low, high = self._known_ranges()
+        geometry, road = self.spec.geometry, self.spec.kinematics
         index = self.spec.state_index
         slots = [
             [index(name) for name in (slot.presence, slot.dx, slot.dy, slot.heading)]
@@ -173,8 +182,8 @@ class Checkpoint:
             if is_whole
             else f"{self.member_count} of {self.held_members} members answer, and the checkpoint's "
             "thresholds hold for all together",
-            state_low=np.array(low, np.float32) if low else np.full(dim, -np.inf, np.float32),
-            state_high=np.array(high, np.float32) if high else np.full(dim, np.inf, np.float32),
+            state_low=low,
+            state_high=high,
             horizon=calibration.horizon,
             feature_names=tuple(feature.name for feature in self.spec.state),
             dt_s=self.spec.dt_s,
@@ -183,7 +192,22 @@ class Checkpoint:
             headings=tuple(columns[:, 3].tolist()),
             length_m=geometry.length_m if geometry is not None else 0.0,
             edges=tuple(map(index, geometry.edges)) if geometry is not None else (),
+            sides=(index(road.left_edge), index(road.right_edge)) if road is not None else (),
         )
+
+    def _known_ranges(self) -> tuple[States, States]:
+        """Return the smallest and the largest value of each feature, [S] each, that is known.
+
+        Trained ranges have a margin. It ends where values make no sense any more: no model that saw
+        cars stand and drive knows what one does that reverses.
+        """
+        calibration, features = self.calibration, self.spec.state
+        if not calibration.state_low:
+            unknown = np.full(len(features), np.inf, np.float32)
+            return -unknown, unknown
+        low = np.maximum(calibration.state_low, [feature.low for feature in features])
+        high = np.minimum(calibration.state_high, [feature.high for feature in features])
+        return low.astype(np.float32), high.astype(np.float32)
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> str:
@@ -200,12 +224,12 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> str:
         )
     config = Config(FORMAT, checkpoint.name, checkpoint.member_count, checkpoint.architecture)
     documents = {
-        CONFIG: asdict(config),
+        CONFIG: _config_document(config),
         SPEC: checkpoint.spec.to_json(),
         CALIBRATION: asdict(checkpoint.calibration),
     }
-    for kind, name in ((Config, CONFIG), (Spec, SPEC)):
-        checked(kind, documents[name], name)
+    checked(Config, asdict(config), CONFIG)
+    checked(Spec, documents[SPEC], SPEC)
     _checked_calibration(documents[CALIBRATION], CALIBRATION, checkpoint.spec)
     weights = {name: x.contiguous() for name, x in checkpoint.ensemble.state_dict().items()}
     for name, tensor in weights.items():
@@ -246,7 +270,7 @@ def load_checkpoint(folder: Path, *, device: str = "cpu", members: int | None = 
             f"{folder / CONFIG} has format {shown(document.get('format'))}, this version reads "
             f"{FORMAT}"
         )
-    config = checked(Config, document, folder / CONFIG)
+    config = checked(Config, _with_defaults(document), folder / CONFIG)
     spec = read_spec(folder / SPEC)
     calibration = _checked_calibration(read_json(folder / CALIBRATION), folder / CALIBRATION, spec)
     if members is not None and not 1 <= members <= config.members:
@@ -302,8 +326,27 @@ def checkpoint_version(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def _config_document(config: Config) -> dict[str, Any]:
+    """Return what config.json holds: `geometry` only where it is not what it always used to be.
+
+    Checkpoints from before that field keep their bytes, hence their versions.
+    """
+    document = asdict(config)
+    if config.architecture.geometry:
+        del document["architecture"]["geometry"]
+    return document
+
+
+def _with_defaults(document: dict[str, Any]) -> dict[str, Any]:
+    """Return config.json's content with what `_config_document` leaves out."""
+    architecture = document.get("architecture")
+    if not isinstance(architecture, dict):
+        return document
+    return {**document, "architecture": {"geometry": True, **architecture}}
+
+
 def load_tensors(
-    model: torch.nn.Module, tensors: dict[str, torch.Tensor], source: Path, *, optional: bool
+    model: torch.nn.Module, tensors: dict[str, torch.Tensor], source: Path | str, *, optional: bool
 ) -> None:
     """Copy tensors into a model, refusing what does not fit.
 
@@ -387,7 +430,9 @@ def _check_normalisers(
             )
 
 
-def _compare_shape(source: Path, name: str, tensor: torch.Tensor, needed: Sequence[int]) -> None:
+def _compare_shape(
+    source: Path | str, name: str, tensor: torch.Tensor, needed: Sequence[int]
+) -> None:
     if list(tensor.shape) != list(needed):
         raise CheckpointError(
             f"{source} holds {name} of shape {list(tensor.shape)}, the model needs {list(needed)}"

@@ -53,6 +53,8 @@ class SafetyLimits:
         length_m: A vehicle's length.
         edges: Columns of distances to road edges, negative beyond them.
         uncalibrated: Why there is no crash threshold, for a person.
+        sides: Columns of the distances to the left and to the right edge of one road; empty if they
+            are not known.
     """
 
     crash_threshold: float | None
@@ -68,6 +70,7 @@ class SafetyLimits:
     length_m: float = 0.0
     edges: tuple[int, ...] = ()
     uncalibrated: str = NOT_CALIBRATED
+    sides: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         dim = len(self.feature_names)
@@ -77,7 +80,7 @@ class SafetyLimits:
                 raise ValueError(f"{name} has shape {np.shape(getattr(self, name))}, not ({dim},)")
         if self.slots.shape[1:] != (3,) or not np.isin(self.slots, range(dim)).all():
             raise ValueError(f"slots must be columns below {dim}, [slots, 3], got {self.slots}")
-        for name in ("headings", "edges"):
+        for name in ("headings", "edges", "sides"):
             if not set(getattr(self, name)) <= set(range(dim)):
                 raise ValueError(f"{name} must be columns below {dim}, got {getattr(self, name)}")
         if self.headings and (len(self.headings) != len(self.slots) or not self.length_m > 0):

@@ -120,7 +120,8 @@ class Lifetime(Input):
 
             await app(scope, receive, announced)
 
-        super()._start_asgi_task(cycle, announcing)
+        announces: Any = announcing  # asgiref's types are not starlette's
+        super()._start_asgi_task(cycle, announces)
 
     def _close_after(self, cycle: Any) -> None:
         """Have uvicorn's answer say that the connection closes after it, and close it then."""

@@ -26,12 +26,12 @@ from examples.driving import (
 )
 from examples.outlook import (
     braking_strain,
-    check_spec,
     crash_probability,
     expected_return,
     steering_strain,
     value,
 )
+from examples.spec import check_spec
 from models import survival as outcomes
 from models.checkpoint import Architecture, Checkpoint, load_checkpoint, save_checkpoint
 from models.highway import highway_spec

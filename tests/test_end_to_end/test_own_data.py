@@ -50,9 +50,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_the_page_leads_from_arrays_to_a_verdict(folder: Path, start: Start) -> None:
     before, after = COMMANDS[: COMMANDS.index(SERVE)], COMMANDS[COMMANDS.index(SERVE) + 1 :]
-    assert [x.split()[:2] for x in before[1:3]] == [
+    assert [x.split()[:2] for x in before[1:]] == [
         ["world-model", "check-data"],
         ["world-model", "train"],
+        ["world-model", "evaluate"],
     ]
     run(f"{sys.executable} write.py", folder)
     said = [run(command, folder) for command in before[1:]]  # the first one installs
@@ -62,6 +63,8 @@ def test_the_page_leads_from_arrays_to_a_verdict(folder: Path, start: Start) -> 
 
     assert "1500 episodes of" in said[0]
     assert "keeps that guarantee" in said[1]
+    assert "| model |" in said[2]
+    assert "| gap | m |" in (folder / "report" / "report.md").read_text()
     assert [answer["verdict"] for answer in answers] == ["safe", "unsafe"]
     assert httpx.get(f"{server.url}/model").json()["thresholds"]["guarantee"]["holds"]
 

@@ -243,10 +243,8 @@ def test_normalisers_that_values_have_are_taken(
 ) -> None:
     whole = small_checkpoint()
     features = tuple(replace(x, low=low, high=high) for x in whole.spec.state)
-    bounds = {"state_low": trained[:1] * 5, "state_high": trained[1:] * 5}
-    given = replace(
-        whole, spec=replace(whole.spec, state=features), calibration=Calibration(**bounds)
-    )
+    known = Calibration(state_low=trained[:1] * 5, state_high=trained[1:] * 5)
+    given = replace(whole, spec=replace(whole.spec, state=features), calibration=known)
     for member in given.ensemble.members:
         member.get_buffer("state_scale").fill_(scale)
     given = replace(given, ensemble=WorldModelEnsemble.from_members([*given.ensemble.members]))
@@ -653,7 +651,7 @@ def test_imported_weights_answer_as_the_absolute_model(
     state, action = torch.randn(4, model.state_dim), torch.rand(4, model.action_dim)
     assert torch.allclose(loaded.ensemble(state, action)[0], model(state, action)[0], atol=1e-5)
     assert loaded.limits.crash_threshold is None
-    assert loaded.training["imported_from"] == "weights.pt"
+    assert loaded.training["imported_from"] == ["weights.pt"]
 
 
 @pytest.mark.parametrize(
@@ -700,6 +698,34 @@ def test_pickled_code_is_refused_and_not_run(
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot read weights"):
         import_weights(tmp_path / "nothing.pt")
+
+
+def test_a_checkpoint_from_before_geometry_was_a_choice_keeps_its_version(folder: Path) -> None:
+    loaded = load_checkpoint(folder)
+
+    assert "geometry" not in json.loads((folder / "config.json").read_text())["architecture"]
+    assert loaded.architecture.geometry
+    assert save_checkpoint(loaded, folder) == loaded.version
+
+
+def test_members_that_read_no_geometry_are_built_again_without_it(tmp_path: Path) -> None:
+    spec, architecture = driving_spec(), replace(SMALL, geometry=False)
+    member = architecture.build(spec)
+    save_checkpoint(
+        Checkpoint(WorldModelEnsemble.from_members([member]), spec, architecture), tmp_path
+    )
+
+    loaded = load_checkpoint(tmp_path)
+
+    assert loaded.architecture == architecture
+    states, actions = torch.randn(3, spec.state_dim), torch.rand(3, spec.action_dim)
+    with torch.no_grad():
+        assert torch.allclose(loaded.ensemble(states, actions)[2], member(states, actions)[2])
+
+
+def test_kinematics_without_a_geometry_are_refused() -> None:
+    with pytest.raises(ValueError, match="kinematics is true, but must be false where geometry is"):
+        Architecture(kinematics=True, geometry=False)
 
 
 def test_some_members_are_another_version_without_limits(tmp_path: Path) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import json
 import math
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models.checkpoint import save_checkpoint
+from models.checkpoint import load_checkpoint, save_checkpoint
 from models.checkpoint.files import CheckpointError
-from models.importing import import_weights
+from models.highway import highway_spec
+from models.importing import import_weights, spec_of
 from models.network.world_model import WorldModel
 from tests.test_models.test_checkpoint import small_checkpoint
+from tests.test_training.toy import toy_spec
 
 Weights = dict[str, Any]
 
@@ -122,7 +125,7 @@ def test_what_the_usual_tools_write_is_taken_and_said(tmp_path: Path, case: str)
 
     imported = import_weights(tmp_path / "weights.pt")
 
-    assert imported.training == {"imported_from": "weights.pt", "taken": said}
+    assert imported.training == {"imported_from": ["weights.pt"], "taken": [said]}
     assert imported.architecture.hidden_dims == (48, 40, 32)
     assert torch.allclose(answers(imported.ensemble), answers(own_class()), atol=1e-5)
 
@@ -145,14 +148,14 @@ def test_safetensors_are_taken_whatever_their_name(tmp_path: Path) -> None:
 
     imported = import_weights(tmp_path / "weights.bin")
 
-    assert imported.training["taken"] == "took 22 tensors, prefix `module.` removed"
+    assert imported.training["taken"] == ["took 22 tensors, prefix `module.` removed"]
     assert torch.allclose(answers(imported.ensemble), answers(own_class()), atol=1e-5)
 
 
 def test_the_old_format_of_torch_is_taken(tmp_path: Path) -> None:
     torch.save(prefixed(""), tmp_path / "w.pt", _use_new_zipfile_serialization=False)
 
-    assert import_weights(tmp_path / "w.pt").training["taken"] == "took 22 tensors"
+    assert import_weights(tmp_path / "w.pt").training["taken"] == ["took 22 tensors"]
 
 
 def changed(name: str, value: Any) -> Weights:
@@ -403,3 +406,250 @@ def test_damage_anywhere_in_a_file_ends_in_nothing_but_a_sentence(tmp_path: Path
         path.write_bytes(content)
         with contextlib.suppress(CheckpointError):  # what is still whole may be taken
             import_weights(path)
+
+
+def own_ensemble(seeds: Sequence[int] = (0, 1, 2)) -> list[WorldModel]:
+    models = []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        models.append(WorldModel(6, 2, (48, 40, 32), residual=False))
+    return models
+
+
+def ensemble_weights(prefix: str = "models.", seeds: Sequence[int] = (0, 1, 2)) -> Weights:
+    """A state_dict as the specification's class for ensembles writes it, by its ModuleList."""
+    return {
+        f"{prefix}{i}.{name}": x
+        for i, model in enumerate(own_ensemble(seeds))
+        for name, x in weights_of(model).items()
+    }
+
+
+ENSEMBLES: dict[str, tuple[Callable[[], Any], str]] = {
+    "the class's own": (
+        ensemble_weights,
+        "took 3 members, 66 tensors, prefixes `models.0.` to `models.2.` removed",
+    ),
+    "parallel": (
+        lambda: ensemble_weights("module.models."),
+        "took 3 members, 66 tensors, prefixes `module.models.0.` to `module.models.2.` removed",
+    ),
+    "a list of modules": (
+        lambda: ensemble_weights(""),
+        "took 3 members, 66 tensors, prefixes `0.` to `2.` removed",
+    ),
+    "compiled members": (
+        lambda: {
+            f"members.{i}._orig_mod.{name}": x
+            for i, model in enumerate(own_ensemble())
+            for name, x in weights_of(model).items()
+        },
+        "took 3 members, 66 tensors, prefixes `members.0._orig_mod.` to `members.2._orig_mod.` "
+        "removed",
+    ),
+    "in a training checkpoint": (
+        lambda: {"state_dict": {**ensemble_weights("model.models."), "metric": torch.zeros(())}},
+        "took 3 members, 66 tensors, prefixes `model.models.0.` to `model.models.2.` removed, from "
+        "the entry `state_dict`; left out `metric`",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ENSEMBLES)
+def test_a_file_with_an_ensemble_gives_its_members_in_order(tmp_path: Path, case: str) -> None:
+    make, said = ENSEMBLES[case]
+    torch.save(make(), tmp_path / "weights.pt")
+
+    imported = import_weights(tmp_path / "weights.pt")
+
+    assert imported.training["taken"] == [said]
+    for member, own in zip(imported.ensemble.members, own_ensemble(), strict=True):
+        assert torch.allclose(answers(member), answers(own), atol=1e-5)
+
+
+def test_members_are_ordered_by_number_not_by_name(tmp_path: Path) -> None:
+    seeds = range(12)
+    weights = ensemble_weights(seeds=seeds)
+    torch.save(dict(sorted(weights.items())), tmp_path / "weights.pt")
+
+    imported = import_weights(tmp_path / "weights.pt")
+
+    for member, own in zip(imported.ensemble.members, own_ensemble(seeds), strict=True):
+        assert torch.allclose(answers(member), answers(own), atol=1e-5)
+
+
+def test_several_files_are_members_in_the_order_given(tmp_path: Path) -> None:
+    torch.save(ensemble_weights(seeds=(0, 1)), tmp_path / "two.pt")
+    torch.save(weights_of(own_ensemble((2,))[0]), tmp_path / "one.pt")
+
+    imported = import_weights(tmp_path / "one.pt", tmp_path / "two.pt")
+
+    assert imported.training["imported_from"] == ["one.pt", "two.pt"]
+    for member, own in zip(imported.ensemble.members, own_ensemble((2, 0, 1)), strict=True):
+        assert torch.allclose(answers(member), answers(own), atol=1e-5)
+
+
+def without(weights: Weights, start: str) -> Weights:
+    return {name: x for name, x in weights.items() if not name.startswith(start)}
+
+
+HALF_ENSEMBLES: dict[str, tuple[Callable[[], Any], str]] = {
+    "one left out": (
+        lambda: without(ensemble_weights(), "models.1."),
+        r"holds 2 members of an ensemble \(prefixes `models\.0\.` to `models\.2\.`\), but no "
+        r"encoder\.0\.weight with the prefix `models\.1\.`",
+    ),
+    "the first left out": (
+        lambda: without(ensemble_weights(), "models.0."),
+        r"no encoder\.0\.weight with the prefix `models\.0\.`",
+    ),
+    "the last begun": (
+        lambda: without(ensemble_weights(), "models.2.encoder.0.weight"),
+        r"no encoder\.0\.weight with the prefix `models\.2\.`",
+    ),
+    "one without a part": (
+        lambda: without(ensemble_weights(), "models.1.decoder.weight"),
+        r"lacks the tensor decoder\.weight \(prefix `models\.1\.`\)",
+    ),
+    "one without a bias": (
+        lambda: without(ensemble_weights(), "models.1.reward_head.0.bias"),
+        r"weights\.pt \(models\.1\) lacks the tensor reward_head\.0\.bias",
+    ),
+    "one not finite": (
+        lambda: {**ensemble_weights(), "models.1.decoder.bias": torch.full((6,), math.inf)},
+        r"values in models\.1\.decoder\.bias that are not finite",
+    ),
+    "two the same": (
+        lambda: ensemble_weights(seeds=(0, 1, 0)),
+        r"weights\.pt \(models\.0\) and \S*weights\.pt \(models\.2\) hold the same weights",
+    ),
+    "one of other layers": (
+        lambda: {
+            **ensemble_weights(seeds=(0, 1)),
+            **{
+                f"models.2.{name}": x
+                for name, x in weights_of(WorldModel(6, 2, (32,), residual=False)).items()
+            },
+        },
+        r"\(models\.0\) has layers \[48, 40, 32\], \S*weights\.pt \(models\.2\) \[32\]",
+    ),
+    "two ensembles": (
+        lambda: {"model": ensemble_weights(), "ema": ensemble_weights(seeds=(3, 4, 5))},
+        r"several models \(prefixes `models\.0\.` to `models\.2\.`, entry `model`; prefixes",
+    ),
+    "an ensemble and its first": (
+        lambda: {"model": ensemble_weights(), "best": prefixed("")},
+        r"several models \(prefixes `models\.0\.` to `models\.2\.`, entry `model`; entry `best`\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HALF_ENSEMBLES)
+def test_what_is_not_exactly_one_ensemble_is_refused(tmp_path: Path, case: str) -> None:
+    make, message = HALF_ENSEMBLES[case]
+    torch.save(make(), tmp_path / "weights.pt")
+
+    with pytest.raises(CheckpointError, match=message) as caught:
+        import_weights(tmp_path / "weights.pt")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (WorldModel(7, 2, (48, 40, 32)), r"a\.pt has state features 6, \S*b\.pt 7"),
+        (WorldModel(6, 3, (48, 40, 32)), r"a\.pt has action features 2, \S*b\.pt 3"),
+        (WorldModel(6, 2, (40, 48, 32)), r"a\.pt has layers \[48, 40, 32\], \S*b\.pt \[40, 48,"),
+        (own_class(), r"a\.pt and \S*b\.pt hold the same weights"),
+    ],
+    ids=["states", "actions", "layers", "twice"],
+)
+def test_files_that_are_no_members_of_one_ensemble_are_refused(
+    tmp_path: Path, other: WorldModel, message: str
+) -> None:
+    torch.save(weights_of(own_class()), tmp_path / "a.pt")
+    torch.save(weights_of(other), tmp_path / "b.pt")
+
+    with pytest.raises(CheckpointError, match=message):
+        import_weights(tmp_path / "a.pt", tmp_path / "b.pt")
+
+
+def test_members_that_measure_in_different_units_are_refused(tmp_path: Path) -> None:
+    for name, scale in (("a.pt", 1.0), ("b.pt", 2.0)):
+        torch.manual_seed(int(scale))
+        model = WorldModel(6, 2, (48, 40, 32), residual=False)
+        model.state_scale.fill_(scale)
+        torch.save(model.state_dict(), tmp_path / name)
+
+    with pytest.raises(CheckpointError, match=r"units of state_scale, but \S*a\.pt and \S*b\.pt"):
+        import_weights(tmp_path / "a.pt", tmp_path / "b.pt")
+
+
+def test_a_spec_gives_the_features_their_names_and_the_step_its_length(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = WorldModel(4, 2, (48, 40, 32), residual=False)
+    torch.save(weights_of(model), tmp_path / "weights.pt")
+    (tmp_path / "spec.json").write_text(json.dumps(toy_spec().to_json()))
+
+    imported = import_weights(tmp_path / "weights.pt", spec=spec_of(str(tmp_path / "spec.json")))
+    save_checkpoint(imported, tmp_path / "out")
+
+    assert load_checkpoint(tmp_path / "out").spec == toy_spec()
+    assert load_checkpoint(tmp_path / "out").limits.feature_names == ("x", "y", "vx", "vy")
+
+
+def test_a_spec_with_a_geometry_leaves_the_specifications_class_as_it_is(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = WorldModel(34, 3, (48, 40, 32), residual=False)
+    torch.save(weights_of(model), tmp_path / "weights.pt")
+
+    save_checkpoint(
+        import_weights(tmp_path / "weights.pt", spec=spec_of("highway")), tmp_path / "out"
+    )
+
+    loaded = load_checkpoint(tmp_path / "out")
+    states, actions = torch.randn(5, 34), torch.rand(5, 3)
+    assert loaded.spec == highway_spec()
+    assert len(loaded.limits.slots) == 4  # the rules of verdicts know the neighbours
+    with torch.no_grad():
+        for one, other in zip(
+            loaded.ensemble(states, actions)[:3], model(states, actions), strict=True
+        ):
+            assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_weights_that_do_not_fit_the_spec_are_refused_with_both_sides(tmp_path: Path) -> None:
+    torch.save(prefixed(""), tmp_path / "weights.pt")
+
+    with pytest.raises(
+        CheckpointError,
+        match=r"weights\.pt takes states of 6 numbers and actions of 2, but the spec 'toy' has 4 "
+        "state and 2 action features",
+    ):
+        import_weights(tmp_path / "weights.pt", spec=toy_spec())
+
+
+def test_a_step_that_is_not_the_specs_is_refused(tmp_path: Path) -> None:
+    torch.save(prefixed(""), tmp_path / "weights.pt")
+
+    with pytest.raises(CheckpointError, match=r"is 0\.05 s, but 0\.1 s in the spec 'toy'"):
+        import_weights(tmp_path / "weights.pt", spec=toy_spec(), dt_s=0.05)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"cannot read .*spec\.json"),
+        ("[]", r"spec\.json does not hold a JSON object"),
+        ('{"name": "x"}', r"spec\.json lacks dt_s"),
+    ],
+    ids=["missing", "list", "incomplete"],
+)
+def test_a_file_that_is_no_spec_is_refused(
+    tmp_path: Path, content: str | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / "spec.json").write_text(content)
+
+    with pytest.raises(CheckpointError, match=message):
+        spec_of(str(tmp_path / "spec.json"))

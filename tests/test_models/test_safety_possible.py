@@ -216,6 +216,8 @@ def test_what_cannot_be_is_named_before_what_is_the_end_already() -> None:
         {"headings": (4, -1)},
         {"edges": (0, 10)},
         {"edges": (-1,)},
+        {"sides": (0, 10)},
+        {"sides": (-1, 0)},
         {"length_m": 0.0},
         {"length_m": -5.0},
         {"length_m": NAN},
@@ -223,7 +225,7 @@ def test_what_cannot_be_is_named_before_what_is_the_end_already() -> None:
     ids=str,
 )
 def test_columns_and_sizes_that_would_ask_nothing_are_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"headings|edges"):
+    with pytest.raises(ValueError, match=r"headings|edges|sides"):
         replace(LIMITS, **change)
 
 
@@ -234,10 +236,10 @@ def corner(draw: st.DrawFn, margin_m: float) -> tuple[float, float]:
 
 
 @st.composite
-def overlapping(draw: st.DrawFn) -> list[float]:
+def overlapping(draw: st.DrawFn, margin_m: float = 0.0005) -> list[float]:
     """A neighbour of whom a place is a place of the ego's: they overlap, whatever the axes."""
     heading = draw(st.floats(-6.3, 6.3))
-    (x, y), (u, v) = corner(draw, 0.0005), corner(draw, 0.0005)
+    (x, y), (u, v) = corner(draw, margin_m), corner(draw, margin_m)
     cos, sin = math.cos(heading), math.sin(heading)
     return [1.0, x - (cos * u - sin * v), y - (sin * u + cos * v), heading]
 
@@ -269,6 +271,116 @@ def test_no_state_in_which_cars_overlap_is_safe(car: list[float], is_first: bool
 @given(apart(), st.booleans())
 def test_a_state_in_which_cars_are_apart_stays_safe(car: list[float], is_first: bool) -> None:
     assert judged(on_the_road(car) if is_first else on_the_road(NOBODY, car)).verdict == SAFE
+
+
+FAR = [1.0, 20.0, 8.0, 0.7]
+"""A neighbour that nobody else is close to."""
+
+
+def in_order(*cars: list[float]) -> list[list[float]]:
+    """Cars as slots hold them, the nearest first."""
+    return sorted(cars, key=lambda car: math.hypot(car[1], car[2]))
+
+
+def moved(car: list[float], frame: list[float]) -> list[float]:
+    """A car that is given relative to another one."""
+    (_, x, y, heading), (_, x0, y0, heading0) = car, frame
+    cos, sin = math.cos(heading0), math.sin(heading0)
+    return [1.0, x0 + cos * x - sin * y, y0 + sin * x + cos * y, heading0 + heading]
+
+
+@pytest.mark.parametrize(
+    ("relative", "fault"),
+    [
+        ([1.0, 5.0, 0.0, 0.0], None),
+        ([1.0, 0.0, 2.1, 0.0], None),
+        ([1.0, 4.6, 0.0, 0.0], None),
+        ([1.0, -4.6, 0.3, 0.0], None),
+        ([1.0, 2.5, 1.6, 0.0], None),
+        ([1.0, 3.2, 0.0, QUARTER], None),
+        ([1.0, 0.0, -3.2, QUARTER], None),
+        ([1.0, 4.4, 0.0, 0.0], "overlap by 0.6 m"),
+        ([1.0, -3.0, 0.0, math.pi], "overlap by 2 m"),
+        ([1.0, 2.5, 1.25, 0.0], "overlap by 0.75 m"),
+        ([1.0, 2.75, 0.0, QUARTER], "overlap by 0.75 m"),
+        ([1.0, 1.0, -1.0, 0.0], "are in the same place"),
+        ([1.0, 3.0, 0.0, NAN], "overlap by nan m"),
+    ],
+    ids=str,
+)
+def test_neighbours_that_overlap_each_other_are_never_safe(
+    relative: list[float], fault: str | None
+) -> None:
+    verdict = judged(on_the_road(*in_order(FAR, moved(relative, FAR))))
+    messages = [x.message for x in verdict.reasons if x.rule == "input_impossible"]
+
+    assert verdict.verdict == (SAFE if fault is None else UNKNOWN)
+    assert messages == ([] if fault is None else [f"neighbours 1 and 2 {fault}"])
+
+
+@settings(max_examples=300, deadline=None)
+@given(overlapping(margin_m=0.2505), st.floats(-3.1, 3.1), st.booleans())
+def test_no_state_in_which_neighbours_overlap_is_safe(
+    car: list[float], heading: float, is_first: bool
+) -> None:
+    far = [1.0, 20.0, 8.0, heading]
+    pair = (moved(car, far), far) if is_first else (far, moved(car, far))
+
+    assert [x.rule for x in judged(on_the_road(*pair)).reasons] == ["input_impossible"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(apart(), st.floats(-3.1, 3.1))
+def test_a_state_in_which_neighbours_are_apart_stays_safe(car: list[float], heading: float) -> None:
+    far = [1.0, 20.0, 8.0, heading]
+
+    assert judged(on_the_road(*in_order(far, moved(car, far)))).verdict == SAFE
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "message"),
+    [
+        (1.0, 1.0, None),
+        (0.0, 2.0, None),
+        (0.5, 0.5, "a road of 1 m is narrower than a vehicle"),
+        (0.0, 1.75, "a road of 1.75 m is narrower than a vehicle"),
+    ],
+)
+def test_a_road_narrower_than_a_vehicle_is_never_safe(
+    left: float, right: float, message: str | None
+) -> None:
+    state = [left, *NOBODY, *NOBODY, right]
+    verdict = judged(state, replace(LIMITS, sides=(0, 9)))
+
+    assert [x.message for x in verdict.reasons] == ([] if message is None else [message])
+    assert judged(state).verdict == SAFE, "the features may mean something else"
+
+
+@pytest.mark.parametrize(
+    ("feature", "value"),
+    [
+        ("speed", -0.5),
+        ("speed", -1e-3),
+        ("neighbour_1_speed", -1.5),
+        ("sin_heading_error", 1.01),
+        ("left_edge", 16.9),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_unknown_though_it_is_near_what_was_trained(
+    feature: str, value: float
+) -> None:
+    """Cars that reverse were never seen: the model lets them stand."""
+    checkpoint = load_checkpoint(BUNDLED)
+    known = replace(checkpoint.limits, crash_threshold=1.0, uncertainty_limit=1.0)
+    state = [0.0] * checkpoint.spec.state_dim
+    for name in ("left_edge", "right_edge"):
+        state[checkpoint.spec.state_index(name)] = 6.0
+    assert judged(state, known).verdict == SAFE
+    state[checkpoint.spec.state_index(feature)] = value
+    verdict = judged(state, known)
+
+    assert [x.rule for x in verdict.reasons] == ["input_out_of_range"]
+    assert verdict.reasons[0].message.startswith(f"{feature} = {value:g} is outside [")
 
 
 @settings(deadline=None)

@@ -14,13 +14,16 @@ import models.backends.cpu_levels
 import service.server
 import training.dataset.collect
 import training.dataset.examples
+import training.dataset.sources
 import training.evaluation.evaluate
 import training.evaluation.report
 import training.fitting.train
 from models.checkpoint import load_checkpoint
+from models.highway import highway_spec
 from models.network.world_model import WorldModel
 from service.cli import main
 from service.settings import Settings
+from tests.test_training.toy import write_toy_episodes
 from training.fitting.options import TrainOptions
 
 
@@ -103,6 +106,43 @@ def test_import_writes_a_checkpoint(tmp_path: Path) -> None:
     assert loaded.spec.dt_s == 0.1
 
 
+def test_import_makes_an_ensemble_of_several_files_with_a_meaning(tmp_path: Path) -> None:
+    for name in ("a.pt", "b.pt"):
+        model = WorldModel(hidden_dims=(64, 64), residual=False)
+        torch.save(
+            {name: x for name, x in model.state_dict().items() if "." in name}, tmp_path / name
+        )
+
+    result = invoke(
+        "import",
+        tmp_path / "a.pt",
+        tmp_path / "b.pt",
+        "--out",
+        tmp_path / "out",
+        "--spec",
+        "highway",
+    )
+
+    loaded = load_checkpoint(tmp_path / "out")
+    assert (loaded.member_count, loaded.spec) == (2, highway_spec())
+    assert result.output.splitlines() == [
+        f"{tmp_path / 'a.pt'}: took 18 tensors",
+        f"{tmp_path / 'b.pt'}: took 18 tensors",
+        f"Wrote {tmp_path / 'out'}, version {loaded.version}, members 2",
+    ]
+
+
+def test_import_refuses_a_step_that_is_not_the_specs(tmp_path: Path) -> None:
+    result = invoke(
+        "import", "w.pt", "--out", tmp_path / "out", "--spec", "highway", "--dt-s", "0.1"
+    )
+
+    assert result.exit_code == 1
+    assert result.output == (
+        "Error: the length of a step is 0.1 s, but 0.05 s in the spec 'highway'\n"
+    )
+
+
 def test_import_refuses_what_is_no_model_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "w.pt").write_text("not weights")
 
@@ -173,8 +213,8 @@ def test_evaluate_writes_report_metrics_examples_and_model_card(
     done: dict[str, tuple[Any, ...]] = {}
 
     def record(module: ModuleType, name: str, result: Any = None) -> None:
-        def fake(*arguments: Any) -> Any:
-            done[name] = arguments
+        def fake(*arguments: Any, **options: Any) -> Any:
+            done[name] = (*arguments, *options.items())
             return result
 
         monkeypatch.setattr(module, name, fake)
@@ -183,22 +223,38 @@ def test_evaluate_writes_report_metrics_examples_and_model_card(
     record(training.evaluation.evaluate, "write_metrics")
     record(training.evaluation.evaluate, "model_card_table", "the table")
     record(training.dataset.examples, "export_held_out")
+    monkeypatch.setattr(training.dataset.sources, "require_simulated", lambda *_: None)
     record(training.evaluation.report, "update_model_card")
     card = tmp_path / "card.md"
     card.touch()
     report, examples = tmp_path / "report", tmp_path / "episodes"
     options = ("--report", report, "--examples", examples, "--model-card", card)
 
-    result = invoke("evaluate", tmp_path, tmp_path, *options)
+    result = invoke("evaluate", tmp_path, tmp_path, "--quick", *options)
 
     assert result.output == "the table\n"
     assert done == {
-        "evaluate": (tmp_path, tmp_path, report),
+        "evaluate": (tmp_path, tmp_path, report, ("quick", True)),
         "write_metrics": (tmp_path, {"the": "metrics"}),
         "model_card_table": ({"the": "metrics"},),
         "export_held_out": (tmp_path, tmp_path, examples),
         "update_model_card": (card, {"the": "metrics"}, report),
     }
+
+
+@pytest.mark.parametrize("option", [["--closed-loop"], ["--examples", "x"]], ids=lambda x: x[0])
+def test_evaluate_says_at_once_what_other_recordings_cannot_give(
+    tmp_path: Path, option: list[str]
+) -> None:
+    write_toy_episodes(tmp_path / "data", 1)
+
+    result = invoke("evaluate", tmp_path, tmp_path / "data", "--report", tmp_path / "r", *option)
+
+    assert result.exit_code == 1
+    assert result.output == (
+        f"Error: {option[0]} needs recordings of world-model collect, {tmp_path / 'data'} holds "
+        "others\n"
+    )
 
 
 @pytest.mark.parametrize(

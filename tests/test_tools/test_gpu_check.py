@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).parents[2] / "tools" / "gpu_check" / "check.sh"
 
 def check(folder: Path, **settings: str) -> list[str]:
     """Return the lines that the check prints."""
-    places = {"OUT": str(folder), "WHEELS": str(folder / "none")}
+    places = {"OUT": str(folder), "WHEELS": str(folder / "none"), "PATIENCE": "8", "LIMIT": "3000"}
     done = subprocess.run(
         ["bash", str(SCRIPT)],
         env={**os.environ, **places, **settings},

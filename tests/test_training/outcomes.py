@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from models.highway import highway_spec
+from training.dataset.sources import Labels
 from training.dataset.windows import Windows
+from training.simulation.simulator import CAUSES
 
 HORIZON = 4
 
@@ -31,3 +33,10 @@ def outcome_windows(end_steps: list[int], episodes: list[int] | None = None) -> 
         behaviour=np.zeros(count, np.uint8),
         start_step=np.array([int(np.sum(episode[:i] == episode[i])) for i in range(count)]),
     )
+
+
+def labels_of(causes: list[int]) -> Labels:
+    """Labels of episodes of which only the causes of their ends matter, indices into `CAUSES`."""
+    nothing = np.zeros(len(causes), bool)
+    names = ("only",)
+    return Labels(np.array(causes), CAUSES, names, names, nothing, "careful driving", ~nothing)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
 from models.spec import Feature, Spec
+from training.dataset.episodes import EpisodeWriter
 from training.dataset.windows import Windows
 
 DT_S = 0.1
@@ -48,3 +52,17 @@ def toy_windows(count: int, horizon: int, seed: int) -> Windows:
         behaviour=np.zeros(count, np.uint8),
         start_step=np.zeros(count, np.int64),
     )
+
+
+def write_toy_episodes(folder: Path, count: int, *, reach_m: float = 1.2, seed: int = 0) -> None:
+    """Write episodes of 1 to 25 steps in our format; one ends once the puck is beyond `reach_m`."""
+    rng = np.random.default_rng(seed)
+    with EpisodeWriter(folder, toy_spec(), origin="made up") as writer:
+        for _ in range(count):
+            states, actions = [rng.uniform(-1, 1, 4)], list[Any]()
+            while not actions or (len(actions) < 25 and np.abs(states[-1][:2]).max() <= reach_m):
+                actions.append(rng.uniform(-1, 1, 2))
+                velocity = states[-1][2:] + DT_S * 3 * actions[-1]
+                states.append(np.concatenate([states[-1][:2] + DT_S * velocity, velocity]))
+            rewards = [-abs(state[0]) for state in states[1:]]
+            writer.add(states, actions, rewards, ended=bool(np.abs(states[-1][:2]).max() > reach_m))

@@ -14,7 +14,7 @@ if compgen -G "$WHEELS/*.whl" >/dev/null; then
 fi
 wanted() { [ -z "$ONLY" ] || [[ ",$ONLY," == *",$1,"* ]]; }  # ONLY=numbers,bits: some stages
 stage() {  # name, seconds at most, command...
-  local name=$1 most=$2 left=$((LIMIT - (SECONDS - BEGAN))) start=$SECONDS; shift 2
+  local name=$1 most=$(($2 * ${PATIENCE:-1})) left=$((LIMIT - (SECONDS - BEGAN))) start=$SECONDS; shift 2
   wanted "$name" || return
   ((left < 10)) && { echo "SKIP $name: no time left"; return; }
   ((most > left)) && most=$left

@@ -93,7 +93,7 @@ def _seeds(first: int, count: int) -> range:
 async def drive_fleet(
     monitor: Monitor,
     seeds: Sequence[int],
-    environments: dict[str, float],
+    start: Callable[[int], Drive],
     cars: int,
     done: Callable[[Drive], None],
 ) -> None:
@@ -102,14 +102,14 @@ async def drive_fleet(
     Args:
         monitor: Decides.
         seeds: One per drive.
-        environments: Share of each environment.
+        start: Returns the drive that a seed stands for.
         cars: How many at once.
         done: Called with each drive that is over.
     """
     waiting, active = list(reversed(seeds)), list[Drive]()
     while waiting or active:
         while waiting and len(active) < cars:
-            active.append(Drive.start(waiting.pop(), environments))
+            active.append(start(waiting.pop()))
         states = np.stack([drive.world.state() for drive in active])
         wanted = np.stack([drive.driver.action(drive.world.ego) for drive in active])
         choice = await monitor.choose(states, wanted)
@@ -141,7 +141,8 @@ async def drive_all(
         drives.append(drive)
         tick()
 
-    fleets = (drive_fleet(monitor, seeds[i::2], environments, CARS // 2, done) for i in (0, 1))
+    start = partial(Drive.start, environments=environments)
+    fleets = (drive_fleet(monitor, seeds[i::2], start, CARS // 2, done) for i in (0, 1))
     await asyncio.gather(*fleets)
     return sorted(drives, key=lambda drive: drive.seed)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from training.closed_loop.drives import Drive
@@ -119,7 +120,12 @@ def plot_closed_loop(results: Mapping[str, Any], path: Path) -> None:
     """Draw, by arm on trained roads, the terminated share, the speed, and the steps overridden."""
     arms = results["results"]["trained"]
     names = list(reversed(arms))
-    figure = Figure(figsize=(9, 0.36 * len(names) + 1.2))
+    figure = Figure(figsize=(9, 0.36 * len(names) + 1.9))
+    episodes = next(iter(arms.values()))["episodes"]
+    figure.suptitle(
+        f"What monitors prevent, and what it costs ({episodes} drives each, 95 % intervals)",
+        fontsize="medium",
+    )
     left, middle, right = figure.subplots(1, 3, sharey=True)
     colors = [_COLORS[name.rpartition(", ")[2]] for name in names]
     shares = np.array([arms[name]["terminated"] for name in names])
@@ -131,5 +137,7 @@ def plot_closed_loop(results: Mapping[str, Any], path: Path) -> None:
     middle.set(xlabel="mean speed, m/s")
     right.barh(names, [100 * arms[name]["overridden"] for name in names], color=colors)
     right.set(xlabel="steps overridden, %")
-    figure.tight_layout()
+    handles = [Patch(color=color, label=judge) for judge, color in _COLORS.items()]
+    figure.legend(handles=handles, fontsize="small", loc="lower center", ncols=len(handles))
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
     figure.savefig(path, dpi=_DPI)

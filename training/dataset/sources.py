@@ -20,8 +20,32 @@ from training.dataset.windows import (
     split_at_random,
     split_episodes,
 )
+from training.simulation.simulator import CAUSES
 
 Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What was noted of E episodes beside their frames.
+
+    Attributes:
+        cause: [E], why it ended: index into `causes`, 0 if it did not.
+        causes: The first one is `none`.
+        behaviours: Meaning of `Windows.behaviour`.
+        environments: Meaning of `Windows.environment`.
+        provoked: [E] bool, whether the end was provoked by others.
+        calm: What driving is called in which alarms are false unless it ends.
+        is_calm: [E] bool, whether an episode is of that kind.
+    """
+
+    cause: NDArray[np.integer[Any]]
+    causes: tuple[str, ...]
+    behaviours: tuple[str, ...]
+    environments: tuple[str, ...]
+    provoked: NDArray[np.bool_]
+    calm: str
+    is_calm: NDArray[np.bool_]
 
 
 class Dataset(Protocol):
@@ -38,6 +62,10 @@ class Dataset(Protocol):
     @property
     def manifest(self) -> dict[str, Any]:
         """How it was made, for the record."""
+
+    @property
+    def labels(self) -> Labels:
+        """What was noted of the episodes."""
 
     def __len__(self) -> int:
         """Return the number of episodes."""
@@ -75,6 +103,20 @@ class Simulated:
         """See `Dataset`."""
         return self.store.manifest
 
+    @property
+    def labels(self) -> Labels:
+        """See `Dataset`."""
+        store = self.store
+        return Labels(
+            cause=store.cause,
+            causes=CAUSES,
+            behaviours=store.behaviour_names,
+            environments=store.environment_names,
+            provoked=store.provoked > 0,
+            calm="careful driving",
+            is_calm=store.behaviour == store.behaviour_names.index("careful"),
+        )
+
     def __len__(self) -> int:
         return len(self.store.frame_count)
 
@@ -108,6 +150,20 @@ class Own:
         """See `Dataset`."""
         return self.episodes.manifest
 
+    @property
+    def labels(self) -> Labels:
+        """See `Dataset`; of others' recordings nothing is noted but whether they end."""
+        ended = self.episodes.terminated
+        return Labels(
+            cause=ended,
+            causes=("none", "end"),
+            behaviours=("all",),
+            environments=("all",),
+            provoked=np.zeros(len(ended), np.bool_),
+            calm="episodes that do not end",
+            is_calm=np.ones(len(ended), np.bool_),
+        )
+
     def __len__(self) -> int:
         return len(self.episodes.frame_count)
 
@@ -129,3 +185,17 @@ def open_dataset(folder: Path) -> Dataset:
     if read_manifest(folder).get("format") == FORMAT:
         return Own(load_episodes(folder))
     return Simulated(load_store(folder))
+
+
+def require_simulated(folder: Path, what: str) -> None:
+    """Refuse data sets that `world-model collect` did not record.
+
+    Args:
+        folder: Of the data set.
+        what: Needs the simulator, for the message.
+
+    Raises:
+        ValueError: It holds episodes of another origin, or no data set.
+    """
+    if read_manifest(folder).get("format") == FORMAT:
+        raise ValueError(f"{what} needs recordings of world-model collect, {folder} holds others")

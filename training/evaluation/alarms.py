@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from training.dataset.sources import Labels
 from training.dataset.windows import Windows
 from training.evaluation.bootstrap import (
     draw_counts,
@@ -16,40 +18,42 @@ from training.evaluation.bootstrap import (
 )
 from training.evaluation.metrics import lead_times, steps_to_end
 from training.fitting.calibrate import episode_scores
-from training.simulation.bicycle import DT_S
-from training.simulation.simulator import CAUSES
 
 Floats = NDArray[np.floating[Any]]
 Booleans = NDArray[np.bool_]
 
+_MOST_OF_NONE = -math.log(0.025)
+"""Largest mean of a Poisson count of which 0 is within the middle 95 %."""
+
 
 def warning_scores(
-    alarm: Booleans, windows: Windows, cause: NDArray[np.integer[Any]], draws: int
+    alarm: Booleans, windows: Windows, labels: Labels, draws: int, dt_s: float
 ) -> dict[str, Any]:
     """Return how early alarms come, and what they miss.
 
     Args:
         alarm: [N], whether a method called the window unsafe.
         windows: The N windows.
-        cause: [N], why the window's episode terminated, index into `CAUSES`.
+        labels: Why their episodes terminated.
         draws: Resamples for the interval of the median.
+        dt_s: Length of a step.
 
     Returns:
         Recall of windows that end in the first and in the second half of the horizon; by cause of
         the end, and for `all`, what `summarise_leads` returns.
     """
     ahead, half = steps_to_end(windows), windows.horizon // 2
-    leads = lead_times(alarm, windows)
-    episodes, first = np.unique(windows.episode[ahead > 0], return_index=True)
+    leads = lead_times(alarm, windows, dt_s)
+    episodes = np.unique(windows.episode[ahead > 0])
     assert len(episodes) == len(leads)
-    causes = cause[ahead > 0][first]
+    causes = labels.cause[episodes]
     return {
         "recall_near": _share(alarm[(ahead >= 1) & (ahead <= half)]),
         "recall_far": _share(alarm[ahead > half]),
         "all": summarise_leads(leads, draws),
         **{
             name: summarise_leads(leads[causes == code], draws)
-            for code, name in enumerate(CAUSES)
+            for code, name in enumerate(labels.causes)
             if code
         },
     }
@@ -70,7 +74,7 @@ def summarise_leads(leads: Floats, draws: int) -> dict[str, Any]:
 
 
 def false_alarms(
-    alarm: Booleans, windows: Windows, rows: Booleans, stride: int, draws: int
+    alarm: Booleans, windows: Windows, rows: Booleans, stride: int, draws: int, dt_s: float
 ) -> dict[str, Any]:
     """Return false alarms per minute; unsafe windows in a row are one alarm.
 
@@ -79,7 +83,9 @@ def false_alarms(
         windows: The N windows, those of an episode in order of time.
         rows: [N], those of driving that does not end.
         stride: Steps between the starts of windows.
-        draws: Resamples of episodes for the interval.
+        draws: Resamples of episodes for the interval. Without an alarm they cannot differ: the
+            interval is that of a Poisson count of 0 (Garwood 1936).
+        dt_s: Length of a step.
     """
     rows = rows & windows.is_known
     episode, step, alarm = windows.episode[rows], windows.start_step[rows], alarm[rows]
@@ -88,18 +94,25 @@ def false_alarms(
     begins = alarm & ~(follows & np.append(False, alarm[:-1]))
     names, index = np.unique(episode, return_inverse=True)
     alarms = np.bincount(index, begins, len(names)).astype(np.float64)
-    minutes = np.bincount(index, minlength=len(names)) * stride * DT_S / 60
+    minutes = np.bincount(index, minlength=len(names)) * stride * dt_s / 60
     rate, drawn = ratio_draws(alarms, minutes, draw_counts(len(names), draws))
+    interval = percentile_interval(drawn)
+    if draws and rate == 0:
+        interval = 0.0, _MOST_OF_NONE / float(minutes.sum())
     return {
         "per_minute": rate,
-        "interval": list(percentile_interval(drawn)),
+        "interval": list(interval),
         "alarms": int(alarms.sum()),
         "minutes": float(minutes.sum()),
     }
 
 
 def guarantee_scores(
-    probability: Floats, windows: Windows, notes: dict[str, Any], crash_threshold: float | None
+    probability: Floats,
+    windows: Windows,
+    notes: dict[str, Any],
+    crash_threshold: float | None,
+    dt_s: float,
 ) -> dict[str, Any] | None:
     """Return what the conformal guarantee says and what happened.
 
@@ -112,6 +125,7 @@ def guarantee_scores(
         windows: N windows of known outcome, strided like those of the calibration.
         notes: The checkpoint's, see `calibrate`.
         crash_threshold: The checkpoint's, which may be lower than the guarantee needs.
+        dt_s: Length of a step.
 
     Returns:
         None if the checkpoint carries no guarantee.
@@ -119,7 +133,7 @@ def guarantee_scores(
     guarantee = notes.get("conformal") or {}
     if guarantee.get("threshold") is None or crash_threshold is None:
         return None
-    scores = episode_scores(probability, windows, round(guarantee["lead_s"] / DT_S))
+    scores = episode_scores(probability, windows, round(guarantee["lead_s"] / dt_s))
 
     def missed(threshold: float) -> dict[str, Any]:
         hits = int(np.sum(scores < threshold))

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.highway import NEIGHBOUR_COUNT, VEHICLE_LENGTH_M, VEHICLE_WIDTH_M
+from models.highway import NEIGHBOUR_COUNT, VEHICLE_LENGTH_M, VEHICLE_WIDTH_M, highway_spec
+from models.spec import Spec
 from training.dataset.features import EGO_COUNT, SLOT_COUNT
 from training.dataset.windows import Windows
 from training.simulation.bicycle import DT_S, bicycle_step
@@ -121,13 +122,20 @@ def bicycle_and_turn_rate(windows: Windows) -> BaselinePrediction:
     return _by_physics(windows, windows.actions, turning=True)
 
 
-BASELINES: dict[str, Callable[[Windows], BaselinePrediction]] = {
+Baseline = Callable[[Windows], BaselinePrediction]
+
+BASELINES: dict[str, Baseline] = {
     "persistence": persistence,
     "constant velocity": constant_velocity,
     "time to collision": time_to_collision,
     "bicycle + constant velocity": bicycle,
     FULL_PHYSICS: bicycle_and_turn_rate,
 }
+
+
+def baselines_of(spec: Spec) -> dict[str, Baseline]:
+    """Return `BASELINES` for the features of `highway_spec`; none for others, unknown to them."""
+    return {} if spec.difference_to(highway_spec()) else BASELINES
 
 
 def _by_physics(

@@ -60,3 +60,24 @@ def share_interval(hits: int, count: int) -> Interval:
         return None, None
     interval = binomtest(hits, count).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def episode_share(
+    hits: NDArray[np.bool_], episode: NDArray[np.integer[Any]], draws: int
+) -> tuple[float | None, Interval, int]:
+    """Return a share of windows with its 95 % interval, and their number of episodes.
+
+    Args:
+        hits: [N], whether a window counts.
+        episode: [N].
+        draws: Resamples of episodes. Where all windows count, or none, resamples cannot differ: the
+            interval is that of as many independent cases as there are episodes.
+    """
+    names, index = np.unique(episode, return_inverse=True)
+    above, below = (
+        np.bincount(index, x, len(names)).astype(np.float64) for x in (hits, np.ones(len(hits)))
+    )
+    share, drawn = ratio_draws(above, below, draw_counts(len(names), draws if len(names) else 0))
+    if draws and share in (0, 1):
+        return share, share_interval(round(share * len(names)), len(names)), len(names)
+    return share, percentile_interval(drawn), len(names)

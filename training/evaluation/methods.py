@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from sklearn.isotonic import IsotonicRegression
 from models.checkpoint import Checkpoint
 from models.survival import crash_probability
 from training.dataset.windows import Windows
-from training.evaluation.baselines import BASELINES, BaselinePrediction
+from training.evaluation.baselines import BASELINES, Baseline, baselines_of
 from training.evaluation.metrics import FALSE_ALARM_RATES, Risk, alarm_threshold
 from training.fitting.calibrate import Prediction, predict_windows
 
@@ -39,7 +39,7 @@ class Rival:
             better than a logistic fit, with half the calibration error.
     """
 
-    predict: Callable[[Windows], BaselinePrediction]
+    predict: Baseline
     scale: IsotonicRegression
 
     def forecast(self, windows: Windows) -> tuple[NDArray[np.float32] | None, Risk]:
@@ -65,14 +65,14 @@ class Lineup:
 
     @classmethod
     def fit(cls, checkpoint: Checkpoint, validation: Windows, calibration: Windows) -> Lineup:
-        """Return the model and all baselines.
+        """Return the model and all baselines that know its features.
 
         Args:
             checkpoint: The model; its probabilities are calibrated already.
             validation: Windows of known outcome that fix the rivals' probabilities.
             calibration: Windows of known outcome that fix everyone's thresholds.
         """
-        lineup = cls(checkpoint, fit_rivals(validation), {})
+        lineup = cls(checkpoint, fit_rivals(validation, baselines_of(checkpoint.spec)), {})
         thresholds = {
             name: thresholds_of(risk, calibration)
             for name, risk in lineup.risks(calibration).items()
@@ -98,10 +98,12 @@ class Lineup:
         return {name: risk for name, _, risk in self.forecasts(windows, prediction)}
 
 
-def fit_rivals(validation: Windows) -> dict[str, Rival]:
-    """Return all baselines, their probabilities fitted to windows of known outcome."""
+def fit_rivals(
+    validation: Windows, baselines: Mapping[str, Baseline] = BASELINES
+) -> dict[str, Rival]:
+    """Return baselines, their probabilities fitted to windows of known outcome."""
     rivals = {}
-    for name, predict in BASELINES.items():
+    for name, predict in baselines.items():
         scale = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip")
         rivals[name] = Rival(predict, scale.fit(predict(validation).score, validation.ends))
     return rivals

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.dataset.windows import Windows
-from training.evaluation.bootstrap import draw_counts, percentile_interval
-from training.simulation.bicycle import DT_S
+from training.evaluation.bootstrap import draw_counts, episode_share, percentile_interval
 
 Floats = NDArray[np.floating[Any]]
 Booleans = NDArray[np.bool_]
@@ -206,15 +205,29 @@ def _intervals(drawn: Floats) -> dict[str, list[float | None]]:
     return {name: list(percentile_interval(drawn[:, i])) for i, name in enumerate(SCORES)}
 
 
-def reliability(probability: Floats, ends: Booleans) -> dict[str, list[float]]:
-    """Return mean predicted and observed share by bin, finer towards 0 and 1, and the counts."""
+def reliability(
+    probability: Floats, ends: Booleans, episode: NDArray[np.integer[Any]], draws: int
+) -> dict[str, list[Any]]:
+    """Return mean predicted and observed share by bin, finer towards 0 and 1, and the counts.
+
+    Args:
+        probability: [N].
+        ends: [N], whether the windows terminate.
+        episode: [N].
+        draws: Resamples of episodes for the intervals of the observed shares, see `episode_share`.
+    """
     bins = np.digitize(probability, _PLOT_EDGES[1:-1])
-    used = np.unique(bins)
-    return {
-        "predicted": [float(probability[bins == i].mean()) for i in used],
-        "observed": [float(ends[bins == i].mean()) for i in used],
-        "windows": [int((bins == i).sum()) for i in used],
+    curve: dict[str, list[Any]] = {
+        name: [] for name in ("predicted", "observed", "interval", "windows", "episodes")
     }
+    for i in np.unique(bins):
+        rows = bins == i
+        share, interval, episodes = episode_share(ends[rows], episode[rows], draws)
+        predicted, windows = float(probability[rows].mean()), int(rows.sum())
+        values = (predicted, share, list(interval), windows, episodes)
+        for name, value in zip(curve, values, strict=True):
+            curve[name].append(value)
+    return curve
 
 
 def steps_to_end(windows: Windows) -> NDArray[np.int64]:
@@ -222,12 +235,13 @@ def steps_to_end(windows: Windows) -> NDArray[np.int64]:
     return np.where(windows.ends, windows.terminated.argmax(1) + 1, 0)
 
 
-def lead_times(alarm: Booleans, windows: Windows) -> NDArray[np.float64]:
+def lead_times(alarm: Booleans, windows: Windows, dt_s: float) -> NDArray[np.float64]:
     """Return the warning that each terminating episode got.
 
     Args:
         alarm: [N], whether the method called the window unsafe.
         windows: The N windows.
+        dt_s: Length of a step.
 
     Returns:
         [episodes that terminate] seconds from the start of the first alarmed window that
@@ -236,5 +250,5 @@ def lead_times(alarm: Booleans, windows: Windows) -> NDArray[np.float64]:
     ahead = steps_to_end(windows)
     episodes, index = np.unique(windows.episode[ahead > 0], return_inverse=True)
     lead = np.zeros(len(episodes))
-    np.maximum.at(lead, index, np.where(alarm, ahead * DT_S, 0.0)[ahead > 0])
+    np.maximum.at(lead, index, np.where(alarm, ahead * dt_s, 0.0)[ahead > 0])
     return lead

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,42 +12,20 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 from sklearn.metrics import roc_curve
 
-from models.survival import crash_probability_by_step
-from training.dataset.windows import Windows
-from training.evaluation.baselines import slots_of
 from training.evaluation.judgements import Curves, Trial
 from training.evaluation.methods import MODEL
-from training.evaluation.metrics import Risk, lead_times, steps_to_end
-from training.evaluation.state_errors import errors_to_announce, survivors
+from training.evaluation.metrics import Risk, lead_times
+from training.evaluation.state_errors import nearest_error, overall_error, survivors
 from training.evaluation.tables import best_rival
-from training.simulation.bicycle import DT_S
 
 Floats = NDArray[np.floating[Any]]
 
-_DPI = 90
-_EXAMPLES_EACH = 3
+DPI = 90
 _LEAST_FALSE_ALARMS = 1e-5
 _LEAST_PROBABILITY = 1e-5
-_LEAST_IN_BIN = 30
-
-
-@dataclass(frozen=True)
-class Example:
-    """One window to look at.
-
-    Attributes:
-        title: What it is.
-        true: [H+1, S].
-        predicted: [H+1, S].
-        crash_probability: [H], up to each step.
-        ended_at: Step at which it terminated, 0 if it did not.
-    """
-
-    title: str
-    true: Floats
-    predicted: Floats
-    crash_probability: Floats
-    ended_at: int
+_MOST_FEATURES = 40
+_FEW = 30
+"""Bins with fewer windows than this are pale, and show how many they have."""
 
 
 def draw_all(
@@ -63,195 +40,251 @@ def draw_all(
         risks: By method.
         curves: Mean errors by step, by method.
     """
-    windows, prediction = trial.windows, trial.prediction
-    rival = best_rival(metrics["termination"]["all"])
-    both = (MODEL, rival)
-    reliability = {name: metrics["reliability"][name] for name in both}
-    plot_reliability(reliability, folder / "reliability.png")
-    plot_roc({n: risk.score for n, risk in risks.items()}, windows.ends, folder / "roc.png")
+    windows, part, dt_s = trial.windows, metrics["termination"]["all"], trial.dt_s
+    threshold = trial.lineup.checkpoint.limits.crash_threshold
+    rival = best_rival(part)
+    shown = (MODEL,) if rival is None else (MODEL, rival)
+    size = f"{part['windows']} windows of {part['episodes']} episodes"
+    ends = f"{part['windows_that_end']} of {size} end"
+    plot_reliability(
+        {name: metrics["reliability"][name] for name in shown},
+        threshold,
+        f"Termination within the horizon: reliability\n({ends})",
+        folder / "reliability.png",
+    )
+    scores = {n: risk.score for n, risk in risks.items()}
+    plot_roc(
+        scores,
+        windows.ends,
+        threshold,
+        f"Termination within the horizon: ROC near zero\n({ends})",
+        folder / "roc.png",
+    )
     thresholds = trial.lineup.thresholds
-    leads = {n: lead_times(risks[n].score >= thresholds[n]["1"], windows) for n in both}
-    plot_lead_times(leads, folder / "lead_time.png")
-    plot_errors_by_step(curves, folder / "errors_by_step.png")
-    by_step = crash_probability_by_step(prediction.dones)
-    examples = pick_examples(windows, prediction.states, by_step)
-    plot_trajectories(examples, folder / "trajectories.png")
-    alive = survivors(windows)
-    near, seen, _ = errors_to_announce(prediction.states[alive], windows.states[alive], trial.scale)
-    plot_uncertainty(prediction.disagreement[alive][seen], near[seen], folder / "uncertainty.png")
-    plot_corruptions(metrics["corruptions"]["corruptions"], folder / "corruptions.png")
+    leads = {n: lead_times(risks[n].score >= thresholds[n]["1"], windows, dt_s) for n in shown}
+    plot_lead_times(leads, dt_s, folder / "lead_time.png")
+    errors = metrics["features"]
+    driven = f"{errors['windows']} windows of {errors['episodes']} episodes"
+    plot_errors_by_step(
+        curves, dt_s, f"Mean errors by time ahead ({driven})", folder / "errors_by_step.png"
+    )
+    plot_features(errors, dt_s, folder / "features.png")
+    _draw_uncertainty(trial, driven, folder / "uncertainty.png")
 
 
-def pick_examples(windows: Windows, predicted: Floats, crash_probability: Floats) -> list[Example]:
-    """Return windows to look at: some that terminate late, some that are driven on.
-
-    Args:
-        windows: N windows.
-        predicted: [N, H+1, S].
-        crash_probability: [N, H], up to each step.
-    """
-    ended_at = steps_to_end(windows)
-    late = np.flatnonzero(ended_at > windows.horizon // 2)
-    alive = np.flatnonzero(windows.valid[:, -1] & (ended_at == 0))
-    examples = []
-    for title, rows in (("terminates", late), ("drives on", alive)):
-        count = min(_EXAMPLES_EACH, len(rows))
-        for row in rows[np.linspace(0, len(rows) - 1, count).astype(int)]:
-            name = f"{title}\n(episode {windows.episode[row]}, step {windows.start_step[row]})"
-            examples.append(
-                Example(
-                    name,
-                    windows.states[row],
-                    predicted[row],
-                    crash_probability[row],
-                    int(ended_at[row]),
-                )
-            )
-    return examples
+def _draw_uncertainty(trial: Trial, driven: str, path: Path) -> None:
+    alive = survivors(trial.windows)
+    predicted, true = trial.prediction.states[alive], trial.windows.states[alive]
+    disagreement = trial.prediction.disagreement[alive]
+    if trial.knows_physics:
+        near, seen = nearest_error(predicted, true)
+        error, disagreement, name = near[seen], disagreement[seen], "neighbours' mean error, m"
+    else:
+        overall = overall_error(predicted, true, trial.scale)
+        error, disagreement = overall.ravel(), disagreement.ravel()
+        name = "error of all features, standard deviations"
+    title = f"Does disagreement announce error?\n(all steps of {driven})"
+    plot_uncertainty(disagreement, error, name, title, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Lay a figure out and write it."""
     figure.tight_layout()
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=DPI)
 
 
-def plot_reliability(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
+def error_bars(values: Sequence[float], intervals: Sequence[Sequence[float | None]]) -> Floats:
+    """Return lengths [2, N] of error bars; 0 where there is no interval."""
+    bars = [
+        [0.0 if end is None else abs(end - value) for end in interval]
+        for value, interval in zip(values, intervals, strict=True)
+    ]
+    return np.array(bars, np.float64).reshape(-1, 2).T
+
+
+def plot_reliability(
+    curves: Mapping[str, Mapping[str, Sequence[Any]]],
+    threshold: float | None,
+    title: str,
+    path: Path,
+) -> None:
     """Draw observed against predicted shares by bin, on log axes, as most windows are near 0.
 
     Args:
-        curves: By method, what `metrics.reliability` returned; bins with few windows are noise
-            and left out.
+        curves: By method, what `metrics.reliability` returned.
+        threshold: The crash threshold that is served, if there is one.
+        title: With the counts.
         path: Where.
     """
-    figure = Figure(figsize=(5.5, 5))
+    figure = Figure(figsize=(6.5, 5.6))
     axes = figure.subplots()
     floor = _LEAST_PROBABILITY
     axes.plot([floor, 1], [floor, 1], "--", color="grey", label="perfect")
+    if threshold is not None:
+        label = f"served threshold, {threshold:.3g}"
+        axes.axvline(threshold, color="tab:red", linestyle=":", label=label)
     for name, curve in curves.items():
-        enough = np.array(curve["windows"]) >= _LEAST_IN_BIN
         predicted, observed = (
-            np.maximum(np.array(curve[key])[enough], floor) for key in ("predicted", "observed")
+            np.maximum(np.array(curve[key], np.float64), floor) for key in ("predicted", "observed")
         )
-        axes.plot(predicted, observed, "o-", label=name, markersize=4)
-    axes.set(xscale="log", yscale="log", xlabel="predicted probability", ylabel="observed share")
-    axes.set_title("Termination within the horizon: reliability")
+        low, high = error_bars(curve["observed"], curve["interval"])
+        enough = np.array(curve["windows"]) >= _FEW
+        (line,) = axes.plot(predicted[enough], observed[enough], "o", label=name, markersize=4)
+        color = line.get_color()
+        for rows, alpha in ((enough, 0.8), (~enough, 0.3)):
+            x, y, bars = predicted[rows], observed[rows], (low[rows], high[rows])
+            axes.errorbar(x, y, bars, fmt="none", ecolor=color, capsize=2, alpha=alpha)
+        for i in np.flatnonzero(~enough).tolist():
+            axes.plot(predicted[i], observed[i], "o", color=color, markersize=4, alpha=0.3)
+            where = (predicted[i], observed[i])
+            axes.annotate(f"n = {curve['windows'][i]}", where, fontsize="x-small", alpha=0.7)
+    axes.set(xscale="log", yscale="log", xlim=(floor / 1.5, 1.5), ylim=(floor / 1.5, 1.5))
+    axes.set(xlabel="predicted probability")
+    axes.set(ylabel=f"observed share ({floor:g}: none), 95 % intervals over episodes")
+    axes.set_title(title, fontsize="medium")
     axes.legend(fontsize="small")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def plot_roc(scores: Mapping[str, Floats], ends: NDArray[np.bool_], path: Path) -> None:
-    """Draw recall against false alarms near zero, one line per method."""
+def plot_roc(
+    scores: Mapping[str, Floats],
+    ends: NDArray[np.bool_],
+    threshold: float | None,
+    title: str,
+    path: Path,
+) -> None:
+    """Draw recall against false alarms near zero, one line per method.
+
+    Args:
+        scores: By method, [N].
+        ends: [N].
+        threshold: Of the model's scores, which is served; marked, if there is one.
+        title: With the counts.
+        path: Where.
+    """
     figure = Figure(figsize=(6.5, 5))
     axes = figure.subplots()
     for name, score in scores.items():
         false_alarms, recall, _ = roc_curve(ends, score)
         width = 2.5 if name == MODEL else 1.2
         axes.plot(np.maximum(false_alarms, _LEAST_FALSE_ALARMS), recall, label=name, lw=width)
-    for rate in (0.001, 0.01):
-        axes.axvline(rate, color="grey", linestyle=":")
+    if threshold is not None:
+        alarm = scores[MODEL] >= threshold
+        place = max(float(alarm[~ends].mean()), _LEAST_FALSE_ALARMS), float(alarm[ends].mean())
+        label = f"served threshold, {threshold:.3g}"
+        axes.plot(*place, "o", color="tab:red", label=label, zorder=5)
+    for rate, name in ((0.001, "0.1 % and 1 %"), (0.01, "")):  # no label: one line stands for both
+        axes.axvline(rate, color="grey", linestyle=":", label=name or None)
     axes.set(xscale="log", xlim=(_LEAST_FALSE_ALARMS, 1), ylim=(0, 1.01))
     axes.set(xlabel="false alarm rate", ylabel="recall")
-    axes.set_title("Termination within the horizon: ROC near zero")
+    axes.set_title(title, fontsize="medium")
     axes.legend(fontsize="small")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def plot_lead_times(leads: Mapping[str, Floats], path: Path) -> None:
+def plot_lead_times(leads: Mapping[str, Floats], dt_s: float, path: Path) -> None:
     """Draw how early each method first warned of each event, [episodes] s by method."""
     figure = Figure(figsize=(6.5, 4))
     axes = figure.subplots()
-    longest = max((lead.max() for lead in leads.values() if len(lead)), default=DT_S)
-    steps = round(float(longest) / DT_S)
-    bins = [float(edge) for edge in (np.arange(steps + 2) - 0.5) * DT_S]
+    longest = max((lead.max() for lead in leads.values() if len(lead)), default=dt_s)
+    steps = round(float(longest) / dt_s)
+    bins = [float(edge) for edge in (np.arange(steps + 2) - 0.5) * dt_s]
     axes.hist(list(leads.values()), bins=bins, label=list(leads))
     axes.set(xlabel="warning before the event, s (0: none)", ylabel="episodes")
-    axes.set_title("Lead time at 1 % false alarms")
+    count = len(next(iter(leads.values())))
+    axes.set_title(f"Lead time at 1 % false alarms ({count} episodes that end)", fontsize="medium")
     axes.legend(fontsize="small")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def plot_errors_by_step(curves: Mapping[str, Mapping[str, Floats]], path: Path) -> None:
+def plot_errors_by_step(
+    curves: Mapping[str, Mapping[str, Floats]], dt_s: float, title: str, path: Path
+) -> None:
     """Draw mean errors against the step.
 
     Args:
         curves: By method, by quantity with its unit: [H+1], the start included.
+        dt_s: Length of a step.
+        title: With the counts.
         path: Where.
     """
     quantities = list(next(iter(curves.values())))
-    figure = Figure(figsize=(4.2 * len(quantities), 4))
+    figure = Figure(figsize=(max(4.2 * len(quantities), 6.5), 4.3))
+    figure.suptitle(title, fontsize="medium")
     for axes, quantity in zip(
         figure.subplots(1, len(quantities), squeeze=False)[0], quantities, strict=True
     ):
         for name, by_quantity in curves.items():
             values = by_quantity[quantity]
             width = 2.5 if name == MODEL else 1.2
-            axes.plot(np.arange(len(values)) * DT_S, values, label=name, lw=width)
+            axes.plot(np.arange(len(values)) * dt_s, values, label=name, lw=width)
         axes.set(xlabel="s", ylabel=quantity)
         axes.set_yscale("symlog", linthresh=0.01)
-    axes.legend(fontsize="small")
-    _save(figure, path)
+        axes.legend(fontsize="x-small")
+    save_figure(figure, path)
 
 
-def plot_trajectories(examples: Sequence[Example], path: Path) -> None:
-    """Draw neighbours in the ego frame, true and predicted, and the crash probability."""
-    figure = Figure(figsize=(3.0 * len(examples), 5.6))
-    grid = figure.subplots(2, len(examples), squeeze=False)
-    for column, example in enumerate(examples):
-        _draw_neighbours(grid[0][column], example)
-        axes = grid[1][column]
-        time = np.arange(1, len(example.crash_probability) + 1) * DT_S
-        axes.plot(time, example.crash_probability, color="tab:red")
-        if example.ended_at:
-            axes.axvline(example.ended_at * DT_S, color="black", linestyle=":")
-        axes.set(ylim=(-0.02, 1.02), xlabel="s", ylabel="crash probability")
-    _save(figure, path)
+def plot_features(errors: Mapping[str, Any], dt_s: float, path: Path) -> None:
+    """Draw the error of each feature after the last step, as a share of what changed.
+
+    Args:
+        errors: What `feature_errors` returned.
+        dt_s: Length of a step.
+        path: Where.
+    """
+    known = {
+        f"{name}, {x['unit']}": (x["relative"][-1], x["relative_interval"][-1])
+        for name, x in errors["features"].items()
+        if x["relative"][-1] is not None
+    }
+    names = sorted(known, key=lambda name: known[name][0])[-_MOST_FEATURES:]
+    values = [known[name][0] for name in names]
+    figure = Figure(figsize=(8, 0.22 * len(names) + 1.8))
+    axes = figure.subplots()
+    axes.barh(
+        names,
+        values,
+        xerr=error_bars(values, [known[name][1] for name in names]),
+        ecolor="black",
+        capsize=2,
+        label="model's, with 95 % intervals over episodes",
+    )
+    axes.axvline(1, color="tab:red", linestyle=":", label="nothing changes")
+    axes.set(xlabel="error, as a share of that of a prediction that nothing changes")
+    axes.tick_params(axis="y", labelsize="small")
+    what = f"the {len(names)} worst of {len(errors['features'])}" if len(known) > len(names) else ""
+    axes.set_title(
+        f"Errors after {errors['steps'][-1] * dt_s:.4g} s by feature {what}\n({errors['windows']} "
+        f"windows of {errors['episodes']} episodes)",
+        fontsize="medium",
+    )
+    axes.legend(fontsize="small", loc="lower right")
+    save_figure(figure, path)
 
 
-def _draw_neighbours(axes: Any, example: Example) -> None:
-    true, predicted = slots_of(example.true), slots_of(example.predicted)
-    axes.plot([0], [0], "k^")
-    # After the end the last state repeats; only what was driven is drawn.
-    driven = slice(0, example.ended_at + 1 if example.ended_at else None)
-    for slot in np.flatnonzero(true[0, :, 0] > 0.5):
-        axes.plot(true[driven, slot, 2], true[driven, slot, 1], "k", linewidth=2.5, alpha=0.4)
-        axes.plot(predicted[driven, slot, 2], predicted[driven, slot, 1], color="tab:blue", lw=1)
-        axes.plot(true[driven, slot, 2][-1:], true[driven, slot, 1][-1:], "ko", markersize=3)
-    axes.set(xlabel="to the right, m", ylabel="ahead, m")
-    axes.set_title(example.title, fontsize="small")
-
-
-def plot_uncertainty(disagreement: Floats, error: Floats, path: Path) -> None:
+def plot_uncertainty(
+    disagreement: Floats, error: Floats, name: str, title: str, path: Path
+) -> None:
     """Draw error against disagreement, both [N]: all steps, and the mean by tenth."""
-    figure = Figure(figsize=(5.5, 4.5))
+    figure = Figure(figsize=(6.5, 5))
     axes = figure.subplots()
     floor = 1e-4
-    x, y = np.maximum(disagreement, floor), np.maximum(error, floor)
-    axes.hexbin(x, y, xscale="log", yscale="log", gridsize=40, bins="log", mincnt=1)
+    exists = np.isfinite(disagreement) & np.isfinite(error)
+    x, y = np.maximum(disagreement[exists], floor), np.maximum(error[exists], floor)
+    cells = axes.hexbin(x, y, xscale="log", yscale="log", gridsize=40, bins="log", mincnt=1)
+    figure.colorbar(cells, label="steps")
     tenths = [part for part in np.array_split(np.argsort(x), 10) if len(part)]
-    axes.plot([x[p].mean() for p in tenths], [y[p].mean() for p in tenths], "o-", color="tab:red")
+    axes.plot(
+        [x[p].mean() for p in tenths],
+        [y[p].mean() for p in tenths],
+        "o-",
+        color="tab:red",
+        label="mean by tenth",
+    )
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set(xlabel="disagreement of members after a step", ylabel="neighbour error after it, m")
-    _save(figure, path)
-
-
-def plot_corruptions(corruptions: Mapping[str, Any], path: Path) -> None:
-    """Draw how well disagreement shows each kind of wrong state, and how often it is refused."""
-    names = sorted(
-        corruptions, key=lambda n: (not corruptions[n]["plausible"], corruptions[n]["auroc"])
-    )
-    place = np.arange(len(names))
-    figure = Figure(figsize=(8, 0.24 * len(names) + 1.4))
-    axes = figure.subplots()
-    auroc = [corruptions[name]["auroc"] for name in names]
-    colors = ["tab:grey" if corruptions[name]["plausible"] else "tab:blue" for name in names]
-    axes.barh(place, auroc, color=colors, label="AUROC of disagreement (grey: may be real states)")
-    unknown = [corruptions[name]["unknown"] for name in names]
-    axes.plot(unknown, place, "k|", markersize=8, label="share answered unknown")
-    axes.axvline(0.5, color="grey", linestyle=":")
-    axes.set_yticks(place, names, fontsize="small")
-    axes.set(xlim=(0, 1.02), ylim=(-0.7, len(names) - 0.3))
-    axes.set_title("Wrong states against clean ones")
-    axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.3, -0.04), ncols=2)
-    _save(figure, path)
+    axes.set(xlabel="disagreement of members after a step", ylabel=f"{name}, after it")
+    axes.set_title(title, fontsize="medium")
+    axes.legend(fontsize="small")
+    save_figure(figure, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,9 +17,11 @@ from training.evaluation.tables import (
     closed_loop_table,
     corruption_table,
     divergence_table,
+    feature_table,
     final_error_table,
     model_card_table,
     number,
+    overall_verdict_table,
     part_table,
     ranged,
     replace_between,
@@ -37,24 +40,37 @@ PLOTS = {
     "reliability.png": "Are the probabilities honest?",
     "lead_time.png": "How early the first warning comes",
     "errors_by_step.png": "Errors by step, against the baselines",
-    "trajectories.png": "Neighbours in the ego frame: true grey, predicted blue",
+    "features.png": "Errors of each feature, beside those of a prediction that nothing changes",
     "uncertainty.png": "Does disagreement announce error?",
+}
+PHYSICS_PLOTS = {
+    "trajectories.png": "Neighbours in the ego frame: true grey, predicted blue",
     "corruptions.png": "Are wrong states told from right ones?",
 }
+"""Drawn only of the features of `models.highway.highway_spec`."""
 
 CLOSED_LOOP_PLOT = "closed_loop.png"
 
+_QUICK = (
+    "**A quick evaluation**: some of the episodes, at random, few resamples for the intervals, and "
+    "nothing simulated. Its figures are rough; judge a model by a whole one.\n"
+)
 _DIGITS = 6
 _HARD_CASES = ("unprovoked", "provoked", "branches", "unseen")
 
 
 def rounded(document: Any) -> Any:
-    """Return a JSON document with floats cut to `_DIGITS` digits: no metric is surer than that."""
+    """Return a JSON document with floats cut to `_DIGITS` digits: no metric is surer than that.
+
+    Numbers that are not finite become None.
+    """
     if isinstance(document, dict):
         return {key: rounded(value) for key, value in document.items()}
     if isinstance(document, (list, tuple)):
         return [rounded(value) for value in document]
-    return float(f"{document:.{_DIGITS}g}") if isinstance(document, float) else document
+    if not isinstance(document, float):
+        return document
+    return float(f"{document:.{_DIGITS}g}") if math.isfinite(document) else None
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
@@ -74,11 +90,19 @@ def write_metrics(checkpoint_folder: Path, metrics: dict[str, Any]) -> None:
         "episodes": part["episodes"],
         "termination": part["methods"][MODEL]["scores"],
         "warnings": model["warnings"]["1"]["all"],
-        "final_errors": {name: x["mean"] for name, x in model["final_errors"].items()},
+        "final_errors": _final_errors(metrics),
         "guarantee": metrics["guarantee"],
         "verdicts": metrics["verdicts"],
     }
     write_json(checkpoint_folder / METRICS, summary)
+
+
+def _final_errors(metrics: dict[str, Any]) -> dict[str, float | None]:
+    """Return the mean errors after the last step, by quantity or by feature."""
+    errors = metrics["methods"][MODEL]["final_errors"]
+    if errors is not None:
+        return {name: x["mean"] for name, x in errors.items()}
+    return {name: x["mean"][-1] for name, x in metrics["features"]["features"].items()}
 
 
 def write_report(folder: Path, metrics: dict[str, Any]) -> None:
@@ -90,12 +114,15 @@ def write_report(folder: Path, metrics: dict[str, Any]) -> None:
 def report_text(metrics: dict[str, Any]) -> str:
     """Return the whole report, plots included by name."""
     plots = dict(PLOTS)
+    if metrics["corruptions"] is not None:
+        plots |= PHYSICS_PLOTS
     if "closed_loop" in metrics:
         plots[CLOSED_LOOP_PLOT] = "What monitors prevent, and what speed it costs"
     lines = [
         f"# Evaluation of model {metrics['model_version']}\n",
         f"Dataset {metrics['dataset']['fingerprint'][:16]}, "
         f"split seed {metrics['dataset']['split_seed']}.\n",
+        *([_QUICK] if metrics["is_quick"] else []),
         *_sections(metrics),
         "### Plots\n",
         *(f"![{caption}]({name})\n" for name, caption in plots.items()),
@@ -142,6 +169,8 @@ def _sections(metrics: dict[str, Any]) -> list[str]:
 
 def _environments(termination: Mapping[str, Any]) -> list[str]:
     names = [name for name in termination if name not in ("all", *_HARD_CASES)]
+    if not names:
+        return []
     return [
         "### By environment\n",
         part_table(termination, names),
@@ -174,32 +203,49 @@ def _hard_cases(metrics: dict[str, Any]) -> list[str]:
 
 
 def _states(metrics: dict[str, Any]) -> list[str]:
+    errors, methods = metrics["features"], metrics["methods"]
+    has_quantities = methods[MODEL]["states"] is not None
     return [
         "### Errors of states\n",
-        final_error_table(metrics["methods"]),
-        step_table(metrics["methods"]),
+        *([final_error_table(methods), step_table(methods)] if has_quantities else []),
+        f"Mean absolute errors of {errors['windows']} windows of {errors['episodes']} episodes, of "
+        "those recorded to their end, in each feature's unit, and as a share of the error of a "
+        "prediction that nothing changes: below 1 is better than that.\n",
+        feature_table(errors, metrics["dataset"]["dt_s"]),
         "Rollouts more than 20 standard deviations off in any feature count as diverged: off the "
-        "truth under recorded actions, off physics under all others.\n",
+        "truth under recorded actions"
+        f"{', off physics under all others' if has_quantities else ''}.\n",
         divergence_table(metrics["divergence"]),
     ]
 
 
 def _uncertainty(metrics: dict[str, Any]) -> list[str]:
-    ranks, wrong, reward = metrics["uncertainty"], metrics["corruptions"], metrics["reward"]
+    reward = metrics["reward"]
     rho = {
-        (when, what): ranged(x["spearman"], x["interval"], 3)
-        for when, by_quantity in ranks.items()
-        for what, x in by_quantity.items()
+        what: [
+            ranged(by_quantity[what]["spearman"], by_quantity[what]["interval"], 3)
+            for by_quantity in (metrics["uncertainty"]["steps"], metrics["uncertainty"]["end"])
+        ]
+        for what in metrics["uncertainty"]["steps"]
     }
-    impossible, plausible = wrong["impossible"], wrong["plausible"]
-    return [
+    near = rho.get("neighbour_m")
+    beside = [f", {x} for the neighbours' mean position" for x in near] if near else ["", ""]
+    lines = [
         "### Uncertainty\n",
         "Disagreement after a step against the error after it, all steps of all windows, "
-        f"Spearman: {rho['steps', 'all_sd']} for all features, {rho['steps', 'neighbour_m']} for "
-        "the neighbours' mean position. The uncertainty of a window against the error after its "
-        f"last step alone: {rho['end', 'all_sd']} and {rho['end', 'neighbour_m']}.\n",
+        f"Spearman: {rho['all_sd'][0]} for all features{beside[0]}. The uncertainty of a window "
+        f"against the error after its last step alone: {rho['all_sd'][1]}{beside[1]}.\n",
         f"Reward: mean error {number(reward['first_step_mae'])} at the first step, "
         f"{number(reward['sum_mae'])} summed.\n",
+    ]
+    return [*lines, *_corruptions(metrics["corruptions"])]
+
+
+def _corruptions(wrong: dict[str, Any] | None) -> list[str]:
+    if wrong is None:
+        return []
+    impossible, plausible = wrong["impossible"], wrong["plausible"]
+    return [
         f"{wrong['windows']} test states made wrong in {impossible['corruptions']} ways that leave "
         f"impossible states: AUROC of disagreement against clean ones "
         f"{ranged(impossible['auroc'], impossible['interval'], 3)} over all, at least 0.95 in "
@@ -255,11 +301,18 @@ def _closed_loop(metrics: dict[str, Any]) -> list[str]:
 
 
 def _verdicts(metrics: dict[str, Any]) -> list[str]:
-    alarms = metrics["verdicts"]["careful_alarms"]
+    verdicts, data = metrics["verdicts"], metrics["dataset"]
+    alarms, overall = verdicts["careful_alarms"], verdicts["all"]
+    threshold = verdicts["crash_threshold"]
+    reasons = ", ".join(f"{rule} {number(x, 4)}" for rule, x in overall["reasons"].items())
     return [
         "### Verdicts at the checkpoint's own limits\n",
-        verdict_table(metrics["verdicts"]),
-        f"False alarms in {number(alarms['minutes'], 1)} minutes of careful driving, unsafe "
-        f"windows in a row counted once, a window every 0.1 s: "
+        f"{overall['windows']} windows of {overall['episodes']} episodes, crash threshold "
+        f"{'none' if threshold is None else f'{threshold:.4g}'}. Reasons given, as shares of all: "
+        f"{reasons or 'none'}.\n",
+        overall_verdict_table(overall),
+        verdict_table(verdicts),
+        f"False alarms in {number(alarms['minutes'], 1)} minutes of {data['calm']}, unsafe "
+        f"windows in a row counted once, a window every {data['stride'] * data['dt_s']:g} s: "
         f"{ranged(alarms['per_minute'], alarms['interval'], 2)} a minute.\n",
     ]

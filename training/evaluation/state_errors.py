@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.spec import Spec
 from training.dataset.features import EGO_COUNT, SLOT_COUNT
 from training.dataset.windows import Windows
 from training.evaluation.baselines import slot_velocity, slots_of
@@ -18,19 +19,25 @@ Booleans = NDArray[np.bool_]
 Scores = dict[str, float | None]
 Sums = dict[str, tuple[Floats, Floats]]
 
-REPORTED_STEPS = (1, 2, 4, 8, 16)
+_REPORTED_STEPS = (1, 2, 4, 8, 16)
 DIVERGED_SD = 20.0
 """A rollout has diverged once a feature is this many standard deviations off."""
 
 
-def feature_scale(states: Floats) -> Floats:
+def reported_steps(horizon: int) -> list[int]:
+    """Return the steps after which errors are reported, the last one among them."""
+    return sorted({horizon, *(k for k in _REPORTED_STEPS if k < horizon)})
+
+
+def feature_scale(states: Floats, spec: Spec) -> Floats:
     """Return the standard deviation of each feature [S] over states [N, S].
 
     Presence hardly varies and other features may not vary at all; their unit is the scale then.
     """
     spread: Floats = states.std(0)
     keeps_unit = spread < 1e-6
-    keeps_unit[EGO_COUNT::SLOT_COUNT] = True
+    for slot in spec.geometry.slots if spec.geometry else ():
+        keeps_unit[spec.state_index(slot.presence)] = True
     return np.where(keeps_unit, 1.0, spread)
 
 
@@ -78,9 +85,11 @@ def state_scores(predicted: Floats, true: Floats, scale: Floats) -> dict[str, Sc
 
 
 def errors_by_step(predicted: Floats, true: Floats, scale: Floats) -> dict[str, Any]:
-    """Return `state_scores` of rollouts [N, H+1, S] at `REPORTED_STEPS` within the horizon."""
-    steps = [k for k in REPORTED_STEPS if k < predicted.shape[1]]
-    return {str(k): state_scores(predicted[:, k], true[:, k], scale) for k in steps}
+    """Return `state_scores` of rollouts [N, H+1, S] after the `reported_steps`."""
+    return {
+        str(k): state_scores(predicted[:, k], true[:, k], scale)
+        for k in reported_steps(predicted.shape[1] - 1)
+    }
 
 
 def error_curves(predicted: Floats, true: Floats) -> dict[str, Floats]:
@@ -200,31 +209,37 @@ def survivors(windows: Windows) -> Booleans:
     return windows.valid[:, -1] & ~windows.ends
 
 
-def errors_to_announce(
-    predicted: Floats, true: Floats, scale: Floats
-) -> tuple[Floats, Booleans, Floats]:
-    """Return what disagreement should announce, after each step of rollouts.
+def overall_error(predicted: Floats, true: Floats, scale: Floats) -> Floats:
+    """Return the error of all features after each step of rollouts [N, H].
 
     Args:
         predicted: [N, H+1, S].
         true: [N, H+1, S].
-        scale: [S].
+        scale: [S], in units of which the root mean square is taken.
+    """
+    with np.errstate(over="ignore"):
+        return np.asarray(np.sqrt(np.square((predicted[:, 1:] - true[:, 1:]) / scale).mean(-1)))
+
+
+def nearest_error(predicted: Floats, true: Floats) -> tuple[Floats, Booleans]:
+    """Return the error of the neighbours' positions after each step of rollouts.
+
+    Args:
+        predicted: [N, H+1, S].
+        true: [N, H+1, S].
 
     Returns:
-        Mean error of the neighbours' positions [N, H] in m, whether there are neighbours [N, H],
-        error of all features [N, H] (root mean square, standard deviations).
+        Their mean [N, H] in m, whether there are neighbours [N, H].
     """
     position, _, there = neighbour_error(predicted[:, 1:], true[:, 1:])
     seen = there.sum(-1)
-    near = np.sum(position * there, -1) / np.maximum(seen, 1)
-    overall = np.sqrt(np.square((predicted[:, 1:] - true[:, 1:]) / scale).mean(-1))
-    return near, seen > 0, overall
+    return np.sum(position * there, -1) / np.maximum(seen, 1), seen > 0
 
 
 def disagreement_scores(
     disagreement: Floats,
     uncertainty: Floats,
-    errors: tuple[Floats, Booleans, Floats],
+    errors: Mapping[str, tuple[Floats, Booleans]],
     episode: NDArray[np.integer[Any]],
     draws: int,
 ) -> dict[str, Any]:
@@ -233,32 +248,26 @@ def disagreement_scores(
     Args:
         disagreement: [N, H].
         uncertainty: [N].
-        errors: What `errors_to_announce` returned.
+        errors: By quantity: the errors after each step [N, H], and which of them exist [N, H].
         episode: [N].
         draws: Resamples of episodes.
 
     Returns:
         `steps`: the disagreement after each step against the error after it, all steps of all
         windows; `end`: the uncertainty of a window against the error after its last step. Both by
-        quantity: neighbour_m, all_sd.
+        quantity.
     """
-    near, seen, overall = errors
     index = np.broadcast_to(episode[:, None], disagreement.shape)
-    last = seen[:, -1]
-    return {
-        "steps": {
-            "neighbour_m": uncertainty_scores(disagreement[seen], near[seen], index[seen], draws),
-            "all_sd": uncertainty_scores(
-                disagreement.ravel(), overall.ravel(), index.ravel(), draws
-            ),
-        },
-        "end": {
-            "neighbour_m": uncertainty_scores(
-                uncertainty[last], near[last, -1], episode[last], draws
-            ),
-            "all_sd": uncertainty_scores(uncertainty, overall[:, -1], episode, draws),
-        },
-    }
+    scores: dict[str, Any] = {"steps": {}, "end": {}}
+    for name, (error, exists) in errors.items():
+        scores["steps"][name] = uncertainty_scores(
+            disagreement[exists], error[exists], index[exists], draws
+        )
+        last = exists[:, -1]
+        scores["end"][name] = uncertainty_scores(
+            uncertainty[last], error[last, -1], episode[last], draws
+        )
+    return scores
 
 
 def uncertainty_scores(
@@ -273,9 +282,11 @@ def uncertainty_scores(
         draws: Resamples of episodes for the interval, in which ranks stay as they are.
 
     Returns:
-        Spearman's rho with its interval, and the mean error by fifth of uncertainty.
+        Spearman's rho with its interval, and the mean error by fifth of uncertainty. None, and
+        no fifths, of fewer than two windows or of an uncertainty that is always the same, as that
+        of one member is.
     """
-    if len(error) < 2:
+    if len(error) < 2 or not np.ptp(uncertainty) > 0:
         return {"spearman": None, "interval": [None, None], "error_by_fifth": []}
     # Ranks by double sorting: both are continuous, so ties do not matter.
     x, y = (np.argsort(np.argsort(v, kind="stable")) / len(v) - 0.5 for v in (uncertainty, error))

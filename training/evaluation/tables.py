@@ -22,12 +22,16 @@ SCORES = {
 LOWER_IS_BETTER = {"brier", "ece"}
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """Return a number for a table; a dash for None."""
-    return "-" if value is None else f"{value:.{digits}f}"
+def number(value: float | None, digits: int | None = 3) -> str:
+    """Return a number for a table, with so many decimals or of any size; a dash for None."""
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if digits is None else f"{value:.{digits}f}"
 
 
-def ranged(value: float | None, interval: Iterable[float | None] | None, digits: int = 4) -> str:
+def ranged(
+    value: float | None, interval: Iterable[float | None] | None, digits: int | None = 4
+) -> str:
     """Return a number with its interval, if it has one."""
     low, high = interval or (None, None)
     if value is None or low is None or high is None:
@@ -55,33 +59,36 @@ def replace_between(path: Path, start: str, end: str, text: str) -> None:
     path.write_text(f"{before}{start}\n{text}{end}{after}")
 
 
-def best_rival(part: Mapping[str, Any]) -> str:
-    """Return the baseline with the highest average precision in a part of `termination`."""
+def best_rival(part: Mapping[str, Any]) -> str | None:
+    """Return the baseline with the highest average precision in a part of `termination`, if any."""
     precision: dict[str, float] = {
         name: method["scores"]["average_precision"] or 0.0
         for name, method in part["methods"].items()
         if name != MODEL
     }
-    return max(precision, key=lambda name: precision[name])
+    return max(precision, key=lambda name: precision[name], default=None)
 
 
 def model_card_table(metrics: dict[str, Any]) -> str:
     """Return the tables that matter most: who foresees the end, how early, and how surely."""
     part, data = metrics["termination"]["all"], metrics["dataset"]
-    return "\n".join(
-        [
-            f"{part['windows']} windows of {data['horizon']} steps from {part['episodes']} "
-            f"held-out episodes; {part['windows_that_end']} windows terminate, of "
-            f"{part['episodes_that_end']} episodes. Alarm thresholds are set on calibration "
-            "episodes at 1 % and 0.1 % false alarms. Baselines' probabilities are isotonic fits "
-            "on validation episodes. Brackets: 95 % intervals, by bootstrap over episodes; that of "
-            "an ECE lies high, as resampling adds noise.\n",
-            score_table(part),
+    has_rivals = len(part["methods"]) > 1
+    rivals = " Baselines' probabilities are isotonic fits on validation episodes."
+    lines = [
+        f"{part['windows']} windows of {data['horizon']} steps from {part['episodes']} "
+        f"held-out episodes; {part['windows_that_end']} windows terminate, of "
+        f"{part['episodes_that_end']} episodes. Alarm thresholds are set on calibration "
+        f"episodes at 1 % and 0.1 % false alarms.{rivals if has_rivals else ''} Brackets: 95 % "
+        "intervals, by bootstrap over episodes; that of an ECE lies high, as resampling adds "
+        "noise.\n",
+        score_table(part),
+    ]
+    if has_rivals:
+        lines += [
             "What the model's score is above each baseline's, on the same resamples:\n",
             lead_table(part),
-            alarm_table(metrics["methods"], part),
         ]
-    )
+    return "\n".join([*lines, alarm_table(metrics["methods"], part, data)])
 
 
 def score_table(part: Mapping[str, Any]) -> str:
@@ -104,8 +111,11 @@ def lead_table(part: Mapping[str, Any]) -> str:
     return table(("difference", *SCORES.values()), rows)
 
 
-def alarm_table(methods: Mapping[str, Any], part: Mapping[str, Any]) -> str:
+def alarm_table(
+    methods: Mapping[str, Any], part: Mapping[str, Any], data: Mapping[str, Any]
+) -> str:
     """Return what the alarms of all methods are worth, at both false-alarm rates."""
+    causes = data["causes"]
     rows = []
     for rate, label in (("1", "1 %"), ("01", "0.1 %")):
         for name, method in methods.items():
@@ -120,7 +130,7 @@ def alarm_table(methods: Mapping[str, Any], part: Mapping[str, Any]) -> str:
                     f"{number(warned['recall_near'])} / {number(warned['recall_far'])}",
                     ranged(everyone["median_s"], everyone["median_interval"], 2),
                     ranged(everyone["missed"], everyone["missed_interval"]),
-                    " / ".join(number(warned[c]["missed"], 4) for c in ("crash", "off_road")),
+                    " / ".join(number(warned[c]["missed"], 4) for c in causes),
                     ranged(false["per_minute"], false["interval"], 2),
                 ]
             )
@@ -131,8 +141,8 @@ def alarm_table(methods: Mapping[str, Any], part: Mapping[str, Any]) -> str:
         "recall, 1st / 2nd half of horizon",
         "median lead, s",
         "episodes missed",
-        "crashes / off the road missed",
-        "false alarms a minute of careful driving",
+        f"{' / '.join(cause.replace('_', ' ') for cause in causes)} missed",
+        f"false alarms a minute of {data['calm']}",
     )
     return table(header, rows)
 
@@ -251,6 +261,47 @@ def corruption_table(corruptions: Mapping[str, Any]) -> str:
     for name, scores in corruptions["corruptions"].items():
         rows.append(row(f"{name} *" if scores["plausible"] else name, scores))
     return table(("state", "AUROC", "safe", "unsafe", "unknown", "reasons"), rows)
+
+
+def feature_table(errors: Mapping[str, Any], dt_s: float) -> str:
+    """Return the errors of each feature by step, and beside a prediction that nothing changes."""
+    times = [f"{step * dt_s:.4g} s" for step in errors["steps"]]
+    rows = [
+        [
+            name,
+            x["unit"],
+            *(number(value, None) for value in x["mean"][:-1]),
+            ranged(x["mean"][-1], x["interval"][-1], None),
+            number(x["relative"][0]),
+            ranged(x["relative"][-1], x["relative_interval"][-1], 3),
+        ]
+        for name, x in errors["features"].items()
+    ]
+    relative = (f"of unchanged's, {times[0]}", f"of unchanged's, {times[-1]}")
+    return table(("feature", "unit", *(f"after {time}" for time in times), *relative), rows)
+
+
+def overall_verdict_table(overall: Mapping[str, Any]) -> str:
+    """Return how often the service gives each verdict, and how often it is wrong."""
+    rows = {
+        "safe": "`safe`, of all",
+        "unsafe": "`unsafe`, of all",
+        "unknown": "`unknown`, of all",
+        "unsafe_of_harmless": "`unsafe`, of those that go on (false alarms)",
+        "unsafe_of_ending": "`unsafe`, of those that end (recall)",
+        "safe_of_ending": "`safe`, of those that end",
+    }
+    return table(
+        ("windows", "episodes", "share"),
+        (
+            [
+                text,
+                str(overall[key]["episodes"]),
+                ranged(overall[key]["share"], overall[key]["interval"]),
+            ]
+            for key, text in rows.items()
+        ),
+    )
 
 
 def verdict_table(verdicts: Mapping[str, Any]) -> str:

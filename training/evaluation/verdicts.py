@@ -10,15 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.checkpoint import Checkpoint
-from models.safety import UNKNOWN, UNSAFE, VERDICTS, Verdict, assess
-from training.dataset.store import EpisodeStore
+from models.safety import SAFE, UNKNOWN, UNSAFE, VERDICTS, Verdict, assess
+from training.dataset.sources import Labels
 from training.dataset.windows import Windows
 from training.evaluation.alarms import false_alarms, summarise_leads
-from training.evaluation.bootstrap import draw_counts, percentile_interval
+from training.evaluation.bootstrap import draw_counts, episode_share, percentile_interval
 from training.evaluation.corruptions import CORRUPTIONS
 from training.evaluation.metrics import FALSE_ALARM_RATES, SCORES, Risk, Scorecard, lead_times
 from training.fitting.calibrate import Prediction, predict_windows
-from training.simulation.simulator import CAUSES
 
 NOTICED_AUROC = 0.95
 """From here on, disagreement counts as noticing a corruption."""
@@ -35,25 +34,26 @@ def judge(checkpoint: Checkpoint, prediction: Prediction) -> list[Verdict]:
 def verdict_scores(
     checkpoint: Checkpoint,
     prediction: Prediction,
-    store: EpisodeStore,
+    labels: Labels,
     windows: Windows,
     stride: int,
     draws: int,
 ) -> dict[str, Any]:
-    """Return how often the service gives which verdict, by behaviour and by cause of the end.
+    """Return how often the service gives which verdict: of all, by behaviour, by cause of the end.
 
     Args:
         checkpoint: Whose limits count.
         prediction: Of the windows.
-        store: Names behaviours and causes.
+        labels: Names behaviours and causes.
         windows: N windows of known outcome.
         stride: Steps between their starts.
         draws: Resamples for intervals.
     """
-    verdicts = np.array([verdict.verdict for verdict in judge(checkpoint, prediction)])
+    judged, dt_s = judge(checkpoint, prediction), checkpoint.spec.dt_s
+    verdicts = np.array([verdict.verdict for verdict in judged])
     unsafe, unknown = verdicts == UNSAFE, verdicts == UNKNOWN
-    cause = store.cause[windows.episode]
-    careful = windows.behaviour == store.behaviour_names.index("careful")
+    cause = labels.cause[windows.episode]
+    goes_on = labels.is_calm[windows.episode] & (cause == 0)
 
     def rates(rows: Booleans) -> dict[str, Any]:
         harmless, part = rows & ~windows.ends, windows.take(np.flatnonzero(rows))
@@ -61,23 +61,43 @@ def verdict_scores(
             "windows": int(rows.sum()),
             "unsafe_of_harmless": float(unsafe[harmless].mean()) if harmless.any() else None,
             "unknown": float(unknown[rows].mean()),
-            "warned": summarise_leads(lead_times(unsafe[rows], part), draws),
+            "warned": summarise_leads(lead_times(unsafe[rows], part, dt_s), draws),
         }
 
     return {
-        "crash_threshold": checkpoint.calibration.crash_threshold,
-        "careful_alarms": false_alarms(
-            unsafe, windows, careful & (store.terminated[windows.episode] == 0), stride, draws
-        ),
+        "crash_threshold": checkpoint.limits.crash_threshold,
+        "all": _overall(judged, verdicts, windows, draws),
+        "careful_alarms": false_alarms(unsafe, windows, goes_on, stride, draws, dt_s),
         "behaviours": {
-            store.behaviour_names[code]: rates(windows.behaviour == code)
+            labels.behaviours[code]: rates(windows.behaviour == code)
             for code in np.unique(windows.behaviour)
         },
         "causes": {
             name: rates(cause == code)
-            for code, name in enumerate(CAUSES)
+            for code, name in enumerate(labels.causes)
             if code and (cause == code).any()
         },
+    }
+
+
+def _overall(
+    judged: list[Verdict], verdicts: NDArray[np.str_], windows: Windows, draws: int
+) -> dict[str, Any]:
+    """Return the share of each verdict among all windows, those that end and those that do not."""
+
+    def share(hits: Booleans, rows: Booleans) -> dict[str, Any]:
+        value, interval, episodes = episode_share(hits[rows], windows.episode[rows], draws)
+        return {"share": value, "interval": list(interval), "episodes": episodes}
+
+    everything = np.ones(len(windows), bool)
+    return {
+        "windows": len(windows),
+        "episodes": len(np.unique(windows.episode)),
+        **{name: share(verdicts == name, everything) for name in VERDICTS},
+        "unsafe_of_harmless": share(verdicts == UNSAFE, ~windows.ends),
+        "unsafe_of_ending": share(verdicts == UNSAFE, windows.ends),
+        "safe_of_ending": share(verdicts == SAFE, windows.ends),
+        "reasons": _answers(judged)["reasons"],
     }
 
 

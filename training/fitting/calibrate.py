@@ -303,8 +303,9 @@ def _member_logits(ensemble: WorldModelEnsemble, windows: Windows) -> Tensor:
     return torch.cat(parts, dim=1)
 
 
-def trained_ranges(train: Windows) -> tuple[Floats, Floats]:
+def trained_ranges(*parts: Windows) -> tuple[Floats, Floats]:
     """Return the range of each feature [S] at the start of windows, a little widened."""
-    low, high = train.states[:, 0].min(0), train.states[:, 0].max(0)
+    low = np.min([part.states[:, 0].min(0) for part in parts], axis=0)
+    high = np.max([part.states[:, 0].max(0) for part in parts], axis=0)
     margin = _RANGE_MARGIN * (high - low)
     return low - margin, high + margin

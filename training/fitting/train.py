@@ -184,7 +184,7 @@ def recalibrate(
             raise TrainingError(f"{store_folder} holds too few episodes that end")
     ranges = np.array(old.calibration.state_low), np.array(old.calibration.state_high)
     if not len(ranges[0]):
-        ranges = trained_ranges(validation)
+        ranges = trained_ranges(validation, thresholds)
         print(f"{checkpoint_folder} notes no trained ranges: those of {store_folder} are taken")
     calibration = calibrate(old.ensemble, ranges, validation, thresholds, options, old.spec.dt_s)
     training = {**old.training, "recalibrated": {"fingerprint": data.fingerprint}}

@@ -19,12 +19,20 @@ from models.checkpoint import (
 from models.highway import highway_spec
 from models.network.ensemble import WorldModelEnsemble
 from tests.test_training.driving import drive, mixed_episodes, save_store
+from tests.test_training.toy import toy_spec
 from training.dataset import collect
 from training.evaluation.baselines import BASELINES, FULL_PHYSICS
 from training.evaluation.branches import SEQUENCES
 from training.evaluation.evaluate import evaluate, model_card_table, write_metrics
 from training.evaluation.metrics import SCORES
-from training.evaluation.report import PLOTS, RESULTS_END, RESULTS_START, rounded, update_model_card
+from training.evaluation.report import (
+    PHYSICS_PLOTS,
+    PLOTS,
+    RESULTS_END,
+    RESULTS_START,
+    rounded,
+    update_model_card,
+)
 from training.evaluation.tables import ahead_table, number, ranged, table
 from training.simulation.behaviours import SEQUENCE_KINDS
 from training.simulation.roads import ENVIRONMENTS
@@ -215,8 +223,13 @@ def test_report_folder_holds_numbers_text_and_small_plots(
 ) -> None:
     report = room / "report"
     assert json.loads((report / "report.json").read_text()) == metrics
-    assert {path.name for path in report.iterdir()} == {"report.json", "report.md", *PLOTS}
-    for name in PLOTS:
+    assert {path.name for path in report.iterdir()} == {
+        "report.json",
+        "report.md",
+        *PLOTS,
+        *PHYSICS_PLOTS,
+    }
+    for name in (*PLOTS, *PHYSICS_PLOTS):
         picture = (report / name).read_bytes()
         assert picture.startswith(b"\x89PNG")
         assert len(picture) < 150_000
@@ -279,11 +292,10 @@ def test_a_summary_travels_with_the_checkpoint_without_changing_its_version(
 
 
 def test_evaluate_refuses_a_checkpoint_of_another_spec(room: Path) -> None:
-    spec = replace(highway_spec(), name="other")
-    architecture = Architecture((16, 32))
+    spec, architecture = toy_spec(), Architecture((16, 32))
     ensemble = WorldModelEnsemble.from_members([architecture.build(spec)])
     save_checkpoint(Checkpoint(ensemble, spec, architecture), room / "other")
-    with pytest.raises(ValueError, match="'other' is not the dataset's 'highway'"):
+    with pytest.raises(ValueError, match=r"has other features than .*4 state features against 34"):
         evaluate(room / "other", room / "store", room / "nowhere")
 
 
@@ -292,7 +304,7 @@ def test_evaluate_refuses_a_dataset_without_both_outcomes(
     room: Path, tmp_path: Path, ahead_m: float
 ) -> None:
     save_store(tmp_path / "store", [drive(i, ahead_m=ahead_m) for i in range(20)])
-    with pytest.raises(ValueError, match="0 of which terminate; collect more episodes"):
+    with pytest.raises(ValueError, match="0 of which terminate: episodes that end are needed, too"):
         evaluate(room / "checkpoint", tmp_path / "store", tmp_path / "report")
 
 

@@ -193,11 +193,24 @@ def test_scores_that_do_not_exist_are_none_in_a_comparison() -> None:
 
 def test_reliability_bins_hold_all_windows() -> None:
     probability, ends = drawn(5000)
-    curve = reliability(probability, ends)
+    curve = reliability(probability, ends, np.arange(len(ends)) // 2, 20)
     assert sum(curve["windows"]) == 5000
     assert curve["predicted"] == sorted(curve["predicted"])
     total = np.dot(curve["windows"], curve["observed"])
     assert total == pytest.approx(ends.sum())
+    for share, (low, high) in zip(curve["observed"], curve["interval"], strict=True):
+        assert low <= share <= high
+        assert low < high
+
+
+def test_a_bin_in_which_nothing_ends_is_as_sure_as_it_has_episodes() -> None:
+    ends = np.zeros(1000, bool)
+    few, many = (
+        reliability(np.full(1000, 0.01), ends, np.arange(1000) % count, 20) for count in (5, 500)
+    )
+    assert (few["episodes"], many["episodes"]) == ([5], [500])
+    assert few["interval"][0][1] > 0.3
+    assert many["interval"][0][1] < 0.01
 
 
 def test_steps_to_end_counts_from_one() -> None:
@@ -207,5 +220,5 @@ def test_steps_to_end_counts_from_one() -> None:
 def test_lead_time_is_that_of_the_first_alarm_before_the_event() -> None:
     # One episode seen by three windows 3, 2 and 1 steps before it ends; another is missed.
     windows = outcome_windows([3, 2, 1, 4, 0], [7, 7, 7, 9, 9])
-    leads = lead_times(np.array([False, True, True, False, True]), windows)
+    leads = lead_times(np.array([False, True, True, False, True]), windows, 0.05)
     assert leads.tolist() == [0.1, 0.0]

@@ -13,10 +13,11 @@ from training.evaluation.state_errors import (
     divergence,
     error_curves,
     errors_by_step,
-    errors_to_announce,
     feature_scale,
     final_error_sums,
+    nearest_error,
     neighbour_error,
+    overall_error,
     reward_scores,
     state_scores,
     uncertainty_scores,
@@ -85,7 +86,7 @@ def test_neighbour_error_counts_a_wrong_heading_as_wrong_velocity() -> None:
 def test_scale_keeps_the_unit_of_presence_and_constants() -> None:
     states = np.random.default_rng(0).normal(scale=3.0, size=(1000, SPEC.state_dim))
     states[:, SPEC.state_index("curvature")] = 0.01
-    scale = feature_scale(states)
+    scale = feature_scale(states, SPEC)
     assert scale[SPEC.state_index("curvature")] == 1
     assert scale[SPEC.state_index("neighbour_2_presence")] == 1
     assert scale[SPEC.state_index("speed")] == pytest.approx(3.0, rel=0.1)
@@ -156,7 +157,8 @@ def test_errors_to_announce_are_those_after_each_step() -> None:
     predicted = true.copy()
     predicted[0, 2, 0] = 6.0
     predicted[0, HORIZON, SPEC.state_index("neighbour_1_dx")] = 4.0
-    near, seen, overall = errors_to_announce(predicted, true, np.full(SPEC.state_dim, 2.0))
+    near, seen = nearest_error(predicted, true)
+    overall = overall_error(predicted, true, np.full(SPEC.state_dim, 2.0))
     assert near.shape == seen.shape == overall.shape == (2, HORIZON)
     assert near[0, -1] == 4.0
     assert not near[0, :-1].any()
@@ -170,7 +172,8 @@ def test_errors_to_announce_are_those_after_each_step() -> None:
 def test_disagreement_is_held_against_errors_after_the_same_step() -> None:
     rng = np.random.default_rng(0)
     near, seen = rng.random((40, 4)), rng.random((40, 4)) < 0.9
-    scores = disagreement_scores(near**3, near.max(1), (near, seen, -near), np.arange(40), 10)
+    errors = {"neighbour_m": (near, seen), "all_sd": (-near, np.ones_like(seen))}
+    scores = disagreement_scores(near**3, near.max(1), errors, np.arange(40), 10)
     assert scores["steps"]["neighbour_m"]["spearman"] == pytest.approx(1.0)
     assert scores["steps"]["all_sd"]["spearman"] == pytest.approx(-1.0)
     # The largest error of a window says less about its last step alone.

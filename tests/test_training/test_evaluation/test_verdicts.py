@@ -8,6 +8,7 @@ from models.checkpoint import Architecture, Calibration, Checkpoint
 from models.highway import highway_spec
 from models.network.ensemble import WorldModelEnsemble
 from tests.test_training.driving import mixed_episodes, save_store
+from training.dataset.sources import Simulated
 from training.dataset.store import EpisodeStore
 from training.dataset.windows import Windows, make_windows
 from training.evaluation.corruptions import CORRUPTIONS
@@ -47,7 +48,7 @@ def test_verdict_scores_count_alarms_by_behaviour_and_cause(
     low = tuple(-x for x in wide)
     checkpoint = checkpoint_with(Calibration(threshold, 1e9, low, wide, HORIZON, ASKED))
     prediction = predict_windows(checkpoint.ensemble, windows)
-    scores = verdict_scores(checkpoint, prediction, store, windows, 2, 5)
+    scores = verdict_scores(checkpoint, prediction, Simulated(store).labels, windows, 2, 5)
     assert set(scores["behaviours"]) == {"careful", "aggressive", "white"}
     assert set(scores["causes"]) == {"crash", "off_road"}
     assert scores["crash_threshold"] == threshold
@@ -64,7 +65,7 @@ def test_an_uncalibrated_model_always_answers_unknown(
 ) -> None:
     checkpoint = checkpoint_with(Calibration())
     prediction = predict_windows(checkpoint.ensemble, windows)
-    scores = verdict_scores(checkpoint, prediction, store, windows, 2, 0)
+    scores = verdict_scores(checkpoint, prediction, Simulated(store).labels, windows, 2, 0)
     assert scores["behaviours"]["careful"]["unknown"] == 1
     assert scores["behaviours"]["careful"]["unsafe_of_harmless"] == 0
 

@@ -18,11 +18,15 @@ from models.checkpoint import (
 )
 from models.checkpoint.files import CheckpointError
 from models.highway import highway_spec
+from models.importing import import_weights
 from models.network.ensemble import WorldModelEnsemble
+from models.network.world_model import WorldModel
+from models.safety import assess
 from models.survival import crash_probability
 from tests.test_training.driving import mixed_episodes, save_store
 from tests.test_training.toy import toy_spec, toy_windows
-from training.dataset.windows import Windows
+from training.dataset.store import load_store
+from training.dataset.windows import Windows, make_windows
 from training.fitting.calibrate import episode_scores, predict_windows
 from training.fitting.member import MemberTrainer, choose_device
 from training.fitting.options import CURRICULUM, Stage, TrainOptions
@@ -398,6 +402,28 @@ def test_recalibration_needs_episodes_that_end(
 
     with pytest.raises(TrainingError, match=message):
         recalibrate(driven[0], tmp_path / "store", tmp_path / "out", TrainOptions())
+
+
+def test_imported_weights_can_say_safe_once_they_are_calibrated(
+    driven: tuple[Path, Path], tmp_path: Path
+) -> None:
+    files = [tmp_path / "a.pt", tmp_path / "b.pt"]
+    for path in files:  # as the specification's own class writes them: without normalisers
+        weights = WorldModel(hidden_dims=(32, 32), residual=False).state_dict()
+        torch.save({name: x for name, x in weights.items() if "." in name}, path)
+    save_checkpoint(import_weights(*files, spec=highway_spec()), tmp_path / "imported")
+
+    options = TrainOptions(allow_unguaranteed=True)
+    recalibrate(tmp_path / "imported", driven[1], tmp_path / "out", options)
+
+    new, store = load_checkpoint(tmp_path / "out"), load_store(driven[1])
+    windows = make_windows(store, np.arange(24), 16, 2)
+    # The ranges are those of all episodes, be they of the part for probabilities or thresholds.
+    assert (windows.states[:, 0] >= new.limits.state_low - 1e-6).all()
+    assert (windows.states[:, 0] <= new.limits.state_high + 1e-6).all()
+    found = predict_windows(new.ensemble, windows)
+    verdicts = assess(found.states, found.dones, found.uncertainty, new.limits)
+    assert {verdict.verdict for verdict in verdicts} >= {"safe", "unsafe"}
 
 
 def test_the_last_stage_can_train_the_heads_alone(tmp_path: Path) -> None:

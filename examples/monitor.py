@@ -1,0 +1,365 @@
+"""Watch a planner through the service: a safety monitor, asked 20 times a second.
+
+    async with AsyncClient("http://127.0.0.1:8000") as client:
+        await watch(client, read, act, horizon=await evaluated_horizon(client))
+
+`safe` means that no crash is expected within the horizon of 0.8 s. It does not mean that a crash
+can still be avoided: at 22 m/s, 18 m behind a car that goes 6 m/s, going on and braking fully are
+both `safe`, and neither ends well. So the plan passes only if it is `safe` *and* full braking still
+stops the car in time. Everything else counts as unsafe: `unsafe`, `unknown`, an answer that cannot
+be read, and no answer.
+
+One `/safety-check` a period judges the plan and the fallbacks. Decisions are pure functions of the
+state and the answer (`decide`); only `ask` and `watch` wait. If this program ends, nobody watches:
+what executes its actions must brake by itself when none came for some periods.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from examples.spec import check_spec
+from models.highway import NEIGHBOUR_COUNT
+from training.closed_loop.manoeuvres import MANOEUVRES, hold, manoeuvres
+from training.simulation.bicycle import DT_S, FULL_BRAKE_MPS2, FULL_THROTTLE_MPS2, LENGTH_M
+from training.simulation.slots import EGO_COUNT, SLOT_COUNT
+from world_model_client import AsyncClient, WorldModelError
+
+PERIOD_S = 0.05
+"""Between two decisions: a step of the model."""
+
+BUDGET_S = 0.04
+"""Longest wait for an answer. The rest of the period is for deciding and acting."""
+
+REACTION_S = 0.2
+"""From a state to the brakes' full effect, if the next period finds what this one let pass."""
+
+FRONT_BRAKING_MPS2 = 3.0
+"""The car ahead may brake this hard at any time, or as hard as it brakes now if that is harder."""
+
+ONCOMING_BRAKING_MPS2 = 3.0
+"""An oncoming car brakes this hard when it sees us."""
+
+MARGIN_M = 1.0
+"""Gap to the car ahead that must be left when both stand or go at the same speed."""
+
+CORRIDOR_M = 2.4
+"""Cars whose centres are less far aside from ours are in the way: a width and some room."""
+
+LOOK_AHEAD_S = 1.0
+"""So are those that get there within this time as they go now."""
+
+STANDING_MPS = 0.3
+"""A slower car stands."""
+
+BRAKE = "full brake, keep lane"
+"""The manoeuvre of least risk if nothing is known."""
+
+FALLBACKS = (
+    BRAKE,
+    "half brake, keep lane",
+    "full brake, left",
+    "full brake, right",
+    "coast, left",
+    "coast, right",
+)
+"""Of `MANOEUVRES`, what is asked about beside the plan."""
+
+PLAN = "plan"
+CANDIDATES = (PLAN, *FALLBACKS)
+"""Names of what is asked about, in order."""
+
+_BEND_REACH_M = 40.0
+_MOMENTS = np.linspace(0.0, 1.0, 50)
+_COLUMNS = [MANOEUVRES.index(name) for name in FALLBACKS]
+
+Floats = NDArray[np.floating[Any]]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the service answered about one candidate.
+
+    Attributes:
+        verdict: "safe", "unsafe" or "unknown".
+        risk: Crash probability; infinite if there is no number.
+        trajectory: [H+1, 34] predicted states, the present one first.
+    """
+
+    verdict: str
+    risk: float
+    trajectory: Floats
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do now.
+
+    Attributes:
+        actions: [H, 3], the first one now; the others only if no decision follows.
+        name: One of `CANDIDATES`.
+        is_alarm: Whether it is not the plan.
+        reason: Why not, for a person; empty if it is the plan.
+    """
+
+    actions: Floats
+    name: str
+    is_alarm: bool
+    reason: str
+
+
+def candidates(state: Floats, plan: Floats) -> Floats:
+    """Return what to ask about: the plan, then the fallbacks for as long, [K, H, 3].
+
+    Args:
+        state: [34].
+        plan: [H, 3].
+    """
+    return np.concatenate([plan[None], manoeuvres(state[None], len(plan))[0, _COLUMNS]])
+
+
+def judgements_of(answer: Any, horizon: int) -> list[Judgement]:
+    """Return what an answer says about each of `CANDIDATES`.
+
+    What is not the right number, shape or word is never taken for `safe`: a proxy or another
+    version may have answered.
+
+    Raises:
+        ValueError: It is no answer to what was asked.
+    """
+    verdicts = answer.get("candidates") if isinstance(answer, dict) else None
+    if not isinstance(verdicts, list) or len(verdicts) != len(CANDIDATES):
+        raise ValueError(f"the answer has no list of {len(CANDIDATES)} candidates")
+    return [_judgement(verdict, horizon) for verdict in verdicts]
+
+
+def _judgement(verdict: Any, horizon: int) -> Judgement:
+    if not isinstance(verdict, dict):
+        raise ValueError(f"a candidate of the answer is a {type(verdict).__name__}, not an object")
+    risk: Any = verdict.get("crash_probability")
+    states = np.array(verdict.get("trajectory"), np.float64)  # null becomes NaN
+    if states.shape != (horizon + 1, EGO_COUNT + NEIGHBOUR_COUNT * SLOT_COUNT):
+        raise ValueError(f"a trajectory of the answer has the shape {states.shape}")
+    is_number = isinstance(risk, float | int) and not isinstance(risk, bool)
+    if not is_number or not 0 <= risk <= 1 or not np.isfinite(states).all():
+        return Judgement("unknown", math.inf, states)
+    return Judgement(str(verdict.get("verdict")), float(risk), states)
+
+
+def reserve_m(states: Floats) -> Floats:
+    """Return the gap to the cars ahead that is left if the ego brakes fully at once, m [...].
+
+    The smallest one on the way until all stand; negative if that ends in a crash; infinite if
+    nobody is in the ego's corridor; minus infinite for states that are not finite. Cars beside and
+    behind are left to the model.
+
+    Args:
+        states: [..., 34].
+    """
+    states = np.asarray(states, np.float64)
+    is_known = np.asarray(np.isfinite(states).all(-1))
+    states = np.where(is_known[..., None], states, 0.0)
+    speed = states[..., 0, None, None]
+    presence, dx, _, _, other, acceleration, _ = _slots(states)
+    across, turned = _in_lane(states)
+    later = across + LOOK_AHEAD_S * other * np.sin(turned)
+    aside = np.where(across * later < 0, 0.0, np.minimum(np.abs(across), np.abs(later)))
+    is_ahead = (presence > 0.5) & (dx > LENGTH_M) & (aside < CORRIDOR_M)
+    along = (other * np.cos(turned))[..., None]
+    braking = np.maximum(FRONT_BRAKING_MPS2, -acceleration)[..., None]
+    braking = np.where(along < 0, ONCOMING_BRAKING_MPS2, braking)
+    until_s = np.maximum(speed / FULL_BRAKE_MPS2, np.where(along < 0, -along / braking, 0.0))
+    time_s = until_s * _MOMENTS  # [..., 4, 50]
+    left = np.sign(along) * _braked_m(np.abs(along), braking, time_s)
+    left = left - _braked_m(speed, FULL_BRAKE_MPS2, time_s)
+    gaps = np.where(is_ahead, dx - LENGTH_M + left.min(-1), np.inf)
+    return np.where(is_known, gaps.min(-1), -np.inf)
+
+
+def _braked_m(speed: Floats, braking: Floats | float, time_s: Floats) -> Floats:
+    """Return how far a car gets within a time, from a speed, braking until it stands."""
+    time_s = np.minimum(time_s, speed / braking)
+    return np.asarray(speed * time_s - braking * time_s**2 / 2)
+
+
+def _slots(states: Floats) -> Floats:
+    """Return the features of the neighbours of states [..., 34], as [7, ..., 4]."""
+    return np.moveaxis(
+        states[..., EGO_COUNT:].reshape(*states.shape[:-1], NEIGHBOUR_COUNT, SLOT_COUNT), -1, 0
+    )
+
+
+def _in_lane(states: Floats) -> tuple[Floats, Floats]:
+    """Return the neighbours in the lane straightened: m to the right of the ego, heading in rad.
+
+    Both [..., 4].
+    """
+    _, _, sin_error, _, _, curvature = np.moveaxis(states[..., None, :EGO_COUNT], -1, 0)
+    _, dx, dy, heading, _, _, _ = _slots(states)
+    error = np.arcsin(np.clip(sin_error, -1, 1))
+    reach = np.clip(dx, -_BEND_REACH_M, _BEND_REACH_M)
+    across = dx * np.sin(error) + dy * np.cos(error) - curvature * reach**2 / 2
+    return across, heading + error - curvature * reach
+
+
+def is_avoidable(trajectory: Floats, after_s: float) -> bool:
+    """Tell whether full braking stops the car in time, along or at the end of a sequence.
+
+    Either after a time, or from where the sequence ends, which may be another lane.
+
+    Args:
+        trajectory: [H+1, 34].
+        after_s: Before which nobody will brake.
+    """
+    first = min(math.ceil(after_s / DT_S), len(trajectory) - 1)
+    return bool((reserve_m(trajectory[[first, -1]]) >= MARGIN_M).any())
+
+
+def keeps_standing(state: Floats, plan: Floats) -> bool:
+    """Tell whether the car stands and its plan keeps it there: it hits nobody, whatever comes."""
+    if plan.ndim != 2 or plan.shape[1] != 3 or not len(plan):
+        return False
+    wanted = FULL_THROTTLE_MPS2 * plan[:, 1] - FULL_BRAKE_MPS2 * plan[:, 2]
+    return bool(state[0] <= STANDING_MPS and (wanted <= 0).all())
+
+
+def brake_in_lane(state: Floats, horizon: int) -> Floats:
+    """Return the sequence [H, 3] that brakes fully and keeps the lane; at least one step.
+
+    Of a state that is not finite it keeps the wheels straight: the brakes need no state.
+    """
+    horizon = max(1, horizon)
+    if not np.isfinite(state).all():
+        return np.asarray(hold(np.array([[0.0, 0.0, 1.0]]), horizon)[0])
+    return np.asarray(manoeuvres(state[None], horizon)[0, MANOEUVRES.index(BRAKE)])
+
+
+def decide(state: Floats, plan: Floats, judgements: Sequence[Judgement] | None) -> Decision:
+    """Return what to do: the plan, if it is known to be safe and to stay so, else a fallback.
+
+    Args:
+        state: [34], the present one.
+        plan: [H, 3].
+        judgements: Of `CANDIDATES`; None if there was no answer.
+    """
+    if keeps_standing(state, plan):
+        return Decision(plan, PLAN, False, "")
+    if judgements is None:
+        return Decision(brake_in_lane(state, len(plan)), BRAKE, True, "no answer")
+    wanted = judgements[0]
+    if wanted.verdict == "safe" and is_avoidable(wanted.trajectory, REACTION_S):
+        return Decision(plan, PLAN, False, "")
+    is_safe = wanted.verdict == "safe"
+    reason = "the plan leaves no room to brake" if is_safe else f"the plan is {wanted.verdict}"
+    index = best_fallback(judgements)
+    return Decision(candidates(state, plan)[index], CANDIDATES[index], True, reason)
+
+
+def best_fallback(judgements: Sequence[Judgement]) -> int:
+    """Return the fallback to take, as an index of `CANDIDATES`.
+
+    Safe ones that leave room to brake come first, by risk; then safe ones that leave none, by how
+    much is missing; then unknown ones in their order, full brake first; then the least risk.
+    """
+
+    def order(index: int) -> tuple[float, ...]:
+        judged = judgements[index]
+        if judged.verdict == "safe" and is_avoidable(judged.trajectory, 0.0):
+            return 0, judged.risk
+        if judged.verdict == "safe":
+            return 1, -float(reserve_m(judged.trajectory[[0, -1]]).max()), judged.risk
+        if judged.verdict == "unsafe":
+            return 3, judged.risk
+        return 2, index
+
+    return min(range(1, len(judgements)), key=order)
+
+
+async def evaluated_horizon(client: AsyncClient) -> int:
+    """Return how many steps the served model may be asked about.
+
+    Raises:
+        ValueError: Its state is not the one that this monitor reads, or it was never calibrated.
+        ServiceError: The service refused or failed.
+        UnreachableError: No answer came.
+    """
+    model = await client.model()
+    check_spec([feature["name"] for feature in model["features"]["state"]])
+    horizon = model["thresholds"]["evaluated_horizon"]
+    if not horizon:
+        raise ValueError("the model was never calibrated: every verdict would be unknown")
+    return int(horizon)
+
+
+async def ask(
+    client: AsyncClient, state: Floats, plan: Floats, budget_s: float = BUDGET_S
+) -> list[Judgement] | None:
+    """Return what the service says about the plan and the fallbacks; None if it says nothing.
+
+    It returns within the budget: the client itself waits half a second longer than its `timeout_s`,
+    for the service's own answer that it is late.
+
+    Args:
+        client: Of the service.
+        state: [34].
+        plan: [H, 3].
+        budget_s: Longest wait.
+    """
+    try:
+        async with asyncio.timeout(budget_s):
+            answer = await client.safety_check(
+                state, candidates(state, plan), include=["trajectory"], timeout_s=budget_s
+            )
+        return judgements_of(answer, len(plan))
+    except (WorldModelError, TimeoutError) as exc:
+        log.warning("no answer: %s", exc or "too late")
+    except Exception:  # a fault of this program must not leave the car unwatched
+        log.exception("the check failed")
+    return None
+
+
+async def watch(
+    client: AsyncClient,
+    read: Callable[[], tuple[Floats, Floats]],
+    act: Callable[[Decision], None],
+    *,
+    horizon: int,
+    budget_s: float = BUDGET_S,
+    ticks: int | None = None,
+    clock: Callable[[], float] | None = None,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> None:
+    """Decide once a period, at moments counted from the start, so that delays do not add up.
+
+    Where a decision took longer than its period, the moments that passed are left out.
+
+    Args:
+        client: Of the service.
+        read: Returns the present state [34] and the planner's plan [H, 3], at once. Where there is
+            none, or only an old one, let it be NaN: that is no answer, too.
+        act: Takes each decision.
+        horizon: Steps of a plan that are looked at, what `evaluated_horizon` returns.
+        budget_s: Longest wait for an answer.
+        ticks: How many decisions; None: without end.
+        clock: Seconds; the event loop's by default.
+        sleep: Waits for so many seconds.
+    """
+    clock = clock or asyncio.get_running_loop().time
+    due_s = clock()
+    while ticks is None or ticks > 0:
+        state, plan = read()
+        plan = plan[:horizon]
+        act(decide(state, plan, await ask(client, state, plan, budget_s)))
+        due_s += PERIOD_S * max(1, math.ceil((clock() - due_s) / PERIOD_S))
+        await sleep(due_s - clock())
+        ticks = ticks and ticks - 1
