@@ -178,61 +178,70 @@ _CONVENTIONS = (
     _convention(
         "time",
         f"""
-        actions[k] is held from k to k + 1 steps of {STEP_S} s after the state. Plans in steps
-        of another length must be sampled anew: they would be judged over another time.
+        actions[k] is held from k to k + 1 steps of {STEP_S} s after the state. A plan in steps
+        of another length must be sampled anew, or it would be judged over another time: of one
+        in steps of 0.1 s send each action twice. The state is that of now: move older
+        measurements on to the present first, yourself and the others.
         """,
     ),
     _convention(
         "road",
         """
-        The lanes parallel to the ego's, of its direction; its edges are the outermost of theirs.
-        The lane of lane_offset, sin_heading_error and curvature is the one whose centre line is
-        closest.
+        The road is all lanes that run in the ego's direction, side by side; left_edge and
+        right_edge are measured to the outer borders of these lanes, shoulders not included.
+        lane_offset, sin_heading_error and curvature are those of the lane whose centre line is
+        closest. Two-way roads were not trained on.
         """,
     ),
     _convention(
         "slots",
         f"""
         The {NEIGHBOUR_COUNT} nearest road users, by distance of centres, nearest first, chosen
-        anew for each state: nothing is kept between requests. Those beyond {SENSOR_RANGE_M:g}
-        m, and a fifth one, are left out: no prediction sees them. An empty slot is zeros,
-        presence included. Within a predicted sequence a slot stays the same vehicle.
+        anew for each state: nothing is kept between requests. Leave out those beyond 95 m, and
+        a fifth one: no prediction sees them. An empty slot is zeros, presence included, and may
+        stand between others. Within a predicted sequence a slot stays the same vehicle.
         """,
     ),
     _convention(
         "tracks",
         f"""
-        Accelerations and turn rates are differences to the same track one step before, divided
-        by the {STEP_S} s. Of a track's first frame, and where they are unknown, send 0:
-        constant speed and heading. If a tracker loses a vehicle that is probably still there,
-        keep it in its slot and move it on by its last motion: presence 0 says that nobody is
-        there. If it comes back by another id, its first frame has 0 for both.
+        Accelerations and turn rates are differences to an earlier frame of the same track,
+        divided by the time between the two; training had {STEP_S} s. For the first frame of a
+        track, or if you do not know them, send 0: constant speed and heading. The model then
+        does not see that a car ahead brakes, and a crash with it may be `safe`. If a tracker
+        loses a vehicle that is probably still there, keep it in its slot and move it on by its
+        last motion: presence 0 says that nobody is there. If it comes back by another id, its
+        first frame has 0 for both.
         """,
     ),
     _convention(
         "sizes",
         f"""
         Every vehicle, the ego too, is taken for a rectangle {VEHICLE_LENGTH_M:g} m long and
-        {VEHICLE_WIDTH_M:g} m wide around its centre; no other size can be sent. Longer and
-        wider ones, and people on foot, are outside of what the model knows.
+        {VEHICLE_WIDTH_M:g} m wide around its centre: not around the rear axle (base_link in
+        ROS), nor a bumper. No other size can be sent, so `safe` may be wrong beside a truck, a
+        trailer or a person on foot. A long vehicle is better sent as a rectangle at its near
+        end, or in two slots with centres 5 m apart.
         """,
     ),
     _convention(
         "steering",
         """
-        wheel angle = steer x min(0.5 rad, atan(8 m/s^2 x 5 m / max(v, 1 m/s)^2)) with v at the
-        start of the step: up to 8.6 m/s the full 0.5 rad, above as much as 8 m/s^2 of grip
-        allow. Kinematic bicycle with axles at the car's ends (wheelbase 5 m), the centre
-        halfway: slip = atan(tan(angle) / 2), x += v cos(heading + slip) dt, y += v sin(heading
-        + slip) dt, heading += v sin(slip) / 2.5 m x dt. A car of another wheelbase sends the
-        steer that gives its path the same curvature.
+        wheel angle = steer x largest, largest = min(0.5 rad, atan(8 m/s^2 x 5 m / max(v, 1
+        m/s)^2)) with v at the start of the step: up to 8.6 m/s the full 0.5 rad, above as much
+        as 8 m/s^2 of grip allow. Kinematic bicycle with axles at the car's ends (wheelbase 5
+        m), the centre halfway: slip = atan(tan(angle) / 2), x += v cos(heading + slip) dt, y +=
+        v sin(heading + slip) dt, heading += v sin(slip) / 2.5 m x dt. So for a path of
+        curvature k (1/m, to the right positive): slip = asin(2.5 m x k), angle = atan(2
+        tan(slip)), steer = angle / largest. steer is no angle: 0.1 is a tenth of the largest.
         """,
     ),
     _convention(
         "pedals",
         """
-        acceleration = 5 m/s^2 x throttle - 8 m/s^2 x brake; both at once add up so. The speed
-        stays from 0 to 40 m/s: no reverse. Without pedals the speed stays: there is no drag.
+        acceleration = 5 m/s^2 x throttle - 8 m/s^2 x brake; both at once add up so. They are
+        shares, not m/s^2. The speed stays from 0 to 40 m/s: no reverse. Without pedals the
+        speed stays: there is no drag.
         """,
     ),
     _convention(

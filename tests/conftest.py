@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from models.backends.native import COMPILERS, compile_library
 from tests.test_models.test_backends.driver import Driver
 
 # Small products gain nothing from threads, and threads of several tests' servers fight for cores.
 torch.set_num_threads(1)
+# On a busy machine any example may take long.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(scope="session")

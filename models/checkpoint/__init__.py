@@ -16,12 +16,12 @@ from models.checkpoint.checkpoint import (
     Checkpoint,
     checkpoint_version,
     load_checkpoint,
-    load_tensors,
     read_spec,
     read_spec_of,
     save_checkpoint,
 )
 from models.checkpoint.files import CheckpointError
+from models.checkpoint.tensors import load_tensors
 
 __all__ = [
     "ALLOW_UNGUARANTEED",

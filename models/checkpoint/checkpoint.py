@@ -13,7 +13,6 @@ The version is a hash of what decides the answers: weights, config, spec and cal
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,9 +23,8 @@ import torch
 from annotated_types import Interval, Len
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
 
-from models.checkpoint.calibration import DONE_SCALES, DONE_SHIFTS, Calibration
+from models.checkpoint.calibration import Calibration
 from models.checkpoint.files import (
     CheckpointError,
     checked,
@@ -35,9 +33,10 @@ from models.checkpoint.files import (
     shown,
     write_json,
 )
+from models.checkpoint.tensors import check_normalisers, check_values, compare_shape, load_tensors
 from models.conformal import Guarantee
 from models.network.ensemble import WorldModelEnsemble
-from models.network.world_model import NORMALISERS, WorldModel
+from models.network.world_model import WorldModel
 from models.safety.limits import NOT_CALIBRATED, SafetyLimits
 from models.spec import Name, Spec, States
 
@@ -45,19 +44,6 @@ FORMAT = 1
 WEIGHTS, CONFIG, SPEC = "weights.safetensors", "config.json", "spec.json"
 CALIBRATION, TRAINING, METRICS = "calibration.json", "training.json", "metrics.json"
 VERSIONED = (WEIGHTS, CONFIG, SPEC, CALIBRATION)
-_TINY, _HUGE = 1e-12, 1e12
-_SENSIBLE = {
-    "reward_scale": (_TINY, _HUGE),
-    "done_scale": DONE_SCALES,
-    "done_shift": DONE_SHIFTS,
-}
-"""What normalisers may hold; see `_normaliser_bounds` for those of features. Beyond, the last two
-would make a likely crash look impossible, or turn the order of hazards around, whatever the network
-predicts."""
-_MOST_SPREADS, _LEAST_SPREAD = 100.0, 1e-6
-"""A feature's scale beside the width of its range. Values that are normalised by much more all look
-alike: the members answer the same to every state, and never disagree."""
-
 
 _OPTIONAL: dict[str, Any] = {
     "geometry": None,
@@ -233,8 +219,8 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> str:
     _checked_calibration(documents[CALIBRATION], CALIBRATION, checkpoint.spec)
     weights = {name: x.contiguous() for name, x in checkpoint.ensemble.state_dict().items()}
     for name, tensor in weights.items():
-        _check_values(WEIGHTS, name, tensor)
-    _check_normalisers(WEIGHTS, weights, checkpoint.spec, checkpoint.calibration)
+        check_values(WEIGHTS, name, tensor)
+    check_normalisers(WEIGHTS, weights, checkpoint.spec, checkpoint.calibration)
     folder.mkdir(parents=True, exist_ok=True)
     # Gone first and written last: a folder whose writing was cut short is refused, not half old.
     (folder / CONFIG).unlink(missing_ok=True)
@@ -276,7 +262,7 @@ def load_checkpoint(folder: Path, *, device: str = "cpu", members: int | None = 
     if members is not None and not 1 <= members <= config.members:
         raise CheckpointError(f"cannot serve {members} members, {folder} holds {config.members}")
     ensemble = _build(folder, config, spec)
-    _check_normalisers(folder / WEIGHTS, ensemble.state_dict(), spec, calibration)
+    check_normalisers(folder / WEIGHTS, ensemble.state_dict(), spec, calibration)
     ensemble = WorldModelEnsemble.from_members(list(ensemble.members)[:members])
     version, is_whole = checkpoint_version(folder), members in (None, config.members)
     return Checkpoint(
@@ -345,100 +331,6 @@ def _with_defaults(document: dict[str, Any]) -> dict[str, Any]:
     return {**document, "architecture": {"geometry": True, **architecture}}
 
 
-def load_tensors(
-    model: torch.nn.Module, tensors: dict[str, torch.Tensor], source: Path | str, *, optional: bool
-) -> None:
-    """Copy tensors into a model, refusing what does not fit.
-
-    Args:
-        model: Receives the values.
-        tensors: By name.
-        source: Named in errors.
-        optional: Whether normalisers may be missing and stay identity.
-
-    Raises:
-        CheckpointError: A tensor is missing, superfluous, of another shape, or not finite.
-    """
-    expected = model.state_dict()
-    required = {n for n in expected if not (optional and n.rpartition(".")[2] in NORMALISERS)}
-    if missing := sorted(required - tensors.keys()):
-        raise CheckpointError(f"{source} lacks the tensor {missing[0]}")
-    if extra := sorted(tensors.keys() - expected.keys()):
-        raise CheckpointError(f"{source} holds {extra[0]}, which the model does not have")
-    for name, tensor in tensors.items():
-        _compare_shape(source, name, tensor, expected[name].shape)
-        if tensor.dtype != expected[name].dtype:
-            raise CheckpointError(
-                f"{source} holds {name} as {tensor.dtype}, the model needs {expected[name].dtype}"
-            )
-        _check_values(source, name, tensor)
-    model.load_state_dict(tensors, strict=not optional)
-
-
-def _check_values(source: Path | str, name: str, tensor: torch.Tensor) -> None:
-    if not torch.isfinite(tensor).all():
-        raise CheckpointError(f"{source} holds values in {name} that are not finite")
-    low, high = _SENSIBLE.get(name.rpartition(".")[2], (-torch.inf, torch.inf))
-    if len(wrong := tensor[(tensor < low) | (tensor > high)]):
-        raise CheckpointError(
-            f"{source}: {name} holds {wrong[0]:g}, but must be from {low:g} to {high:g}"
-        )
-
-
-def _normaliser_bounds(spec: Spec, calibration: Calibration) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return least and most of what the normalisers of each feature may hold, [S] each.
-
-    The mean of values lies within their range, and their deviation is half of its width at most. A
-    range is the spec's or the trained one, whatever is wider; normalisers that change nothing (0
-    and 1) are always taken.
-    """
-    low, high = (
-        torch.tensor([getattr(x, name) for x in spec.state], dtype=torch.float64)
-        for name in ("low", "high")
-    )
-    if calibration.state_low:
-        low = low.minimum(torch.tensor(calibration.state_low, dtype=torch.float64))
-        high = high.maximum(torch.tensor(calibration.state_high, dtype=torch.float64))
-    width = high - low
-    most = _MOST_SPREADS * width.clamp(min=1.0)
-    return {
-        "state_mean": (low.clamp(max=0.0) - width, high.clamp(min=0.0) + width),
-        "state_scale": (_LEAST_SPREAD * width.clamp(max=1.0), most),
-        "delta_scale": (torch.zeros_like(width), most),
-    }
-
-
-def _check_normalisers(
-    source: Path | str, weights: dict[str, Tensor], spec: Spec, calibration: Calibration
-) -> None:
-    """Refuse normalisers that no values of the features have.
-
-    Raises:
-        CheckpointError: A mean lies far outside its feature's range, or a scale is far wider.
-    """
-    bounds = _normaliser_bounds(spec, calibration)
-    for name, tensor in weights.items():
-        kind = name.rpartition(".")[2]
-        if kind not in bounds:
-            continue
-        least, most = bounds[kind]
-        values = tensor.cpu().double()
-        for i in torch.nonzero((values < least) | (values > most)).flatten()[:1].tolist():
-            raise CheckpointError(
-                f"{source}: {name} holds {values[i]:g} for {spec.state[i].name}, but must be from "
-                f"{least[i]:g} to {most[i]:g} beside the feature's range"
-            )
-
-
-def _compare_shape(
-    source: Path | str, name: str, tensor: torch.Tensor, needed: Sequence[int]
-) -> None:
-    if list(tensor.shape) != list(needed):
-        raise CheckpointError(
-            f"{source} holds {name} of shape {list(tensor.shape)}, the model needs {list(needed)}"
-        )
-
-
 def _build(folder: Path, config: Config, spec: Spec) -> WorldModelEnsemble:
     weights = folder / WEIGHTS
     try:
@@ -470,7 +362,7 @@ def _compare_sizes(
         name = f"models.0.encoder.{2 * i}.weight"
         if name not in tensors:
             raise CheckpointError(f"{folder / WEIGHTS} lacks the tensor {name}")
-        _compare_shape(folder / WEIGHTS, name, tensors[name], (width, inputs))
+        compare_shape(folder / WEIGHTS, name, tensors[name], (width, inputs))
         inputs = width
 
 

@@ -113,11 +113,9 @@ def _operation(endpoint: Endpoint, request: type[BaseModel]) -> dict[str, Any]:
 
 
 def _example(request: type[BaseModel]) -> dict[str, Any]:
-    """Return a body of the needed fields; tools that make up the others ask for odd things."""
+    """Return a body of the fields with examples; tools that make up others ask for odd things."""
     fields = request.model_fields
-    return {
-        name: (field.examples or [None])[0] for name, field in fields.items() if field.is_required()
-    }
+    return {name: field.examples[0] for name, field in fields.items() if field.examples}
 
 
 def _ref(model: type[BaseModel]) -> dict[str, str]:

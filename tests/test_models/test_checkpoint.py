@@ -575,7 +575,7 @@ def test_no_calibration_is_served_without_episodes_that_vouch_for_it(
 def test_the_bundled_checkpoint_is_what_it_was() -> None:
     bundled = load_checkpoint(Path(models.__file__).parent / "pretrained")
 
-    assert bundled.version == "efebadcd8f528f03"
+    assert bundled.version == "89d6b931bcb565af"
     guarantee = bundled.calibration.guarantee
     assert guarantee is not None
     assert (guarantee.alpha, guarantee.episodes, guarantee.episodes_needed) == (0.01, 625, 99)

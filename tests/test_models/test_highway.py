@@ -125,9 +125,12 @@ def test_the_documents_have_the_conventions_of_the_spec() -> None:
 
     for about, text in TEXTS.items():
         assert (text in HTTP) if about == "drawing" else (text in flat), about
-    for feature in (*SPEC.state[:13], *SPEC.action):
+    limits = load_checkpoint(PRETRAINED).limits
+    for i, feature in enumerate((*SPEC.state[:13], *SPEC.action)):
         name = feature.name.replace("neighbour_1", "neighbour_N")
         row = f"| `{name}` | {feature.unit} | {feature.low:g} to {feature.high:g} | "
+        if i < 13:
+            row += f"{limits.state_low[i]:.3g} to {limits.state_high[i]:.3g} | "
         assert row + feature.meaning in HTTP
     assert SPEC.example is not None
     assert SPEC.example.scene in flat
