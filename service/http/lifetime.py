@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import structlog
-from starlette.types import Message, Receive, Scope, Send
 
 from service.errors import BadRequestError, UnavailableError
 from service.http.buffers import Flow
@@ -112,8 +111,8 @@ class Lifetime(Input):
         the body is to come, or nobody knows how much, it is not read.
         """
 
-        async def announcing(scope: Scope, receive: Receive, send: Send) -> None:
-            async def announced(message: Message) -> None:
+        async def announcing(scope: Any, receive: Any, send: Any) -> None:
+            async def announced(message: Any) -> None:
                 is_to_come = self._expects is Expected.BODY and message["type"] == _ANSWER_BEGINS
                 if is_to_come and (self._left is None or self._left > _LONGEST_DROPPED):
                     self._stop_reading()

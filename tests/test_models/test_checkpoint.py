@@ -242,10 +242,8 @@ def test_normalisers_that_values_have_are_taken(
 ) -> None:
     whole = small_checkpoint()
     features = tuple(replace(x, low=low, high=high) for x in whole.spec.state)
-    bounds = {"state_low": trained[:1] * 5, "state_high": trained[1:] * 5}
-    given = replace(
-        whole, spec=replace(whole.spec, state=features), calibration=Calibration(**bounds)
-    )
+    calibration = Calibration(state_low=trained[:1] * 5, state_high=trained[1:] * 5)
+    given = replace(whole, spec=replace(whole.spec, state=features), calibration=calibration)
     for member in given.ensemble.members:
         member.get_buffer("state_scale").fill_(scale)
     given = replace(given, ensemble=WorldModelEnsemble.from_members([*given.ensemble.members]))
