@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import structlog
-from starlette.types import Message, Receive, Scope, Send
 
 from service.errors import BadRequestError, UnavailableError
 from service.http.buffers import Flow
@@ -25,6 +24,8 @@ _LAST_REQUEST_S = 0.25
 """An idle connection takes a request for so long after the port is closed."""
 
 _LINGER_S = 1.0
+_WITHIN = (Expected.HEAD, Expected.BODY)
+_CUT_SHORT = "the connection was closed within a request"
 _ANSWER_BEGINS = "http.response.start"
 _LONGEST_DROPPED = 2**16
 """Bytes of a body that are read though its request is refused by its head, to keep a connection."""
@@ -110,8 +111,8 @@ class Lifetime(Input):
         the body is to come, or nobody knows how much, it is not read.
         """
 
-        async def announcing(scope: Scope, receive: Receive, send: Send) -> None:
-            async def announced(message: Message) -> None:
+        async def announcing(scope: Any, receive: Any, send: Any) -> None:
+            async def announced(message: Any) -> None:
                 is_to_come = self._expects is Expected.BODY and message["type"] == _ANSWER_BEGINS
                 if is_to_come and (self._left is None or self._left > _LONGEST_DROPPED):
                     self._stop_reading()
@@ -143,14 +144,21 @@ class Lifetime(Input):
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Let a caller that sends no more have its answer; True keeps the connection open."""
-        if self._expects in (Expected.HEAD, Expected.BODY) and not self._is_ahead:
-            self._refuse(BadRequestError("the connection was closed within a request"))
+        if self._expects in _WITHIN and not self._is_ahead:
+            self._refuse(BadRequestError(_CUT_SHORT))
             return not self.transport.is_closing()
         if self._expects is Expected.NOTHING or (self._is_free() and not self._input):
             return False
         self._is_half_closed = True
         self._arm(_GRACE_S, self._on_grace_over)
         return True
+
+    def _settle(self) -> None:
+        """Refuse what will never be complete, once all that came before the end is parsed."""
+        if self._is_half_closed and self._expects in _WITHIN and not self._has_turn:
+            self._refuse(BadRequestError(_CUT_SHORT))
+        else:
+            super()._settle()
 
     def _on_grace_over(self) -> None:
         """Give up a caller that may have left: TCP cannot tell."""

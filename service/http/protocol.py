@@ -89,7 +89,11 @@ class Protocol(Lifetime):
                     self._take_known(head, rest)
                 return
         self._input += data
-        self._parse()
+        if self.shared.turns.is_late():
+            self._unset_keepalive_if_required()
+            self._parse_later()
+        else:
+            self._parse()
 
     def _take_known(self, head: Head, rest: bytes) -> bool:
         self.idle_since_s = None

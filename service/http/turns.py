@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Generator
+from time import perf_counter
 from typing import TypeVar
 
 T = TypeVar("T")
 
 Turn = Callable[[], bool]
 """Does a millisecond's work; tells whether it wants another turn. It must not raise."""
+
+_MOST_S = 0.01
+"""Time for short work of many, each time round the event loop; more of it waits for turns."""
 
 
 class Turns:
@@ -23,6 +27,22 @@ class Turns:
     def __init__(self) -> None:
         self._waiting: deque[Turn] = deque()
         self._is_scheduled = False
+        self._until_s: float | None = None  # for short work this time round, by `perf_counter`
+
+    def is_late(self) -> bool:
+        """Tell whether short work should wait for a turn: much was done this time round the loop.
+
+        Whoever calls it goes on with that work. A hundred callers that send at the same moment
+        would hold up all others otherwise, though each takes less than a millisecond.
+        """
+        now = perf_counter()
+        if self._until_s is None:
+            self._until_s = now + _MOST_S
+            asyncio.get_running_loop().call_soon(self._begin_round)
+        return now > self._until_s
+
+    def _begin_round(self) -> None:
+        self._until_s = None
 
     def add(self, turn: Turn) -> None:
         """Give it turns from the next time round, until it wants no more."""

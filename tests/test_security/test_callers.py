@@ -629,3 +629,60 @@ async def test_callers_that_stand_still_do_not_keep_others_from_being_read(
             for caller in stalled:
                 await caller.leave()
             await ending
+
+
+@BOTH_PATHS
+async def test_much_that_comes_at_once_is_not_parsed_at_once(
+    engine: FakeEngine, protocol: type[Protocol], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of callers that send at the same moment each takes a while, and all of them long."""
+    monkeypatch.setattr("service.http.turns._MOST_S", -1.0)
+    async with listening(engine, protocol) as served:
+        callers = [await served.caller() for _ in range(8)]
+        await until(lambda: len(served.connections) == 8)
+        taken = served.connections
+        for connection in taken:
+            connection.data_received(request() + request(b"{", "X-Request-Id: B"))
+        assert [connection._parsed for connection in taken] == [0] * 8
+        assert [connection.idle_since_s for connection in taken] == [None] * 8
+        await asyncio.sleep(0)
+        assert sum(connection._parsed for connection in taken) <= 1
+        for caller in callers:
+            assert [(await caller.answer())[0] for _ in range(2)] == [200, 422]
+        await until(lambda: all(connection.idle_since_s is not None for connection in taken))
+        assert served.app.connections.intake._total == 0
+
+
+@BOTH_PATHS
+@pytest.mark.parametrize("cut", [-1, 10], ids=["body", "head"])
+async def test_a_request_that_is_cut_short_behind_another_is_refused_at_once(
+    engine: FakeEngine, protocol: type[Protocol], cut: int
+) -> None:
+    """No timeout has to pass: nothing more comes of it."""
+    async with listening(engine, protocol, head_timeout_s=600, body_timeout_s=600) as served:
+        for raw in (request(), request(b"{}", "X-Request-Id: B")):  # one head is known, one is not
+            caller = await served.caller()
+            engine.gate.clear()
+            caller.send(request(), raw[:cut])
+            await engine.entered()
+            taken = next(x for x in served.connections if x._is_ahead)
+            assert taken.eof_received()  # it came with the last bytes
+            engine.gate.set()
+            async with asyncio.timeout(20):
+                assert [(await caller.answer())[0] for _ in range(2)] == [200, 400]
+                assert await caller.rest() == b""
+
+
+async def test_a_refused_body_that_is_cut_short_leaves_no_connection(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even if its end comes while its last part waits for a turn."""
+    async with listening(engine) as served:
+        caller = await served.caller()
+        assert (await caller.ask(request(b" ", key="beta", length=9)))[0] == 401
+        (taken,) = served.connections
+        monkeypatch.setattr("service.http.turns._MOST_S", -1.0)
+        taken.data_received(b" ")
+        assert taken.eof_received()
+        async with asyncio.timeout(20):
+            assert await caller.rest() == b""

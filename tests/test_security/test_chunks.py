@@ -155,6 +155,17 @@ async def test_a_parser_that_sees_no_end_ends_the_connection(
             assert await caller.rest() == b""
 
 
+async def test_a_head_of_which_the_parser_sees_no_end_ends_the_connection(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.http.input.without_upgrade", lambda head: head[:-2])
+    async with listening(engine) as served:
+        caller = await served.caller()
+        async with asyncio.timeout(10):
+            assert (await caller.ask(request()))[0] == 400
+            assert await caller.rest() == b""
+
+
 @BOTH_PATHS
 @pytest.mark.parametrize("filler", [b" ", b"\n", b"\r\n", b"\n\r\n", b"\r\n\r\n", b"0\r\n\r\n"])
 async def test_a_chunk_is_parsed_at_once_whatever_is_in_it(
