@@ -141,6 +141,7 @@ def _described(info: ModelInfo, max_horizon: int, max_rows: int) -> dict[str, An
         "version": info.version,
         "device": info.device,
         "members": info.members,
+        "spec": info.spec.signature,
         "dims": {"state": info.spec.state_dim, "action": info.spec.action_dim},
         "dt_s": info.spec.dt_s,
         "max_horizon": max_horizon,

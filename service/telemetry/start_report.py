@@ -26,6 +26,7 @@ def log_start(checkpoint: Path, address: str, info: ModelInfo, load_s: float) ->
         url=f"http://{address}",
         model=info.name,
         version=info.version,
+        spec=info.spec.signature,
         device=info.device,
         members=info.members,
         load_s=round(load_s, 3),
