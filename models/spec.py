@@ -5,6 +5,8 @@ A `Spec` travels inside every checkpoint. Nothing else in the project holds dims
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import struct
 from collections import Counter
@@ -266,6 +268,18 @@ class Spec:
     def action_dim(self) -> int:
         """Number of action features, A."""
         return len(self.action)
+
+    @property
+    def signature(self) -> str:
+        """Dims and a digest of what a caller's numbers mean, for example `34x3-1a2b3c4d`.
+
+        Names, units and order of all features and the length of a step change it; ranges and
+        texts do not.
+        """
+        features = [[[f.name, f.unit] for f in each] for each in (self.state, self.action)]
+        meaning = json.dumps([self.dt_s, *features]).encode()
+        digest = hashlib.sha256(meaning).hexdigest()
+        return f"{self.state_dim}x{self.action_dim}-{digest[:8]}"
 
     def state_index(self, name: str) -> int:
         """Return the position of a state feature.

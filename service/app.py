@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from service.http.answers import Answers
 from service.http.buffers import Intake
 from service.http.connections import ConnectionLimits, Connections
 from service.http.contract import Contract
-from service.http.endpoints import PATHS
+from service.http.endpoints import ENDPOINTS, PATHS
 from service.http.exchange import Exchanges
 from service.http.middleware import Middleware
 from service.http.openapi import complete
@@ -85,7 +85,9 @@ def create_app(
         tracing: Makes spans of requests; the caller closes it after the lifespan.
     """
     info = engine.describe()
-    metrics = Metrics(registry, PATHS)
+    key_names = settings.key_names()
+    predictions = [endpoint.path for endpoint in ENDPOINTS]
+    metrics = Metrics(registry, PATHS, predictions, set(key_names.values()))
     scheduler = Scheduler(engine, _bounds(settings), metrics)
     health = scheduler.health
     contract = Contract(info.spec, settings.max_horizon, settings.max_rows)
@@ -94,7 +96,7 @@ def create_app(
         BodyParser(contract),
         scheduler,
         Answers(info, metrics),
-        _policy(settings),
+        _policy(settings, key_names),
         metrics,
         Intake(limits.max_buffered_bytes),
         tracing,
@@ -147,9 +149,9 @@ def _bounds(settings: Settings) -> Bounds:
     )
 
 
-def _policy(settings: Settings) -> Policy:
+def _policy(settings: Settings, key_names: Mapping[str, str]) -> Policy:
     return Policy(
-        keys=settings.keys(),
+        keys=key_names,
         open_paths=frozenset(OPEN_PATHS),
         max_body_bytes=settings.max_body_bytes,
         default_timeout_s=settings.default_timeout_s,

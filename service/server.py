@@ -21,12 +21,13 @@ import uvicorn
 
 from models.backends.backend import NotCompiledError
 from models.backends.cpu_levels import usable_library
-from models.checkpoint import load_checkpoint
+from models.checkpoint import Checkpoint, load_checkpoint
 from models.checkpoint.files import CheckpointError
 from service.app import WorldModelApp, create_app
 from service.engine import Engine
 from service.errors import StartupError
 from service.http.middleware import SERVICE_ENDS
+from service.http.peers import Peers
 from service.http.protocol import Protocol, protocol_for
 from service.setting_checks import is_easily_guessed
 from service.settings import Settings
@@ -212,18 +213,37 @@ def loaded_engine(settings: Settings) -> Engine:
     """Return the engine that these settings ask for, not started.
 
     Raises:
-        StartupError: The checkpoint cannot be loaded.
+        StartupError: The checkpoint cannot be loaded, or its spec is not the expected one.
     """
     try:
         checkpoint = load_checkpoint(settings.checkpoint, members=settings.members)
     except CheckpointError as exc:
         raise StartupError(f"cannot load the checkpoint: {exc}") from exc
+    _check_spec(checkpoint, settings)
     return Engine(
         checkpoint,
         device=settings.device,
         threads=settings.threads,
         vram_budget_bytes=settings.vram_budget_bytes,
         library=partial(prepared_library, settings) if settings.compile else None,
+    )
+
+
+def _check_spec(checkpoint: Checkpoint, settings: Settings) -> None:
+    """Check that clients mean by their numbers what the model means.
+
+    Raises:
+        StartupError: They do not.
+    """
+    spec, expected = checkpoint.spec, settings.expect_spec
+    # Without its digest, only the dims were asked for.
+    if expected is None or expected in (spec.signature, spec.signature.partition("-")[0]):
+        return
+    raise StartupError(
+        f"the checkpoint {settings.checkpoint} has the spec {spec.signature} ({spec.state_dim} "
+        f"state and {spec.action_dim} action features, {spec.dt_s:g} s a step), but "
+        f"WORLD_MODEL_EXPECT_SPEC is {expected}: serve a checkpoint of that spec, or change the "
+        "setting together with all clients."
     )
 
 
@@ -245,9 +265,11 @@ def _run(app: WorldModelApp, settings: Settings, listener: socket.socket, engine
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # only the long path would see what it makes of them: see `Peers`
         backlog=_BACKLOG,
         timeout_keep_alive=math.ceil(settings.idle_timeout_s),
     )
+    app.connections.exchanges.peers = Peers(config.forwarded_allow_ips)
     server = Server(config, partial(_log_start, settings, listener, engine))
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(_serve(server, app, settings, listener))

@@ -12,6 +12,10 @@ from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 
 _KEY = re.compile(r"[\x21-\x7e]+")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,31}")
+"""Of a key, as it is shown in logs and metrics."""
+_TAKEN_NAME = re.compile(r"none|unknown|key-[0-9]+")
+"""What requests without a key, with an unknown one, and keys without a name are called."""
 _MARKS = re.compile(r"""["'`\[\]{}]""")
 """Of lists and quoted texts: a key with one is more likely a value that was written as code."""
 _LONGEST_KEY = 4096
@@ -114,33 +118,76 @@ def check_folder(given: object) -> None:
 
 
 def keys_in(text: str) -> tuple[str, ...]:
-    """Return the keys in a comma separated text, each once."""
+    """Return the entries of a comma separated text, `KEY` or `NAME:KEY`, each once."""
     keys = (key.strip() for key in text.split(","))
     return tuple(dict.fromkeys(key for key in keys if key))
 
 
-def check_keys(keys: Sequence[str]) -> None:
-    """Check that there is a key, and that requests can carry each.
+def names_of(entries: Sequence[str]) -> dict[str, str]:
+    """Return the name of each key by the key; a key without a name is called `key-PLACE`.
+
+    Args:
+        entries: As `keys_in` returns them and `check_keys` lets them pass.
+    """
+    names: dict[str, str] = {}
+    for place, entry in enumerate(entries, 1):
+        name, key = _name_and_key(entry)
+        names.setdefault(key, name or f"key-{place}")
+    return names
+
+
+def _name_and_key(entry: str) -> tuple[str | None, str]:
+    """Return an entry's two parts; without a colon it has no name."""
+    name, colon, key = entry.partition(":")
+    return (name, key) if colon else (None, entry)
+
+
+def check_keys(entries: Sequence[str]) -> None:
+    """Check that there is a key, that requests can carry each, and that names are names.
+
+    Args:
+        entries: As `keys_in` returns them.
 
     Raises:
-        ValueError: There is none, or one cannot stand in a header or is written as a list or in
-            quotes; the message shows none.
+        ValueError: There is none; or one cannot stand in a header, is written as a list or in
+            quotes, or has two names; or a name is none. The message shows none of them.
     """
-    if not keys:
+    if not entries:
         raise ValueError("it holds no key; leave it out to serve all who reach the port")
-    for place, key in enumerate(keys, 1):
-        if not _KEY.fullmatch(key):
+    names: dict[str, str] = {}
+    for place, entry in enumerate(entries, 1):
+        name, key = _name_and_key(entry)
+        if not key:
+            raise ValueError(f"key {place} ends with a colon; write NAME:KEY, or the key alone")
+        _check_key(place, key)
+        if name is not None and (not _NAME.fullmatch(name) or _TAKEN_NAME.fullmatch(name)):
             raise ValueError(
-                f"key {place} has characters that no request can carry in 'Authorization: Bearer "
-                "KEY'; allowed are the visible ones of ASCII, and commas between keys"
+                f"key {place} has a colon, but what stands before it is no name; write NAME:KEY, "
+                "the name of at most 32 letters, digits, '.', '_' and '-', a letter first, and "
+                "none of 'none', 'unknown' and 'key-' with a number"
             )
-        if _MARKS.search(key):
-            raise ValueError(
-                f"key {place} has a quotation mark, bracket or brace; write keys as they are, "
-                "without quotes, and with commas between them, not as a list of JSON"
-            )
-        if len(key) > _LONGEST_KEY:
-            raise ValueError(f"key {place} is longer than {_LONGEST_KEY} characters")
+        if names.setdefault(key, name or "") != (name or ""):
+            raise ValueError(f"key {place} has another name as well; give each key one name")
+
+
+def _check_key(place: int, key: str) -> None:
+    """Check one key.
+
+    Raises:
+        ValueError: No request can carry it; the message does not show it.
+    """
+    if not _KEY.fullmatch(key):
+        raise ValueError(
+            f"key {place} has characters that no request can carry in 'Authorization: Bearer "
+            "KEY'; allowed are the visible ones of ASCII, and commas between keys"
+        )
+    if _MARKS.search(key):
+        raise ValueError(
+            f"key {place} has a quotation mark, bracket or brace; write keys as they are, "
+            "without quotes, and with commas between them, not as a list of JSON"
+        )
+    if len(key) > _LONGEST_KEY:
+        raise ValueError(f"key {place} is longer than {_LONGEST_KEY} characters")
 
 
 def is_easily_guessed(key: str) -> bool:

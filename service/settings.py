@@ -18,6 +18,7 @@ from service.setting_checks import (
     check_port,
     check_variables,
     keys_in,
+    names_of,
     nearest,
 )
 
@@ -53,6 +54,13 @@ class Settings(BaseSettings):
         default=PRETRAINED,
         description="Folder of the checkpoint to serve. The default is the bundled model; its "
         "dims and features decide what requests must look like.",
+    )
+    expect_spec: str | None = Field(
+        default=None,
+        pattern=r"^[1-9][0-9]{0,5}x[1-9][0-9]{0,5}(-[0-9a-f]{8})?$",
+        description="What clients send: dims (34x3), or dims and digest (34x3-1a2b3c4d) as `spec` "
+        "in /model and in the log of a start. A checkpoint of another spec, which would refuse or "
+        "misread every client, then stops the start. None: any is served.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",
@@ -94,7 +102,8 @@ class Settings(BaseSettings):
         default=None,
         description="Comma separated keys, one of which every request must carry as "
         "'Authorization: Bearer KEY' (health, readiness and metrics excepted). None: open to all "
-        "who reach the port. Two keys at once let clients change over without an outage.",
+        "who reach the port. Two keys at once let clients change over without an outage. "
+        "'NAME:KEY' gives a key the name by which logs and metrics tell who asks.",
     )
     max_body_bytes: int = Field(
         default=8 * 2**20,
@@ -332,7 +341,11 @@ class Settings(BaseSettings):
 
     def keys(self) -> tuple[str, ...]:
         """Return the configured API keys, each once; empty if the service is open."""
-        return () if self.api_keys is None else keys_in(self.api_keys.get_secret_value())
+        return tuple(self.key_names())
+
+    def key_names(self) -> dict[str, str]:
+        """Return the names of the configured API keys, by the key."""
+        return {} if self.api_keys is None else names_of(keys_in(self.api_keys.get_secret_value()))
 
     def secrets(self) -> tuple[str, ...]:
         """Return all texts that must never be shown: keys, and headers for OpenTelemetry's."""

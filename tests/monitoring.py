@@ -139,6 +139,7 @@ class Prometheus:
     """A running Prometheus, asked through its HTTP API."""
 
     def __init__(self, process: subprocess.Popen[str], url: str) -> None:
+        self.url = url
         self._process = process
         self._client = httpx.Client(base_url=url, timeout=10)
 

@@ -3,8 +3,9 @@
     python -m tools.draw_dashboard [--seconds 120]
 
 Cars replay the bundled held-out episodes and have every step checked, others ask for single steps,
-and planners send more and more sequences until some are turned away. Needs Debian's package
-prometheus.
+and planners send more and more sequences until some are turned away. Needs the program prometheus
+(Debian's package of that name) and what `pip install -e '.[dev,training]'` brings, matplotlib above
+all.
 """
 
 from __future__ import annotations
@@ -12,20 +13,24 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shutil
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 
 from service.settings import PRETRAINED
 from tests.monitoring import Prometheus, Series, launch_prometheus, queries
-from tests.test_end_to_end.conftest import Server, free_port, launch
-from tools.panels import draw
+
+if TYPE_CHECKING:
+    from tests.test_end_to_end.conftest import Server
 
 PICTURE = Path(__file__).parents[1] / "docs" / "plots" / "dashboard.png"
 KINDS = ("careful", "crash", "off-road")
@@ -81,7 +86,7 @@ def plan() -> Ask:
     def ask(client: httpx.Client, part: float) -> float:
         candidates = list(islice(cycle(windows), round(16 + 240 * part)))
         body = {"state": episode["states"][0], "actions": candidates, "outputs": ["returns"]}
-        timeout_s = 5.0 if part < 0.66 else 0.05
+        timeout_s = 5.0 if part < 0.66 else 0.15
         client.post("/rollout", json=body, headers={"X-Request-Timeout-Seconds": f"{timeout_s}"})
         return 0.15
 
@@ -130,6 +135,8 @@ def seen(prometheus: Prometheus, start_s: float, end_s: float) -> list[tuple[Any
 @contextlib.contextmanager
 def watched(folder: Path) -> Iterator[tuple[Server, Prometheus]]:
     """Run the service and a Prometheus that scrapes it."""
+    from tests.test_end_to_end.conftest import free_port, launch
+
     server = launch(folder / "service.log")
     prometheus = launch_prometheus(folder, free_port(), server.url.removeprefix("http://"))
     try:
@@ -142,12 +149,45 @@ def watched(folder: Path) -> Iterator[tuple[Server, Prometheus]]:
         server.stop()
 
 
+def missing() -> str | None:
+    """Return what is needed and is not there, in one sentence; None if all is there."""
+    needed = [package for package in ("matplotlib", "pytest") if find_spec(package) is None]
+    if needed:
+        return f"drawing needs {' and '.join(needed)}: pip install -e '.[dev,training]'"
+    if shutil.which("prometheus") is None:
+        return "drawing needs the program prometheus: apt-get install prometheus (Debian)"
+    return None
+
+
+def seconds(text: str) -> float:
+    """Return a number of seconds that is enough for a rate.
+
+    Raises:
+        argparse.ArgumentTypeError: It is not.
+    """
+    try:
+        given = float(text)
+    except ValueError:
+        given = 0.0
+    if not 15 <= given <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 15 to 3600")
+    return given
+
+
 def main() -> None:
     """Run, ask, draw."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=120.0, help="how long there is traffic")
-    parser.add_argument("--out", type=Path, default=PICTURE)
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.draw_dashboard",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--seconds", type=seconds, default=120.0, help="how long there is traffic")
+    parser.add_argument("--out", type=Path, default=PICTURE, help="the PNG to write")
     given = parser.parse_args()
+    if problem := missing():
+        sys.exit(f"Error: {problem}")
+    from tools.panels import draw
+
     with (
         tempfile.TemporaryDirectory() as folder,
         watched(Path(folder)) as (server, prometheus),
@@ -156,7 +196,8 @@ def main() -> None:
         with traffic(server.url, given.seconds):
             time.sleep(given.seconds)
         panels = seen(prometheus, start_s, time.time())
-    draw(panels, given.out)
+    title = f"World model: {given.seconds:g} s of traffic; times in minutes:seconds"
+    draw(panels, given.out, title)
     print(f"{given.out}: {given.out.stat().st_size / 1024:.0f} KB")
 
 

@@ -27,20 +27,29 @@ COLORS = (
 NAMED = {"green": "#299c46", "red": "#d44a3a", "orange": "#d98a00", "gray": "#8e93a1"}
 NAMED |= {"yellow": "#f2cc0c", "blue": "#5794f2", "text": TEXT}
 WIDTH_IN, UNIT_IN, DPI, COLUMNS = 16.0, 0.26, 110, 24
+TITLE_UNITS = 2.0
 HEAT = LinearSegmentedColormap.from_list("heat", ["#4a2c12", "#ff780a", "#fff0c0"])
 BINARY = MultipleLocator(128 * 2**20)
 
 
-def draw(panels: list[tuple[Any, list[Series]]], path: Path) -> None:
-    """Draw panels in the places that the dashboard gives them, into a PNG of few colours."""
-    titles = [panel for panel in dashboard()["panels"] if panel["type"] == "row"]
+def draw(panels: list[tuple[Any, list[Series]]], path: Path, title: str) -> None:
+    """Draw panels in the places that the dashboard gives them, into a PNG of few colours.
+
+    Args:
+        panels: Each panel with its lines.
+        path: Of the PNG.
+        title: Of the whole.
+    """
+    rows = [panel for panel in dashboard()["panels"] if panel["type"] == "row"]
     places = [panel["gridPos"] for panel, _ in panels]
-    units = max(place["y"] + place["h"] for place in places)
+    units = max(place["y"] + place["h"] for place in places) + TITLE_UNITS
     end_s = max(one.times[-1] for _, series in panels for one in series)
     with mpl.rc_context({"font.size": 8, "text.color": TEXT, "font.family": "DejaVu Sans"}):
         figure = plt.figure(figsize=(WIDTH_IN, units * UNIT_IN), facecolor=GROUND)
-        for title in titles:
-            paint_row(Cell(figure, title, units, end_s))
+        y = 1 - 0.5 * TITLE_UNITS / units
+        figure.text(0.15 / COLUMNS, y, title, fontsize=12, weight="bold", va="center")
+        for row in rows:
+            paint_row(Cell(figure, row, units, end_s))
         for panel, series in panels:
             PAINTERS[panel["type"]](Cell(figure, panel, units, end_s), series)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,11 +67,11 @@ class Cell:
     Args:
         figure: The whole picture.
         panel: As in the dashboard's JSON.
-        units: Height of the dashboard.
+        units: Height of the dashboard and its title.
         end_s: Where time ends.
     """
 
-    def __init__(self, figure: Figure, panel: dict[str, Any], units: int, end_s: float) -> None:
+    def __init__(self, figure: Figure, panel: dict[str, Any], units: float, end_s: float) -> None:
         self.end_s = end_s
         self.panel = panel
         self.defaults = panel.get("fieldConfig", {}).get("defaults", {})
@@ -70,7 +79,7 @@ class Cell:
         self._units = units
         place = panel["gridPos"]
         self.width = place["w"]
-        self._x, self._y, self._h = place["x"], place["y"], place["h"]
+        self._x, self._y, self._h = place["x"], place["y"] + TITLE_UNITS, place["h"]
 
     def axes(
         self, left: float = 1.0, right: float = 0.25, top: float = 1.3, bottom: float = 1.9
@@ -129,7 +138,7 @@ def paint_stat(cell: Cell, series: list[Series]) -> None:
 def paint_lines(cell: Cell, series: list[Series]) -> None:
     """Paint one line per series over time."""
     if not series:
-        nothing(cell.axes())
+        nothing(cell, cell.axes())
         return
     # What is never anything but zero takes its color last.
     series = sorted(series, key=lambda one: not any(one.values))
@@ -155,7 +164,7 @@ def paint_heatmap(cell: Cell, series: list[Series]) -> None:
     """Paint how many values fell into each bucket of a histogram over time."""
     axes = cell.axes(left=0.9)
     if not series:
-        axes.axis("off")
+        nothing(cell, axes)
         return
     bounds = sorted(series, key=lambda one: float(one.labels["le"]))
     upto = np.nan_to_num(np.array([one.values for one in bounds]))
@@ -174,7 +183,7 @@ def paint_states(cell: Cell, series: list[Series]) -> None:
     """Paint a bar for each series while it is there, such as an alert."""
     axes = cell.axes(left=0.3, bottom=1.2)
     if not series:
-        axes.axis("off")
+        nothing(cell, axes)
         return
     for place, (color, one) in enumerate(zip(COLORS * 3, series, strict=False)):
         spans = [(at - 0.5, 1.0) for at in one.times]
@@ -220,10 +229,11 @@ def overrides(panel: dict[str, Any]) -> dict[str, dict[str, str]]:
     return found
 
 
-def nothing(axes: Axes) -> None:
-    """Say that there are no values."""
+def nothing(cell: Cell, axes: Axes) -> None:
+    """Say that there are no values, and why if that is known."""
     axes.axis("off")
-    text = "no data: there was no GPU"
+    needs_gpu = "mpty without a GPU" in cell.panel["description"]
+    text = "no data: there was no GPU" if needs_gpu else "no data"
     axes.text(0.5, 0.4, text, ha="center", va="center", fontsize=9, color=FAINT)
 
 

@@ -8,6 +8,7 @@ bytes from here: identity, admission, clock, trace and metrics of a request are 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -17,17 +18,20 @@ from typing import TYPE_CHECKING, NamedTuple
 import orjson
 import structlog
 
-from service.errors import DeadlineExceededError, EngineError, ServiceError
+from service.errors import DeadlineExceededError, EngineError, OverloadedError, ServiceError
 from service.http.answers import Answers, Parts
 from service.http.buffers import Intake
 from service.http.endpoints import ENDPOINTS, Endpoint
+from service.http.peers import Address, Peers
 from service.http.policy import Policy
 from service.http.reading.bodies import AT_ONCE_BYTES, BodyParser, Parsed
 from service.http.turns import Turns
 from service.interface import Headers
+from service.scheduling.admission import OVERHEAD_S
 from service.scheduling.jobs import Job, JobClass, JobResult, Outcome
 from service.scheduling.scheduler import Scheduler
-from service.telemetry.metrics import OTHER, Metrics
+from service.telemetry.metrics import NO_KEY, Metrics
+from service.telemetry.requests import OTHER
 
 if TYPE_CHECKING:
     from service.telemetry.tracing import Trace, Tracing
@@ -35,6 +39,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+
+_FASTEST_BYTES_A_SECOND = 2e8
+"""No machine reads long bodies faster: an earlier deadline is the caller's own choice."""
 
 CLIENT_GONE = 499
 """Counted in place of a status if the caller left before the reply."""
@@ -64,12 +71,14 @@ class Head(NamedTuple):
         headers: By name.
         length: Of the body, if the head says it.
         timeout_s: Time until the request's deadline.
+        key: Name of the key that it was admitted by.
     """
 
     endpoint: Endpoint
     headers: Headers
     length: int
     timeout_s: float
+    key: str
 
 
 Respond = Callable[[Reply | None], None]
@@ -91,6 +100,7 @@ class Exchanges:
     Attributes:
         endpoints: By path.
         turns: Runs long work between short requests.
+        peers: Names who asks; the server says which proxies it trusts.
     """
 
     def __init__(
@@ -111,20 +121,37 @@ class Exchanges:
         self.tracing = tracing
         self.turns = Turns()
         self.intake = intake
+        self.peers = Peers()
         self.endpoints: Mapping[str, Endpoint] = {x.path: x for x in ENDPOINTS}
 
-    def head(self, path: str, headers: Headers, length: int = 0) -> Head:
+    def head(self, path: str, headers: Headers, key: str, length: int = 0) -> Head:
         """Return what the head of a prediction request says.
 
         Args:
             path: Of an endpoint.
             headers: By name.
+            key: Name of the key that it was admitted by.
             length: Of the body, if the head says it.
 
         Raises:
             InvalidRequestError: It asks for a deadline that cannot be.
         """
-        return Head(self.endpoints[path], headers, length, self.policy.timeout_s(headers))
+        return Head(self.endpoints[path], headers, length, self.policy.timeout_s(headers), key)
+
+    def who(self, address: Address, headers: Headers, key: str | None = None) -> dict[str, str]:
+        """Return who asks, for a log line: `peer`, and the name of its `key` if keys are needed.
+
+        Args:
+            address: Of the connection's other end.
+            headers: Of the request.
+            key: Its name; None if it was not looked at.
+        """
+        peer = self.peers.name(address, headers)
+        key = key or self.policy.unchecked_key
+        return {
+            **({} if peer is None else {"peer": peer}),
+            **({} if key == NO_KEY else {"key": key}),
+        }
 
 
 class Exchange:
@@ -136,8 +163,11 @@ class Exchange:
         path: What was asked for.
         headers: By name.
         label: Its route's template; None: there is none.
+        address: Of the connection's other end.
+        key: Name of the key that it was admitted by; None: it was not looked at.
 
     Attributes:
+        key: The same, or what stands for it.
         label: The metric label of its route.
         request_id: As in the answer and in logs.
         shared: With all others.
@@ -145,8 +175,8 @@ class Exchange:
     """
 
     __slots__ = (
-        "_head", "_job", "_parse_s", "_parsed", "_path", "_reading", "_respond", "_started_s",
-        "label", "request_id", "shared", "trace",
+        "_address", "_head", "_headers", "_is_impossible", "_job", "_parse_s", "_parsed", "_path",
+        "_reading", "_respond", "_started_s", "key", "label", "request_id", "shared", "trace",
     )  # fmt: skip
 
     _head: Head
@@ -154,11 +184,22 @@ class Exchange:
     _parsed: Parsed
 
     def __init__(
-        self, shared: Exchanges, method: str, path: str, headers: Headers, label: str | None
+        self,
+        shared: Exchanges,
+        method: str,
+        path: str,
+        headers: Headers,
+        label: str | None,
+        address: Address = None,
+        key: str | None = None,
     ) -> None:
         self._started_s = perf_counter()
         self.shared = shared
         self._path = path
+        self._headers = headers
+        self._address = address
+        self._is_impossible = False
+        self.key = key or shared.policy.unchecked_key
         self.label = label
         self.request_id = request_id_of(headers)
         self.trace: Trace | None = None
@@ -167,7 +208,8 @@ class Exchange:
         self._reading: _Reading | None = None
         # Spans of probes would drown all others.
         if shared.tracing is not None and path not in shared.policy.open_paths:
-            self.trace = shared.tracing.begin(method, path, label, headers, self.request_id)
+            peer = shared.peers.name(address, headers)
+            self.trace = shared.tracing.begin(method, path, label, headers, self.request_id, peer)
 
     def start(self, head: Head, body: bytes, respond: Respond) -> None:
         """Read the body, which is all there, and queue its job; a long body takes its time.
@@ -208,13 +250,41 @@ class Exchange:
             status: Of the answer, or `CLIENT_GONE`.
         """
         seconds = perf_counter() - self._started_s
-        self.shared.metrics.answered(self.label or OTHER, status, seconds)
+        self.shared.metrics.answered(
+            self.label or OTHER, status, seconds, self.key, self._is_impossible
+        )
         if self.trace is not None:
-            self.trace.end(status)
+            self.trace.end(status, self.key)
 
-    def failure(self, error: Exception) -> Reply:
-        """Log an error and return the reply to the caller."""
-        return self._traced(failure(error, self.request_id, self._path, self.trace))
+    def failure(self, error: Exception, least_s: float | None = None) -> Reply:
+        """Log an error and return the reply to the caller.
+
+        Args:
+            error: What went wrong.
+            least_s: The shortest deadline that can be kept; None: that of the request's job.
+        """
+        if isinstance(error, DeadlineExceededError | OverloadedError):
+            self._is_impossible = self._could_not_be_kept(least_s)
+        who = self.shared.who(self._address, self._headers, self.key)
+        reply = failure(
+            error,
+            self.request_id,
+            self._path,
+            who,
+            self.trace,
+            is_callers_fault=self._is_impossible,
+        )
+        return self._traced(reply)
+
+    def _could_not_be_kept(self, least_s: float | None) -> bool:
+        """Return whether the caller itself chose a deadline that no load is to blame for."""
+        if least_s is None:
+            rows, horizon, _ = self._parsed.actions.shape
+            least_s = self.shared.scheduler.least_s(rows, horizon)
+        timeout_s = self._head.timeout_s
+        return timeout_s < least_s and self.shared.policy.is_callers_choice(
+            timeout_s, self._headers
+        )
 
     def _enqueue(self, parsed: Parsed, parse_s: float, timeout_s: float) -> None:
         endpoint = self._head.endpoint
@@ -237,30 +307,28 @@ class Exchange:
         except Exception as exc:  # noqa: BLE001 (the app's last resort, see `failure`)
             self._respond(self.failure(exc))
 
-    def refuse(self, error: Exception) -> None:
-        """End it by an error, before it has a job."""
+    def refuse(self, error: Exception, least_s: float | None = None) -> None:
+        """End it by an error, before it has a job; see `failure`."""
         self._reading = None
-        self._respond(self.failure(error))
+        self._respond(self.failure(error, least_s))
 
     def _on_outcome(self, outcome: Outcome) -> None:
         # The job knows this exchange: without a cycle nothing is left to the garbage collector.
         job, self._job = self._job, None
-        parsed = self._parsed
-        del self._parsed  # a kept connection keeps its last exchange
         if self.trace is not None:
             assert job is not None
             self.trace.settled(job, outcome)
-        if outcome is None:
-            self._respond(None)
-            return
+        reply = None
         try:
             if isinstance(outcome, ServiceError):
                 raise outcome
-            compose = self._head.endpoint.answer
-            answer = self.shared.answers.text(compose, parsed, self._parse_s, outcome)
-            reply = self._traced(_success(answer, self.request_id, outcome))
+            if outcome is not None:
+                compose = self._head.endpoint.answer
+                answer = self.shared.answers.text(compose, self._parsed, self._parse_s, outcome)
+                reply = self._traced(_success(answer, self.request_id, outcome))
         except Exception as exc:  # noqa: BLE001 (the app's last resort, see `failure`)
             reply = self.failure(exc)
+        del self._parsed  # a kept connection keeps its last exchange
         self._respond(reply)
 
     def _traced(self, reply: Reply) -> Reply:
@@ -284,6 +352,7 @@ class _Reading:
         self._started_s = started_s
         shared = exchange.shared
         self._intake, self._length = shared.intake, len(body)
+        self._least_s = OVERHEAD_S + self._length / _FASTEST_BYTES_A_SECOND
         slices = shared.parser.in_slices(head.endpoint.kind, body)
         self._intake.keep(self._length)
         self._cancel = shared.turns.run(slices, self._on_read, self._on_failed)
@@ -306,7 +375,7 @@ class _Reading:
     def _on_late(self) -> None:
         self.end()
         error = DeadlineExceededError("the deadline passed while the body was read")
-        self._exchange.refuse(error)
+        self._exchange.refuse(error, self._least_s)
 
 
 def request_id_of(headers: Headers) -> str:
@@ -326,22 +395,32 @@ def failure(
     error: Exception,
     request_id: str,
     path: str,
+    who: Mapping[str, str],
     trace: Trace | None = None,
     *,
+    is_callers_fault: bool = False,
     is_logged: bool = True,
 ) -> Reply:
-    """Log an error and return the reply to its caller; a stranger learns nothing of our faults."""
-    ids = {"request_id": request_id, **({} if trace is None else trace.ids)}
+    """Log an error and return the reply to its caller; a stranger learns nothing of our faults.
+
+    Args:
+        error: What went wrong.
+        request_id: As in the answer and in logs.
+        path: What was asked for.
+        who: Asks, for the log; see `Exchanges.who`.
+        trace: The request's spans; None if it has none.
+        is_callers_fault: Whether nothing is wrong with the service, whatever the status says.
+        is_logged: Whether the request has a line in the log.
+    """
+    ids = {"request_id": request_id, **who, **({} if trace is None else trace.ids)}
     if not isinstance(error, ServiceError):
         log.error("unexpected error", **ids, exc_info=error)
         error = EngineError("the service has failed on this request")
     if trace is not None:
-        trace.failed(error)
+        trace.failed(error, is_servers=error.status >= 500 and not is_callers_fault)
     if is_logged:
-        report = log.error if error.status >= 500 else log.info
-        if error.status == 429:
-            report = log.warning
-        report(
+        log.log(
+            logging.INFO if is_callers_fault else _level(error),
             "request failed",
             **ids,
             code=error.code,
@@ -352,6 +431,13 @@ def failure(
     body = orjson.dumps(error.body())
     extra = "".join(f"{name.lower()}: {value}\r\n" for name, value in error.headers.items())
     return Reply(error.status, _HEAD % (len(body), request_id.encode()) + extra.encode(), body)
+
+
+def _level(error: ServiceError) -> int:
+    """Return how severe an error is for the service."""
+    if error.status == 429:
+        return logging.WARNING
+    return logging.ERROR if error.status >= 500 else logging.INFO
 
 
 _TYPE = b"content-type: application/json\r\n"

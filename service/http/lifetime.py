@@ -13,7 +13,7 @@ import structlog
 from service.errors import BadRequestError, UnavailableError
 from service.http.buffers import Flow
 from service.http.input import Expected, Input
-from service.telemetry.metrics import OTHER
+from service.telemetry.requests import OTHER
 
 log = structlog.get_logger()
 
@@ -72,7 +72,8 @@ class Lifetime(Input):
         self.connections.discard(self)
         self.shared.refused.add(self)
         if len(self.shared.refused) > _MOST_REFUSED:
-            self._metrics.answered(OTHER, UnavailableError.status, 0.0)
+            key = self.shared.exchanges.policy.unchecked_key
+            self._metrics.answered(OTHER, UnavailableError.status, 0.0, key)
             self._stop_reading()
             self.transport.abort()
         else:
@@ -189,7 +190,9 @@ class Lifetime(Input):
 
     def cut_output(self) -> None:
         """Close a connection whose caller does not read."""
-        log.warning("connection cut", reason="its answer is not read", unread=self.unread_bytes)
+        who = self.shared.exchanges.who(self.client, {})
+        reason = "its answer is not read"
+        log.warning("connection cut", reason=reason, unread=self.unread_bytes, **who)
         self.transport.abort()
 
     def pause_writing(self) -> None:

@@ -46,7 +46,8 @@ class Middleware:
         path = scope["path"]
         # The template, never a path that a stranger made up.
         label = path if path in PATHS else None
-        exchange = Exchange(self._exchanges, scope["method"], path, headers, label)
+        address = scope.get("client")
+        exchange = Exchange(self._exchanges, scope["method"], path, headers, label, address)
         answer = _Answer(scope, send, exchange)
         try:
             await self._serve(scope, headers, receive, answer)
@@ -63,7 +64,8 @@ class Middleware:
         self, scope: Scope, headers: Headers, receive: Receive, answer: _Answer
     ) -> None:
         path, shared = scope["path"], self._exchanges
-        shared.policy.check(path, headers)
+        answer.exchange.key = key = shared.policy.key_of(path, headers)
+        shared.policy.check(headers)
         if path not in shared.endpoints:
             if scope["method"] == "HEAD":  # as GET, but for the body (RFC 9110, 9.3.2)
                 scope["method"] = "GET"
@@ -74,7 +76,7 @@ class Middleware:
             return
         if scope["method"] != "POST":
             raise MethodNotAllowedError(f"{path} answers POST only", allow="POST")
-        head = shared.head(path, headers)
+        head = shared.head(path, headers, key)
         body = await _read(self._limited(receive, scope))
         if body is not None:
             await answer.reply(await _run(answer.exchange, head, body, receive))

@@ -144,6 +144,7 @@ def _described(info: ModelInfo, max_horizon: int, max_rows: int) -> dict[str, An
         "device": info.device,
         "answer_digest": info.answer_digest,
         "members": info.members,
+        "spec": info.spec.signature,
         "dims": {"state": info.spec.state_dim, "action": info.spec.action_dim},
         "dt_s": info.spec.dt_s,
         "frame": info.spec.frame,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hmac
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from service.errors import InvalidRequestError, PayloadTooLargeError, UnauthorizedError
 from service.interface import Headers
+from service.telemetry.metrics import NO_KEY, UNKNOWN_KEY
 
 TIMEOUT_HEADER = "X-Request-Timeout-Seconds"
 _SECONDS = re.compile(rb"[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?|\.[0-9]+([eE][+-]?[0-9]+)?")
@@ -19,28 +21,40 @@ class Policy:
     """What the service lets in.
 
     Attributes:
-        keys: One of them must come with a request; empty: all are welcome.
+        keys: Names of keys, by the key; one must come with a request. Empty: all are welcome.
         open_paths: Need no key.
         max_body_bytes: Longest body.
         default_timeout_s: Deadline of requests that bring none.
         max_timeout_s: Longest deadline; requests for more get this one.
     """
 
-    keys: tuple[str, ...] = field(repr=False)
+    keys: Mapping[str, str] = field(repr=False)
     open_paths: frozenset[str]
     max_body_bytes: int
     default_timeout_s: float
     max_timeout_s: float
 
-    def check(self, path: str, headers: Headers) -> None:
-        """Let a request in.
+    @property
+    def unchecked_key(self) -> str:
+        """What the key of a request is called as long as it was not looked at."""
+        return UNKNOWN_KEY if self.keys else NO_KEY
+
+    def key_of(self, path: str, headers: Headers) -> str:
+        """Let a request in by its key; return the key's name.
 
         Raises:
             UnauthorizedError: It has no known key.
+        """
+        if not self.keys or path in self.open_paths:
+            return NO_KEY
+        return self._known_key(headers.get(b"authorization", b""))
+
+    def check(self, headers: Headers) -> None:
+        """Let a request in by all else that its head says.
+
+        Raises:
             PayloadTooLargeError: It says that its body is too long.
         """
-        if self.keys and path not in self.open_paths:
-            self._check_key(headers.get(b"authorization", b""))
         self.check_length(_declared_length(headers))
 
     def check_length(self, length: int) -> None:
@@ -77,12 +91,23 @@ class Policy:
             )
         return min(timeout_s, self.max_timeout_s)
 
-    def _check_key(self, authorization: bytes) -> None:
+    def is_callers_choice(self, timeout_s: float, headers: Headers) -> bool:
+        """Return whether a deadline is the caller's own: neither the default nor the longest one.
+
+        Args:
+            timeout_s: Time until the deadline, as `timeout_s` returned it.
+            headers: Of its request.
+        """
+        return b"x-request-timeout-seconds" in headers and timeout_s < self.max_timeout_s
+
+    def _known_key(self, authorization: bytes) -> str:
         scheme, _, given = authorization.partition(b" ")
         # All keys are compared, each in constant time: the time tells nothing about them.
-        matches = [hmac.compare_digest(given.strip(), key.encode()) for key in self.keys]
-        if scheme.lower() != b"bearer" or not any(matches):
+        given = given.strip()
+        known = [n for key, n in self.keys.items() if hmac.compare_digest(given, key.encode())]
+        if scheme.lower() != b"bearer" or not known:
             raise UnauthorizedError("a known key is needed as 'Authorization: Bearer KEY'")
+        return known[0]
 
 
 def _declared_length(headers: Headers) -> int:

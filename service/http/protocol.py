@@ -37,7 +37,8 @@ from service.http.heads import fault_of, is_one_head, path_of
 from service.http.input import Expected
 from service.http.lifetime import Lifetime
 from service.http.middleware import REFUSALS
-from service.telemetry.metrics import OTHER
+from service.http.peers import Address
+from service.telemetry.requests import OTHER
 
 log = structlog.get_logger()
 
@@ -206,8 +207,9 @@ class Protocol(Lifetime):
         elif is_late:
             self._close()
         elif not self.transport.is_closing():
-            reply = failure(error, request_id_of({}), OTHER, is_logged=is_logged)
-            self._metrics.answered(OTHER, reply.status, 0.0)
+            who = self._exchanges.who(self.client, {})
+            reply = failure(error, request_id_of({}), OTHER, who, is_logged=is_logged)
+            self._metrics.answered(OTHER, reply.status, 0.0, self._policy.unchecked_key)
             self._write(reply, keep_alive=False)
 
     # Exchanges and their answers.
@@ -248,8 +250,9 @@ class Protocol(Lifetime):
             return False
         keep_alive = self.parser.should_keep_alive()
         try:
-            self._policy.check(path, headers)
-            head = self._exchanges.head(path, headers, int(length or 0))
+            key = self._policy.key_of(path, headers)
+            self._policy.check(headers)
+            head = self._exchanges.head(path, headers, key, int(length or 0))
         except ServiceError:
             return False
         self._begin(head, keep_alive)
@@ -258,7 +261,9 @@ class Protocol(Lifetime):
         return True
 
     def _begin(self, head: Head, keep_alive: bool) -> _Request:
-        request = _Request(self._exchanges, head, keep_alive, self._unheard, self._respond)
+        request = _Request(
+            self._exchanges, head, keep_alive, self._unheard, self._respond, self.client
+        )
         self._request = self.cycle = request
         return request
 
@@ -375,9 +380,10 @@ class _Request(Exchange):
         keep_alive: bool,
         event: asyncio.Event,
         respond: Respond,
+        address: Address,
     ) -> None:
         path = head.endpoint.path
-        super().__init__(shared, "POST", path, head.headers, path)
+        super().__init__(shared, "POST", path, head.headers, path, address, head.key)
         self._head = head
         self._respond = respond
         self.is_complete = False

@@ -8,6 +8,10 @@ from service.scheduling.health import Health
 from service.scheduling.jobs import Bounds, JobClass, Observer
 from service.scheduling.queues import Queues
 
+OVERHEAD_S = 0.002
+"""What a request takes beside the model, and how exactly deadlines are kept: nobody can count on
+an answer within less than this more than the model's own time."""
+
 
 class Admission:
     """Decides when a job arrives, by what waits and by what that costs.
@@ -76,6 +80,11 @@ class Admission:
                 f"before it; the deadline is in {timeout_s:g} s",
                 retry_after_s=min(backlog_s, total_s - timeout_s),
             )
+
+    def least_s(self, rows: int, horizon: int) -> float:
+        """Return the shortest deadline that is kept for a job if nothing else does anything."""
+        job_s = self._engine.costs.job_s(rows, horizon, self._bounds.preempt_after_s)
+        return job_s + OVERHEAD_S
 
     def backlog_s(self, job_class: JobClass) -> float:
         """Return how long the work before a new job of this class takes, as far as known."""

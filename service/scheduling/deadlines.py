@@ -43,6 +43,10 @@ class Deadlines:
             heapify(self._deadlines)
         heappush(self._deadlines, (job.deadline_s, job.seq))
 
+    def due_in_s(self) -> float:
+        """Return the time until the next deadline, maybe one of a job that has ended."""
+        return self._timer_s - asyncio.get_running_loop().time()
+
     def close(self) -> None:
         """Watch no more."""
         if self._timer is not None:

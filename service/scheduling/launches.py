@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -74,7 +75,14 @@ class Launch:
         return all(job.is_done for job in self.jobs)
 
     def next_slice(
-        self, costs: Costs, bounds: Bounds, pace: float, *, is_quick: bool, may_be_long: bool
+        self,
+        costs: Costs,
+        bounds: Bounds,
+        pace: float,
+        *,
+        is_quick: bool,
+        may_be_long: bool,
+        due_in_s: Callable[[], float] = lambda: math.inf,
     ) -> Slice:
         """Return what is computed next.
 
@@ -85,12 +93,15 @@ class Launch:
             is_quick: Whether the engine may be called on the event loop.
             may_be_long: Whether a call made there may last `inline_s`: it stops for input, or
                 nothing that comes in can be more urgent.
+            due_in_s: Returns the time until the next deadline, which is kept on the event loop.
         """
         longest_s = bounds.preempt_after_s
-        # A slice that stops for what comes in need not be short to look for it.
-        if is_quick and may_be_long and not self.is_overtaken:
-            longest_s = max(longest_s, bounds.inline_s / pace)
         steps, step_s = self.steps_left, costs.step_s_of[self.part_rows]
+        is_long = steps * step_s > longest_s
+        # A slice that stops for what comes in need not be short to look for it. But a deadline
+        # does not come in.
+        if is_long and is_quick and may_be_long and not self.is_overtaken:
+            longest_s = max(longest_s, min(bounds.inline_s, due_in_s()) / pace)
         if step_s:
             # Where launches cannot be left between steps, only whole horizons can be computed.
             least = 1 if costs.is_divisible else self.horizon

@@ -143,6 +143,10 @@ class Scheduler:
         self._wake.set()
         return job
 
+    def least_s(self, rows: int, horizon: int) -> float:
+        """Return the shortest deadline that is kept for a job if nothing else does anything."""
+        return self._admission.least_s(rows, horizon)
+
     def cancel(self, job: Job) -> None:
         """Free a job's place; its outcome is None, unless it had one already."""
         if self._resolve(job, None):
@@ -199,6 +203,7 @@ class Scheduler:
             self.health.pace,
             is_quick=self._is_quick,
             may_be_long=self._stop_when_readable is not None,
+            due_in_s=self._deadlines.due_in_s,
         )
         if launch.running is None:
             now = self._timer()

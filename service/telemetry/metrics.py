@@ -26,6 +26,7 @@ from models.safety import VERDICTS, Verdict
 from service import __version__
 from service.interface import Array, ModelInfo
 from service.scheduling.jobs import ENGINE_FAULTS, REJECTIONS, JobClass
+from service.telemetry.requests import OTHER, Requests
 from service.telemetry.series import (
     COUNTS,
     LATENCY_S,
@@ -38,11 +39,11 @@ from service.telemetry.series import (
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 Registry = CollectorRegistry
 STAGES = ("parse", "queue", "compute", "respond")
-OTHER = "other"
-"""Label of paths that no route has: a scanner must not create series."""
-
 _SORTED_AFTER = 1024
 """Requests and verdicts after which histograms sort what came."""
+
+NO_KEY, UNKNOWN_KEY = "none", "unknown"
+"""Names in place of a key's, for a request that needs none and one that has no known one."""
 
 STATUSES = (
     *("200", "400", "401", "404", "405", "408", "413", "414", "415", "422", "429", "431"),
@@ -69,27 +70,36 @@ class Metrics:
     Args:
         registry: Lets others read all series; a fresh one each service.
         endpoints: Route templates, the closed set of the endpoint label.
+        predictions: Those of them that the model answers.
+        keys: Names of the keys that callers may have; empty: they need none.
     """
 
-    def __init__(self, registry: Registry, endpoints: Iterable[str]) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        endpoints: Iterable[str],
+        predictions: Iterable[str] = (),
+        keys: Iterable[str] = (),
+    ) -> None:
         # A time stamp for every series would double each scrape.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         # What is rare, or read at scrape, is left to the library; the rest writes its own text.
         self._library = CollectorRegistry()
-        self._hot: list[Counts | Histogram] = []
+        self._hot: list[Requests | Counts | Histogram] = []
         self._unsorted = 0
-        self._add_traffic([*endpoints, OTHER])
+        self._add_traffic([*endpoints, OTHER], [*predictions, OTHER], sorted(keys))
         self._add_batching()
         self._add_answers()
-        self._library.register(_Resident())
+        self._library.register(_Process())
         registry.register(_Parsed(self.render))
 
-    def _add_traffic(self, endpoints: Sequence[str]) -> None:
-        requests = Counts(
-            "world_model_requests",
-            "Answered HTTP requests by route and status; 499 if the caller left.",
-            ("endpoint", "code"),
+    def _add_traffic(
+        self, endpoints: Sequence[str], predictions: Sequence[str], keys: Sequence[str]
+    ) -> None:
+        requests = Requests(
             [(endpoint, code) for endpoint in endpoints for code in STATUSES],
+            predictions,
+            [NO_KEY, *keys, *([UNKNOWN_KEY] if keys else [])],
         )
         seconds = Histogram(
             "world_model_request_seconds",
@@ -186,9 +196,24 @@ class Metrics:
         """Read a GPU's gauges by these functions at each scrape; None: no series."""
         self._library.register(_Device(vram, utilization))
 
-    def answered(self, endpoint: str, status: int, seconds: float) -> None:
-        """Note an answered request; `endpoint` is a route template or `OTHER`."""
-        self._requests[endpoint, str(status)] += 1
+    def answered(
+        self,
+        endpoint: str,
+        status: int,
+        seconds: float,
+        key: str = NO_KEY,
+        is_impossible: bool = False,
+    ) -> None:
+        """Note an answered request.
+
+        Args:
+            endpoint: Route template, or `OTHER`.
+            status: Of the answer, or 499.
+            seconds: From its first to its last byte.
+            key: Name of the key that it was admitted by, or what stands for it.
+            is_impossible: Whether its caller chose a deadline that an idle service would miss.
+        """
+        self._requests[endpoint, status, key, is_impossible] += 1
         self._seconds[endpoint].add(seconds)
         self._unsorted += 1
         if self._unsorted >= _SORTED_AFTER:
@@ -258,13 +283,20 @@ class _Parsed(Collector):
         yield from text_string_to_metric_families(self._render().decode())
 
 
-class _Resident(Collector):
-    """Memory of this process, read at scrape."""
+class _Process(Collector):
+    """Memory of this process, read at scrape, and when it began."""
 
     def __init__(self) -> None:
         self._process = psutil.Process()
+        # Once: where it is counted from the machine's start, setting the clock would change it.
+        self._start_s = self._process.create_time()
 
     def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(
+            "process_start_time_seconds",
+            "Start time of the process since unix epoch in seconds.",
+            value=self._start_s,
+        )
         yield GaugeMetricFamily(
             "world_model_process_resident_bytes",
             "Memory of the service's process that is in RAM.",

@@ -9,7 +9,7 @@ dicts and lists, to which only the event loop's thread adds, and whose lines lac
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -105,7 +105,11 @@ class Counts:
 
     def lines(self) -> list[str]:
         """Return the present counts; any thread."""
-        counts, heads = dict(self.counts), self._heads
+        return self.lines_of(dict(self.counts))
+
+    def lines_of(self, counts: Mapping[tuple[str, ...], int]) -> list[str]:
+        """Return lines for given counts, of all series that are known and maybe more."""
+        heads = self._heads
         if len(counts) > len(heads):
             heads = self._heads = {values: self._head(values) for values in counts}
         return [

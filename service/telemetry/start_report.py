@@ -28,6 +28,7 @@ def log_start(checkpoint: Path, address: str, info: ModelInfo, load_s: float) ->
         service_version=__version__,
         model=info.name,
         version=info.version,
+        spec=info.spec.signature,
         device=info.device,
         members=info.members,
         load_s=round(load_s, 3),

@@ -87,7 +87,13 @@ class Tracing:
         self.model_version = ""
 
     def begin(
-        self, method: str, path: str, route: str | None, headers: Headers, request_id: str
+        self,
+        method: str,
+        path: str,
+        route: str | None,
+        headers: Headers,
+        request_id: str,
+        peer: str | None = None,
     ) -> Trace:
         """Begin the span of a request.
 
@@ -97,8 +103,10 @@ class Tracing:
             route: Its route's template; None if no route has this path.
             headers: May name the caller's span.
             request_id: As in the answer and in logs.
+            peer: Address of whoever asks, if it has one.
         """
         attributes = {
+            **({} if peer is None else {"client.address": peer}),
             "http.request.method": method,
             "url.path": path[:200],
             "url.scheme": "http",  # TLS ends before the service
@@ -134,8 +142,8 @@ class Trace:
     """
 
     __slots__ = (
-        "_began_ns", "_began_s", "_error", "_job", "_outcome", "_parse_s", "_settled_s", "_span",
-        "_tracer", "headers", "ids",
+        "_began_ns", "_began_s", "_error", "_is_servers", "_job", "_outcome", "_parse_s",
+        "_settled_s", "_span", "_tracer", "headers", "ids",
     )  # fmt: skip
 
     def __init__(self, tracer: Tracer, name: str, headers: Headers, attributes: Attributes) -> None:
@@ -154,6 +162,7 @@ class Trace:
         self._job: Job | None = None
         self._outcome: Outcome = None
         self._error: ServiceError | None = None
+        self._is_servers = False
         self.ids: dict[str, str] = {}
         self.headers: list[tuple[bytes, bytes]] = []
         known = self._span.get_span_context()
@@ -173,18 +182,21 @@ class Trace:
         self._job = job
         self._outcome = outcome
 
-    def failed(self, error: ServiceError) -> None:
-        """Note what the request is answered instead of a result."""
+    def failed(self, error: ServiceError, *, is_servers: bool) -> None:
+        """Note what the request is answered instead of a result, and whether the server failed."""
         self._error = error
+        self._is_servers = is_servers
 
-    def end(self, status: int) -> None:
+    def end(self, status: int, key: str) -> None:
         """Make the spans, now that the answer is sent.
 
         Args:
             status: Of the answer.
+            key: Name of the key that the request was admitted by, or what stands for it.
         """
         ended_s = perf_counter()
         if self._span.is_recording():
+            self._span.set_attribute("world_model.key", key)
             self._describe(status)
             self._stages(ended_s)
         self._span.end(self._ns(ended_s))
@@ -196,7 +208,7 @@ class Trace:
         if error is None:
             return
         self._span.set_attribute("world_model.error.code", error.code)
-        if error.status >= 500:  # by convention, others are the caller's errors and not a server's
+        if self._is_servers:  # by convention, others are the caller's errors and not a server's
             self._span.set_attribute("error.type", error.code)
             self._span.set_status(StatusCode.ERROR, error.message)
 

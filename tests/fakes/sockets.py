@@ -15,6 +15,7 @@ import pytest
 import uvicorn
 
 from service.app import create_app
+from service.http.peers import Peers
 from service.http.protocol import Protocol, protocol_for
 from service.server import Server
 from service.telemetry.metrics import Registry
@@ -117,8 +118,10 @@ class Listening:
     ) -> None:
         idle_timeout_s: int = given.get("idle_timeout_s", 75)
         self.registry = Registry()
+        proxies: str = given.pop("proxies", "127.0.0.1")
         given = {"max_body_bytes": LIMIT, "api_keys": "alpha", "max_rows": 64, **given}
         self.app = create_app(settings(**given), engine, self.registry, tracing)
+        self.app.connections.exchanges.peers = Peers(proxies)
         self.server = Server(
             uvicorn.Config(
                 self.app,
@@ -128,6 +131,7 @@ class Listening:
                 access_log=False,
                 server_header=False,
                 timeout_keep_alive=idle_timeout_s,
+                proxy_headers=False,
             ),
             lambda: None,
         )
@@ -196,5 +200,5 @@ def listening(
     tracing: Tracing | None = None,
     **given: Any,
 ) -> contextlib.AbstractAsyncContextManager[Listening]:
-    """Serve; `given` are settings."""
+    """Serve; `given` are settings, and `proxies` those that are trusted."""
     return Listening(engine, protocol, tracing, given).run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import fnmatch
 import json
 import re
@@ -186,15 +187,68 @@ def test_compose_passes_only_settings_that_exist() -> None:
                 assert variable.removeprefix(PREFIX).lower() in Settings.model_fields
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_compose_accepts_the_files(device: str) -> None:
+def composed(folder: Path, device: str, dotenv: str | None) -> subprocess.CompletedProcess[str]:
+    """Have Compose read the files as they are in a folder of their own, with this `.env`."""
     program = shutil.which("docker-compose")
     if program is None:
         pytest.skip("needs docker-compose")
-
+    for name in ("docker-compose.yml", *DEVICES.values()):
+        shutil.copy(ROOT / name, folder)
+    if dotenv is not None:
+        (folder / ".env").write_text(dotenv)
     files = ("-f", "docker-compose.yml", "-f", DEVICES[device])
-    result = subprocess.run(
-        [program, *files, "config", "--quiet"], cwd=ROOT, capture_output=True, text=True
-    )
+    return subprocess.run([program, *files, "config"], cwd=folder, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_compose_accepts_the_files_with_the_example_of_their_env(
+    tmp_path: Path, device: str
+) -> None:
+    result = composed(tmp_path, device, (ROOT / ".env.example").read_text())
 
     assert result.returncode == 0, result.stderr
+
+
+def test_every_line_of_env_reaches_the_service_even_a_misspelt_one(tmp_path: Path) -> None:
+    result = composed(tmp_path, "cpu", "WORLD_MODEL_API_KEY=sesame\nWORLD_MODEL_MAX_ROWS=512\n")
+
+    environment = yaml.safe_load(result.stdout)["services"]["world-model"]["environment"]
+    assert environment["WORLD_MODEL_API_KEY"] == "sesame"
+    assert environment["WORLD_MODEL_MAX_ROWS"] == "512"
+
+
+def test_without_env_compose_does_not_begin(tmp_path: Path) -> None:
+    result = composed(tmp_path, "cpu", None)
+
+    assert result.returncode != 0
+    assert ".env" in result.stderr
+
+
+def test_the_service_reads_all_of_env() -> None:
+    assert SERVICES["world-model"]["env_file"] == ".env"
+    assert all("env_file" not in x for name, x in SERVICES.items() if name != "world-model")
+
+
+def test_the_example_of_env_names_only_what_exists() -> None:
+    named = re.findall(r"^#? ?([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    settings = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+
+    assert len(named) > 3
+    assert set(named) <= settings | {"COMPOSE_FILE", "BIND_ADDRESS"}
+
+
+def test_the_systemd_unit_sets_good_values_and_waits_for_the_end() -> None:
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment, method-assign]
+    text = (ROOT / "deploy" / "systemd" / "world-model.service").read_text()
+    unit.read_string(text)
+    pairs = re.findall(rf"^Environment={PREFIX}(\w+)=(.*)$", text, re.MULTILINE)
+
+    settings = Settings(**{name.lower(): value for name, value in pairs})
+    service = unit["Service"]
+    longest_s = settings.drain_delay_s + settings.shutdown_timeout_s + _LAST_RESORT_S
+    assert longest_s < float(service["TimeoutStopSec"])
+    assert service["ExecStart"].endswith("/world-model serve")
+    assert service["EnvironmentFile"] == "/etc/world-model.env"
+    assert str(settings.cache_dir) == f"/var/cache/{service['CacheDirectory']}"
+    assert service["CacheDirectoryMode"] == "0700"

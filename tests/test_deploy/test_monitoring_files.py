@@ -122,10 +122,97 @@ def test_every_selected_metric_is_documented(selector: str) -> None:
     assert f"| `{name}` |" in (DOCS / "metrics.md").read_text()
 
 
-def test_every_other_selected_metric_is_recorded() -> None:
+def test_every_other_selected_metric_is_recorded_or_of_the_process() -> None:
     names = {selector.partition("{")[0] for selector in SELECTED}
+    ours = {sample.name for family in Read().registry.collect() for sample in family.samples}
 
-    assert {name for name in names if not name.startswith("world_model_")} <= set(RECORDED)
+    assert {name for name in names if not name.startswith("world_model_")} - ours <= set(RECORDED)
+
+
+DOWN = """
+      - series: up{job="world-model", instance="well"}
+        values: 1x20
+      - series: world_model_ready{job="world-model", instance="well"}
+        values: 1x20
+      - series: up{job="world-model", instance="other"}
+        values: 1x4 0x16
+      - series: world_model_ready{job="world-model", instance="other"}
+        values: 1x4 stale
+"""
+
+
+def asked(*series: tuple[str, str, int]) -> str:
+    """Return outcomes by instance, outcome and requests every 15 s."""
+    return "".join(
+        "\n      - series: world_model_outcomes_total"
+        f'{{job="world-model", instance="{instance}", outcome="{outcome}"}}'
+        f"\n        values: 0+{count}x20"
+        for instance, outcome, count in series
+    )
+
+
+FAILS = asked(
+    ("well", "answered", 10_000),
+    ("other", "answered", 50),
+    ("other", "late", 25),
+    ("other", "failed", 25),
+    ("other", "turned_away", 100),
+    ("other", "impossible_deadline", 9_000),
+)
+IMPOSSIBLE = asked(("a", "impossible_deadline", 10), ("a", "answered", 10), ("a", "late", 0))
+LOADED = """
+      - series: safety_check:p99_bound_seconds
+        values: 0.05x20
+"""
+FIRING = """
+      - series: ALERTS{alertname="WorldModelDown", alertstate="firing"}
+        values: 1x20
+      - series: ALERTS{alertname="WorldModelNotReady", alertstate="pending"}
+        values: 1x20
+      - series: ALERTS{alertname="OfSomebodyElse", alertstate="firing"}
+        values: 1x20
+"""
+
+
+@needs_promtool
+@pytest.mark.parametrize(
+    ("title", "series", "expected"),
+    [
+        ("Ready", DOWN, 0),
+        ("Ready", DOWN.replace("1x4 0x16", "1x20").replace("1x4 stale", "0x20"), 0),
+        ("Ready", DOWN.replace("1x4 0x16", "1x20").replace("1x4 stale", "1x20"), 1),
+        ("Ready", DOWN.replace("up{", "up_of_others{").replace("ready{", "ready_of_others{"), 0),
+        ("Failed requests", FAILS, 0.25),
+        ("Failed requests", IMPOSSIBLE, 0),
+        ("Firing alerts", LOADED, 0),
+        ("Firing alerts", LOADED + FIRING, 1),
+        ("Firing alerts", DOWN, None),
+    ],
+    ids=[
+        *("one is down", "one is not ready", "all are ready", "none is there"),
+        *("one of two fails", "impossible deadlines"),
+        *("none fires", "one fires", "no rules are loaded"),
+    ],
+)
+def test_a_panel_at_the_top_hides_no_instance_that_fails(
+    tmp_path: Path, title: str, series: str, expected: float | None
+) -> None:
+    (query,) = [query for query in queries() if query.panel["title"] == title]
+    samples = "[]" if expected is None else f"[{{labels: '{{}}', value: {expected}}}]"
+    expression = query.expression.replace("'", "''")
+    text = f"""
+evaluation_interval: 15s
+tests:
+  - interval: 15s
+    input_series:{series}
+    promql_expr_test:
+      - expr: '{expression}'
+        eval_time: 4m
+        exp_samples: {samples}
+"""
+    (tmp_path / "test.yml").write_text(text)
+
+    promtool("test", "rules", tmp_path / "test.yml")
 
 
 def test_every_alternative_of_a_pattern_is_a_value_that_exists() -> None:
@@ -182,7 +269,7 @@ def test_every_panel_can_be_drawn(tmp_path: Path, count: int) -> None:
         if panel["type"] != "row"
     ]
 
-    draw(panels, tmp_path / "new" / "dashboard.png")
+    draw(panels, tmp_path / "new" / "dashboard.png", "Title")
 
     assert (tmp_path / "new" / "dashboard.png").read_bytes().startswith(b"\x89PNG")
 

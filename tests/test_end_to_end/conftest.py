@@ -29,6 +29,7 @@ def free_port() -> int:
 class Server:
     process: subprocess.Popen[str]
     url: str
+    log: Path
 
     def wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -61,7 +62,7 @@ def launch(log: Path, *options: str, **environment: str) -> Server:
             stderr=subprocess.STDOUT,
             text=True,
         )
-    return Server(process, f"http://127.0.0.1:{port}")
+    return Server(process, f"http://127.0.0.1:{port}", log)
 
 
 @pytest.fixture(scope="module")

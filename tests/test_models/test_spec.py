@@ -25,6 +25,28 @@ def test_a_spec_survives_json(spec: Spec) -> None:
     assert checked(Spec, json.loads(json.dumps(spec.to_json())), "it") == spec
 
 
+def test_a_signature_tells_what_callers_must_know_and_nothing_else() -> None:
+    spec = anonymous_spec(2, 1)
+    first, second = spec.state
+    dims, _, digest = spec.signature.partition("-")
+    assert (dims, len(digest)) == ("2x1", 8)
+
+    same = [
+        replace(spec, name="other", geometry=None),
+        replace(spec, state=(replace(first, meaning="x", low=-1.0), second)),
+    ]
+    others = [
+        replace(spec, dt_s=0.1),
+        replace(spec, state=(second, first)),
+        replace(spec, state=(first,)),
+        replace(spec, state=(replace(first, unit="km"), second)),
+        replace(spec, action=(replace(spec.action[0], name="x"),)),
+        replace(spec, state=(first,), action=(second, *spec.action)),
+    ]
+    assert {one.signature for one in same} == {spec.signature}
+    assert len({spec.signature, *(one.signature for one in others)}) == 1 + len(others)
+
+
 def test_state_index_finds_features_by_name() -> None:
     spec = highway_spec()
 

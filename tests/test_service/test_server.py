@@ -19,16 +19,17 @@ import orjson
 import pytest
 import structlog
 import torch
+from pydantic import ValidationError
 
-from models.checkpoint import save_checkpoint
+from models.checkpoint import load_checkpoint, save_checkpoint
 from models.conformal import Guarantee
 from service import __version__
 from service.engine import Engine
 from service.engine.parts import Parts
 from service.errors import StartupError
 from service.interface import Array
-from service.server import DEVICE_LOST_CODE, _allow_files, serve
-from service.settings import Settings
+from service.server import DEVICE_LOST_CODE, _allow_files, loaded_engine, serve
+from service.settings import Settings, explain_settings_error
 from service.telemetry.start_report import log_limits
 from tests.fakes.engine import fake_info
 from tests.test_service.test_engine.test_engine import checkpoint
@@ -133,6 +134,31 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
 def test_too_many_members_are_named(folder: Path) -> None:
     with pytest.raises(StartupError, match="cannot serve 9 members"):
         serve(Settings(port=0, checkpoint=folder, members=9))
+
+
+def test_a_checkpoint_of_another_spec_than_expected_is_refused_with_both_named(
+    folder: Path,
+) -> None:
+    found = load_checkpoint(folder).spec.signature
+    dims, _, digest = found.partition("-")
+    other = f"{dims}-{'0' * 7}{'1' if digest != '00000001' else '2'}"
+    for expected in ("34x4", "34x3-1a2b3c4d", other):
+        with pytest.raises(StartupError) as refused:
+            loaded_engine(Settings(checkpoint=folder, expect_spec=expected))
+
+        sentence = str(refused.value)
+        assert f"has the spec {found} (" in sentence
+        assert f"WORLD_MODEL_EXPECT_SPEC is {expected}: " in sentence
+    for fitting in (None, dims, found):
+        loaded_engine(Settings(checkpoint=folder, expect_spec=fitting))
+
+
+@pytest.mark.parametrize("value", ["", "34", "x3", "0x3", "34x", "34x3-", "34x3-1A2B3C4D", "a x b"])
+def test_what_is_no_spec_cannot_be_expected(value: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        Settings(expect_spec=value)
+
+    assert "setting WORLD_MODEL_EXPECT_SPEC" in explain_settings_error(refused.value)
 
 
 GIVEN = Guarantee(alpha=0.01, lead_s=0.2, episodes=120, threshold=0.6)

@@ -143,7 +143,35 @@ BAD_KEYS = {
     "quotes of a shell": "'sesame-1','sesame-2'",
     "quotes of another kind": "`sesame`",
     "an object": "{sesame}",
+    "a name without a key": "sesame:",
+    "a name of digits": "5esame:a-good-key-of-23-chars",
+    "an empty name": ":sesame",
+    "a name with a blank": "sesame one:sesame",
+    "a name of 33 letters": f"{'n' * 33}:sesame",
+    "a name that stands for no key": "none:sesame",
+    "a name that stands for unknown keys": "unknown:sesame",
+    "a name that others may get by their place": "key-2:sesame",
+    "a key with two names": "a:sesame,b:sesame",
+    "a key with a name and without": "sesame,a:sesame",
 }
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("one", {"one": "key-1"}),
+        ("one, two ,,", {"one": "key-1", "two": "key-2"}),
+        ("a:one,two,a:three", {"one": "a", "two": "key-2", "three": "a"}),
+        ("A.b_c-9:one:two", {"one:two": "A.b_c-9"}),
+        ("c2VjcmV0==", {"c2VjcmV0==": "key-1"}),
+    ],
+)
+def test_keys_have_names_that_give_nothing_of_them_away(text: str, names: dict[str, str]) -> None:
+    given: dict[str, Any] = {"api_keys": text}
+    settings = Settings(**given)
+
+    assert settings.key_names() == names
+    assert settings.keys() == tuple(names)
 
 
 @pytest.mark.parametrize("keys", BAD_KEYS.values(), ids=BAD_KEYS)
@@ -160,7 +188,7 @@ def test_keys_are_read_as_written_each_once(given: list[str]) -> None:
     kept = [key.strip() for part in given for key in part.split(",") if key.strip()]
 
     assert keys_in(text) == tuple(dict.fromkeys(kept))
-    allowed = set(string.printable) - set(string.whitespace) - set("[]{}\"'`")
+    allowed = set(string.printable) - set(string.whitespace) - set("[]{}\"'`:")
     if kept and all(set(key) <= allowed for key in kept):
         check_keys(keys_in(text))
 

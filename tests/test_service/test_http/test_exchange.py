@@ -203,6 +203,7 @@ async def test_model_tells_all_of_the_contract(client: httpx.AsyncClient) -> Non
     model = (await client.get("/model")).json()
 
     assert model["dims"] == {"state": 3, "action": 2}
+    assert model["spec"] == fake_spec().signature
     assert (model["name"], model["version"], model["device"]) == ("fake-model", VERSION, "cpu")
     assert model["service_version"] == __version__
     assert (model["dt_s"], model["max_horizon"], model["max_rows"]) == (0.1, 32, 64)

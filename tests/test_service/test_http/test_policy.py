@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from service.errors import InvalidRequestError, PayloadTooLargeError, UnauthorizedError
 from service.http.exchange import request_id_of
 from service.http.policy import Policy
+from service.telemetry.metrics import NO_KEY, UNKNOWN_KEY
 
 KEYS = ("first-key", "second-key", "Schlüssel")
 LIMIT_BYTES, DEFAULT_S, MOST_S = 1000, 2.5, 30.0
@@ -20,7 +21,7 @@ LIMIT_BYTES, DEFAULT_S, MOST_S = 1000, 2.5, 30.0
 
 def policy(*keys: str) -> Policy:
     return Policy(
-        keys=keys,
+        keys={key: f"name of {key}" for key in keys},
         open_paths=frozenset({"/livez"}),
         max_body_bytes=LIMIT_BYTES,
         default_timeout_s=DEFAULT_S,
@@ -31,9 +32,10 @@ def policy(*keys: str) -> Policy:
 def is_known(authorization: bytes | None, keys: tuple[str, ...] = KEYS) -> bool:
     headers = {} if authorization is None else {b"authorization": authorization}
     try:
-        policy(*keys).check("/predict", headers)
+        name = policy(*keys).key_of("/predict", headers)
     except UnauthorizedError:
         return False
+    assert name == NO_KEY if not keys else name.removeprefix("name of ") in keys
     return True
 
 
@@ -78,53 +80,69 @@ def test_without_keys_all_are_welcome() -> None:
 
 def test_an_unknown_key_is_answered_with_what_is_needed() -> None:
     with pytest.raises(UnauthorizedError) as caught:
-        policy(*KEYS).check("/predict", {})
+        policy(*KEYS).key_of("/predict", {})
 
     assert caught.value.message == "a known key is needed as 'Authorization: Bearer KEY'"
 
 
 def test_open_paths_need_no_key_and_all_others_do() -> None:
-    policy(*KEYS).check("/livez", {})
+    assert policy(*KEYS).key_of("/livez", {}) == NO_KEY
     for path in ("/livez/", "/", "/metrics", "/LIVEZ"):
         with pytest.raises(UnauthorizedError):
-            policy(*KEYS).check(path, {})
+            policy(*KEYS).key_of(path, {})
 
 
 def test_keys_are_not_shown() -> None:
     assert not any(key in repr(policy(*KEYS)) for key in KEYS)
 
 
-@pytest.mark.parametrize("path", ["/livez", "/predict"])
-def test_a_declared_length_is_refused_above_the_limit_only(path: str) -> None:
+def test_a_declared_length_is_refused_above_the_limit_only() -> None:
     for length in (b"0", b"1", b"999", b"1000", b"0001000"):
-        policy().check(path, {b"content-length": length})
+        policy().check({b"content-length": length})
     for length in (b"1001", b"0001001", b"9" * 30):
         with pytest.raises(PayloadTooLargeError) as caught:
-            policy().check(path, {b"content-length": length})
+            policy().check({b"content-length": length})
         assert caught.value.message == "the body is longer than the 1000 bytes that are read"
 
 
 @pytest.mark.parametrize("given", [b"", b"-1001", b"+1001", b"1001.0", b"1_001", b"x", b"\xb2000"])
 def test_what_is_no_length_is_left_to_the_protocol(given: bytes) -> None:
-    policy().check("/predict", {b"content-length": given})
+    policy().check({b"content-length": given})
 
 
 def test_no_declared_length_is_none() -> None:
-    tight = Policy((), frozenset(), 0, DEFAULT_S, MOST_S)
+    tight = Policy({}, frozenset(), 0, DEFAULT_S, MOST_S)
 
-    tight.check("/predict", {})
-    tight.check("/predict", {b"content-length": b"x"})
+    tight.check({})
+    tight.check({b"content-length": b"x"})
     with pytest.raises(PayloadTooLargeError):
-        tight.check("/predict", {b"content-length": b"1"})
+        tight.check({b"content-length": b"1"})
 
 
-def test_the_key_is_asked_for_before_the_length() -> None:
-    with pytest.raises(UnauthorizedError):
-        policy(*KEYS).check("/predict", {b"content-length": b"1001"})
-    with pytest.raises(PayloadTooLargeError):
-        policy(*KEYS).check(
-            "/predict", {b"content-length": b"1001", b"authorization": b"Bearer first-key"}
-        )
+def test_a_key_is_known_by_its_name() -> None:
+    named = policy(*KEYS)
+
+    assert named.key_of("/predict", {b"authorization": b"Bearer second-key"}) == (
+        "name of second-key"
+    )
+    assert (named.unchecked_key, policy().unchecked_key) == (UNKNOWN_KEY, NO_KEY)
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({}, False),
+        ({b"x-request-timeout-seconds": b"0.001"}, True),
+        ({b"x-request-timeout-seconds": b"29.9"}, True),
+        ({b"x-request-timeout-seconds": b"30"}, False),  # the longest there is: not its choice
+        ({b"x-request-timeout-seconds": b"500"}, False),
+    ],
+    ids=str,
+)
+def test_a_deadline_is_the_callers_choice_if_it_was_sent_and_not_cut(
+    headers: dict[bytes, bytes], expected: bool
+) -> None:
+    assert policy().is_callers_choice(policy().timeout_s(headers), headers) == expected
 
 
 def test_a_body_is_refused_above_the_limit_only() -> None:
@@ -238,7 +256,7 @@ def test_requests_without_an_id_get_fresh_ones() -> None:
 
 
 def test_a_timeout_is_finite_even_without_a_longest_one() -> None:
-    endless = Policy((), frozenset(), LIMIT_BYTES, DEFAULT_S, math.inf)
+    endless = Policy({}, frozenset(), LIMIT_BYTES, DEFAULT_S, math.inf)
 
     with pytest.raises(InvalidRequestError):
         endless.timeout_s({b"x-request-timeout-seconds": b"1e999"})

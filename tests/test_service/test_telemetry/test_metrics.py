@@ -3,18 +3,22 @@ from __future__ import annotations
 import threading
 
 import numpy as np
+import psutil
 import pytest
 
 from models.safety import Verdict
 from service import __version__
-from service.http.endpoints import PATHS
+from service.http.endpoints import ENDPOINTS, PATHS
 from service.settings import Settings
-from service.telemetry.metrics import OTHER, OTHER_BUDGETS, Metrics, Registry, budgets, headroom
+from service.telemetry.metrics import OTHER_BUDGETS, Metrics, Registry, budgets, headroom
+from service.telemetry.requests import OTHER
 from service.telemetry.series import COUNTS, Buckets
 from tests.fakes.engine import fake_info
+from tests.fakes.registry import counted
 
 NAMES = {
     "requests",
+    "outcomes",
     "request_seconds",
     "stage_seconds",
     "batch_rows",
@@ -54,7 +58,8 @@ class Read:
 
     def __init__(self, vram: dict[str, int] | None = None) -> None:
         self.registry = Registry()
-        self.metrics = Metrics(self.registry, PATHS)
+        predictions = [endpoint.path for endpoint in ENDPOINTS]
+        self.metrics = Metrics(self.registry, PATHS, predictions, ["planner"])
         self.metrics.watch_queues(lambda job_class: len(job_class), lambda job_class: 7)
         self.metrics.watch_ready(lambda: True)
         self.metrics.watch_model(fake_info(), lambda: 0.5)
@@ -67,7 +72,7 @@ class Read:
 def test_every_name_of_the_contract_is_exported_and_no_other() -> None:
     names = {family.name for family in Read(VRAM).registry.collect()}
 
-    assert names == {f"world_model_{name}" for name in NAMES}
+    assert names == {*(f"world_model_{name}" for name in NAMES), "process_start_time_seconds"}
 
 
 def test_series_exist_from_the_start_at_zero() -> None:
@@ -94,6 +99,59 @@ def test_latency_buckets_start_at_100_microseconds() -> None:
     assert read.value("request_seconds_bucket", endpoint="/predict", le="0.0001") == 1
     assert read.value("stage_seconds_bucket", stage="queue", le="0.0001") == 0
     assert read.value("stage_seconds_bucket", stage="respond", le="60.0") == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "is_impossible", "outcome"),
+    [
+        (200, False, "answered"),
+        (204, False, "answered"),
+        (304, False, "answered"),
+        (401, False, "refused"),
+        (422, False, "refused"),
+        (429, False, "turned_away"),
+        (429, True, "impossible_deadline"),
+        (499, False, "left"),
+        (500, False, "failed"),
+        (503, False, "failed"),
+        (504, False, "late"),
+        (504, True, "impossible_deadline"),
+        (599, False, "failed"),
+    ],
+)
+def test_a_request_has_one_outcome_and_still_its_status(
+    status: int, is_impossible: bool, outcome: str
+) -> None:
+    read = Read()
+    for _ in range(3):
+        read.metrics.answered("/rollout", status, 0.1, "planner", is_impossible)
+
+    assert counted(read.registry, "outcomes_total") == {("/rollout", "planner", outcome): 3}
+    assert counted(read.registry, "requests_total") == {("/rollout", str(status)): 3}
+
+
+def test_outcomes_tell_predictions_apart_and_whose_they_are() -> None:
+    read = Read()
+    read.metrics.answered("/predict", 200, 0.1, "planner")
+    read.metrics.answered("/predict", 401, 0.1, "unknown")
+    read.metrics.answered("/metrics", 200, 0.1)
+    read.metrics.answered(OTHER, 404, 0.1, "planner")
+
+    assert counted(read.registry, "outcomes_total") == {
+        ("/predict", "planner", "answered"): 1,
+        ("/predict", "unknown", "refused"): 1,
+        (OTHER, "none", "answered"): 1,
+        (OTHER, "planner", "refused"): 1,
+    }
+
+
+def test_the_start_of_the_process_is_told_and_stays() -> None:
+    read = Read()
+    name = "process_start_time_seconds"
+
+    first, second = (read.registry.get_sample_value(name) for _ in range(2))
+
+    assert first == second == psutil.Process().create_time()
 
 
 def test_an_unforeseen_status_is_counted_all_the_same() -> None:

@@ -126,6 +126,8 @@ async def test_a_request_is_a_span_with_its_stages_one_after_the_other(
         "http.response.status_code": 200,
         "url.path": "/rollout",
         "url.scheme": "http",
+        "client.address": "127.0.0.1",
+        "world_model.key": "key-1",
         "world_model.request_id": "car-7",
         "world_model.version": VERSION,
     }

@@ -1,0 +1,56 @@
+"""Who is at the other end of a connection, for log lines and spans."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+from service.interface import Headers
+
+LOOPBACK_PROXY = "127.0.0.1"
+"""The proxy that uvicorn trusts unless FORWARDED_ALLOW_IPS names others."""
+
+Address = tuple[str, int] | None
+"""Host and port of a connection's other end; None if it has none, as a Unix socket."""
+
+
+class Peers:
+    """Names peers: by the connection's address, or as a trusted proxy says.
+
+    Args:
+        proxies: Addresses and networks of proxies whose `X-Forwarded-For` is believed, with commas
+            between them; `*` for all. As uvicorn reads them.
+    """
+
+    def __init__(self, proxies: list[str] | str = LOOPBACK_PROXY) -> None:
+        self._trusted = ProxyHeadersMiddleware(_no_app, proxies).trusted_hosts
+
+    def name(self, address: Address, headers: Headers) -> str | None:
+        """Return the address of whoever asks, without a port; None if it has none.
+
+        Args:
+            address: Of the connection's other end.
+            headers: Of the request.
+        """
+        if address is None:
+            return None
+        host = address[0]
+        forwarded = headers.get(b"x-forwarded-for")
+        if forwarded is not None and host in self._trusted:
+            named, _ = self._trusted.get_trusted_client_address(forwarded.decode("latin-1"))
+            if _is_address(named):  # what a stranger wrote there is not repeated
+                return named
+        return host
+
+
+async def _no_app(scope: object, receive: object, send: object) -> None:
+    """Stand for the app that uvicorn's reading of proxies' headers is usually put around."""
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
