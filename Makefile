@@ -13,12 +13,13 @@ export PYTHONUNBUFFERED = 1
 ARGS ?=
 # Options of the comparison with other servers, e.g. make bench BENCH="--short"
 BENCH ?=
-# Working folders of `make train`, and the size and seed of its data set.
+# Working folders of `make train`, and the size and seed of its data set. The bundled model's data
+# are of seed 1: with another one, both models can be judged by the same episodes.
 DATA ?= data/train
 RUN ?= runs/train
 OUT ?= runs/checkpoint
 TRANSITIONS ?= 1500000
-SEED ?= 1
+SEED ?= 2
 # Time for mutation testing, and which groups of modules; all of them by default.
 MINUTES ?= 20
 GROUPS ?=
@@ -55,7 +56,8 @@ train: $(VENV)/.all
 	@echo "==> Training into $(OUT)"
 	@$(BIN)/world-model train $(DATA) --run $(RUN) --out $(OUT)
 	@echo "==> Evaluating $(OUT)"
-	@$(BIN)/world-model evaluate $(OUT) $(DATA) --report $(OUT)/report --examples $(OUT)/episodes
+	@$(BIN)/world-model evaluate $(OUT) $(DATA) --report $(OUT)/report --examples $(OUT)/episodes \
+		--update-checkpoint
 	@echo "==> Done: serve it with 'make serve ARGS=\"--checkpoint $(OUT)\"'"
 
 bench: $(VENV)/.all

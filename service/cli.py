@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from service.errors import WorldModelError
 from service.setting_checks import nearest
 from service.settings import Settings, explain_settings_error
 
+_GOES_ON = "The same command goes on where this one stopped."
+_NOTHING = "Nothing was written."
+
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 _DATA_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -29,12 +32,30 @@ def _one_sentence() -> Iterator[None]:
     """Turn the errors that a command's input can cause into one sentence on stderr."""
     try:
         yield
-    except KeyboardInterrupt as exc:
-        raise click.ClickException("interrupted; the same command goes on from here") from exc
     except ValidationError as exc:  # of the settings: `evaluate` starts the service, too
         raise click.ClickException(explain_settings_error(exc)) from exc
     except (ValueError, OSError, WorldModelError) as exc:
         raise click.ClickException(str(exc)) from exc
+
+
+@contextmanager
+def _long(hint: str = _GOES_ON) -> Iterator[None]:
+    """Do what `_one_sentence` does; end a command that a signal stops with 128 + its number."""
+    from training.running.stopping import Stopped, stoppable
+
+    try:
+        with stoppable(), _one_sentence():
+            yield
+    except Stopped as exc:
+        done = "; ".join(getattr(exc, "__notes__", []))
+        with suppress(OSError):  # the terminal may be closed
+            click.echo(f"{exc}{f': {done}' if done else ''}. {hint}", err=True)
+        sys.exit(exc.exit_code)
+
+
+_overwrite = click.option(
+    "--overwrite", is_flag=True, help="Write over what the folder of --out holds already."
+)
 
 
 class _Commands(click.Group):
@@ -156,13 +177,18 @@ def prepare(levels: bool, **options: Any) -> None:
 @main.command()
 @click.argument("folder", type=_FOLDER)
 @click.option("--transitions", default=1_400_000, show_default=True, help="Steps to record.")
-@click.option("--seed", default=1, show_default=True, help="Decides every episode.")
+@click.option(
+    "--seed",
+    default=2,
+    show_default=True,
+    help="Decides every episode. The bundled model was trained on those of seed 1.",
+)
 @click.option("--workers", type=int, default=None, help="Processes.  [default: one a usable CPU]")
 def collect(folder: Path, transitions: int, seed: int, workers: int | None) -> None:
     """Record episodes of the simulator into FOLDER; goes on where an earlier call stopped."""
-    from training.dataset.collect import collect as run_collect
+    with _long():
+        from training.dataset.collect import collect as run_collect
 
-    with _one_sentence():
         run_collect(folder, transitions=transitions, seed=seed, workers=workers)
 
 
@@ -171,9 +197,9 @@ def collect(folder: Path, transitions: int, seed: int, workers: int | None) -> N
 @click.option("--seed", default=0, show_default=True, help="Of the split, as for train.")
 def check_data(data: Path, seed: int) -> None:
     """Say what is in DATA, episodes of any spec, and what is wrong with it."""
-    from training.fitting.check import check
+    with _long(_NOTHING):
+        from training.fitting.check import check
 
-    with _one_sentence():
         report = check(data, seed)
     click.echo(report.text)
     for fault in report.faults:
@@ -204,6 +230,7 @@ def check_data(data: Path, seed: int) -> None:
     is_flag=True,
     help="An eighth of the updates: a rough model in minutes, to see whether the data are right.",
 )
+@_overwrite
 @_allow_unguaranteed
 def train(
     data: Path,
@@ -215,13 +242,14 @@ def train(
     workers: int,
     device: str,
     quick: bool,
+    overwrite: bool,
     allow_unguaranteed_limits: bool,
 ) -> None:
     """Train an ensemble on episodes in DATA; goes on where an earlier call stopped."""
-    from training.fitting.options import TrainOptions
-    from training.fitting.train import train as run_train
+    with _long():
+        from training.fitting.options import TrainOptions
+        from training.fitting.train import train as run_train
 
-    with _one_sentence():
         options = TrainOptions(
             members=members,
             seed=seed,
@@ -231,7 +259,7 @@ def train(
             is_quick=quick,
             allow_unguaranteed=allow_unguaranteed_limits,
         )
-        version = run_train(data, out, run, options)
+        version = run_train(data, out, run, options, overwrite=overwrite)
         click.echo(f"Wrote {out}, version {version}")
 
 
@@ -261,6 +289,7 @@ def train(
     help="Take the first so many members only: a smaller and faster model, with thresholds of its "
     "own.  [default: all]",
 )
+@_overwrite
 @_allow_unguaranteed
 def calibrate(
     checkpoint: Path,
@@ -270,13 +299,16 @@ def calibrate(
     false_alarm_rate: float,
     miss_rate: float,
     members: int | None,
+    overwrite: bool,
     allow_unguaranteed_limits: bool,
 ) -> None:
     """Fit CHECKPOINT's probabilities and thresholds to episodes in DATA; its weights stay."""
-    from training.fitting.options import TrainOptions
-    from training.fitting.train import recalibrate
+    with _long(_NOTHING):
+        from training.fitting.options import TrainOptions
+        from training.fitting.train import recalibrate
+        from training.running.files import refuse_existing
 
-    with _one_sentence():
+        refuse_existing(out, overwrite=overwrite)
         options = TrainOptions(
             seed=seed,
             false_alarm_rate=false_alarm_rate,
@@ -317,6 +349,11 @@ def calibrate(
     show_default=True,
     help="Drives of the closed loop with each monitor.",
 )
+@click.option(
+    "--update-checkpoint",
+    is_flag=True,
+    help="Also write the results into CHECKPOINT (metrics.json), for `GET /model` to show.",
+)
 def evaluate(
     checkpoint: Path,
     data: Path,
@@ -326,29 +363,45 @@ def evaluate(
     model_card: Path | None,
     closed_loop: bool,
     drives: int,
+    update_checkpoint: bool,
 ) -> None:
-    """Judge CHECKPOINT on held-out episodes of DATA; beside physics where it knows the features."""
-    from training.dataset.examples import export_held_out
-    from training.dataset.sources import require_simulated
-    from training.evaluation.evaluate import evaluate as run_evaluate
-    from training.evaluation.evaluate import model_card_table, write_metrics
-    from training.evaluation.report import update_model_card
+    """Judge CHECKPOINT on held-out episodes of DATA; beside physics where it knows the features.
 
-    with _one_sentence():
+    It goes on where an earlier call stopped, and leaves CHECKPOINT as it is.
+    """
+    with _long():
+        from training.dataset.examples import export_held_out
+        from training.dataset.sources import require_simulated
+        from training.evaluation.evaluate import evaluate as run_evaluate
+        from training.evaluation.evaluate import model_card_table, write_metrics
+        from training.evaluation.parts import remove_parts
+        from training.evaluation.report import update_model_card
+        from training.running.progress import Progress
+
         for what, is_asked_for in (("--examples", examples), ("--closed-loop", closed_loop)):
             if is_asked_for:  # before anything is judged, which takes an hour
                 require_simulated(data, what)
-        metrics = run_evaluate(checkpoint, data, report, quick=quick)
-        if closed_loop:
-            from training.closed_loop.served import add_closed_loop
 
-            key = next(iter(Settings().keys()), None)
-            add_closed_loop(metrics, checkpoint, data, report, drives, api_key=key)
-        write_metrics(checkpoint, metrics)
-        if examples is not None:
-            export_held_out(checkpoint, data, examples)
-        if model_card is not None:
-            update_model_card(model_card, metrics, report)
+        with Progress("evaluating", 0.0) as progress:
+            if closed_loop:
+                from training.closed_loop.served import add_closed_loop, closed_loop_cost
+
+                progress.extend(closed_loop_cost(drives))
+            metrics = run_evaluate(
+                checkpoint, data, report, quick=quick, progress=progress, keep_parts=True
+            )
+            if closed_loop:
+                key = next(iter(Settings().keys()), None)
+                add_closed_loop(
+                    metrics, checkpoint, data, report, drives, api_key=key, progress=progress
+                )
+            remove_parts(report)
+            if update_checkpoint:
+                write_metrics(checkpoint, metrics)
+            if examples is not None:
+                export_held_out(checkpoint, data, examples)
+            if model_card is not None:
+                update_model_card(model_card, metrics, report)
         click.echo(model_card_table(metrics))
 
 
@@ -371,8 +424,14 @@ def evaluate(
     default=None,
     help="Length of a step in seconds.  [default: the spec's, or 0.05]",
 )
+@_overwrite
 def import_(
-    weights: tuple[Path, ...], out: Path, activation: str, spec: str | None, dt_s: float | None
+    weights: tuple[Path, ...],
+    out: Path,
+    activation: str,
+    spec: str | None,
+    dt_s: float | None,
+    overwrite: bool,
 ) -> None:
     """Make a checkpoint of WEIGHTS, trained with the specification's own classes.
 
@@ -380,10 +439,12 @@ def import_(
     that holds one, of a model or of an ensemble. Several files are the members of an ensemble. It
     says what was taken from each. No code in them is run.
     """
-    from models.checkpoint import save_checkpoint
-    from models.importing import import_weights, spec_of
+    with _long(_NOTHING):
+        from models.checkpoint import save_checkpoint
+        from models.importing import import_weights, spec_of
+        from training.running.files import refuse_existing
 
-    with _one_sentence():
+        refuse_existing(out, overwrite=overwrite)
         meaning = None if spec is None else spec_of(spec)
         checkpoint = import_weights(*weights, activation=activation, dt_s=dt_s, spec=meaning)
         version = save_checkpoint(checkpoint, out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -117,8 +118,12 @@ def test_an_interrupted_training_says_so_and_can_go_on(data: Path, tmp_path: Pat
     os.killpg(process.pid, signal.SIGINT)  # what a terminal's Ctrl-C does
     _, errors = process.communicate(timeout=300)
 
-    assert process.returncode == 1
-    assert "Error: interrupted; the same command goes on from here" in errors
+    assert process.returncode == 130
+    message = errors.splitlines()[-1]
+    counts = r"member 1: [\d,]+ of [\d,]+ updates done; member 2: [\d,]+ of [\d,]+ updates done"
+    assert re.fullmatch(rf"Stopped by SIGINT: {counts}\. The same command goes on .*\.", message)
+    assert errors.count("Stopped") == 1
     assert "Traceback" not in errors
+    assert "\r" not in errors
     assert state.exists()
     assert not (tmp_path / "out").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +26,7 @@ from service.cli import main
 from service.settings import Settings
 from tests.test_training.toy import write_toy_episodes
 from training.fitting.options import TrainOptions
+from training.running.stopping import STOP_SIGNALS
 
 
 def invoke(*arguments: str | Path, env: dict[str, str] | None = None) -> Result:
@@ -171,7 +173,7 @@ def test_train_passes_its_options_and_prints_the_version(
 ) -> None:
     seen: list[TrainOptions] = []
 
-    def fake_train(data: Path, out: Path, run: Path, options: TrainOptions) -> str:
+    def fake_train(data: Path, out: Path, run: Path, options: TrainOptions, **_: bool) -> str:
         seen.append(options)
         return "abc123"
 
@@ -192,8 +194,8 @@ def test_limits_that_guarantee_nothing_are_asked_for_by_name(
 ) -> None:
     seen: list[TrainOptions] = []
 
-    def fake(*arguments: Any, members: int | None = None) -> str:
-        seen.append(arguments[-1])
+    def fake(*arguments: Any, **_: Any) -> str:
+        seen.extend(x for x in arguments if isinstance(x, TrainOptions))
         return "abc123"
 
     monkeypatch.setattr(training.fitting.train, "train", fake)
@@ -207,14 +209,15 @@ def test_limits_that_guarantee_nothing_are_asked_for_by_name(
     assert seen[0].allow_unguaranteed is is_asked_for
 
 
-def test_evaluate_writes_report_metrics_examples_and_model_card(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("is_asked_for", [False, True])
+def test_evaluate_writes_what_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_asked_for: bool
 ) -> None:
     done: dict[str, tuple[Any, ...]] = {}
 
     def record(module: ModuleType, name: str, result: Any = None) -> None:
         def fake(*arguments: Any, **options: Any) -> Any:
-            done[name] = (*arguments, *options.items())
+            done[name] = (*arguments, *(x for x in options.items() if x[0] == "quick"))
             return result
 
         monkeypatch.setattr(module, name, fake)
@@ -229,13 +232,15 @@ def test_evaluate_writes_report_metrics_examples_and_model_card(
     card.touch()
     report, examples = tmp_path / "report", tmp_path / "episodes"
     options = ("--report", report, "--examples", examples, "--model-card", card)
+    flags = ("--update-checkpoint",) if is_asked_for else ()
 
-    result = invoke("evaluate", tmp_path, tmp_path, "--quick", *options)
+    result = invoke("evaluate", tmp_path, tmp_path, "--quick", *options, *flags)
 
-    assert result.output == "the table\n"
+    assert result.stdout == "the table\n"
+    written = {"write_metrics": (tmp_path, {"the": "metrics"})} if is_asked_for else {}
     assert done == {
         "evaluate": (tmp_path, tmp_path, report, ("quick", True)),
-        "write_metrics": (tmp_path, {"the": "metrics"}),
+        **written,
         "model_card_table": ({"the": "metrics"},),
         "export_held_out": (tmp_path, tmp_path, examples),
         "update_model_card": (card, {"the": "metrics"}, report),
@@ -257,23 +262,57 @@ def test_evaluate_says_at_once_what_other_recordings_cannot_give(
     )
 
 
-@pytest.mark.parametrize(
-    ("raised", "message"),
-    [
-        (KeyboardInterrupt(), "interrupted; the same command goes on from here"),
-        (ValueError("the folder holds something else"), "the folder holds something else"),
-    ],
-    ids=["interrupt", "refusal"],
-)
 def test_training_that_ends_early_says_why_in_one_sentence(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, raised: BaseException, message: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def fail(*_: object) -> str:
-        raise raised
+    def fail(*_: object, **__: object) -> str:
+        raise ValueError("the folder holds something else")
 
     monkeypatch.setattr(training.fitting.train, "train", fail)
 
     result = invoke("train", tmp_path, "--out", tmp_path / "o", "--run", tmp_path / "r")
 
     assert result.exit_code == 1
-    assert result.output == f"Error: {message}\n"
+    assert result.output == "Error: the folder holds something else\n"
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_command_that_is_stopped_says_how_far_it_was(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: signal.Signals
+) -> None:
+    def stop(*_: object, **__: object) -> str:
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt as exc:
+            exc.add_note("member 1: 3 of 40 updates done")
+            exc.add_note("member 2: 0 of 40 updates done")
+            raise
+        return ""
+
+    monkeypatch.setattr(training.fitting.train, "train", stop)
+
+    result = invoke("train", tmp_path, "--out", tmp_path / "o", "--run", tmp_path / "r")
+
+    assert result.exit_code == 128 + number
+    assert result.output == (
+        f"Stopped by {number.name}: member 1: 3 of 40 updates done; member 2: 0 of 40 updates "
+        "done. The same command goes on where this one stopped.\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["calibrate", "import"])
+def test_a_folder_that_holds_something_is_written_over_only_if_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
+) -> None:
+    monkeypatch.setattr(training.fitting.train, "recalibrate", lambda *_: "abc123")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "config.json").write_text("{}")
+    words = {"calibrate": [tmp_path, tmp_path], "import": [tmp_path / "none.pt"]}[command]
+
+    refused = invoke(command, *words, "--out", out)
+    asked = invoke(command, *words, "--out", out, "--overwrite")
+
+    assert refused.exit_code == 1
+    assert f"Error: {out} is not empty: name another folder, or write over it" in refused.output
+    assert "is not empty" not in asked.output

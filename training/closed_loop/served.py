@@ -8,14 +8,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from training.closed_loop.comparison import check_unseen, compare_monitors, most_drives, seeds_of
 from training.closed_loop.monitors import Judge, Opinion, PhysicsJudge
@@ -23,6 +22,8 @@ from training.closed_loop.results import MODEL, PHYSICS, plot_closed_loop
 from training.evaluation.baselines import FULL_PHYSICS
 from training.evaluation.evaluate import DEFAULT_HORIZON
 from training.evaluation.report import CLOSED_LOOP_PLOT, rounded, write_report
+from training.running.locks import locked
+from training.running.progress import Progress
 from world_model_client import AsyncClient, Client
 
 Floats = NDArray[np.floating[Any]]
@@ -36,7 +37,15 @@ _POLL_S = 0.1
 _PREEMPT_AFTER_S = 0.1
 """Nobody but the monitors waits, so launches may be big enough for a whole fleet."""
 
-_COMMAND = (sys.executable, "-c", "from service.cli import main; main()", "serve")
+_COMMAND = (
+    sys.executable,
+    "-c",
+    "from training.running.stopping import end_with_stdin; end_with_stdin(); "
+    "from service.cli import main; main()",
+    "serve",
+)
+_DRIVE_S = 0.5
+"""A drive takes about so long, in the unit of `training.evaluation.evaluate`; for the time left."""
 
 
 class ServiceJudge:
@@ -90,6 +99,7 @@ def add_closed_loop(
     episodes: int,
     *,
     api_key: str | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Drive with and without monitors, and add the results to an evaluation and its report.
 
@@ -100,6 +110,7 @@ def add_closed_loop(
         report: The folder of the report.
         episodes: Drives per arm.
         api_key: One that the service accepts, if its environment sets any.
+        progress: Of the whole command, which counts `closed_loop_cost` already; none by default.
 
     Raises:
         ValueError: The data set holds one of the drives.
@@ -108,12 +119,23 @@ def add_closed_loop(
         ChildProcessError: It does not start.
     """
     threshold = metrics["methods"][FULL_PHYSICS]["thresholds"]["1"]
-    results = run_closed_loop(
-        checkpoint, data, physics_threshold=threshold, episodes=episodes, api_key=api_key
-    )
-    metrics["closed_loop"] = rounded(results)
-    plot_closed_loop(metrics["closed_loop"], report / CLOSED_LOOP_PLOT)
-    write_report(report, metrics)
+    with locked(report, "driving the closed loop"):
+        results = run_closed_loop(
+            checkpoint,
+            data,
+            physics_threshold=threshold,
+            episodes=episodes,
+            api_key=api_key,
+            progress=progress,
+        )
+        metrics["closed_loop"] = rounded(results)
+        plot_closed_loop(metrics["closed_loop"], report / CLOSED_LOOP_PLOT)
+        write_report(report, metrics)
+
+
+def closed_loop_cost(episodes: int) -> float:
+    """Return how long so many drives per arm take, roughly; see `_DRIVE_S`."""
+    return _DRIVE_S * most_drives(episodes)
 
 
 def run_closed_loop(
@@ -123,6 +145,7 @@ def run_closed_loop(
     physics_threshold: float,
     episodes: int,
     api_key: str | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Serve a checkpoint and drive with and without monitors.
 
@@ -132,6 +155,7 @@ def run_closed_loop(
         physics_threshold: Risk from which the physics baseline calls a sequence unsafe.
         episodes: Drives per arm.
         api_key: One that the service accepts, if its environment sets any.
+        progress: Of the whole command, which counts `closed_loop_cost` already; none by default.
 
     Returns:
         What `training.closed_loop.comparison.compare_monitors` returns.
@@ -143,12 +167,29 @@ def run_closed_loop(
         ChildProcessError: It does not start.
     """
     check_unseen(data, seeds_of(episodes))
-    with _served(checkpoint) as url:
-        return asyncio.run(_compare(url, physics_threshold, episodes, api_key))
+    shown = progress or Progress("driving", closed_loop_cost(episodes), is_shown=False)
+    done = 0
+
+    def on_drive(arm: str) -> None:
+        nonlocal done
+        done += 1
+        shown.note(f"closed loop: {arm}")
+        on_share(done / most_drives(episodes))
+
+    try:
+        with _served(checkpoint) as url, shown.stretch(closed_loop_cost(episodes)) as on_share:
+            return asyncio.run(_compare(url, physics_threshold, episodes, api_key, on_drive))
+    except KeyboardInterrupt as exc:
+        exc.add_note(f"{done} of up to {most_drives(episodes)} drives done, which begin again")
+        raise
 
 
 async def _compare(
-    url: str, physics_threshold: float, episodes: int, api_key: str | None
+    url: str,
+    physics_threshold: float,
+    episodes: int,
+    api_key: str | None,
+    on_drive: Callable[[str], None],
 ) -> dict[str, Any]:
     async with AsyncClient(url, api_key=api_key, timeout_s=2 * _DEADLINE_S) as client:
         horizon = (await client.model())["thresholds"]["evaluated_horizon"] or DEFAULT_HORIZON
@@ -156,16 +197,7 @@ async def _compare(
             MODEL: ServiceJudge(client),
             PHYSICS: PhysicsJudge(physics_threshold),
         }
-        most = most_drives(episodes)
-        with tqdm(total=most, desc="closed loop", unit="drive", disable=None) as bar:
-
-            def on_drive(arm: str) -> None:
-                bar.set_postfix_str(arm, refresh=False)
-                bar.update()
-
-            results = await compare_monitors(judges, horizon, episodes, on_drive)
-            bar.total = bar.n  # tuning may need fewer drives than it could
-            return results
+        return await compare_monitors(judges, horizon, episodes, on_drive)
 
 
 @contextmanager
@@ -184,8 +216,13 @@ def _served(checkpoint: Path) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         with log.open("w") as out:
+            # Its standard input ends with this process. A terminal's signals do not reach it.
             process = subprocess.Popen(
-                [*_COMMAND, *arguments], stdout=out, stderr=subprocess.STDOUT
+                [*_COMMAND, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         try:
             yield _address(process, log)
@@ -227,3 +264,6 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    finally:
+        assert process.stdin is not None, "it was opened"
+        process.stdin.close()

@@ -8,21 +8,19 @@ of shards, from the first on, that holds enough transitions.
 from __future__ import annotations
 
 import multiprocessing
-import signal
-import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import closing
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
 from importlib.metadata import version
 from itertools import islice
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tqdm import tqdm
-
 from models.backends.cpus import usable_cpus
 from models.highway import highway_spec
+from training.dataset.overlap import collected_seeds
 from training.dataset.store import (
     MANIFEST,
     SCHEMA_VERSION,
@@ -31,6 +29,9 @@ from training.dataset.store import (
     write_manifest,
     write_shard,
 )
+from training.running.locks import locked
+from training.running.progress import Progress
+from training.running.stopping import begin_worker, starting_workers
 from training.simulation.behaviours import BEHAVIOURS, SHARES
 from training.simulation.bicycle import DT_S
 from training.simulation.roads import ENVIRONMENTS
@@ -53,6 +54,7 @@ def collect(
     surprising_share: float = SURPRISING_SHARE,
     workers: int | None = None,
     progress: bool = True,
+    on_transitions: Callable[[int], object] = lambda done: None,
 ) -> None:
     """Record episodes into a folder until it holds enough transitions.
 
@@ -66,25 +68,37 @@ def collect(
         environments: Share of each environment; `ENVIRONMENT_SHARES` by default.
         surprising_share: Of the drivers, how many have a sudden manoeuvre in store.
         workers: Processes; one per usable CPU by default. 1 runs in this process.
-        progress: Whether to show a bar.
+        progress: Whether to show how far it is.
+        on_transitions: Called with the number of transitions recorded so far, now and then.
 
     Raises:
         ValueError: An argument makes no sense, or the folder holds shards of other settings.
-        KeyboardInterrupt: Passed on after the shards in work were finished and kept.
+        FolderLockedError: Another command writes the folder.
+        ChildProcessError: A worker process was killed.
+        KeyboardInterrupt: Passed on; whole shards are kept, and its notes say how many there are.
     """
     if transitions < 1:
         raise ValueError(f"transitions must be at least 1, got {transitions}")
     shares = ENVIRONMENT_SHARES if environments is None else environments
     settings = _settings(seed, shares, surprising_share)
-    folder.mkdir(parents=True, exist_ok=True)
-    counts = _existing_counts(folder, settings)
-    (folder / MANIFEST).unlink(missing_ok=True)  # absent means unfinished
-    bar = tqdm(total=transitions, unit="step", unit_scale=True, disable=not progress)
-    with bar:
-        _show(bar, counts)
-        if _enough(counts, transitions) is None:
-            _record(folder, settings, counts, transitions, workers or usable_cpus(), bar)
-    _finish(folder, settings, counts, transitions)
+    with locked(folder, "collecting"):
+        counts = _existing_counts(folder, settings)
+        (folder / MANIFEST).unlink(missing_ok=True)  # absent means unfinished
+        kept = _sum(counts)["transitions"]
+        bar = Progress("collecting", transitions, unit="steps", done=kept, is_shown=progress)
+
+        def show() -> None:
+            total = _sum(counts)
+            names = ("episodes", CAUSES[1], CAUSES[2])
+            bar.note(", ".join(f"{total[name]} {name}" for name in names))
+            bar.reach(total["transitions"])
+            on_transitions(total["transitions"])
+
+        with bar:
+            show()
+            if _enough(counts, transitions) is None:
+                _record(folder, settings, counts, transitions, workers or usable_cpus(), show)
+        _finish(folder, settings, counts, transitions)
 
 
 def _settings(seed: int, environments: dict[str, float], surprising_share: float) -> dict[str, Any]:
@@ -146,22 +160,30 @@ def make_shard(folder: Path, index: int, settings: dict[str, Any]) -> Counts:
     Returns:
         The counts of `write_shard`.
     """
-    source = np.random.SeedSequence([settings["seed"], index])
-    # 63 bits, because seeds are stored as int64.
-    seeds = source.generate_state(settings["episodes_per_shard"], np.uint64) >> np.uint64(1)
+    seeds = collected_seeds(settings["seed"], index, settings["episodes_per_shard"])
     shares = settings["environment_shares"]
     rest = settings["max_steps"], settings["surprising_share"]
-    episodes = [run_episode(int(seed), *draw_episode(int(seed), shares), *rest) for seed in seeds]
+    episodes = []
+    for seed in map(int, seeds):
+        episodes.append(run_episode(seed, *draw_episode(seed, shares), *rest))
+        if _stop is not None and _stop.is_set():
+            raise KeyboardInterrupt
     return write_shard(shard_path(folder, index), episodes, settings)
 
 
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, so that shards get whole.
+_stop: Event | None = None
+"""In a worker process: set by the parent when no more shards are wanted."""
+
+
+def _start_worker(stop: Event) -> None:
+    """Leave signals to the parent.
 
     Children need no limit on threads: they import no torch, and the simulator's matrices are too
     small for BLAS to split.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    global _stop
+    begin_worker(is_stoppable=False)
+    _stop = stop
 
 
 def _record(
@@ -170,7 +192,7 @@ def _record(
     counts: dict[int, Counts],
     transitions: int,
     workers: int,
-    bar: Any,
+    show: Callable[[], object],
 ) -> None:
     """Fill `counts` and the folder with shards until there are enough."""
     run = _in_this_process if workers == 1 else _in_processes
@@ -178,14 +200,14 @@ def _record(
         with closing(run(folder, settings, counts, workers)) as done:
             for index, counted in done:
                 counts[index] = counted
-                _show(bar, counts)
+                show()
                 if _enough(counts, transitions) is not None:
                     return
-    except KeyboardInterrupt:
-        print(
-            f"interrupted: {len(counts)} whole shards kept in {folder}; "
-            "the same command goes on from there",
-            file=sys.stderr,
+    except KeyboardInterrupt as exc:
+        kept = _existing_counts(folder, settings)  # finished meanwhile, too
+        exc.add_note(
+            f"{_sum(kept)['transitions']:,} of {transitions:,} transitions kept in {len(kept)} "
+            "whole shards"
         )
         raise
 
@@ -207,33 +229,45 @@ def _in_this_process(
         yield index, make_shard(folder, index, settings)
 
 
+@contextmanager
+def _set_at_end(stop: Event) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        stop.set()
+
+
 def _in_processes(
     folder: Path, settings: dict[str, Any], counts: dict[int, Counts], workers: int
 ) -> Generator[tuple[int, Counts]]:
-    """Yield shards as they get done, in any order. Closing it waits for those in work."""
+    """Yield shards as they get done, in any order. Closing it gives up those in work."""
     # Spawned, not forked: forking a process that has threads (torch, BLAS) can deadlock.
     spawn = multiprocessing.get_context("spawn")
-    todo = _missing(dict(counts))
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker) as pool:
+    todo, stop = _missing(dict(counts)), spawn.Event()
+    with (
+        ProcessPoolExecutor(
+            workers, mp_context=spawn, initializer=_start_worker, initargs=(stop,)
+        ) as pool,
+        _set_at_end(stop),
+    ):
 
         def submit(index: int) -> Future[Counts]:
-            return pool.submit(make_shard, folder, index, settings)
+            with starting_workers():
+                return pool.submit(make_shard, folder, index, settings)
 
         running = {submit(index): index for index in islice(todo, workers)}
         while True:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 index = running.pop(future)
-                yield index, future.result()
+                try:
+                    counted = future.result()
+                except BrokenProcessPool as exc:
+                    raise ChildProcessError(
+                        "a worker process was killed; the kernel does that if memory runs out"
+                    ) from exc
+                yield index, counted
                 following = next(todo)
                 running[submit(following)] = following
-
-
-def _show(bar: Any, counts: dict[int, Counts]) -> None:
-    total = _sum(counts)
-    bar.set_postfix(
-        {name: total[name] for name in ("episodes", CAUSES[1], CAUSES[2])}, refresh=False
-    )
-    bar.update(total["transitions"] - bar.n)
 
 
 def _sum(counts: dict[int, Counts]) -> Counts:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from models.checkpoint import load_checkpoint
 from models.spec import Spec
 from training.dataset.features import tracked_states
+from training.dataset.overlap import held_out
+from training.dataset.sources import Simulated
 from training.dataset.store import EpisodeStore, load_store
-from training.dataset.windows import split_episodes
 from training.simulation.simulator import CAUSES
 
 _MIN_STEPS = 32
@@ -59,7 +60,7 @@ def choose_examples(
 def export_examples(
     store: EpisodeStore, episodes: NDArray[np.int64], spec: Spec, folder: Path, *, count: int = 8
 ) -> list[Path]:
-    """Write chosen episodes as `crash-1.json`, ..., replacing those that are there.
+    """Write chosen episodes as `crash-1.json`, ..., replacing those of before.
 
     Args:
         store: Where the episodes are.
@@ -69,10 +70,10 @@ def export_examples(
         count: Number a kind; see `choose_examples`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.json"):
-        old.unlink()
     paths = []
     for kind, indices in choose_examples(store, episodes, count).items():
+        for old in folder.glob(f"{kind.replace('_', '-')}-*.json"):
+            old.unlink()
         for number, index in enumerate(indices, start=1):
             path = folder / f"{kind.replace('_', '-')}-{number}.json"
             path.write_text(json.dumps(_document(store, index, spec)) + "\n")
@@ -81,9 +82,9 @@ def export_examples(
 
 
 def export_held_out(checkpoint: Path, data: Path, folder: Path) -> list[Path]:
-    """Write episodes of the data set's test split, as the checkpoint's training made it."""
+    """Write episodes of the data set's test split that the checkpoint was not trained on."""
     loaded, store = load_checkpoint(checkpoint), load_store(data)
-    parts = split_episodes(store, int(loaded.training.get("split_seed", 0)))
+    parts = held_out(loaded.training, Simulated(store)).episodes
     return export_examples(store, parts["test"], loaded.spec, folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -70,6 +71,13 @@ class Dataset(Protocol):
     def __len__(self) -> int:
         """Return the number of episodes."""
 
+    @property
+    def key_kind(self) -> str:
+        """What `keys` are made of: "seed" or "content"."""
+
+    def keys(self) -> NDArray[np.uint64]:
+        """Return a number for each episode that it has in other data sets, too."""
+
     def split(self, seed: int) -> dict[str, Indices]:
         """Split the episodes at random.
 
@@ -120,6 +128,15 @@ class Simulated:
     def __len__(self) -> int:
         return len(self.store.frame_count)
 
+    @property
+    def key_kind(self) -> str:
+        """See `Dataset`."""
+        return "seed"
+
+    def keys(self) -> NDArray[np.uint64]:
+        """See `Dataset`: the same seed is the same traffic, whatever else was asked for."""
+        return self.store.seed.astype(np.uint64)
+
     def split(self, seed: int) -> dict[str, Indices]:
         """See `Dataset`."""
         return split_episodes(self.store, seed)
@@ -166,6 +183,26 @@ class Own:
 
     def __len__(self) -> int:
         return len(self.episodes.frame_count)
+
+    @property
+    def key_kind(self) -> str:
+        """See `Dataset`."""
+        return "content"
+
+    def keys(self) -> NDArray[np.uint64]:
+        """See `Dataset`: a hash of states and actions."""
+        found = self.episodes
+        frames = (
+            slice(start, start + count)
+            for start, count in zip(found.frame_start, found.frame_count, strict=True)
+        )
+        digests = [
+            hashlib.blake2b(
+                found.states[rows].tobytes() + found.actions[rows].tobytes(), digest_size=8
+            ).digest()
+            for rows in frames
+        ]
+        return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
 
     def split(self, seed: int) -> dict[str, Indices]:
         """See `Dataset`; none is unseen."""

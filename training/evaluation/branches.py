@@ -6,8 +6,7 @@ their true outcomes are found by driving copies of the same simulation.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -168,7 +167,13 @@ def _tracked(frames: NDArray[np.float64], features: NDArray[np.float32]) -> NDAr
 
 
 def make_branches(
-    states: int, horizon: int, environments: dict[str, float], *, workers: int = 2
+    folder: Path,
+    states: int,
+    horizon: int,
+    environments: dict[str, float],
+    *,
+    workers: int = 2,
+    on_share: Callable[[float], object] = lambda share: None,
 ) -> Windows:
     """Return `SEQUENCES` windows from each of some states of fresh drives.
 
@@ -176,23 +181,30 @@ def make_branches(
     the arguments alone, not on the number of workers.
 
     Args:
+        folder: Working folder; another call with the same arguments goes on from what is there.
         states: Their number; 2 at least.
         horizon: H.
         environments: Share of each environment.
         workers: Processes.
+        on_share: Called with the share that is done, now and then.
     """
     sizes = [min(_STATES_PER_TASK, states - i) for i in range(0, states, _STATES_PER_TASK)]
-    with tempfile.TemporaryDirectory() as name:
-        folders = [Path(name) / str(i) for i in range(len(sizes))]
-        tasks = [(folders[i], i, size, horizon, environments) for i, size in enumerate(sizes)]
-        run_in_processes(write_branches, tasks, min(workers, len(tasks)))
-        return _joined([Windows.open(folder) for folder in folders])
+    folders = [folder / str(i) for i in range(len(sizes))]
+    tasks = [(folders[i], i, size, horizon, environments) for i, size in enumerate(sizes)]
+
+    def tick() -> None:
+        on_share(sum(path.exists() for path in folders) / len(folders))
+
+    run_in_processes(write_branches, tasks, min(workers, len(tasks)), tick)
+    return _joined([Windows.open(path) for path in folders])
 
 
 def write_branches(
     folder: Path, task: int, states: int, horizon: int, environments: dict[str, float]
 ) -> None:
     """Branch from some states and save the windows; the task of one process.
+
+    Nothing to do if that was done before.
 
     Args:
         folder: Where.
@@ -201,6 +213,8 @@ def write_branches(
         horizon: H.
         environments: Share of each environment.
     """
+    if folder.exists():
+        return
     seed = FIRST_SEED + task * _SEEDS_PER_TASK
     parts: list[Windows] = []
     while len(parts) < states:
@@ -208,7 +222,9 @@ def write_branches(
         if moment is not None:
             parts.append(branch(moment, task * _STATES_PER_TASK + len(parts), horizon))
         seed += 1
-    _joined(parts).save(folder)
+    partial = folder.with_suffix(".partial")
+    _joined(parts).save(partial)
+    partial.rename(folder)
 
 
 def _joined(parts: list[Windows]) -> Windows:

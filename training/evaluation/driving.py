@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,24 +34,25 @@ PROVOKED_SEED = 9_000_000
 _TRAINED_SHARES = {k: x for k, x in ENVIRONMENT_SHARES.items() if k != UNSEEN_ENVIRONMENT}
 
 
-def elsewhere(unseen: Trial, parts: dict[str, Any]) -> dict[str, Any] | None:
+def elsewhere(unseen: Trial) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """Judge all methods on roads that no one was fitted to.
 
     Args:
         unseen: Windows there.
-        parts: Receives the comparison of risks as `unseen`.
 
     Returns:
-        None if all windows there have the same outcome.
+        The results, and the comparison of risks; None if all windows have the same outcome.
     """
     if not unseen.has_both_outcomes:
-        return None
+        return None, None
     table, risks, _ = methods(unseen)
-    parts["unseen"] = compare_risks(unseen, risks, unseen.windows)
-    return {"environment": UNSEEN_ENVIRONMENT, "methods": table, **trust(unseen)}
+    results = {"environment": UNSEEN_ENVIRONMENT, "methods": table, **trust(unseen)}
+    return results, compare_risks(unseen, risks, unseen.windows)
 
 
-def provoked(trial: Trial, transitions: int, parts: dict[str, Any]) -> None:
+def provoked(
+    trial: Trial, transitions: int, folder: Path, on_share: Callable[[float], object]
+) -> dict[str, Any] | None:
     """Judge all methods on crashes with cars that did something sudden.
 
     On the roads of the data set are drivers of whom every one has a sudden manoeuvre in store.
@@ -60,44 +61,59 @@ def provoked(trial: Trial, transitions: int, parts: dict[str, Any]) -> None:
     Args:
         trial: Whose lineup is judged.
         transitions: To simulate, at least; 0 for none.
-        parts: Receives the comparison of risks as `provoked`, if there is such a crash.
+        folder: Working folder; another call with the same arguments goes on from what is there.
+        on_share: Called with the share of them that is done, now and then.
+
+    Returns:
+        The comparison of risks; None if there is no such crash.
     """
     if transitions == 0:
-        return
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        collect(
-            folder,
-            transitions=transitions,
-            seed=PROVOKED_SEED,
-            environments=_TRAINED_SHARES,
-            surprising_share=1.0,
-            progress=False,
-        )
-        store = load_store(folder)
+        return None
+    collect(
+        folder,
+        transitions=transitions,
+        seed=PROVOKED_SEED,
+        environments=_TRAINED_SHARES,
+        surprising_share=1.0,
+        progress=False,
+        on_transitions=lambda done: on_share(min(1.0, done / transitions)),
+    )
+    store = load_store(folder)
     episodes = np.arange(len(store.provoked))
     windows = make_windows(store, episodes, trial.windows.horizon, STRIDE)
     is_provoked = store.provoked[windows.episode] > 0
     windows = windows.take(windows.is_known & (is_provoked | ~windows.ends))
-    if windows.ends.any():
-        parts["provoked"] = compare_risks(trial, trial.lineup.risks(windows), windows)
+    if not windows.ends.any():
+        return None
+    return compare_risks(trial, trial.lineup.risks(windows), windows)
 
 
-def branches(trial: Trial, states: int, parts: dict[str, Any]) -> dict[str, Any] | None:
+def branches(
+    trial: Trial, states: int, folder: Path, on_share: Callable[[float], object]
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """Judge all methods on several futures of the same states.
 
     Args:
         trial: Whose lineup is judged.
         states: Number of states; 0 for none.
-        parts: Receives the comparison of risks as `branches`.
+        folder: Working folder; another call with the same arguments goes on from what is there.
+        on_share: Called with the share of them that is done, now and then.
+
+    Returns:
+        The choices between futures, and the comparison of risks; None without states.
     """
     if states == 0:
-        return None
-    workers = usable_cpus()
-    windows = make_branches(states, trial.windows.horizon, _TRAINED_SHARES, workers=workers)
+        return None, None
+    windows = make_branches(
+        folder,
+        states,
+        trial.windows.horizon,
+        _TRAINED_SHARES,
+        workers=usable_cpus(),
+        on_share=on_share,
+    )
     risks = trial.lineup.risks(windows)
-    parts["branches"] = compare_risks(trial, risks, windows)
-    return choice_scores(risks, windows, trial.bootstrap)
+    return choice_scores(risks, windows, trial.bootstrap), compare_risks(trial, risks, windows)
 
 
 def divergences(trial: Trial) -> dict[str, Any]:

@@ -13,17 +13,20 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
-from dataclasses import fields
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from models.checkpoint import Checkpoint, checkpoint_version, load_checkpoint
+from training.dataset.overlap import HeldOut, held_out
 from training.dataset.sources import Dataset, Simulated, open_dataset
 from training.dataset.windows import SPLIT_SHARES, Windows
 from training.evaluation import driving, judgements
@@ -31,18 +34,34 @@ from training.evaluation.driving_plots import draw_driving
 from training.evaluation.judgements import STRIDE, Curves, Trial
 from training.evaluation.methods import Lineup
 from training.evaluation.metrics import Risk
+from training.evaluation.parts import FOLDER, Parts, code_version, remove_parts
 from training.evaluation.plots import draw_all
 from training.evaluation.report import rounded, write_metrics, write_report
 from training.evaluation.tables import model_card_table
+from training.running.locks import locked
+from training.running.progress import Progress
 
 __all__ = ["evaluate", "model_card_table", "write_metrics"]
 
 DEFAULT_HORIZON = 16
+BRANCH_STATES, PROVOKED_TRANSITIONS = 240, 80_000
 _CALIBRATION_STRIDE = 4
 """Quantiles gain nothing from windows that overlap even more."""
 _QUICK_BOOTSTRAP = 50
 _QUICK_WINDOWS = 20_000
 _EPISODES_AT_ONCE = 10
+
+_EPISODE_S = {
+    "prepare": 0.02,
+    "methods": 0.02,
+    "termination": 0.01,
+    "trust": 0.005,
+    "corruptions": 0.005,
+    "divergence": 0.01,
+    "unseen": 0.01,
+}
+"""Seconds an episode of the data set; as `_TRANSITION_S` and `_BRANCH_S`, measured on two cores."""
+_TRANSITION_S, _BRANCH_S = 0.001, 0.5
 
 
 def evaluate(
@@ -51,11 +70,16 @@ def evaluate(
     report: Path,
     *,
     bootstrap: int = 200,
-    branch_states: int = 240,
-    provoked_transitions: int = 80_000,
+    branch_states: int = BRANCH_STATES,
+    provoked_transitions: int = PROVOKED_TRANSITIONS,
     quick: bool = False,
+    progress: Progress | None = None,
+    keep_parts: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint and write the report.
+
+    Finished parts are kept beside the report until all are, so that an interrupted call is repeated
+    to go on. Predictions of test windows are made again.
 
     Args:
         checkpoint_folder: What to evaluate; not written to, see `write_metrics`.
@@ -66,11 +90,15 @@ def evaluate(
         provoked_transitions: To simulate among sudden drivers; 0 leaves those out.
         quick: Minutes in place of hours: at most `_QUICK_WINDOWS` windows a part, of episodes at
             random, few resamples, and nothing is simulated.
+        progress: Of a command that does more than this; one of its own by default.
+        keep_parts: Whether to leave the parts for a command that does more, in case that it is
+            interrupted; `remove_parts` removes them.
 
     Returns:
         What `report.json` holds.
 
     Raises:
+        FolderLockedError: Another command writes the report.
         ValueError: The checkpoint has other features than the dataset, or the dataset too few
             episodes, or not both such that end and such that do not.
     """
@@ -81,75 +109,165 @@ def evaluate(
         )
     if quick:
         bootstrap, branch_states, provoked_transitions = min(bootstrap, _QUICK_BOOTSTRAP), 0, 0
-    seed = int(checkpoint.training.get("split_seed", 0))
-    episodes = data.split(seed)
-    _check_split(store_folder, data, episodes)
+    held = held_out(checkpoint.training, data)
+    for warning in held.warnings:
+        print(f"WARNING: {warning}", file=sys.stderr)
+    _check_split(store_folder, data, held.episodes)
     horizon = checkpoint.calibration.horizon or DEFAULT_HORIZON
+    seed = int(checkpoint.training.get("split_seed", 0))
     cut = _Cutter(data, horizon, _QUICK_WINDOWS if quick else None)
     metrics: dict[str, Any] = {
         "model_version": checkpoint_version(checkpoint_folder),
         "is_quick": quick,
-        "dataset": _described(data, seed, horizon, episodes),
+        "dataset": _described(data, seed, horizon, held),
     }
-    with _one_thread(), tqdm(total=9, desc="evaluating", unit="part", disable=None) as bar:
-        lineup = _fit(checkpoint, cut, episodes)
-        bar.update()
-        test = Trial.of(data, lineup, cut(episodes["test"], STRIDE), bootstrap)
-        _check_outcomes(test.windows, "test", data.spec.dt_s)
-        bar.update()
-        found, risks, curves = _judge(test, bar)
+    options = {
+        "bootstrap": bootstrap,
+        "branch_states": branch_states,
+        "provoked_transitions": provoked_transitions,
+    }
+    costs = _costs(sum(len(part) for part in held.episodes.values()), options, data)
+    shown = progress or Progress("evaluating", 0.0)
+    shown.extend(sum(costs.values()))
+    with locked(report, "evaluating"), _one_thread(), nullcontext() if progress else shown:
+        parts = Parts(report / FOLDER, {**metrics, "options": options, "code": code_version()})
+        evaluation = _Evaluation(parts, shown, costs)
+        with evaluation.step("prepare"):
+            lineup = _fit(checkpoint, cut, held.episodes)
+            test = Trial.of(data, lineup, cut(held.episodes["test"], STRIDE), bootstrap)
+            _check_outcomes(test.windows, "test", data.spec.dt_s)
+        found, risks, curves = _judge(test, evaluation)
         metrics |= found
         metrics["unseen"] = metrics["branches"] = None
         if isinstance(data, Simulated):
-            if len(episodes["unseen"]):
-                unseen = Trial.of(data, lineup, cut(episodes["unseen"], STRIDE), bootstrap)
-                metrics["unseen"] = driving.elsewhere(unseen, metrics["termination"])
-            driving.provoked(test, provoked_transitions, metrics["termination"])
-            bar.update()
-            metrics["branches"] = driving.branches(test, branch_states, metrics["termination"])
-            bar.update()
-        metrics = rounded(metrics)
-        report.mkdir(parents=True, exist_ok=True)
+            _judge_elsewhere(test, metrics, evaluation, cut, held.episodes["unseen"], options)
+        metrics |= rounded(metrics)
         write_report(report, metrics)
         draw_all(report, metrics, test, risks, curves)
         if test.knows_physics:
             draw_driving(report, metrics, test)
-        bar.update(bar.total - bar.n)
+        if not keep_parts:
+            remove_parts(report)
     return metrics
 
 
-def _described(
-    data: Dataset, seed: int, horizon: int, episodes: dict[str, NDArray[np.int64]]
-) -> dict[str, Any]:
+def _described(data: Dataset, seed: int, horizon: int, held: HeldOut) -> dict[str, Any]:
     return {
         "fingerprint": data.fingerprint,
         "spec": data.spec.name,
         "dt_s": data.spec.dt_s,
         "split_seed": seed,
+        "held_out": held.note,
         "horizon": horizon,
         "stride": STRIDE,
-        "episodes": {name: len(part) for name, part in episodes.items()},
+        "episodes": {name: len(part) for name, part in held.episodes.items()},
         "causes": list(data.labels.causes[1:]),
         "calm": data.labels.calm,
     }
 
 
-def _judge(test: Trial, bar: tqdm) -> tuple[dict[str, Any], dict[str, Risk], Curves]:
+def _costs(episodes: int, options: Mapping[str, int], data: Dataset) -> dict[str, float]:
+    """Return how long each part takes, roughly, in seconds of one machine; for the time left."""
+    costs = {name: seconds * episodes for name, seconds in _EPISODE_S.items()}
+    if not isinstance(data, Simulated):
+        return {name: costs[name] for name in ("prepare", "methods", "termination", "trust")}
+    return {
+        **costs,
+        "provoked": _TRANSITION_S * options["provoked_transitions"],
+        "branches": _BRANCH_S * options["branch_states"],
+    }
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """What is done of an evaluation; each part of `costs` once."""
+
+    parts: Parts
+    progress: Progress
+    costs: Mapping[str, float]
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[Callable[[float], None]]:
+        """Do a part in the block."""
+        self.progress.note(name)
+        if self.parts.has(name):
+            self.progress.skip(self.costs.get(name, 0.0))
+            yield lambda share: None
+            return
+        try:
+            with self.progress.stretch(self.costs.get(name, 0.0)) as on_share:
+                yield on_share
+        except KeyboardInterrupt as exc:
+            kept = [part for part in self.costs if self.parts.has(part)]
+            exc.add_note(f"{len(kept)} of {len(self.costs) - 1} parts of the evaluation done")
+            raise
+
+    def kept(self, name: str, compute: Callable[[], Any]) -> Any:
+        """Return a part's result; see `Parts.kept`."""
+        with self.step(name):
+            return self.parts.kept(name, compute)
+
+
+def _judge(test: Trial, evaluation: _Evaluation) -> tuple[dict[str, Any], dict[str, Risk], Curves]:
     """Return all results on test windows; risks and mean errors by step, by method."""
-    metrics: dict[str, Any] = {}
-    metrics["methods"], risks, curves = judgements.methods(test)
-    bar.update()
-    metrics["termination"] = judgements.termination(test, risks)
+
+    def methods() -> tuple[Any, dict[str, NDArray[Any]]]:
+        table, risks, curves = judgements.methods(test)
+        arrays = {
+            f"{name}\n{part}": x for name, risk in risks.items() for part, x in vars(risk).items()
+        }
+        arrays |= {
+            f"\n{name}\n{of}": x for name, curve in curves.items() for of, x in curve.items()
+        }
+        return [table, list(risks), {name: list(curve) for name, curve in curves.items()}], arrays
+
+    with evaluation.step("methods"):
+        (table, names, curve_names), arrays = evaluation.parts.kept_with_arrays("methods", methods)
+    risks = {n: Risk(**{f.name: arrays[f"{n}\n{f.name}"] for f in fields(Risk)}) for n in names}
+    curves = {n: {of: arrays[f"\n{n}\n{of}"] for of in each} for n, each in curve_names.items()}
+    metrics: dict[str, Any] = {"methods": table}
+    kept = evaluation.kept
+    metrics["termination"] = kept("termination", lambda: judgements.termination(test, risks))
     metrics["reliability"] = judgements.reliabilities(test, risks)
-    bar.update()
     metrics |= judgements.states(test)
-    metrics |= judgements.trust(test)
-    metrics["corruptions"] = driving.corruptions(test) if test.knows_physics else None
-    bar.update()
+    metrics |= kept("trust", lambda: judgements.trust(test))
+    metrics["corruptions"] = None
     if test.knows_physics:
-        metrics["divergence"] |= driving.divergences(test)
-    bar.update()
+        metrics["corruptions"] = kept("corruptions", lambda: driving.corruptions(test))
+        metrics["divergence"] |= kept("divergence", lambda: driving.divergences(test))
     return metrics, risks, curves
+
+
+def _judge_elsewhere(
+    test: Trial,
+    metrics: dict[str, Any],
+    evaluation: _Evaluation,
+    cut: _Cutter,
+    unseen: NDArray[np.int64],
+    options: Mapping[str, int],
+) -> None:
+    """Add the results on unseen roads, on provoked crashes, and on several futures."""
+    kept, parts, termination = evaluation.kept, evaluation.parts, metrics["termination"]
+
+    def elsewhere() -> Any:
+        if not len(unseen):
+            return None, None
+        return driving.elsewhere(
+            Trial.of(cut.data, test.lineup, cut(unseen, STRIDE), test.bootstrap)
+        )
+
+    metrics["unseen"], compared = kept("unseen", elsewhere)
+    found = {"unseen": compared}
+    for name, judge, count in (
+        ("provoked", driving.provoked, options["provoked_transitions"]),
+        ("branches", driving.branches, options["branch_states"]),
+    ):
+        with evaluation.step(name) as on_share:
+            found[name] = parts.kept(
+                name, partial(judge, test, count, parts.folder(f"{name}-drives"), on_share)
+            )
+    metrics["branches"], found["branches"] = found["branches"]
+    termination |= {name: x for name, x in found.items() if x is not None}
 
 
 @contextlib.contextmanager

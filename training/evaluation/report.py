@@ -29,6 +29,7 @@ from training.evaluation.tables import (
     table,
     verdict_table,
 )
+from training.running.files import whole_file
 
 __all__ = ["model_card_table", "number", "report_text", "table", "update_model_card"]
 
@@ -75,7 +76,8 @@ def rounded(document: Any) -> Any:
 
 def write_json(path: Path, document: dict[str, Any]) -> None:
     """Write JSON that any parser reads: NaN is refused."""
-    path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
 def write_metrics(checkpoint_folder: Path, metrics: dict[str, Any]) -> None:
@@ -123,11 +125,30 @@ def report_text(metrics: dict[str, Any]) -> str:
         f"Dataset {metrics['dataset']['fingerprint'][:16]}, "
         f"split seed {metrics['dataset']['split_seed']}.\n",
         *([_QUICK] if metrics["is_quick"] else []),
+        *_held_out(metrics["dataset"].get("held_out")),
         *_sections(metrics),
         "### Plots\n",
         *(f"![{caption}]({name})\n" for name, caption in plots.items()),
     ]
     return "\n".join(lines)
+
+
+def _held_out(note: dict[str, Any] | None) -> list[str]:
+    """Say what the model may know of the episodes; reports before version 0.2 do not."""
+    if note is None:
+        return []
+    lines = {
+        "own split": "The episodes are those that its training kept apart.\n",
+        "other data": f"Other data than it was trained on: {note['may_be_trained_on']} of "
+        f"{note['episodes']} episodes may have been trained on, and are left out.\n",
+        "unknown": "**Nobody knows what the model was trained on: any episode may be among it, and "
+        "the results may be too good.**\n",
+    }
+    fitted = (
+        f"**Probabilities and limits were fitted to {note['calibrated']} of {note['episodes']} "
+        "episodes by `calibrate`: rates on them may be too good.**\n"
+    )
+    return [lines[note["origin"]], *([fitted] if note["calibrated"] else [])]
 
 
 def update_model_card(path: Path, metrics: dict[str, Any], report: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from models.network.world_model import WorldModel
 from models.spec import Spec
@@ -21,6 +21,10 @@ from training.fitting.losses import WindowBatch, outlier_loss, rollout_loss
 from training.fitting.normalise import fit_normalisers
 from training.fitting.options import TrainOptions
 from training.fitting.outliers import make_outliers, outlier_reward
+from training.running.files import whole_file
+from training.running.stopping import uninterrupted
+
+STATE = "state.pt"
 
 _VALIDATION_WINDOWS = 4096
 _CHUNK_ROWS = 1024
@@ -47,6 +51,7 @@ class MemberTrainer:
         train: Training windows.
         validation: Validation windows.
         folder: Holds `state.pt` (to resume) and TensorBoard logs.
+        on_update: Called with the number of updates done, after each and at the start.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class MemberTrainer:
         train: Windows,
         validation: Windows,
         folder: Path,
+        on_update: Callable[[int], object] = lambda done: None,
     ) -> None:
         self.index = index
         self.spec = spec
@@ -64,6 +70,7 @@ class MemberTrainer:
         self.train_windows = train
         self.device = choose_device(options.device)
         self.folder = folder
+        self.on_update = on_update
         self.stages = [stage for stage in options.stages for _ in range(stage.updates)]
         self.rng = np.random.default_rng((options.seed, index))
         torch.manual_seed(options.seed * 1000 + index)
@@ -84,49 +91,40 @@ class MemberTrainer:
             KeyboardInterrupt: Interrupted; the state was saved first.
         """
         self._resume()
-        # Counted in predicted rows, so that the time left is right although updates of later
-        # stages take longer.
-        cost = [stage.rows * stage.horizon for stage in self.stages]
-        bar = tqdm(
-            total=sum(cost),
-            initial=sum(cost[: self.progress.update]),
-            desc=f"member {self.index + 1} of {self.options.members}",
-            position=self.index % self.options.workers,
-            unit="row",
-            unit_scale=True,
-            mininterval=2.0,
-        )
+        self.on_update(self.progress.update)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with SummaryWriter(str(self.folder / "tensorboard")) as writer, bar:
+        with SummaryWriter(str(self.folder / "tensorboard")) as writer:
             try:
-                while self.progress.update < self.options.updates:
-                    self._train_stretch(bar, writer)
+                while self._validated < self.options.updates:
+                    self._train_stretch(writer)
             except KeyboardInterrupt:
                 self._save()
                 raise
         return self.model
 
-    def _train_stretch(self, bar: tqdm, writer: SummaryWriter) -> None:
+    @property
+    def _validated(self) -> int:
+        """The update at which validation was last."""
+        return int(self.progress.history[-1]["update"]) if self.progress.history else 0
+
+    def _train_stretch(self, writer: SummaryWriter) -> None:
         """Train up to the next validation, validate, save."""
         sums: dict[str, float] = {}
         first = self.progress.update
-        stop = min(first + self.options.validate_every, self.options.updates)
+        stop = min(self._validated + self.options.validate_every, self.options.updates)
         for update in range(first, stop):
-            losses = self._update(update)
+            # Stopped between updates, or weights would be saved that are half updated.
+            with uninterrupted():
+                losses = self._update(update)
+                self.progress.update = update + 1
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
-            self.progress.update = update + 1
-            stage = self.stages[update]
-            bar.update(stage.rows * stage.horizon)
+            self.on_update(self.progress.update)
         entry = {f"train_{name}": total / (stop - first) for name, total in sums.items()}
         entry |= {f"validation_{name}": x for name, x in self._validate().items()}
         for name, mean in entry.items():
             writer.add_scalar(name, mean, stop)
         self.progress.history.append({"update": stop, **entry})
-        bar.set_postfix_str(
-            f"horizon {self.stages[stop - 1].horizon} "
-            f"train {entry['train_total']:.3f} validation {entry['validation_total']:.3f}"
-        )
         self._save()
 
     def _update(self, update: int) -> dict[str, Tensor]:
@@ -202,12 +200,11 @@ class MemberTrainer:
             "rng": self.rng.bit_generator.state,
             "progress": vars(self.progress),
         }
-        partial = self.folder / "state.partial"
-        torch.save(state, partial)
-        partial.replace(self.folder / "state.pt")
+        with whole_file(self.folder / STATE) as path:
+            torch.save(state, path)
 
     def _resume(self) -> None:
-        path = self.folder / "state.pt"
+        path = self.folder / STATE
         if not path.exists():
             return
         state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
@@ -215,6 +212,13 @@ class MemberTrainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.rng.bit_generator.state = state["rng"]
         self.progress = Progress(**state["progress"])
+
+
+def updates_saved(path: Path) -> int:
+    """Return how many updates the state of a member holds; 0 if there is none."""
+    if not path.exists():
+        return 0
+    return int(torch.load(path, map_location="cpu", weights_only=True)["progress"]["update"])
 
 
 def choose_device(device: str) -> torch.device:

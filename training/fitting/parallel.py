@@ -1,17 +1,19 @@
-"""Run members in processes of their own, a few at a time; Ctrl-C lets each save its state."""
+"""Run tasks in processes of their own, a few at a time; stopping lets each save its state."""
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
-import os
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-_GRACE_S = 2.0
+from training.running.stopping import begin_worker, starting_workers
+
+_TICK_S = 0.5
+_INTERRUPTED = 130
 
 
 class MemberFailedError(ValueError):
@@ -19,19 +21,24 @@ class MemberFailedError(ValueError):
 
 
 def run_in_processes(
-    target: Callable[..., None], tasks: Sequence[tuple[Any, ...]], workers: int
+    target: Callable[..., None],
+    tasks: Sequence[tuple[Any, ...]],
+    workers: int,
+    tick: Callable[[], object] = lambda: None,
 ) -> None:
     """Call `target(*task)` for every task, each in a fresh process, `workers` at a time.
 
-    Processes rather than a pool: a pool starts the next task while an interrupted one saves.
+    Processes rather than a pool: a pool starts the next task while an interrupted one saves. They
+    end with this process, however it does.
 
     Args:
         target: Picklable function; a KeyboardInterrupt in it must leave its work resumable.
         tasks: Arguments.
         workers: Processes at once.
+        tick: Called a few times a second.
 
     Raises:
-        MemberFailedError: A process ended by an error, which it printed.
+        MemberFailedError: A process ended by an error, which it printed, or was killed.
         KeyboardInterrupt: Interrupted; the processes were interrupted too and have ended.
     """
     # Spawned, not forked: forking a process that has threads (torch, BLAS) can deadlock.
@@ -41,30 +48,46 @@ def run_in_processes(
     try:
         while waiting or running:
             while waiting and len(running) < workers:
-                running.append(waiting.pop(0))
-                running[-1].start()
-            wait([process.sentinel for process in running])
+                with starting_workers():
+                    running.append(waiting.pop(0))
+                    running[-1].start()
+            wait([process.sentinel for process in running], _TICK_S)
+            tick()
             for process in [process for process in running if not process.is_alive()]:
                 running.remove(process)
-                if process.exitcode:
-                    raise MemberFailedError(
-                        f"a training process ended with exit code {process.exitcode}; "
-                        "its error stands above"
-                    )
+                _check_end(process)
     finally:
-        _interrupt(running)
+        _stop(running)
+
+
+def _check_end(process: SpawnProcess) -> None:
+    code = process.exitcode
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        raise MemberFailedError(
+            f"a worker process was ended by {name}; the kernel does that if memory runs out"
+        )
+    if code == _INTERRUPTED:
+        raise MemberFailedError(
+            "a worker process was stopped by a signal that this one did not get"
+        )
+    if code:
+        raise MemberFailedError(
+            f"a worker process ended with exit code {code}; its error stands above"
+        )
 
 
 def _run(target: Callable[..., None], task: tuple[Any, ...]) -> None:
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
+        begin_worker()
         target(*task)
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
 
 
-def _interrupt(running: Sequence[SpawnProcess]) -> None:
-    """End what still runs; a terminal's Ctrl-C reaches the processes by itself, so wait first."""
+def _stop(running: Sequence[SpawnProcess]) -> None:
+    """Interrupt what still runs, and wait until it has saved."""
     for process in running:
-        process.join(_GRACE_S)
-        if process.is_alive() and process.pid is not None:
-            os.kill(process.pid, signal.SIGINT)
+        process.terminate()
     for process in running:
         process.join()

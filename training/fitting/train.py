@@ -11,12 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
 
-from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from models.checkpoint import (
+    CONFIG,
+    Checkpoint,
+    checkpoint_version,
+    load_checkpoint,
+    save_checkpoint,
+)
 from models.checkpoint.files import checked
 from models.network.ensemble import WorldModelEnsemble
 from models.spec import Spec
+from training.dataset.overlap import origin_note
 from training.dataset.sources import open_dataset
 from training.dataset.windows import Windows, hide_far_neighbours
 from training.fitting.calibrate import (
@@ -27,18 +33,26 @@ from training.fitting.calibrate import (
     summary,
     trained_ranges,
 )
-from training.fitting.member import MemberTrainer, choose_device
+from training.fitting.members import train_members
 from training.fitting.options import TrainOptions
-from training.fitting.parallel import run_in_processes
+from training.running.files import refuse_existing, whole_file
+from training.running.locks import locked
 
-_RUN, _WEIGHTS, _REPORT = "run.json", "best.safetensors", "report.json"
+_RUN, _OUTPUT, _TRAINED = "run.json", "output.json", "checkpoint"
 
 
 class TrainingError(ValueError):
     """A training run cannot start or go on; the message says why in one sentence."""
 
 
-def train(store_folder: Path, out: Path, run_folder: Path, options: TrainOptions) -> str:
+def train(
+    store_folder: Path,
+    out: Path,
+    run_folder: Path,
+    options: TrainOptions,
+    *,
+    overwrite: bool = False,
+) -> str:
     """Train an ensemble on recorded episodes and write its checkpoint.
 
     Interrupted runs go on from where they stopped when called again with the same arguments.
@@ -48,12 +62,15 @@ def train(store_folder: Path, out: Path, run_folder: Path, options: TrainOptions
         out: Checkpoint folder to write.
         run_folder: Working folder: windows, members' states, TensorBoard logs.
         options: Arguments of the run.
+        overwrite: Whether `out` may hold what another run or command wrote.
 
     Returns:
         The checkpoint's version.
 
     Raises:
         TrainingError: The run folder belongs to a run with other arguments or data.
+        OutputExistsError: `out` holds something that this run did not write.
+        FolderLockedError: Another command trains in the run folder.
         KeyboardInterrupt: Interrupted; state was saved.
     """
     data = open_dataset(store_folder)
@@ -70,12 +87,11 @@ def train(store_folder: Path, out: Path, run_folder: Path, options: TrainOptions
     )
     options = options.for_windows(len(windows["train"]))
     origin = {
-        "dataset": data.manifest,
-        "fingerprint": data.fingerprint,
+        **origin_note(data),
         "split_seed": options.seed,
         "episodes": {name: len(part) for name, part in parts.items()},
     }
-    return fit(windows, spec, out, run_folder, options, origin)
+    return fit(windows, spec, out, run_folder, options, origin, overwrite=overwrite)
 
 
 def fit(
@@ -85,6 +101,8 @@ def fit(
     run_folder: Path,
     options: TrainOptions,
     origin: dict[str, Any],
+    *,
+    overwrite: bool = False,
 ) -> str:
     """Train an ensemble on windows of any spec and write its checkpoint.
 
@@ -99,12 +117,15 @@ def fit(
         run_folder: Working folder.
         options: Arguments of the run.
         origin: Where the windows came from, for the record.
+        overwrite: Whether `out` may hold what another run or command wrote.
 
     Returns:
         The checkpoint's version.
 
     Raises:
         TrainingError: The run folder belongs to another run, or windows make no sense.
+        OutputExistsError: `out` holds something that this run did not write.
+        FolderLockedError: Another command trains in the run folder.
         CheckpointError: The spec makes no sense.
         ValueError: The members have diverged.
         MemberFailedError: A member's process failed.
@@ -115,13 +136,35 @@ def fit(
     for name in ("train", "validation", "calibration"):
         _check_windows(name, windows[name], spec, options)
     _warn_of_few(windows["calibration"], options, spec.dt_s)
-    _claim(run_folder, {"options": _claimed(options), "origin": origin})
-    for name in ("train", "validation"):
-        windows[name].save(run_folder / "windows" / name)
-    ensemble, reports = _train_members(spec, options, run_folder)
+    with locked(run_folder, "training"):
+        refuse_existing(out, overwrite=overwrite or _is_own(run_folder, out))
+        _claim(run_folder, {"options": _claimed(options), "origin": origin})
+        for name in ("train", "validation"):
+            windows[name].save(run_folder / "windows" / name)
+        ensemble, reports = train_members(spec, options, run_folder)
+        trained = _calibrated(windows, spec, options, origin, ensemble, reports, started)
+        # Kept in the run's own folder first: nothing is lost if another command filled `out`.
+        version = save_checkpoint(trained, run_folder / _TRAINED)
+        refuse_existing(out, overwrite=overwrite or _is_own(run_folder, out))
+        _note_output(run_folder, out, version)
+        save_checkpoint(trained, out)
+    print(summary(trained.calibration))
+    return version
+
+
+def _calibrated(
+    windows: dict[str, Windows],
+    spec: Spec,
+    options: TrainOptions,
+    origin: dict[str, Any],
+    ensemble: WorldModelEnsemble,
+    reports: list[dict[str, Any]],
+    started: float,
+) -> Checkpoint:
+    """Return the checkpoint of trained members, after calibrating them."""
     ranges, held_out = trained_ranges(windows["train"]), windows["validation"]
     calibration = calibrate(ensemble, ranges, held_out, windows["calibration"], options, spec.dt_s)
-    trained = Checkpoint(
+    return Checkpoint(
         ensemble=ensemble,
         spec=spec,
         architecture=options.architecture(spec),
@@ -136,9 +179,6 @@ def fit(
             "torch": torch.__version__,
         },
     )
-    version = save_checkpoint(trained, out)
-    print(summary(calibration))
-    return version
 
 
 def recalibrate(
@@ -187,7 +227,7 @@ def recalibrate(
         ranges = trained_ranges(validation, thresholds)
         print(f"{checkpoint_folder} notes no trained ranges: those of {store_folder} are taken")
     calibration = calibrate(old.ensemble, ranges, validation, thresholds, options, old.spec.dt_s)
-    training = {**old.training, "recalibrated": {"fingerprint": data.fingerprint}}
+    training = {**old.training, "recalibrated": origin_note(data)}
     name = old.name if members is None else f"{old.name}-of-which-{old.member_count}"
     new = replace(
         old, name=name, calibration=calibration, training=training, metrics={}, held_members=None
@@ -195,26 +235,6 @@ def recalibrate(
     version = save_checkpoint(new, out)
     print(summary(calibration))
     return version
-
-
-def _train_members(
-    spec: Spec, options: TrainOptions, run_folder: Path
-) -> tuple[WorldModelEnsemble, list[dict[str, Any]]]:
-    """Train all members, as many at once as asked for; return them with their reports."""
-    tasks = [(i, spec, options, run_folder) for i in range(options.members)]
-    workers = 1 if choose_device(options.device).type == "cuda" else options.workers
-    if workers == 1:
-        for task in tasks:
-            _train_member(*task)
-    else:
-        run_in_processes(_train_member, tasks, workers)
-    members = [options.architecture(spec).build(spec) for _ in tasks]
-    reports = []
-    for i, member in enumerate(members):
-        folder = _member_folder(run_folder, i)
-        member.load_state_dict(load_file(folder / _WEIGHTS))
-        reports.append(json.loads((folder / _REPORT).read_text()))
-    return WorldModelEnsemble.from_members(members).eval().requires_grad_(False), reports
 
 
 def _refuse_too_few(store_folder: Path, episodes: NDArray[np.int64], part: str) -> None:
@@ -257,39 +277,6 @@ def _claimed(options: TrainOptions) -> dict[str, Any]:
     return {name: x for name, x in asdict(options).items() if name != "allow_unguaranteed"}
 
 
-def _train_member(index: int, spec: Spec, options: TrainOptions, run_folder: Path) -> None:
-    """Train one member into its folder; nothing to do if that was done before."""
-    folder = _member_folder(run_folder, index)
-    if (folder / _REPORT).exists():
-        return
-    if options.workers > 1:
-        torch.set_num_threads(1)
-    started = time.perf_counter()
-    train_windows = Windows.open(run_folder / "windows" / "train")
-    trainer = MemberTrainer(
-        index,
-        spec,
-        options,
-        train_windows,
-        Windows.open(run_folder / "windows" / "validation"),
-        folder,
-    )
-    model = trainer.run()
-    weights = {name: x.cpu().contiguous() for name, x in model.state_dict().items()}
-    save_file(weights, folder / _WEIGHTS)
-    report = {
-        "validation_loss": trainer.progress.history[-1]["validation_total"],
-        "updates": trainer.progress.update,
-        "duration_s": round(time.perf_counter() - started, 1),
-        "history": trainer.progress.history,
-    }
-    (folder / _REPORT).write_text(json.dumps(report))
-
-
-def _member_folder(run_folder: Path, index: int) -> Path:
-    return run_folder / f"member-{index}"
-
-
 def _claim(run_folder: Path, run: dict[str, Any]) -> None:
     """Mark a folder as this run's, or check that it already is."""
     run_folder.mkdir(parents=True, exist_ok=True)
@@ -299,4 +286,22 @@ def _claim(run_folder: Path, run: dict[str, Any]) -> None:
         raise TrainingError(
             f"{run_folder} holds a run with other arguments or data; remove it or name another"
         )
-    path.write_text(text)
+    with whole_file(path) as partial:
+        partial.write_text(text)
+
+
+def _note_output(run_folder: Path, out: Path, version: str) -> None:
+    note = {"folder": str(out.resolve()), "version": version}
+    with whole_file(run_folder / _OUTPUT) as path:
+        path.write_text(json.dumps(note))
+
+
+def _is_own(run_folder: Path, out: Path) -> bool:
+    """Return whether this run wrote what the output folder holds, to the end or not."""
+    path = run_folder / _OUTPUT
+    if not path.exists():
+        return False
+    note = json.loads(path.read_text())
+    if note["folder"] != str(out.resolve()):
+        return False
+    return not (out / CONFIG).exists() or checkpoint_version(out) == note["version"]

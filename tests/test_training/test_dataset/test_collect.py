@@ -2,14 +2,19 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.test_training.interrupted import Running, still_there
 from training.dataset import collect as collecting
 from training.dataset.collect import ENVIRONMENT_SHARES, collect
 from training.dataset.store import MANIFEST, load_store, shard_path
+from training.running.locks import LOCK, FolderLockedError, locked
+from training.running.stopping import Stopped, stoppable
 from training.simulation.behaviours import (
     BEHAVIOURS,
     SEQUENCE_KINDS,
@@ -79,18 +84,21 @@ def test_collect_repeats_itself_with_any_number_of_workers(tmp_path: Path) -> No
     run(tmp_path / "two", workers=2)
     one, two = ((tmp_path / name / MANIFEST).read_text() for name in ("one", "two"))
     assert one == two
-    assert len(list((tmp_path / "two").iterdir())) == len(json.loads(two)["shards"]) + 1
+    names = {path.name for path in (tmp_path / "two").iterdir()}
+    assert names == {*json.loads(two)["shards"], MANIFEST, LOCK}
 
 
 def test_collect_goes_on_after_an_interruption(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         interrupt_after(1, patch)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt) as stopped:
             run(tmp_path / "broken")
-    assert "1 whole shards kept" in capsys.readouterr().err
-    assert [p.name for p in (tmp_path / "broken").iterdir()] == ["shard-00000.safetensors"]
+    (note,) = stopped.value.__notes__
+    assert re.fullmatch(r"\d+ of 80 transitions kept in 1 whole shards", note)
+    names = {p.name for p in (tmp_path / "broken").iterdir()}
+    assert names == {"shard-00000.safetensors", LOCK}
     with pytest.raises(ValueError, match="no finished dataset"):
         load_store(tmp_path / "broken")
     run(tmp_path / "broken")
@@ -142,13 +150,51 @@ def test_collect_refuses_senseless_arguments(
     assert not list(tmp_path.iterdir())
 
 
+def test_collect_refuses_a_folder_that_another_command_writes(tmp_path: Path) -> None:
+    with locked(tmp_path, "collecting"), pytest.raises(FolderLockedError, match="collecting, proc"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_collect_in_processes_stops_at_once_and_goes_on(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    code = (
+        "from tests.test_training.test_dataset.test_collect import collect_many; "
+        f"collect_many({str(tmp_path / 'broken')!r})"
+    )
+    running = Running(code, tmp_path)
+    running.until(lambda: len(list((tmp_path / "broken").glob("*.safetensors"))) >= 2)
+    workers = running.workers()
+
+    assert running.signal(number, to_group=True) in (130, -signal.SIGKILL)
+
+    assert not still_there(workers)
+    assert "Traceback" not in running.output
+    run(tmp_path / "broken", transitions=80)
+    run(tmp_path / "whole", transitions=80)
+    broken, whole = (load_store(tmp_path / name) for name in ("broken", "whole"))
+    assert broken.fingerprint == whole.fingerprint
+
+
+def collect_many(folder: str) -> None:
+    """Collect without end in two processes, as `run` does."""
+    try:
+        with pytest.MonkeyPatch.context() as patch, stoppable():
+            patch.setattr(collecting, "EPISODES_PER_SHARD", 3)
+            patch.setattr(collecting, "MAX_STEPS", 12)
+            run(Path(folder), transitions=1_000_000, workers=2)
+    except Stopped as exc:
+        sys.exit(exc.exit_code)
+
+
 def test_collect_shows_steps_and_terminations(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     collect(tmp_path, transitions=20, seed=1, environments=HIGHWAY, workers=1)
     shown = capsys.readouterr().err
-    assert re.search(r"episodes=3, crash=\d+, off_road=\d+", shown)
-    assert "step/s" in shown
+    assert re.search(r"3 episodes, \d+ crash, \d+ off_road", shown)
+    assert "collecting: 100 % (20 of 20 steps)" in shown
 
 
 def test_collect_uses_all_roads_unless_told() -> None:

@@ -32,11 +32,12 @@ def test_examples_are_chosen_by_recorded_outcome(store: EpisodeStore) -> None:
 
 
 def test_exported_examples_hold_the_recorded_numbers(store: EpisodeStore, tmp_path: Path) -> None:
-    (tmp_path / "stale-1.json").write_text("{}")
+    for name in ("crash-9.json", "config.json"):  # of an earlier call; of somebody else
+        (tmp_path / name).write_text("{}")
 
     paths = export_examples(store, np.arange(len(store.cause)), highway_spec(), tmp_path, count=1)
 
-    assert sorted(tmp_path.iterdir()) == sorted(paths)
+    assert sorted(tmp_path.iterdir()) == sorted([*paths, tmp_path / "config.json"])
     for path in paths:
         document = json.loads(path.read_text())
         index = int(np.flatnonzero(store.seed == document["seed"])[0])

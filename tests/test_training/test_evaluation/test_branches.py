@@ -91,9 +91,11 @@ def test_a_slot_holds_one_vehicle_throughout_a_branch(moment: Moment) -> None:
 
 
 @pytest.mark.slow
-def test_branches_depend_on_the_arguments_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_branches_depend_on_the_arguments_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(branches, "_STATES_PER_TASK", 2)
-    one, two = (make_branches(4, 4, SHARES, workers=n) for n in (1, 2))
+    one, two = (make_branches(tmp_path / str(n), 4, 4, SHARES, workers=n) for n in (1, 2))
     assert len(one) == 4 * SEQUENCES
     assert (one.states == two.states).all()
     assert (one.terminated == two.terminated).all()

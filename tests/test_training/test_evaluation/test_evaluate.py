@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,16 @@ from models.checkpoint import (
 from models.highway import highway_spec
 from models.network.ensemble import WorldModelEnsemble
 from tests.test_training.driving import drive, mixed_episodes, save_store
+from tests.test_training.interrupted import Running
 from tests.test_training.toy import toy_spec
 from training.dataset import collect
+from training.evaluation import judgements
 from training.evaluation.baselines import BASELINES, FULL_PHYSICS
 from training.evaluation.branches import SEQUENCES
 from training.evaluation.evaluate import evaluate, model_card_table, write_metrics
+from training.evaluation.judgements import Trial
 from training.evaluation.metrics import SCORES
+from training.evaluation.parts import FOLDER, Parts
 from training.evaluation.report import (
     PHYSICS_PLOTS,
     PLOTS,
@@ -34,6 +40,8 @@ from training.evaluation.report import (
     update_model_card,
 )
 from training.evaluation.tables import ahead_table, number, ranged, table
+from training.running.locks import LOCK
+from training.running.stopping import Stopped, stoppable
 from training.simulation.behaviours import SEQUENCE_KINDS
 from training.simulation.roads import ENVIRONMENTS
 
@@ -87,6 +95,79 @@ def metrics(room: Path) -> dict[str, Any]:
             branch_states=10,
             provoked_transitions=1,
         )
+
+
+def evaluate_again(room: str) -> None:
+    """Evaluate as the fixture `metrics` does, into another folder."""
+    folder = Path(room)
+    collect.EPISODES_PER_SHARD = 8
+    try:
+        with stoppable():
+            evaluate(
+                folder / "checkpoint",
+                folder / "store",
+                folder / "again",
+                bootstrap=5,
+                branch_states=10,
+                provoked_transitions=1,
+            )
+    except Stopped as exc:
+        print(exc, *exc.__notes__)
+        sys.exit(exc.exit_code)
+
+
+def test_evaluate_goes_on_after_signals_to_the_same_report(
+    room: Path, metrics: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "from tests.test_training.test_evaluation.test_evaluate import evaluate_again; "
+        f"evaluate_again({str(room)!r})"
+    )
+    parts = room / "again" / FOLDER
+    running = Running(code, tmp_path)
+    running.until((parts / "methods.json").exists)
+    running.signal(signal.SIGKILL, to_group=True)
+    running = Running(code, tmp_path)
+    running.until((parts / "unseen.json").exists)
+    assert running.signal(signal.SIGINT, to_group=True) == 130
+    assert "Stopped by SIGINT" in running.output
+    assert "parts of the evaluation done" in running.output
+    assert "Traceback" not in running.output
+
+    def done_before(trial: Trial) -> None:
+        raise AssertionError("it begins again")
+
+    for name in ("methods", "corruptions"):
+        monkeypatch.setattr(judgements, name, done_before)
+    evaluate_again(str(room))
+
+    for name in ("report.json", "report.md"):
+        whole, again = ((room / at / name).read_text() for at in ("report", "again"))
+        assert whole == again
+    assert {p.name for p in (room / "report").iterdir()} == {
+        p.name for p in (room / "again").iterdir()
+    }
+    assert not parts.exists()
+
+
+def test_parts_of_another_evaluation_are_not_taken(tmp_path: Path) -> None:
+    parts = Parts(tmp_path / FOLDER, {"model": "a"})
+    assert parts.kept("scores", lambda: {"x": 0.1}) == {"x": 0.1}
+
+    same = Parts(tmp_path / FOLDER, {"model": "a"})
+    assert same.kept("scores", lambda: {"x": 0.2}) == {"x": 0.1}
+    other = Parts(tmp_path / FOLDER, {"model": "b"})
+    assert other.kept("scores", lambda: {"x": 0.2}) == {"x": 0.2}
+
+
+def test_evaluate_says_that_nobody_knows_what_the_model_was_trained_on(
+    room: Path, metrics: dict[str, Any]
+) -> None:
+    assert metrics["dataset"]["held_out"]["origin"] == "unknown"
+    assert (
+        "**Nobody knows what the model was trained on"
+        in (room / "report" / "report.md").read_text()
+    )
 
 
 def test_evaluate_compares_the_model_with_every_baseline(metrics: dict[str, Any]) -> None:
@@ -223,12 +304,8 @@ def test_report_folder_holds_numbers_text_and_small_plots(
 ) -> None:
     report = room / "report"
     assert json.loads((report / "report.json").read_text()) == metrics
-    assert {path.name for path in report.iterdir()} == {
-        "report.json",
-        "report.md",
-        *PLOTS,
-        *PHYSICS_PLOTS,
-    }
+    names = {path.name for path in report.iterdir()}
+    assert names == {"report.json", "report.md", LOCK, *PLOTS, *PHYSICS_PLOTS}
     for name in (*PLOTS, *PHYSICS_PLOTS):
         picture = (report / name).read_bytes()
         assert picture.startswith(b"\x89PNG")

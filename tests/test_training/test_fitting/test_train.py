@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,13 +27,17 @@ from models.network.world_model import WorldModel
 from models.safety import assess
 from models.survival import crash_probability
 from tests.test_training.driving import mixed_episodes, save_store
+from tests.test_training.interrupted import Running, still_there
 from tests.test_training.toy import toy_spec, toy_windows
 from training.dataset.store import load_store
 from training.dataset.windows import Windows, make_windows
 from training.fitting.calibrate import episode_scores, predict_windows
-from training.fitting.member import MemberTrainer, choose_device
+from training.fitting.member import STATE, MemberTrainer, choose_device, updates_saved
 from training.fitting.options import CURRICULUM, Stage, TrainOptions
 from training.fitting.train import TrainingError, fit, recalibrate
+from training.running.files import OutputExistsError
+from training.running.locks import FolderLockedError
+from training.running.stopping import Stopped, stoppable
 
 QUICK = TrainOptions(
     members=2,
@@ -185,6 +192,115 @@ def test_a_run_folder_of_another_run_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(TrainingError, match="holds a run with other arguments or data"):
         fit(toy_parts(), toy_spec(), tmp_path / "out", tmp_path, QUICK, {})
+
+
+LONG = replace(QUICK, stages=(Stage(1, 100_000, 8),), workers=2, validate_every=20)
+
+
+def train_long(folder: str) -> None:
+    """Train two members in processes, far too long."""
+    at = Path(folder)
+    try:
+        with stoppable():
+            fit(toy_parts(), toy_spec(), at / "out", at / "run", LONG, {})
+    except Stopped as exc:
+        print(exc, *exc.__notes__, sep="; ")
+        sys.exit(exc.exit_code)
+
+
+def start_long(folder: Path) -> Running:
+    """Start `train_long`, and wait until both members have saved something new."""
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("run/member-*/state.pt")}
+    code = (
+        "from tests.test_training.test_fitting.test_train import train_long; "
+        f"train_long({str(folder)!r})"
+    )
+    running = Running(code, folder)
+    paths = [folder / "run" / f"member-{i}" / STATE for i in range(2)]
+    running.until(lambda: all(p.exists() and p.stat().st_mtime_ns != before.get(p) for p in paths))
+    return running
+
+
+def test_a_stopped_training_says_how_far_members_are_and_goes_on(tmp_path: Path) -> None:
+    counts = []
+    for number, to_group in ((signal.SIGINT, True), (signal.SIGTERM, False)):
+        running = start_long(tmp_path)
+        assert running.signal(number, to_group=to_group) == 128 + number
+
+        message = running.output.splitlines()[-1]
+        found = re.findall(r"member \d: ([\d,]+) of 100,000 updates done", message)
+        counts.append([int(count.replace(",", "")) for count in found])
+        saved = [updates_saved(tmp_path / "run" / f"member-{i}" / STATE) for i in range(2)]
+        assert counts[-1] == saved
+        assert message.startswith(f"Stopped by {number.name}; member 1: ")
+        assert "Traceback" not in running.output
+    assert all(after > before > 0 for before, after in zip(*counts, strict=True))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_killed_training_leaves_no_worker_and_no_lock(tmp_path: Path) -> None:
+    running = start_long(tmp_path)
+    workers = running.workers()
+    with pytest.raises(FolderLockedError, match=f"training, process {running.process.pid} on "):
+        fit(toy_parts(), toy_spec(), tmp_path / "out", tmp_path / "run", LONG, {})
+
+    running.signal(signal.SIGKILL, to_group=False)
+
+    assert not still_there(workers)
+    start_long(tmp_path).signal(signal.SIGINT, to_group=True)  # it goes on
+
+
+def test_training_writes_over_its_own_checkpoint_and_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = replace(QUICK, stages=(Stage(1, 20, 32),))
+
+    def run(overwrite: bool = False) -> str:
+        return fit(
+            toy_parts(),
+            toy_spec(),
+            tmp_path / "out",
+            tmp_path / "run",
+            options,
+            {},
+            overwrite=overwrite,
+        )
+
+    version = run()
+    (tmp_path / "out" / "config.json").unlink()  # killed while writing
+    assert run() == version
+    assert run() == version
+    other = load_checkpoint(tmp_path / "out")
+    save_checkpoint(replace(other, name="calibrated since"), tmp_path / "out")
+
+    with pytest.raises(OutputExistsError, match="is not empty"):
+        run()
+    assert load_checkpoint(tmp_path / "out").name == "calibrated since"
+    assert run(overwrite=True) == version
+
+
+def test_a_member_stops_between_updates(tmp_path: Path) -> None:
+    options = TrainOptions(
+        hidden_dims=(32,), stages=(Stage(2, 60, 8),), validate_every=20, device="cpu"
+    )
+    trainer = MemberTrainer(
+        0, toy_spec(), options, toy_windows(50, 2, 1), toy_windows(50, 2, 2), tmp_path
+    )
+    whole = trainer._update
+
+    def interrupted(update: int) -> dict[str, torch.Tensor]:
+        if update == 30:
+            signal.raise_signal(signal.SIGINT)  # before the weights are changed
+        return whole(update)
+
+    trainer._update = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt), stoppable():
+        trainer.run()
+    assert updates_saved(tmp_path / STATE) == 31
+
+    trainer._update = whole  # type: ignore[method-assign]
+    trainer.run()
+    assert [entry["update"] for entry in trainer.progress.history] == [20, 40, 60]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,39 @@
+"""Files that are whole or absent, and folders that are not written over unasked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from training.running.locks import HOLDER, LOCK
+
+
+class OutputExistsError(ValueError):
+    """A folder to write holds something already; the message is one sentence."""
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Write the file at the path that is given; it takes its place at the end of the block."""
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def refuse_existing(folder: Path, *, overwrite: bool) -> None:
+    """Refuse to write a folder that holds anything, unless that was asked for.
+
+    Raises:
+        OutputExistsError: It does.
+    """
+    if overwrite or not folder.exists():
+        return
+    if any(path.name not in (LOCK, HOLDER) for path in folder.iterdir()):
+        raise OutputExistsError(
+            f"{folder} is not empty: name another folder, or write over it by --overwrite"
+        )
