@@ -1,0 +1,341 @@
+"""Commands of `world-model` that make, judge and bring in models; see `service.cli`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import click
+from pydantic import ValidationError
+
+from service.errors import WorldModelError
+from service.settings import Settings, explain_settings_error
+
+_GOES_ON = "The same command goes on where this one stopped."
+_NOTHING = "Nothing was written."
+
+_FOLDER = click.Path(file_okay=False, path_type=Path)
+_DATA_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Turn the errors that a command's input can cause into one sentence on stderr."""
+    try:
+        yield
+    except ValidationError as exc:  # of the settings: `evaluate` starts the service, too
+        raise click.ClickException(explain_settings_error(exc)) from exc
+    except (ValueError, OSError, WorldModelError) as exc:
+        raise click.ClickException(str(exc)) from exc
+
+
+@contextmanager
+def _long(hint: str = _GOES_ON) -> Iterator[None]:
+    """Do what `_one_sentence` does; end a command that a signal stops with 128 + its number."""
+    from training.running.stopping import Stopped, stoppable
+
+    try:
+        with stoppable(), _one_sentence():
+            yield
+    except Stopped as exc:
+        done = "; ".join(getattr(exc, "__notes__", []))
+        with suppress(OSError):  # the terminal may be closed
+            click.echo(f"{exc}{f': {done}' if done else ''}. {hint}", err=True)
+        sys.exit(exc.exit_code)
+
+
+_overwrite = click.option(
+    "--overwrite", is_flag=True, help="Write over what the folder of --out holds already."
+)
+
+
+_allow_unguaranteed = click.option(
+    "--allow-unguaranteed-limits",
+    is_flag=True,
+    help="Serve a crash threshold and an uncertainty limit even if calibration episodes or windows "
+    "are too few to vouch for them. Without it, safety checks then answer unknown.",
+)
+
+
+@click.command()
+@click.argument("folder", type=_FOLDER)
+@click.option("--transitions", default=1_400_000, show_default=True, help="Steps to record.")
+@click.option(
+    "--seed",
+    default=2,
+    show_default=True,
+    help="Decides every episode. The bundled model was trained on those of seed 1.",
+)
+@click.option("--workers", type=int, default=None, help="Processes.  [default: one a usable CPU]")
+def collect(folder: Path, transitions: int, seed: int, workers: int | None) -> None:
+    """Record episodes of the simulator into FOLDER; goes on where an earlier call stopped."""
+    with _long():
+        from training.dataset.collect import collect as run_collect
+
+        run_collect(folder, transitions=transitions, seed=seed, workers=workers)
+
+
+@click.command("check-data")
+@click.argument("data", type=_DATA_FOLDER)
+@click.option("--seed", default=0, show_default=True, help="Of the split, as for train.")
+def check_data(data: Path, seed: int) -> None:
+    """Say what is in DATA, episodes of any spec, and what is wrong with it."""
+    with _long(_NOTHING):
+        from training.fitting.check import check
+
+        report = check(data, seed)
+    click.echo(report.text)
+    for fault in report.faults:
+        click.echo(f"Fault: {fault}", err=True)
+    sys.exit(1 if report.faults else 0)
+
+
+@click.command()
+@click.argument("data", type=_DATA_FOLDER)
+@click.option("--out", type=_FOLDER, required=True, help="Checkpoint folder to write.")
+@click.option(
+    "--run", type=_FOLDER, required=True, help="Working folder: states to resume, TensorBoard."
+)
+@click.option("--members", default=5, show_default=True, help="Ensemble size.")
+@click.option("--seed", default=0, show_default=True, help="Decides split, weights and order.")
+@click.option(
+    "--kinematics/--no-kinematics",
+    default=True,
+    show_default=True,
+    help="Let members correct an analytic step, or learn all of it.",
+)
+@click.option("--workers", default=2, show_default=True, help="Members trained at once on a CPU.")
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+)
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="An eighth of the updates: a rough model in minutes, to see whether the data are right.",
+)
+@_overwrite
+@_allow_unguaranteed
+def train(
+    data: Path,
+    out: Path,
+    run: Path,
+    members: int,
+    seed: int,
+    kinematics: bool,
+    workers: int,
+    device: str,
+    quick: bool,
+    overwrite: bool,
+    allow_unguaranteed_limits: bool,
+) -> None:
+    """Train an ensemble on episodes in DATA; goes on where an earlier call stopped."""
+    with _long():
+        from training.fitting.options import TrainOptions
+        from training.fitting.train import train as run_train
+
+        options = TrainOptions(
+            members=members,
+            seed=seed,
+            kinematics=kinematics,
+            workers=workers,
+            device=device,
+            is_quick=quick,
+            allow_unguaranteed=allow_unguaranteed_limits,
+        )
+        version = run_train(data, out, run, options, overwrite=overwrite)
+        click.echo(f"Wrote {out}, version {version}")
+
+
+@click.command()
+@click.argument("checkpoint", type=_DATA_FOLDER)
+@click.argument("data", type=_DATA_FOLDER)
+@click.option("--out", type=_FOLDER, required=True, help="Checkpoint folder to write.")
+@click.option("--seed", default=0, show_default=True, help="Decides which episodes fix what.")
+@click.option(
+    "--false-alarm-rate",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.01,
+    show_default=True,
+    help="Share of harmless windows that may be called unsafe.",
+)
+@click.option(
+    "--miss-rate",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.01,
+    show_default=True,
+    help="Largest probability that an episode that ends gets no alarm in time.",
+)
+@click.option(
+    "--members",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Take the first so many members only: a smaller and faster model, with thresholds of its "
+    "own.  [default: all]",
+)
+@_overwrite
+@_allow_unguaranteed
+def calibrate(
+    checkpoint: Path,
+    data: Path,
+    out: Path,
+    seed: int,
+    false_alarm_rate: float,
+    miss_rate: float,
+    members: int | None,
+    overwrite: bool,
+    allow_unguaranteed_limits: bool,
+) -> None:
+    """Fit CHECKPOINT's probabilities and thresholds to episodes in DATA; its weights stay."""
+    with _long(_NOTHING):
+        from training.fitting.options import TrainOptions
+        from training.fitting.train import recalibrate
+        from training.running.files import refuse_existing
+
+        refuse_existing(out, overwrite=overwrite)
+        options = TrainOptions(
+            seed=seed,
+            false_alarm_rate=false_alarm_rate,
+            miss_rate=miss_rate,
+            allow_unguaranteed=allow_unguaranteed_limits,
+        )
+        version = recalibrate(checkpoint, data, out, options, members=members)
+        click.echo(f"Wrote {out}, version {version}")
+
+
+@click.command()
+@click.argument("checkpoint", type=_DATA_FOLDER)
+@click.argument("data", type=_DATA_FOLDER)
+@click.option("--report", type=_FOLDER, required=True, help="Folder for tables and plots.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="Minutes in place of hours: fewer windows and resamples, and nothing is simulated.",
+)
+@click.option(
+    "--examples", type=_FOLDER, default=None, help="Also write some held-out episodes as JSON."
+)
+@click.option(
+    "--model-card",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=None,
+    help="Also replace the results in this Markdown file.",
+)
+@click.option(
+    "--closed-loop",
+    is_flag=True,
+    help="Also serve CHECKPOINT and let it monitor a reckless driver in the simulator.",
+)
+@click.option(
+    "--drives",
+    type=click.IntRange(min=1),
+    default=300,
+    show_default=True,
+    help="Drives of the closed loop with each monitor.",
+)
+@click.option(
+    "--update-checkpoint",
+    is_flag=True,
+    help="Also write the results into CHECKPOINT (metrics.json), for `GET /model` to show.",
+)
+def evaluate(
+    checkpoint: Path,
+    data: Path,
+    report: Path,
+    quick: bool,
+    examples: Path | None,
+    model_card: Path | None,
+    closed_loop: bool,
+    drives: int,
+    update_checkpoint: bool,
+) -> None:
+    """Judge CHECKPOINT on held-out episodes of DATA; beside physics where it knows the features.
+
+    It goes on where an earlier call stopped, and leaves CHECKPOINT as it is.
+    """
+    with _long():
+        from training.dataset.examples import export_held_out
+        from training.dataset.sources import require_simulated
+        from training.evaluation.evaluate import evaluate as run_evaluate
+        from training.evaluation.evaluate import model_card_table, write_metrics
+        from training.evaluation.parts import remove_parts
+        from training.evaluation.report import update_model_card
+        from training.running.progress import Progress
+
+        for what, is_asked_for in (("--examples", examples), ("--closed-loop", closed_loop)):
+            if is_asked_for:  # before anything is judged, which takes an hour
+                require_simulated(data, what)
+
+        with Progress("evaluating", 0.0) as progress:
+            if closed_loop:
+                from training.closed_loop.served import add_closed_loop, closed_loop_cost
+
+                progress.extend(closed_loop_cost(drives))
+            metrics = run_evaluate(
+                checkpoint, data, report, quick=quick, progress=progress, keep_parts=True
+            )
+            if closed_loop:
+                key = next(iter(Settings().keys()), None)
+                add_closed_loop(
+                    metrics, checkpoint, data, report, drives, api_key=key, progress=progress
+                )
+            remove_parts(report)
+            if update_checkpoint:
+                write_metrics(checkpoint, metrics)
+            if examples is not None:
+                export_held_out(checkpoint, data, examples)
+            if model_card is not None:
+                update_model_card(model_card, metrics, report)
+        click.echo(model_card_table(metrics))
+
+
+@click.command("import")
+@click.argument("weights", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option("--out", type=_FOLDER, required=True, help="Checkpoint folder to write.")
+@click.option(
+    "--activation", type=click.Choice(["elu", "relu", "tanh"]), default="elu", show_default=True
+)
+@click.option(
+    "--spec",
+    metavar="FILE|highway",
+    default=None,
+    help="What the numbers mean: a file like a checkpoint's spec.json, or the bundled model's. "
+    "Without it they are called state_0, ..., and calibrate finds no recordings that fit.",
+)
+@click.option(
+    "--dt-s",
+    type=float,
+    default=None,
+    help="Length of a step in seconds.  [default: the spec's, or 0.05]",
+)
+@_overwrite
+def import_(
+    weights: tuple[Path, ...],
+    out: Path,
+    activation: str,
+    spec: str | None,
+    dt_s: float | None,
+    overwrite: bool,
+) -> None:
+    """Make a checkpoint of WEIGHTS, trained with the specification's own classes.
+
+    Each of WEIGHTS is a file of torch.save or safetensors: a state_dict, or a training checkpoint
+    that holds one, of a model or of an ensemble. Several files are the members of an ensemble. It
+    says what was taken from each. No code in them is run.
+    """
+    with _long(_NOTHING):
+        from models.checkpoint import save_checkpoint
+        from models.importing import import_weights, spec_of
+        from training.running.files import refuse_existing
+
+        refuse_existing(out, overwrite=overwrite)
+        meaning = None if spec is None else spec_of(spec)
+        checkpoint = import_weights(*weights, activation=activation, dt_s=dt_s, spec=meaning)
+        version = save_checkpoint(checkpoint, out)
+        for path, taken in zip(weights, checkpoint.training["taken"], strict=True):
+            click.echo(f"{path}: {taken}")
+        click.echo(f"Wrote {out}, version {version}, members {checkpoint.member_count}")
+
+
+COMMANDS = (collect, check_data, train, calibrate, evaluate, import_)
