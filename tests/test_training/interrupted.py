@@ -13,7 +13,10 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).parents[2]
-_BEFORE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+_BEFORE = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "from training.running.stopping import end_with_stdin\n"
+)
 """A shell has its background jobs ignore interrupts, and their children, too."""
 
 
@@ -27,13 +30,16 @@ class Running:
 
     def __init__(self, code: str, folder: Path) -> None:
         script = folder / "script.py"
-        script.write_text(f"{_BEFORE}if __name__ == '__main__':\n    {code}\n")
+        script.write_text(
+            f"{_BEFORE}if __name__ == '__main__':\n    end_with_stdin()\n    {code}\n"
+        )
         self._out = folder / "output.txt"
         with self._out.open("w") as out:
             self.process = subprocess.Popen(
                 [sys.executable, script],
                 cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdin=subprocess.PIPE,  # it ends with the tests, however they do
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -60,7 +66,10 @@ class Running:
     def signal(self, number: signal.Signals, *, to_group: bool) -> int:
         """Send a signal, as a terminal does or to the parent alone; return the exit code."""
         (os.killpg if to_group else os.kill)(self.process.pid, number)
-        return self.process.wait(120)
+        code = self.process.wait(120)
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        return code
 
 
 def command(*arguments: object) -> str:

@@ -194,7 +194,7 @@ def test_a_run_folder_of_another_run_is_refused(tmp_path: Path) -> None:
         fit(toy_parts(), toy_spec(), tmp_path / "out", tmp_path, QUICK, {})
 
 
-LONG = replace(QUICK, stages=(Stage(1, 100_000, 8),), workers=2, validate_every=20)
+LONG = replace(QUICK, stages=(Stage(1, 100_000, 8),), workers=2, validate_every=100)
 
 
 def train_long(folder: str) -> None:
@@ -202,7 +202,8 @@ def train_long(folder: str) -> None:
     at = Path(folder)
     try:
         with stoppable():
-            fit(toy_parts(), toy_spec(), at / "out", at / "run", LONG, {})
+            parts = {name: toy_windows(100, 1, seed) for seed, name in enumerate(toy_parts())}
+            fit(parts, toy_spec(), at / "out", at / "run", LONG, {})
     except Stopped as exc:
         print(exc, *exc.__notes__, sep="; ")
         sys.exit(exc.exit_code)
