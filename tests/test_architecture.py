@@ -25,7 +25,6 @@ FORMER = ("models.ensemble", "models.training", "models.world_model")
 
 ROOM_OF = {
     "service.__main__": "cli",
-    "service.cli_models": "cli",
     "service.client": "client",
     "service.setting_checks": "settings",
     "world_model_client": "client",

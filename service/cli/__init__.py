@@ -15,7 +15,7 @@ import click
 from pydantic import ValidationError
 
 from service import __version__
-from service.cli_models import COMMANDS
+from service.cli.models import COMMANDS
 from service.setting_checks import nearest
 from service.settings import Settings, explain_settings_error
 
