@@ -278,13 +278,13 @@ def load_checkpoint(folder: Path, *, device: str = "cpu", members: int | None = 
     )
 
 
-def read_spec(path: Path) -> Spec:
+def read_spec(path: Path | str) -> Spec:
     """Read a spec of a file, one written by hand too: what may be None or empty may be missing.
 
     Raises:
         CheckpointError: It cannot be read, or makes no sense.
     """
-    return read_spec_of(read_json(path), path)
+    return read_spec_of(read_json(Path(path)), path)
 
 
 def read_spec_of(document: dict[str, Any], source: str | Path) -> Spec:

@@ -88,13 +88,21 @@ class EpisodeWriter:
         origin: Where the episodes come from, for people.
 
     Raises:
-        EpisodeError: The folder is not empty.
+        EpisodeError: The folder is not empty, or the spec is none.
     """
 
     def __init__(self, folder: Path | str, spec: Spec, *, origin: str = "") -> None:
         self._folder = Path(folder)
+        if not isinstance(spec, Spec):
+            raise EpisodeError(
+                f"spec is a {type(spec).__name__}, but must be a Spec, as "
+                "models.checkpoint.read_spec reads it from a file"
+            )
         if self._folder.exists() and any(self._folder.iterdir()):
-            raise EpisodeError(f"{folder} is not empty: name another folder")
+            is_cut_short = not (self._folder / MANIFEST).exists()
+            what = "holds an unfinished data set or other files" if is_cut_short else "is not empty"
+            raise EpisodeError(f"{folder} {what}: remove it, or name another folder")
+        self._is_open = False
         self._spec = spec
         self._origin = origin
         self._empty_slots = EmptySlots(spec)
@@ -108,6 +116,7 @@ class EpisodeWriter:
 
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._is_open = True
         return self
 
     def __exit__(
@@ -116,6 +125,7 @@ class EpisodeWriter:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
+        self._is_open = False
         if kind is None:
             self._finish()
 
@@ -144,6 +154,15 @@ class EpisodeWriter:
             EpisodeError: Something does not fit; the message names it. Nothing is added.
         """
         number = f"episode {self.episodes}"
+        if not self._is_open:
+            raise EpisodeError(
+                f"{number}: the writer is not open: `with EpisodeWriter(...) as writer:` opens it, "
+                "and finishes the data set at the end of the block"
+            )
+        if not isinstance(ended, bool | np.bool_):
+            raise EpisodeError(f"{number}: ended is {ended!r}, but must be one True or False")
+        if slot_ids is not None and not self._slots:
+            raise EpisodeError(f"{number}: slot_ids are given, but the spec has no neighbour slots")
         spec, ids = self._spec, slot_ids is not None
         if self._has_ids not in (None, ids):
             raise EpisodeError(f"{number}: slot_ids must be given for all episodes or for none")
@@ -227,8 +246,8 @@ def _array(
     )
     if not fits or not is_number:
         raise EpisodeError(
-            f"{number}: {name} are {array.dtype} of shape {list(array.shape)}, but must be numbers "
-            f"of shape {wanted}"
+            f"{number}: {name} are {array.dtype} of shape {list(array.shape)}, but must be "
+            f"{'whole numbers' if kind is np.int64 else 'numbers'} of shape {wanted}"
         )
     with np.errstate(over="ignore"):
         return array.astype(kind)
@@ -364,7 +383,9 @@ def paths_of(folder: Path, manifest: Mapping[str, Any]) -> list[Path]:
     paths = [folder / name for name in manifest["shards"]]
     if missing := [path.name for path in paths if not path.is_file()]:
         raise EpisodeError(f"{folder} lacks the shard {missing[0]} that {MANIFEST} names")
-    found, expected = shards_fingerprint(paths), manifest.get("fingerprint")
+    if "fingerprint" not in manifest:
+        raise EpisodeError(f"{folder / MANIFEST} lacks the fingerprint")
+    found, expected = shards_fingerprint(paths), manifest["fingerprint"]
     if found != expected:
         raise EpisodeError(
             f"{folder} changed: its shards have the fingerprint {found}, {MANIFEST} says {expected}"

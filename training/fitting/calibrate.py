@@ -154,6 +154,12 @@ def summary(calibration: Calibration) -> str:
         follows = f"the crash threshold {threshold:.4g} keeps that guarantee"
     else:
         follows = f"the crash threshold {threshold:.4g}, which was asked for, guarantees nothing"
+    realised = calibration.notes.get("realised_false_alarm_rate")
+    if threshold is not None and realised is not None:
+        follows += (
+            f" and calls {realised:.3g} of harmless windows unsafe "
+            f"({calibration.notes['false_alarm_rate']:g} was aimed at)"
+        )
     if calibration.uncertainty_limit is None:
         follows += "; there is no uncertainty limit, and no verdict is safe"
     return f"{counted(guarantee)}: {follows}"

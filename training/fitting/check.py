@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -25,7 +26,7 @@ from training.dataset.episodes import (
 )
 from training.dataset.sources import Dataset, open_dataset
 from training.dataset.store import read_manifest
-from training.dataset.windows import split_at_random
+from training.dataset.windows import SPLIT_SHARES, split_at_random
 from training.fitting.options import TrainOptions
 
 _MOST_FAULTS = 20
@@ -99,7 +100,25 @@ def check(folder: Path, seed: int = 0) -> Report:
     seen = _Seen(_Range.of(spec.state_dim), _Range.of(spec.action_dim), _Range.of(1))
     for path in paths:
         _look(path, spec, seen, faults)
+    faults += _missing(seen, seed)
     return Report(_described(spec, manifest, seen, seed), tuple(faults[:_MOST_FAULTS]))
+
+
+def _missing(seen: _Seen, seed: int) -> list[str]:
+    """Say what a training would lack."""
+    if not seen.steps:
+        return []
+    terminated = np.concatenate(seen.terminated)
+    faults = []
+    if not terminated.any():
+        faults.append("no episode ends: there is nothing to learn an end from")
+    parts = split_at_random(np.arange(len(terminated)), seed)
+    if empty := [name for name, part in parts.items() if not len(part)]:
+        faults.append(
+            f"{len(terminated)} episodes are too few: the split leaves none for {empty[0]}; 13 or "
+            "more are needed to train at all"
+        )
+    return faults
 
 
 def _look(path: Path, spec: Spec, seen: _Seen, faults: list[str]) -> None:
@@ -134,6 +153,7 @@ def _described(spec: Spec, manifest: dict[str, Any], seen: _Seen, seed: int) -> 
         f"Origin: {manifest.get('origin') or 'not noted'}",
         f"{len(steps)} episodes of {steps.min()} to {steps.max()} steps, {steps.sum()} steps "
         f"({steps.sum() * spec.dt_s:.0f} s) in all; {terminated.sum()} end",
+        *_lengths(steps, terminated > 0),
         "",
         *_table([*spec.state], seen.states),
         *_table([*spec.action], seen.actions),
@@ -148,6 +168,17 @@ def _described(spec: Spec, manifest: dict[str, Any], seen: _Seen, seed: int) -> 
             "slots change hands, give the writer slot_ids."
         )
     return "\n".join(lines)
+
+
+def _lengths(steps: NDArray[np.int64], ends: NDArray[np.bool_]) -> list[str]:
+    """Say how long episodes of both kinds are: if they were mixed up, it shows."""
+    kinds = ((ends, "end"), (~ends, "do not end"))
+    return [
+        f"{is_kind.sum()} episodes {what}, after {steps[is_kind].min()} to {steps[is_kind].max()} "
+        "steps"
+        for is_kind, what in kinds
+        if is_kind.any()
+    ]
 
 
 def _table(features: Sequence[Feature], found: _Range) -> list[str]:
@@ -177,7 +208,11 @@ def _outlook(
         f"{in_time.sum()}; {needed} are needed to guarantee a miss rate of {_USUAL.miss_rate:g}",
     ]
     if in_time.sum() < needed:
-        lines.append("Too few: there would be no crash threshold, and no verdict but unknown.")
+        lines.append(
+            "Too few: there would be no crash threshold, and no verdict but unknown. Record about "
+            f"{math.ceil((needed - in_time.sum()) / SPLIT_SHARES['calibration'])} more episodes "
+            "that end, or allow more misses (--miss-rate of calibrate)."
+        )
     return lines
 
 

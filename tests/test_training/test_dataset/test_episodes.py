@@ -141,7 +141,10 @@ def set_to(name: str, value: Any) -> Callable[[dict[str, Any]], Any]:
         (set_to("states", np.ones((4, 4), bool)), "states are bool of shape"),
         (set_to("states", np.full((4, 4), 1e300)), r"states\[0\]: x is inf, but"),
         (set_to("actions", None), "actions are object of shape"),
-        (set_to("slot_ids", np.zeros((4, 1), int)), "slot_ids must be given for all"),
+        (
+            set_to("slot_ids", np.zeros((4, 1), int)),
+            "slot_ids are given, but the spec has no neighbour slots",
+        ),
     ],
 )
 def test_an_episode_that_does_not_fit_is_named_and_not_added(
@@ -191,7 +194,7 @@ def test_a_writer_takes_an_empty_folder_only_and_finishes_only_what_went_well(
     with pytest.raises(ValueError, match="holds no finished dataset"):
         open_dataset(folder)
     (folder / "note.txt").write_text("x")
-    with pytest.raises(EpisodeError, match="is not empty: name another folder"):
+    with pytest.raises(EpisodeError, match="holds an unfinished data set or other files"):
         EpisodeWriter(folder, SPEC)
     with (
         pytest.raises(EpisodeError, match="no episode was added"),
@@ -247,6 +250,7 @@ FAULTS: list[tuple[str, Callable[[Path], Any], str]] = [
     ("shape", rewrite(lambda a: a.update(states=a["states"][:, :3])), "states is float32"),
     ("counts", rewrite(lambda a: put("frame_count", 0, 1)(a)), "frame_count must be 2 or more"),
     ("starts", rewrite(lambda a: put("frame_start", 1, 3)(a)), "frame_start must be where"),
+    ("no print", edit(lambda d: d.pop("fingerprint")), "lacks the fingerprint"),
     ("ended", rewrite(lambda a: put("terminated", 0, 2)(a)), "terminated must be 0 or 1"),
     (
         "value",
@@ -272,8 +276,14 @@ def test_a_broken_data_set_is_named_by_loading_and_by_the_check(
 def test_the_check_tells_what_is_there(folder: Path) -> None:
     report = check(folder)
 
-    assert not report.faults
+    assert report.faults == (
+        "7 episodes are too few: the split leaves none for validation; 13 or more are needed to "
+        "train at all",
+    )
     for part in (
+        "4 episodes end, after 1 to 7 steps",
+        "3 episodes do not end, after 2 to 6 steps",
+        "Record about 550 more episodes that end",
         "Spec 'toy': 4 state and 2 action features, steps of 0.1 s",
         "Origin: made up",
         "7 episodes of 1 to 7 steps, 28 steps (3 s) in all; 4 end",
@@ -295,7 +305,7 @@ def test_the_check_lists_many_faults_and_what_is_constant(folder: Path) -> None:
 
     report = check(folder)
 
-    assert len(report.faults) == 3
+    assert len(report.faults) == 4
     assert "changed: its shards have" in report.faults[0]
     assert "x is 50" in report.faults[1]
     assert "rewards[0]: is nan" in report.faults[2]
@@ -369,3 +379,37 @@ def test_a_half_presence_is_refused_and_an_empty_slot_cleared(tmp_path: Path) ->
         writer.add(states, *rest, ended=False)
 
     assert not load_episodes(tmp_path / "data").states[0, 6:13].any()
+
+
+@pytest.mark.parametrize("ended", ["no", None, 1, [True], np.array([True, False]), np.nan])
+def test_an_end_is_one_truth(tmp_path: Path, ended: Any) -> None:
+    with EpisodeWriter(tmp_path / "data", SPEC) as writer:
+        with pytest.raises(
+            EpisodeError, match=r"episode 0: ended is .*, but must be one True or Fa"
+        ):
+            writer.add(**episode(1), ended=ended)
+        writer.add(**episode(1), ended=np.True_)
+
+
+def test_a_writer_that_is_not_open_loses_nothing_in_silence(tmp_path: Path) -> None:
+    writer = EpisodeWriter(tmp_path / "data", SPEC)
+    with pytest.raises(EpisodeError, match="the writer is not open"):
+        writer.add(**episode(1), ended=True)
+    with writer:
+        writer.add(**episode(1), ended=True)
+    with pytest.raises(EpisodeError, match="the writer is not open"):
+        writer.add(**episode(1), ended=True)
+    with pytest.raises(EpisodeError, match="data is not empty: remove it, or name another folder"):
+        EpisodeWriter(tmp_path / "data", SPEC)
+    with pytest.raises(EpisodeError, match="spec is a str, but must be a Spec"):
+        EpisodeWriter(tmp_path / "other", "spec.json")  # type: ignore[arg-type]
+
+
+def test_the_check_says_that_no_episode_ends(tmp_path: Path) -> None:
+    with EpisodeWriter(tmp_path / "data", SPEC) as writer:
+        for i in range(20):
+            writer.add(**episode(3, seed=i), ended=False)
+
+    assert check(tmp_path / "data").faults == (
+        "no episode ends: there is nothing to learn an end from",
+    )
