@@ -135,7 +135,7 @@ class EpisodeWriter:
         actions: ArrayLike,
         rewards: ArrayLike,
         *,
-        ended: bool,
+        ended: bool | np.bool_,
         slot_ids: ArrayLike | None = None,
     ) -> None:
         """Add an episode of T steps.

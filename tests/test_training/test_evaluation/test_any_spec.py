@@ -16,6 +16,7 @@ from tests.test_training.toy import DT_S, toy_spec, write_toy_episodes
 from training.evaluation import evaluate as evaluate_module
 from training.evaluation.evaluate import evaluate, model_card_table, write_metrics
 from training.evaluation.report import PHYSICS_PLOTS, PLOTS
+from training.running.locks import LOCK
 
 HORIZON = 6
 LIMITS = Calibration(
@@ -99,7 +100,7 @@ def test_the_report_speaks_of_the_features_and_not_of_driving(
     text = (report / "report.md").read_text()
 
     assert json.loads((report / "report.json").read_text()) == metrics
-    assert {path.name for path in report.iterdir()} == {"report.json", "report.md", *PLOTS}
+    assert {path.name for path in report.iterdir()} == {"report.json", "report.md", LOCK, *PLOTS}
     for line in (
         "| vx | m/s |",
         "after 0.6 s",
@@ -177,4 +178,4 @@ def test_data_that_show_nothing_are_refused_with_what_is_needed(
     write_toy_episodes(tmp_path / "data", count, reach_m=reach_m)
     with pytest.raises(ValueError, match=message):
         evaluate(room / "checkpoint", tmp_path / "data", tmp_path / "report")
-    assert not (tmp_path / "report").exists()
+    assert not list((tmp_path / "report").glob("report.*"))

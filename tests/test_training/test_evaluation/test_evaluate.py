@@ -24,7 +24,7 @@ from tests.test_training.driving import drive, mixed_episodes, save_store
 from tests.test_training.interrupted import Running
 from tests.test_training.toy import toy_spec
 from training.dataset import collect
-from training.evaluation import judgements
+from training.evaluation import driving, judgements
 from training.evaluation.baselines import BASELINES, FULL_PHYSICS
 from training.evaluation.branches import SEQUENCES
 from training.evaluation.evaluate import evaluate, model_card_table, write_metrics
@@ -137,8 +137,8 @@ def test_evaluate_goes_on_after_signals_to_the_same_report(
     def done_before(trial: Trial) -> None:
         raise AssertionError("it begins again")
 
-    for name in ("methods", "corruptions"):
-        monkeypatch.setattr(judgements, name, done_before)
+    for room_of, name in ((judgements, "methods"), (driving, "corruptions")):
+        monkeypatch.setattr(room_of, name, done_before)
     evaluate_again(str(room))
 
     for name in ("report.json", "report.md"):
