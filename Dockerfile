@@ -1,6 +1,6 @@
 # The service with the bundled model; docs/deployment.md says how to build and to run it.
 #
-#   docker build --build-arg DEVICE=cpu -t world-model:0.1.0-cpu .     # or DEVICE=cuda
+#   docker build --build-arg DEVICE=cpu -t world-model:0.2.0-cpu .     # or DEVICE=cuda
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS build
@@ -57,6 +57,6 @@ CMD ["serve"]
 # Last and owned by root: the service cannot change its own code.
 COPY --from=build /opt/world-model /opt/world-model
 # The release, or what Compose names the image after; docs/versions.md.
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 LABEL org.opencontainers.image.title="World Model Service" \
     org.opencontainers.image.version=$VERSION

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from world_model_client import errors
 from world_model_client.errors import *  # noqa: F403 (they are listed there)
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _CLIENTS = {"AsyncClient": "async_client", "Client": "client"}
 
