@@ -428,6 +428,14 @@ async def test_what_brings_no_answer_is_silence_and_stops_the_car(name: str) -> 
     assert decide(DRIVING, GOING_ON, answer).is_alarm
 
 
+async def test_the_wait_ends_with_the_budget_however_long_the_client_would_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("world_model_client.exchange._MARGIN_S", 1e4)
+    async with answering(never) as client, asyncio.timeout(PATIENCE_S):
+        assert await ask(client, DRIVING, GOING_ON) is None
+
+
 async def test_a_fault_of_the_program_is_logged_with_its_place(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
