@@ -1,5 +1,6 @@
 """The `world-model` command: joins the parts, holds no logic.
 
+In: the command line. Out: calls of the parts, and an exit code. May touch the terminal and signals.
 Parts are imported inside the commands, so that `--help` and a failed start do not wait for torch.
 """
 

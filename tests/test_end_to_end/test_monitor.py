@@ -428,11 +428,9 @@ async def test_what_brings_no_answer_is_silence_and_stops_the_car(name: str) -> 
     assert decide(DRIVING, GOING_ON, answer).is_alarm
 
 
-async def test_the_wait_ends_with_the_budget_however_long_the_client_would_wait(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("world_model_client.exchange._MARGIN_S", 1e4)
-    async with answering(never) as client, asyncio.timeout(PATIENCE_S):
+async def test_the_wait_ends_with_the_budget_however_long_the_client_would_wait() -> None:
+    patient = AsyncClient(transport=httpx.MockTransport(never), margin_s=1e4)
+    async with patient as client, asyncio.timeout(PATIENCE_S):
         assert await ask(client, DRIVING, GOING_ON) is None
 
 
