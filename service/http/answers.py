@@ -44,6 +44,12 @@ _OUTPUTS: _Outputs = {
 }
 
 
+TYPE_LINE = b"content-type: application/json\r\n"
+ID_LINE = b"x-request-id: %b\r\n"
+JSON_HEAD = TYPE_LINE + b"content-length: %d\r\n" + ID_LINE
+"""Head lines of an answer: what it is, and whose; of one whose length is known, all of them."""
+
+
 class Parts(NamedTuple):
     """A long answer, made while it is sent.
 
@@ -54,6 +60,22 @@ class Parts(NamedTuple):
 
     texts: Iterator[bytes]
     held_bytes: int
+
+
+class Reply(NamedTuple):
+    """What is sent to a caller.
+
+    Attributes:
+        status: HTTP status.
+        head: Header lines, each with its end.
+        body: JSON.
+        parts: The body if it is long, made while it is sent; its length is not known then.
+    """
+
+    status: int
+    head: bytes
+    body: bytes
+    parts: Parts | None = None
 
 
 class Answers:

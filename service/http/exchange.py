@@ -8,20 +8,17 @@ bytes from here: identity, admission, clock, trace and metrics of a request are 
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
-import orjson
-import structlog
-
-from service.errors import DeadlineExceededError, EngineError, OverloadedError, ServiceError
-from service.http.answers import Answers, Parts
+from service.errors import DeadlineExceededError, OverloadedError, ServiceError
+from service.http.answers import ID_LINE, JSON_HEAD, TYPE_LINE, Answers, Parts, Reply
 from service.http.buffers import Intake
 from service.http.endpoints import ENDPOINTS, Endpoint
+from service.http.failures import failure
 from service.http.peers import Address, Peers
 from service.http.policy import Policy
 from service.http.reading.bodies import AT_ONCE_BYTES, BodyParser, Parsed
@@ -36,8 +33,6 @@ from service.telemetry.requests import OTHER
 if TYPE_CHECKING:
     from service.telemetry.tracing import Trace, Tracing
 
-log = structlog.get_logger()
-
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 
 _FASTEST_BYTES_A_SECOND = 2e8
@@ -45,22 +40,6 @@ _FASTEST_BYTES_A_SECOND = 2e8
 
 CLIENT_GONE = 499
 """Counted in place of a status if the caller left before the reply."""
-
-
-class Reply(NamedTuple):
-    """What is sent to a caller.
-
-    Attributes:
-        status: HTTP status.
-        head: Header lines, each with its end.
-        body: JSON.
-        parts: The body if it is long, made while it is sent; its length is not known then.
-    """
-
-    status: int
-    head: bytes
-    body: bytes
-    parts: Parts | None = None
 
 
 class Head(NamedTuple):
@@ -391,61 +370,9 @@ def as_lines(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
     return b"".join(b"%b: %b\r\n" % header for header in headers)
 
 
-def failure(
-    error: Exception,
-    request_id: str,
-    path: str,
-    who: Mapping[str, str],
-    trace: Trace | None = None,
-    *,
-    is_callers_fault: bool = False,
-    is_logged: bool = True,
-) -> Reply:
-    """Log an error and return the reply to its caller; a stranger learns nothing of our faults.
-
-    Args:
-        error: What went wrong.
-        request_id: As in the answer and in logs.
-        path: What was asked for.
-        who: Asks, for the log; see `Exchanges.who`.
-        trace: The request's spans; None if it has none.
-        is_callers_fault: Whether nothing is wrong with the service, whatever the status says.
-        is_logged: Whether the request has a line in the log.
-    """
-    ids = {"request_id": request_id, **who, **({} if trace is None else trace.ids)}
-    if not isinstance(error, ServiceError):
-        log.error("unexpected error", **ids, exc_info=error)
-        error = EngineError("the service has failed on this request")
-    if trace is not None:
-        trace.failed(error, is_servers=error.status >= 500 and not is_callers_fault)
-    if is_logged:
-        log.log(
-            logging.INFO if is_callers_fault else _level(error),
-            "request failed",
-            **ids,
-            code=error.code,
-            status=error.status,
-            path=path[:200],
-            message=error.message,
-        )
-    body = orjson.dumps(error.body())
-    extra = "".join(f"{name.lower()}: {value}\r\n" for name, value in error.headers.items())
-    return Reply(error.status, _HEAD % (len(body), request_id.encode()) + extra.encode(), body)
-
-
-def _level(error: ServiceError) -> int:
-    """Return how severe an error is for the service."""
-    if error.status == 429:
-        return logging.WARNING
-    return logging.ERROR if error.status >= 500 else logging.INFO
-
-
-_TYPE = b"content-type: application/json\r\n"
-_ID = b"x-request-id: %b\r\n"
-_HEAD = _TYPE + b"content-length: %d\r\n" + _ID
 _TIMES = b"server-timing: queue;dur=%.3f, compute;dur=%.3f\r\n"
-_TIMED_HEAD = _HEAD + _TIMES
-_TIMED_HEAD_OF_PARTS = _TYPE + _ID + _TIMES
+_TIMED_HEAD = JSON_HEAD + _TIMES
+_TIMED_HEAD_OF_PARTS = TYPE_LINE + ID_LINE + _TIMES
 
 
 def _success(answer: bytes | Parts, request_id: str, result: JobResult) -> Reply:

@@ -13,8 +13,9 @@ from collections.abc import AsyncIterator, Iterator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import EngineError, MethodNotAllowedError, ServiceError
+from service.http.answers import Reply
 from service.http.endpoints import PATHS
-from service.http.exchange import CLIENT_GONE, Exchange, Exchanges, Head, Reply
+from service.http.exchange import CLIENT_GONE, Exchange, Exchanges, Head
 from service.interface import Headers
 
 REFUSALS = "refusals"

@@ -21,18 +21,10 @@ import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.errors import ServiceError
-from service.http.answers import Parts
+from service.http.answers import Parts, Reply
 from service.http.connections import Connections
-from service.http.exchange import (
-    CLIENT_GONE,
-    Exchange,
-    Exchanges,
-    Head,
-    Reply,
-    Respond,
-    failure,
-    request_id_of,
-)
+from service.http.exchange import CLIENT_GONE, Exchange, Exchanges, Head, Respond, request_id_of
+from service.http.failures import failure
 from service.http.heads import fault_of, is_one_head, path_of
 from service.http.input import Expected
 from service.http.lifetime import Lifetime

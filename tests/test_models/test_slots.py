@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from models.highway import highway_spec
-from models.spec import EmptySlots, anonymous_spec
+from models.slots import EmptySlots
+from models.spec import anonymous_spec
 
 SPEC = highway_spec()
 SLOTS = EmptySlots(SPEC)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from models.spec import Feature, Spec
-from training.dataset.episodes import EpisodeWriter
 from training.dataset.windows import Windows
+from training.dataset.writer import EpisodeWriter
 
 DT_S = 0.1
 

@@ -19,22 +19,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from models.checkpoint import read_spec_of
-from models.spec import EmptySlots, Spec
+from models.spec import Spec
 from training.dataset.store import (
     MANIFEST,
     read_manifest,
-    shard_path,
     shards_fingerprint,
-    write_document,
 )
 
 FORMAT, VERSION = "world-model-episodes", 1
@@ -57,8 +53,6 @@ SLOT_IDS = "slot_ids"
 """[F, slots] int64: who is in each slot; -1 in an empty one."""
 NOBODY = -1
 
-_SHARD_FRAMES = 2**17
-
 
 class EpisodeError(ValueError):
     """Episodes break the format or their spec; the message is one sentence."""
@@ -77,180 +71,6 @@ class Fault(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.place}: {self.problem}"
-
-
-class EpisodeWriter:
-    """Writes episodes into a new folder; a context manager, whose end finishes the data set.
-
-    Args:
-        folder: Made if missing; must be empty.
-        spec: Meaning of the features.
-        origin: Where the episodes come from, for people.
-
-    Raises:
-        EpisodeError: The folder is not empty, or the spec is none.
-    """
-
-    def __init__(self, folder: Path | str, spec: Spec, *, origin: str = "") -> None:
-        self._folder = Path(folder)
-        if not isinstance(spec, Spec):
-            raise EpisodeError(
-                f"spec is a {type(spec).__name__}, but must be a Spec, as "
-                "models.checkpoint.read_spec reads it from a file"
-            )
-        if self._folder.exists() and any(self._folder.iterdir()):
-            is_cut_short = not (self._folder / MANIFEST).exists()
-            what = "holds an unfinished data set or other files" if is_cut_short else "is not empty"
-            raise EpisodeError(f"{folder} {what}: remove it, or name another folder")
-        self._is_open = False
-        self._spec = spec
-        self._origin = origin
-        self._empty_slots = EmptySlots(spec)
-        self._slots = len(spec.geometry.slots) if spec.geometry else 0
-        self._has_ids: bool | None = None
-        self._waiting: list[dict[str, NDArray[Any]]] = []
-        self._paths: list[Path] = []
-        self.episodes = 0
-        self._steps = 0
-        self._ended = 0
-
-    def __enter__(self) -> Self:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._is_open = True
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self._is_open = False
-        if kind is None:
-            self._finish()
-
-    def add(
-        self,
-        states: ArrayLike,
-        actions: ArrayLike,
-        rewards: ArrayLike,
-        *,
-        ended: bool | np.bool_,
-        slot_ids: ArrayLike | None = None,
-    ) -> None:
-        """Add an episode of T steps.
-
-        Args:
-            states: [T + 1, S], physical units, within the ranges of the spec's features.
-            actions: [T, A], likewise; `actions[k]` leads from `states[k]` to `states[k + 1]`.
-            rewards: [T].
-            ended: Whether the last state is an end, like a crash; False if only the recording
-                ended.
-            slot_ids: [T + 1, slots] whole numbers: who is in each neighbour slot, below 0 if
-                nobody is. Without them a slot is taken for one neighbour throughout an episode.
-                All episodes have them, or none.
-
-        Raises:
-            EpisodeError: Something does not fit; the message names it. Nothing is added.
-        """
-        number = f"episode {self.episodes}"
-        if not self._is_open:
-            raise EpisodeError(
-                f"{number}: the writer is not open: `with EpisodeWriter(...) as writer:` opens it, "
-                "and finishes the data set at the end of the block"
-            )
-        if not isinstance(ended, bool | np.bool_):
-            raise EpisodeError(f"{number}: ended is {ended!r}, but must be one True or False")
-        if slot_ids is not None and not self._slots:
-            raise EpisodeError(f"{number}: slot_ids are given, but the spec has no neighbour slots")
-        spec, ids = self._spec, slot_ids is not None
-        if self._has_ids not in (None, ids):
-            raise EpisodeError(f"{number}: slot_ids must be given for all episodes or for none")
-        given = {
-            "states": _array("states", states, (None, spec.state_dim), number),
-            "actions": _array("actions", actions, (None, spec.action_dim), number),
-            "rewards": _array("rewards", rewards, (None,), number),
-        }
-        steps = len(given["actions"])
-        if ids:
-            given[SLOT_IDS] = _array(SLOT_IDS, slot_ids, (None, self._slots), number, np.int64)
-        for name, count in (("states", steps + 1), ("rewards", steps), (SLOT_IDS, steps + 1)):
-            if name in given and len(given[name]) != count:
-                raise EpisodeError(
-                    f"{number}: {name} has {len(given[name])} rows, but {count} belong to "
-                    f"{steps} actions"
-                )
-        if not steps:
-            raise EpisodeError(f"{number}: it has no step")
-        given["states"] = self._empty_slots.cleared(np.ascontiguousarray(given["states"]))
-        for name in ("actions", "rewards"):
-            given[name] = np.concatenate([given[name], np.zeros_like(given[name][:1])])
-        for fault in faults_in(given, spec, np.array([steps])):
-            raise EpisodeError(f"{number}: {fault}")
-        self._has_ids = ids
-        self._waiting.append({**given, "terminated": np.array([ended], np.uint8)})
-        self.episodes += 1
-        self._steps += steps
-        self._ended += bool(ended)
-        if sum(len(x["states"]) for x in self._waiting) >= _SHARD_FRAMES:
-            self._write()
-
-    def _write(self) -> None:
-        counts = [len(x["states"]) for x in self._waiting]
-        arrays = {
-            name: np.ascontiguousarray(np.concatenate([x[name] for x in self._waiting]))
-            for name in self._waiting[0]
-        }
-        arrays["frame_start"] = np.cumsum([0, *counts[:-1]], dtype=np.int64)
-        arrays["frame_count"] = np.array(counts, np.int64)
-        path = shard_path(self._folder, len(self._paths))
-        save_file(arrays, path)
-        self._paths.append(path)
-        self._waiting = []
-
-    def _finish(self) -> None:
-        if self._waiting:
-            self._write()
-        if not self._paths:
-            raise EpisodeError(f"{self._folder}: no episode was added")
-        counts = {"episodes": self.episodes, "steps": self._steps, "ended": self._ended}
-        write_document(
-            self._folder,
-            self._paths,
-            {
-                "format": FORMAT,
-                "version": VERSION,
-                "origin": self._origin,
-                "spec": self._spec.to_json(),
-                "counts": counts,
-            },
-        )
-
-
-def _array(
-    name: str,
-    values: ArrayLike | None,
-    shape: tuple[int | None, ...],
-    number: str,
-    kind: type[np.generic] = np.float32,
-) -> NDArray[Any]:
-    """Return an array of a shape, of which None stands for any length."""
-    wanted = f"[{', '.join('T' if x is None else str(x) for x in shape)}]"
-    try:
-        array = np.asarray(values)
-        is_number = array.dtype.kind in ("iu" if kind is np.int64 else "iuf")
-    except (TypeError, ValueError) as exc:
-        raise EpisodeError(f"{number}: {name} are no numbers of shape {wanted}: {exc}") from exc
-    fits = array.ndim == len(shape) and all(
-        w in (None, n) for w, n in zip(shape, array.shape, strict=True)
-    )
-    if not fits or not is_number:
-        raise EpisodeError(
-            f"{number}: {name} are {array.dtype} of shape {list(array.shape)}, but must be "
-            f"{'whole numbers' if kind is np.int64 else 'numbers'} of shape {wanted}"
-        )
-    with np.errstate(over="ignore"):
-        return array.astype(kind)
 
 
 def faults_in(
@@ -401,7 +221,7 @@ def read_shard(path: Path, spec: Spec) -> dict[str, NDArray[Any]]:
     """
     try:
         with safe_open(path, framework="numpy") as shard:
-            arrays = {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118
+            arrays = {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118 (it is no mapping)
     except (SafetensorError, OSError) as exc:
         raise EpisodeError(f"{path} is no readable shard: {exc}") from exc
     known = {**EPISODE_ARRAYS, **FRAME_ARRAYS, SLOT_IDS: np.dtype(np.int64)}

@@ -148,7 +148,7 @@ class Simulated:
 
 @dataclass(frozen=True)
 class Own:
-    """What `training.dataset.episodes.EpisodeWriter` wrote."""
+    """What `training.dataset.writer.EpisodeWriter` wrote."""
 
     episodes: Episodes
 

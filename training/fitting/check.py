@@ -82,7 +82,7 @@ def check(folder: Path, seed: int = 0) -> Report:
     """Look at a data set of episodes of any spec, a shard at a time.
 
     Args:
-        folder: What `training.dataset.episodes.EpisodeWriter` wrote, or `world-model collect`.
+        folder: What `training.dataset.writer.EpisodeWriter` wrote, or `world-model collect`.
         seed: Of the split, as for training.
     """
     try:

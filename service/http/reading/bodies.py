@@ -17,7 +17,7 @@ from simdjson import Array as JsonArray
 from simdjson import Object as JsonObject
 from simdjson import Parser
 
-from models.spec import EmptySlots
+from models.slots import EmptySlots
 from service.http.contract import DEFAULT_OUTPUTS, INCLUDES, MOST_NAMES, OUTPUTS, Contract, Kind
 from service.http.reading.arrays import (
     SIMDJSON_ERRORS,

@@ -17,11 +17,12 @@ from models.checkpoint import CheckpointError
 from models.highway import highway_spec
 from models.spec import Spec
 from tests.test_training.toy import toy_spec
-from training.dataset import episodes as episodes_module
+from training.dataset import writer as writer_module
 from training.dataset.collect import collect
-from training.dataset.episodes import EpisodeError, EpisodeWriter, load_episodes
+from training.dataset.episodes import EpisodeError, load_episodes
 from training.dataset.sources import Own, Simulated, open_dataset
 from training.dataset.windows import Windows
+from training.dataset.writer import EpisodeWriter
 from training.fitting.check import check
 
 SPEC = toy_spec()
@@ -46,7 +47,7 @@ def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Seven episodes of 1 to 7 steps in several shards; every second one ended."""
-    monkeypatch.setattr(episodes_module, "_SHARD_FRAMES", 10)
+    monkeypatch.setattr(writer_module, "_SHARD_FRAMES", 10)
     with EpisodeWriter(tmp_path / "data", SPEC, origin="made up") as writer:
         for i in range(7):
             writer.add(**episode(i + 1, seed=i), ended=i % 2 == 0)

@@ -9,9 +9,9 @@ import pytest
 
 from tests.test_training.driving import mixed_episodes, save_store
 from tests.test_training.toy import toy_spec
-from training.dataset.episodes import EpisodeWriter
 from training.dataset.overlap import collected_seeds, held_out, origin_note
 from training.dataset.sources import Dataset, open_dataset
+from training.dataset.writer import EpisodeWriter
 
 SIZE = 4
 MANIFEST = {"seed": 7, "episodes_per_shard": SIZE, "shards": ["a", "b"]}
