@@ -121,16 +121,12 @@ def make_windows(
             for i in range(0, len(start), _CHUNK_WINDOWS)
         ]
     )
-    return Windows(
-        states=states,
-        actions=store.action[cut.frame],
-        rewards=store.reward[cut.frame],
-        terminated=cut.is_last & (store.terminated[cut.episode][:, None] > 0),
-        valid=cut.valid,
-        episode=cut.episode,
-        environment=store.environment[cut.episode],
-        behaviour=store.behaviour[cut.episode],
-        start_step=cut.start_step,
+    return _windows(
+        cut,
+        states,
+        (store.action, store.reward, store.terminated),
+        store.environment[cut.episode],
+        store.behaviour[cut.episode],
     )
 
 
@@ -144,17 +140,8 @@ def cut_windows(episodes: Episodes, which: NDArray[np.int64], horizon: int, stri
     for i in range(0, len(frames), _CHUNK_WINDOWS):
         states[i : i + _CHUNK_WINDOWS] = followed_states(episodes, frames[i : i + _CHUNK_WINDOWS])
     nowhere = np.zeros(len(frames), np.uint8)
-    return Windows(
-        states=states,
-        actions=episodes.actions[cut.frame],
-        rewards=episodes.rewards[cut.frame],
-        terminated=cut.is_last & (episodes.terminated[cut.episode][:, None] > 0),
-        valid=cut.valid,
-        episode=cut.episode,
-        environment=nowhere,
-        behaviour=nowhere,
-        start_step=cut.start_step,
-    )
+    recorded = episodes.actions, episodes.rewards, episodes.terminated
+    return _windows(cut, states, recorded, nowhere, nowhere)
 
 
 class _Cut(NamedTuple):
@@ -192,6 +179,28 @@ def _cut(
     step = start_step[:, None] + np.arange(horizon)
     frame = store.frame_start[episode][:, None] + np.minimum(step, steps[:, None] - 1)
     return _Cut(episode, start_step, frame, step == steps[:, None] - 1, step < steps[:, None])
+
+
+def _windows(
+    cut: _Cut,
+    states: NDArray[np.float32],
+    recorded: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.uint8]],
+    environment: NDArray[np.uint8],
+    behaviour: NDArray[np.uint8],
+) -> Windows:
+    """Return the windows of a cut; recorded are actions [F, A], rewards [F], terminated [E]."""
+    actions, rewards, terminated = recorded
+    return Windows(
+        states=states,
+        actions=actions[cut.frame],
+        rewards=rewards[cut.frame],
+        terminated=cut.is_last & (terminated[cut.episode][:, None] > 0),
+        valid=cut.valid,
+        episode=cut.episode,
+        environment=environment,
+        behaviour=behaviour,
+        start_step=cut.start_step,
+    )
 
 
 def hide_far_neighbours(windows: Windows, spec: Spec, *, share: float, seed: int) -> Windows:
