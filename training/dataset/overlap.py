@@ -67,8 +67,8 @@ def held_out(training: Mapping[str, Any], data: Dataset) -> HeldOut:
         is_trained = is_trained if found is None else found
     if origin == "unknown":
         warnings.append(
-            f"the checkpoint does not say what it was trained on: any of the {count} episodes may "
-            "have been trained on, and the results may be too good"
+            f"nobody knows which of the {count} episodes the model was trained on (the checkpoint "
+            "does not say, or notes them in another way): the results may be too good"
         )
     if left_out := int(is_trained.sum()):
         warnings.append(
@@ -95,6 +95,18 @@ def held_out(training: Mapping[str, Any], data: Dataset) -> HeldOut:
         "calibrated": calibrated,
     }
     return HeldOut(kept, note, warnings)
+
+
+def untrained(training: Mapping[str, Any], data: Dataset) -> Indices:
+    """Return the episodes that fixed no weights of a checkpoint, as far as that is known, sorted.
+
+    Raises:
+        ValueError: All episodes may have been trained on.
+    """
+    held = held_out(training, data)
+    is_own = held.note["origin"] == "own split"
+    parts = [part for name, part in held.episodes.items() if not (is_own and name == "train")]
+    return np.sort(np.concatenate(parts))
 
 
 def _calibrated(training: Mapping[str, Any], data: Dataset) -> int:

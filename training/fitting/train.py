@@ -22,7 +22,7 @@ from models.checkpoint import (
 from models.checkpoint.files import checked
 from models.network.ensemble import WorldModelEnsemble
 from models.spec import Spec
-from training.dataset.overlap import origin_note
+from training.dataset.overlap import origin_note, untrained
 from training.dataset.sources import open_dataset
 from training.dataset.windows import Windows, hide_far_neighbours
 from training.fitting.calibrate import (
@@ -192,8 +192,8 @@ def recalibrate(
 
     A third of the episodes, at random, fixes the probabilities, the others the thresholds. The
     weights stay, and so do the known ranges; of a checkpoint that has none, as an imported one,
-    they become those of the recordings. Prints how many episodes there were and how many are
-    needed.
+    they become those of the recordings. Episodes that the weights may have been fitted to are left
+    out: a guarantee is about others. Prints how many episodes there were and how many are needed.
 
     Args:
         checkpoint_folder: The model.
@@ -207,6 +207,7 @@ def recalibrate(
 
     Raises:
         TrainingError: The recordings have other features than the model, or no episode ends.
+        ValueError: All episodes may have been trained on.
     """
     old, data = load_checkpoint(checkpoint_folder, members=members), open_dataset(store_folder)
     if difference := old.spec.difference_to(data.spec):
@@ -214,7 +215,10 @@ def recalibrate(
             f"{checkpoint_folder} has other features than {store_folder}: {difference}"
         )
     horizon = old.calibration.horizon or options.horizon
-    order = np.random.default_rng(options.seed).permutation(len(data))
+    usable = untrained(old.training, data)
+    if left_out := len(data) - len(usable):
+        print(f"{left_out} of {len(data)} episodes may have fixed the weights: they are left out")
+    order = np.random.default_rng(options.seed).permutation(usable)
     parts = np.split(order, [len(order) // 3])
     for part in parts:
         _refuse_too_few(store_folder, part, "validation and calibration")

@@ -29,6 +29,8 @@ from models.survival import crash_probability
 from tests.test_training.driving import mixed_episodes, save_store
 from tests.test_training.interrupted import Running, still_there
 from tests.test_training.toy import toy_spec, toy_windows
+from training.dataset.overlap import origin_note
+from training.dataset.sources import open_dataset
 from training.dataset.store import load_store
 from training.dataset.windows import Windows, make_windows
 from training.fitting.calibrate import episode_scores, predict_windows
@@ -433,6 +435,23 @@ def test_recalibration_on_few_episodes_takes_the_threshold_and_says_so(
     assert new.limits.crash_threshold is None
     assert new.calibration.horizon == 6  # not the options' 16, which nobody evaluated
     assert "99 are needed to guarantee a miss rate of 0.01" in capsys.readouterr().out
+
+
+def test_recalibration_leaves_out_what_the_weights_were_fitted_to(
+    driven: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the model's own data set its train part would vouch for a guarantee."""
+    data = open_dataset(driven[1])
+    trained = replace(load_checkpoint(driven[0]), training=origin_note(data) | {"split_seed": 3})
+    save_checkpoint(trained, tmp_path / "old")
+    train_part = data.split(3)["train"]
+
+    recalibrate(tmp_path / "old", driven[1], tmp_path / "out", TrainOptions())
+
+    said = capsys.readouterr().out
+    assert f"{len(train_part)} of 24 episodes may have fixed the weights: they are left out" in said
+    notes = load_checkpoint(tmp_path / "out").calibration.notes
+    assert 0 < notes["episodes"] <= 24 - len(train_part)
 
 
 def test_some_members_get_limits_of_their_own(driven: tuple[Path, Path], tmp_path: Path) -> None:
