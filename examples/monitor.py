@@ -57,8 +57,8 @@ CORRIDOR_M = 2.4
 LOOK_AHEAD_S = 1.0
 """So are those that get there within this time as they go now."""
 
-STANDING_MPS = 0.3
-"""A slower car stands."""
+CREEP_M = 0.05
+"""A car that stops within this distance stands."""
 
 BRAKE = "full brake, keep lane"
 """The manoeuvre of least risk if nothing is known."""
@@ -226,11 +226,16 @@ def is_avoidable(trajectory: Floats, after_s: float) -> bool:
 
 
 def keeps_standing(state: Floats, plan: Floats) -> bool:
-    """Tell whether the car stands and its plan keeps it there: it hits nobody, whatever comes."""
+    """Tell whether the plan keeps the car where it is, to `CREEP_M`: it hits nobody then.
+
+    A car that moves, however slowly, must brake: without pedals it rolls on.
+    """
     if plan.ndim != 2 or plan.shape[1] != 3 or not len(plan):
         return False
     wanted = FULL_THROTTLE_MPS2 * plan[:, 1] - FULL_BRAKE_MPS2 * plan[:, 2]
-    return bool(state[0] <= STANDING_MPS and (wanted <= 0).all())
+    braking = -float(wanted.max())
+    # v^2 = 2 a s; of a state or plan that is not finite nothing is true.
+    return bool(braking >= 0 and state[0] >= 0 and state[0] ** 2 <= 2 * braking * CREEP_M)
 
 
 def brake_in_lane(state: Floats, horizon: int) -> Floats:
@@ -321,8 +326,8 @@ async def ask(
                 state, candidates(state, plan), include=["trajectory"], timeout_s=budget_s
             )
         return judgements_of(answer, len(plan))
-    except (WorldModelError, TimeoutError) as exc:
-        log.warning("no answer: %s", exc or "too late")
+    except (WorldModelError, TimeoutError, ValueError) as exc:
+        log.warning("no answer: %s", str(exc) or "too late")
     except Exception:  # a fault of this program must not leave the car unwatched
         log.exception("the check failed")
     return None

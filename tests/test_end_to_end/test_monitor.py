@@ -276,11 +276,14 @@ def test_where_no_brake_helps_what_misses_least_is_taken() -> None:
 
 
 @pytest.mark.parametrize("verdict", ["unsafe", "unknown", None])
-@pytest.mark.parametrize("action", [FULL_BRAKE, [0.3, 0.0, 0.0], [0.0, 0.5, 0.5]], ids=str)
-def test_a_standing_car_that_stays_raises_no_alarm(
-    verdict: str | None, action: list[float]
+@pytest.mark.parametrize(
+    ("speed", "action"),
+    [(0.8, FULL_BRAKE), (0.1, FULL_BRAKE), (0.0, [0.3, 0.0, 0.0]), (0.1, [0.0, 0.5, 0.5])],
+)
+def test_a_car_that_stands_and_stays_raises_no_alarm(
+    verdict: str | None, speed: float, action: list[float]
 ) -> None:
-    state = state_of(0.1, car(5.5, speed=0.0))
+    state = state_of(speed, car(5.5, speed=0.0))
     judgement = judged(verdict or "", 0.9, state)
     answer = judgements(judgement, judgement) if verdict else None
 
@@ -296,9 +299,36 @@ def test_a_standing_car_may_not_start_without_a_safe_answer() -> None:
     assert decide(state, plan, judgements(judged("unknown"), judged("unknown"))).name == BRAKE
 
 
-@pytest.mark.parametrize("speed", [0.4, 22.0, np.nan])
-def test_a_car_that_moves_does_not_keep_standing(speed: float) -> None:
-    assert not keeps_standing(state_of(speed), plan_of(FULL_BRAKE))
+@pytest.mark.parametrize(
+    ("speed", "action"),
+    [
+        (0.95, FULL_BRAKE),
+        (22.0, FULL_BRAKE),
+        (np.nan, FULL_BRAKE),
+        (-0.1, FULL_BRAKE),
+        (0.29, GO_ON),
+        (0.01, [0.3, 0.0, 0.0]),
+        (0.1, [0.0, 1.0, 0.625]),
+        (0.0, [0.0, np.nan, 0.0]),
+    ],
+)
+def test_a_car_that_moves_or_may_move_does_not_keep_standing(
+    speed: float, action: list[float]
+) -> None:
+    assert not keeps_standing(state_of(speed), plan_of(action))
+
+
+def test_a_car_that_creeps_without_brakes_is_watched() -> None:
+    decision = decide(state_of(0.29, car(5.01, speed=0.0)), GOING_ON, None)
+
+    assert (decision.name, decision.is_alarm) == (BRAKE, True)
+
+
+async def test_silence_has_a_reason_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async with answering(never) as client:
+        await ask(client, DRIVING, GOING_ON)
+
+    assert [record.getMessage() for record in caplog.records][-1] == "no answer: too late"
 
 
 def test_candidates_are_the_plan_and_the_named_fallbacks() -> None:
