@@ -15,9 +15,9 @@ OTHER = "other"
 """Label of paths that no route has: a scanner must not create series."""
 
 IMPOSSIBLE = "impossible_deadline"
-OUTCOMES = ("answered", "refused", "turned_away", "late", IMPOSSIBLE, "failed", "left")
+OUTCOMES = ("answered", "refused", "rejected", "late", IMPOSSIBLE, "failed", "left")
 _OUTCOME = {
-    429: "turned_away",
+    429: "rejected",
     499: "left",
     504: "late",
     **dict.fromkeys(range(100, 400), "answered"),

@@ -156,7 +156,7 @@ FAILS = asked(
     ("other", "answered", 50),
     ("other", "late", 25),
     ("other", "failed", 25),
-    ("other", "turned_away", 100),
+    ("other", "rejected", 100),
     ("other", "impossible_deadline", 9_000),
 )
 IMPOSSIBLE = asked(("a", "impossible_deadline", 10), ("a", "answered", 10), ("a", "late", 0))

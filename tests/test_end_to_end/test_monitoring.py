@@ -255,14 +255,14 @@ def test_requests_and_verdicts_are_counted_to_the_last_one(watched: Watched) -> 
 
     assert requests == {(str(code), path): count for (path, code), count in asked.codes.items()}
     assert verdicts == {(verdict,): count for verdict, count in asked.verdicts.items()}
-    turned_away = sum(count for (_, code), count in asked.codes.items() if code in {429, 504})
-    assert refused == {(): turned_away}
+    rejected = sum(count for (_, code), count in asked.codes.items() if code in {429, 504})
+    assert refused == {(): rejected}
     outcomes = watched.count(
-        'sum by (outcome) (world_model_outcomes_total{outcome=~"late|turned_away|impossible.*"})'
+        'sum by (outcome) (world_model_outcomes_total{outcome=~"late|rejected|impossible.*"})'
     )
     assert outcomes == {
         ("impossible_deadline",): IMPOSSIBLE,
-        ("turned_away",): turned_away - IMPOSSIBLE,
+        ("rejected",): rejected - IMPOSSIBLE,
     }
 
 

@@ -170,7 +170,7 @@ async def test_only_a_callers_own_impossible_deadline_is_no_failure(
 
 @pytest.mark.parametrize(
     ("timeout_s", "outcome", "level"),
-    [("1.5", "impossible_deadline", "info"), ("2.5", "turned_away", "warning")],
+    [("1.5", "impossible_deadline", "info"), ("2.5", "rejected", "warning")],
 )
 async def test_work_that_is_not_tried_is_the_callers_fault_if_nothing_could_have_helped(
     engine: FakeEngine,

@@ -109,7 +109,7 @@ def test_latency_buckets_start_at_100_microseconds() -> None:
         (304, False, "answered"),
         (401, False, "refused"),
         (422, False, "refused"),
-        (429, False, "turned_away"),
+        (429, False, "rejected"),
         (429, True, "impossible_deadline"),
         (499, False, "left"),
         (500, False, "failed"),
