@@ -67,8 +67,9 @@ class AsyncClient(
 
     async def close(self) -> None:
         """Close the connections."""
+        if self._pools:
+            self._check_loop()  # before anything is taken away
         for http in self._closing():
-            self._check_loop()
             await http.aclose()
 
     async def __aenter__(self) -> Self:
