@@ -322,9 +322,8 @@ async def test_others_get_their_turn_while_tiny_chunks_are_parsed(
         for caller in callers:
             caller.send(CHUNKED + in_chunks(body, 1))
         await until(lambda: any(connection._has_turn for connection in served.connections))
-        for _ in range(5):
-            assert (await other.ask(request()))[0] == 200
-        assert any(connection._has_turn for connection in served.connections)
+        assert (await other.ask(request()))[0] == 200
+        assert served.count("200") == 1, "a long body was answered first"
         answers = [await caller.answer() for caller in callers]
 
     assert [status for status, _, _ in answers] == [200] * 4
