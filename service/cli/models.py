@@ -266,6 +266,7 @@ def evaluate(
         for what, is_asked_for in (("--examples", examples), ("--closed-loop", closed_loop)):
             if is_asked_for:  # before anything is judged, which takes an hour
                 require_simulated(data, what)
+        key = next(iter(Settings().keys()), None) if closed_loop else None
 
         with Progress("evaluating", 0.0) as progress:
             if closed_loop:
@@ -276,17 +277,16 @@ def evaluate(
                 checkpoint, data, report, quick=quick, progress=progress, keep_parts=True
             )
             if closed_loop:
-                key = next(iter(Settings().keys()), None)
                 add_closed_loop(
                     metrics, checkpoint, data, report, drives, api_key=key, progress=progress
                 )
-            remove_parts(report)
             if update_checkpoint:
                 write_metrics(checkpoint, metrics)
             if examples is not None:
                 export_held_out(checkpoint, data, examples)
             if model_card is not None:
                 update_model_card(model_card, metrics, report)
+            remove_parts(report)  # only now nothing of it is needed again
         click.echo(model_card_table(metrics))
 
 
