@@ -177,7 +177,7 @@ class Instance:
             asked = pool.submit(load.poll, *plans, planners)
             try:
                 plan, check = asked.result(), beside.result()
-            except load.LoadError:
+            except load.RefusedError:
                 return Fit(planners)
         return Fit(planners, plan.p99, check.p99)
 

@@ -26,6 +26,10 @@ class LoadError(Exception):
     """A load has failed; the message says how, in words fit for the report."""
 
 
+class RefusedError(LoadError):
+    """Not every answer was good: the load itself ran."""
+
+
 @dataclass(frozen=True)
 class Polled:
     """Latencies of polled requests in ms, counted from their scheduled moments."""
@@ -87,7 +91,7 @@ def poll(
         raise LoadError(f"the poller ended with code {done.returncode}")
     result = json.loads(done.stdout)
     if result["failures"]:
-        raise LoadError(f"polled requests failed: {_listed(result['failures'])}")
+        raise RefusedError(f"polled requests failed: {_listed(result['failures'])}")
     latencies = result["latencies_ms"]
     return Polled(percentile(latencies, 0.5), percentile(latencies, 0.99))
 
@@ -145,7 +149,7 @@ def _rate(wrk: subprocess.Popen[str]) -> float:
     except ValueError as exc:
         raise LoadError(str(exc)) from exc
     if seen.faults:
-        raise LoadError(f"answers were not all good: {_listed(seen.faults)}")
+        raise RefusedError(f"answers were not all good: {_listed(seen.faults)}")
     return seen.rate
 
 
