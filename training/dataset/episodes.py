@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from models.checkpoint import read_spec_of
 from models.spec import Spec
@@ -59,18 +60,20 @@ class EpisodeError(ValueError):
 
 
 class Fault(NamedTuple):
-    """What is wrong with an episode.
+    """What is wrong with a number of a frame.
 
     Attributes:
-        place: Within the episode: "states[3]", "actions[0]", ...
+        array: Of `FRAME_ARRAYS`.
+        row: Of the array.
         problem: What is there, and what is allowed.
     """
 
-    place: str
+    array: str
+    row: int
     problem: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.problem}"
+        return f"{self.array}[{self.row}]: {self.problem}"
 
 
 def faults_in(
@@ -93,21 +96,22 @@ def faults_in(
             if is_wrong.any():
                 row = int(np.argmax(is_wrong))
                 yield Fault(
-                    f"{name}[{row}]",
+                    name,
+                    row,
                     f"{feature.name} is {values[row]:g}, but the spec allows {feature.low:g} to "
                     f"{feature.high:g}{'' if feature.unit == '1' else f' {feature.unit}'}",
                 )
     is_wrong = ~np.isfinite(arrays["rewards"])
     if is_wrong.any():
         row = int(np.argmax(is_wrong))
-        yield Fault(f"rewards[{row}]", f"is {arrays['rewards'][row]}, but must be finite")
+        yield Fault("rewards", row, f"is {arrays['rewards'][row]}, but must be finite")
     for slot in spec.geometry.slots if spec.geometry else ():
         presence = arrays["states"][:, spec.state_index(slot.presence)]
         is_wrong = (presence != 0) & (presence != 1)
         if is_wrong.any():
             row = int(np.argmax(is_wrong))
             problem = f"{slot.presence} is {presence[row]:g}, but must be 0 or 1"
-            yield Fault(f"states[{row}]", problem)
+            yield Fault("states", row, problem)
 
 
 @dataclass(frozen=True)
@@ -220,8 +224,7 @@ def read_shard(path: Path, spec: Spec) -> dict[str, NDArray[Any]]:
         EpisodeError: It is none, or an array is missing, unknown, or of another type or shape.
     """
     try:
-        with safe_open(path, framework="numpy") as shard:
-            arrays = {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118 (it is no mapping)
+        arrays = load_file(path)
     except (SafetensorError, OSError) as exc:
         raise EpisodeError(f"{path} is no readable shard: {exc}") from exc
     known = {**EPISODE_ARRAYS, **FRAME_ARRAYS, SLOT_IDS: np.dtype(np.int64)}
@@ -251,11 +254,10 @@ def read_shard(path: Path, spec: Spec) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def shard_faults(arrays: Mapping[str, NDArray[Any]], spec: Spec) -> Iterator[Fault]:
-    """Yield what is wrong with the numbers of a shard, each with its episode."""
+def shard_faults(arrays: Mapping[str, NDArray[Any]], spec: Spec) -> Iterator[str]:
+    """Yield what is wrong with the numbers of a shard, each with its episode and step."""
     last = arrays["frame_start"] + arrays["frame_count"] - 1
-    for place, problem in faults_in(arrays, spec, last):
-        name, row = place.removesuffix("]").split("[")
-        episode = int(np.searchsorted(arrays["frame_start"], int(row), side="right")) - 1
-        step = int(row) - int(arrays["frame_start"][episode])
-        yield Fault(f"episode {episode}, {name}[{step}]", problem)
+    for fault in faults_in(arrays, spec, last):
+        episode = int(np.searchsorted(arrays["frame_start"], fault.row, side="right")) - 1
+        step = fault.row - int(arrays["frame_start"][episode])
+        yield f"episode {episode}, {fault._replace(row=step)}"

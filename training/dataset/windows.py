@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +17,8 @@ from training.dataset.features import followed_states, tracked_states
 from training.dataset.store import EpisodeStore
 
 SPLIT_SHARES = {"train": 0.56, "validation": 0.08, "calibration": 0.18, "test": 0.18}
+ENOUGH_EPISODES = math.ceil(1 / min(SPLIT_SHARES.values()))
+"""So many, or more, leave no part of a split empty."""
 UNSEEN_ENVIRONMENT = "roundabout"
 """Never trained or calibrated on: it shows how a model does on roads it has not seen."""
 KEEP_DISTANCE_M = 15.0
@@ -70,6 +74,13 @@ class Windows:
     def take(self, rows: NDArray[np.int64] | NDArray[np.bool_] | slice) -> Windows:
         """Return some of the windows."""
         return Windows(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    @classmethod
+    def joined(cls, parts: Sequence[Windows]) -> Windows:
+        """Return windows of equal horizon one after the other; at least one part."""
+        return cls(
+            **{f.name: np.concatenate([getattr(x, f.name) for x in parts]) for f in fields(cls)}
+        )
 
     def save(self, folder: Path) -> None:
         """Write one `.npy` file a field, so that several processes can map them."""

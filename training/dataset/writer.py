@@ -48,6 +48,8 @@ class EpisodeWriter:
         self._slots = len(spec.geometry.slots) if spec.geometry else 0
         self._has_ids: bool | None = None
         self._waiting: list[dict[str, NDArray[Any]]] = []
+        self._frames = 0
+        """In what waits."""
         self._paths: list[Path] = []
         self.episodes = 0
         self._steps = 0
@@ -131,7 +133,8 @@ class EpisodeWriter:
         self.episodes += 1
         self._steps += steps
         self._ended += bool(ended)
-        if sum(len(x["states"]) for x in self._waiting) >= _SHARD_FRAMES:
+        self._frames += steps + 1
+        if self._frames >= _SHARD_FRAMES:
             self._write()
 
     def _write(self) -> None:
@@ -146,6 +149,7 @@ class EpisodeWriter:
         save_file(arrays, path)
         self._paths.append(path)
         self._waiting = []
+        self._frames = 0
 
     def _finish(self) -> None:
         if self._waiting:

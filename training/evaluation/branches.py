@@ -7,7 +7,7 @@ their true outcomes are found by driving copies of the same simulation.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +196,7 @@ def make_branches(
         on_share(sum(path.exists() for path in folders) / len(folders))
 
     run_in_processes(write_branches, tasks, min(workers, len(tasks)), tick)
-    return _joined([Windows.open(path) for path in folders])
+    return Windows.joined([Windows.open(path) for path in folders])
 
 
 def write_branches(
@@ -223,13 +223,8 @@ def write_branches(
             parts.append(branch(moment, task * _STATES_PER_TASK + len(parts), horizon))
         seed += 1
     partial = folder.with_suffix(".partial")
-    _joined(parts).save(partial)
+    Windows.joined(parts).save(partial)
     partial.rename(folder)
-
-
-def _joined(parts: list[Windows]) -> Windows:
-    names = [field.name for field in fields(Windows)]
-    return Windows(**{n: np.concatenate([getattr(part, n) for part in parts]) for n in names})
 
 
 def choice_scores(risks: Mapping[str, Risk], branches: Windows, draws: int) -> dict[str, Any]:

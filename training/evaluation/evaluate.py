@@ -12,7 +12,6 @@ fitted to, and from drives simulated for the purpose; see `judgements` and `driv
 from __future__ import annotations
 
 import contextlib
-import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
@@ -28,7 +27,7 @@ from numpy.typing import NDArray
 from models.checkpoint import Checkpoint, checkpoint_version, load_checkpoint
 from training.dataset.overlap import HeldOut, held_out
 from training.dataset.sources import Dataset, Simulated, open_dataset
-from training.dataset.windows import SPLIT_SHARES, Windows
+from training.dataset.windows import ENOUGH_EPISODES, Windows
 from training.evaluation import driving, judgements
 from training.evaluation.driving_plots import draw_driving
 from training.evaluation.judgements import STRIDE, Curves, Trial
@@ -141,7 +140,7 @@ def evaluate(
         metrics["unseen"] = metrics["branches"] = None
         if isinstance(data, Simulated):
             _judge_elsewhere(test, metrics, evaluation, cut, held.episodes["unseen"], options)
-        metrics |= rounded(metrics)
+        metrics = rounded(metrics)
         write_report(report, metrics)
         draw_all(report, metrics, test, risks, curves)
         if test.knows_physics:
@@ -310,9 +309,7 @@ class _Cutter:
             parts.append(self.data.windows(some, self._horizon, stride))
             if sum(map(len, parts)) >= self._most:
                 break
-        joined = Windows(
-            **{f.name: np.concatenate([getattr(x, f.name) for x in parts]) for f in fields(Windows)}
-        )
+        joined = Windows.joined(parts)
         return joined.take(np.lexsort((joined.start_step, joined.episode)))
 
 
@@ -329,10 +326,9 @@ def _fit(checkpoint: Checkpoint, cut: _Cutter, episodes: dict[str, NDArray[np.in
 def _check_split(folder: Path, data: Dataset, episodes: dict[str, NDArray[np.int64]]) -> None:
     for name in ("validation", "calibration", "test"):
         if not len(episodes[name]):
-            needed = math.ceil(1 / min(SPLIT_SHARES.values()))
             raise ValueError(
                 f"{folder} holds {len(data)} episodes, of which the split leaves none for {name}: "
-                f"record {needed} or more, of both that end and that do not"
+                f"record {ENOUGH_EPISODES} or more, of both that end and that do not"
             )
 
 

@@ -141,8 +141,8 @@ def _held_out(note: dict[str, Any] | None) -> list[str]:
         "own split": "The episodes are those that its training kept apart.\n",
         "other data": f"Other data than it was trained on: {note['may_be_trained_on']} of "
         f"{note['episodes']} episodes may have been trained on, and are left out.\n",
-        "unknown": "**Nobody knows what the model was trained on: any episode may be among it, and "
-        "the results may be too good.**\n",
+        "unknown": "**Nobody knows which episodes the model was trained on: any may be among them, "
+        "and the results may be too good.**\n",
     }
     fitted = (
         f"**Probabilities and limits were fitted to {note['calibrated']} of {note['episodes']} "

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.checkpoint import CheckpointError
 from models.conformal import Guarantee
 from models.spec import Feature, Spec
 from training.dataset.episodes import (
@@ -26,7 +25,7 @@ from training.dataset.episodes import (
 )
 from training.dataset.sources import Dataset, open_dataset
 from training.dataset.store import read_manifest
-from training.dataset.windows import SPLIT_SHARES, split_at_random
+from training.dataset.windows import ENOUGH_EPISODES, SPLIT_SHARES, split_at_random
 from training.fitting.options import TrainOptions
 
 _MOST_FAULTS = 20
@@ -89,7 +88,7 @@ def check(folder: Path, seed: int = 0) -> Report:
         if read_manifest(folder).get("format") != FORMAT:
             return Report(_simulated(open_dataset(folder), seed), ())
         spec, manifest = read_head(folder)
-    except (ValueError, CheckpointError) as exc:
+    except ValueError as exc:
         return Report(f"{folder} cannot be read", (str(exc),))
     faults: list[str] = []
     try:
@@ -115,8 +114,8 @@ def _missing(seen: _Seen, seed: int) -> list[str]:
     parts = split_at_random(np.arange(len(terminated)), seed)
     if empty := [name for name, part in parts.items() if not len(part)]:
         faults.append(
-            f"{len(terminated)} episodes are too few: the split leaves none for {empty[0]}; 13 or "
-            "more are needed to train at all"
+            f"{len(terminated)} episodes are too few: the split leaves none for {empty[0]}; "
+            f"{ENOUGH_EPISODES} are always enough"
         )
     return faults
 

@@ -278,8 +278,7 @@ def test_the_check_tells_what_is_there(folder: Path) -> None:
     report = check(folder)
 
     assert report.faults == (
-        "7 episodes are too few: the split leaves none for validation; 13 or more are needed to "
-        "train at all",
+        "7 episodes are too few: the split leaves none for validation; 13 are always enough",
     )
     for part in (
         "4 episodes end, after 1 to 7 steps",

@@ -165,7 +165,7 @@ def test_evaluate_says_that_nobody_knows_what_the_model_was_trained_on(
 ) -> None:
     assert metrics["dataset"]["held_out"]["origin"] == "unknown"
     assert (
-        "**Nobody knows what the model was trained on"
+        "**Nobody knows which episodes the model was trained on"
         in (room / "report" / "report.md").read_text()
     )
 
