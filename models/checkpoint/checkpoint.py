@@ -28,10 +28,10 @@ from models.checkpoint.calibration import Calibration
 from models.checkpoint.files import (
     CheckpointError,
     checked,
+    json_text,
     read_bytes,
     read_json,
     shown,
-    write_json,
 )
 from models.checkpoint.tensors import check_normalisers, check_values, compare_shape, load_tensors
 from models.conformal import Guarantee
@@ -221,18 +221,18 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> str:
     for name, tensor in weights.items():
         check_values(WEIGHTS, name, tensor)
     check_normalisers(WEIGHTS, weights, checkpoint.spec, checkpoint.calibration)
+    documents[TRAINING] = checkpoint.training
+    if checkpoint.metrics:
+        documents[METRICS] = checkpoint.metrics
+    texts = {name: json_text(document, name) for name, document in documents.items()}
     folder.mkdir(parents=True, exist_ok=True)
     # Gone first and written last: a folder whose writing was cut short is refused, not half old.
     (folder / CONFIG).unlink(missing_ok=True)
     # Not save_file, which makes files that only their owner may read.
     (folder / WEIGHTS).write_bytes(save(weights))
-    write_json(folder / SPEC, documents[SPEC])
-    write_json(folder / CALIBRATION, documents[CALIBRATION])
-    write_json(folder / TRAINING, checkpoint.training)
     (folder / METRICS).unlink(missing_ok=True)
-    if checkpoint.metrics:
-        write_json(folder / METRICS, checkpoint.metrics)
-    write_json(folder / CONFIG, documents[CONFIG])
+    for name in (*(texts.keys() - {CONFIG}), CONFIG):
+        (folder / name).write_text(texts[name])
     return checkpoint_version(folder)
 
 

@@ -18,38 +18,45 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound="DataclassInstance")
 
 _LONGEST_SHOWN = 60
+_MOST_LEVELS = 64
+"""How deep JSON may be nested: what is read here is written again, from wherever in the program."""
 
 
 class CheckpointError(ValueError):
     """A checkpoint folder cannot be read, or its parts do not fit each other."""
 
 
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write a JSON object."""
-    path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+def json_text(document: dict[str, Any], source: str | Path) -> str:
+    """Return a JSON object as a file holds it.
+
+    Args:
+        document: The object.
+        source: Named in errors.
+
+    Raises:
+        CheckpointError: `read_json` would refuse it.
+    """
+    _check_leaves(document, source)
+    return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return a JSON object.
 
     Raises:
-        CheckpointError: The file cannot be read, holds something else, a field twice, or a number
-            that is not finite.
+        CheckpointError: The file cannot be read, holds something else, a field twice, a number
+            that is not finite, or a text that is none.
     """
     content = read_bytes(path)
     try:
         document = json.loads(content, object_pairs_hook=_without_repetition)
     except RecursionError as exc:
-        raise CheckpointError(f"{path} is not JSON of a checkpoint: nested too deeply") from exc
+        raise _too_deep(path) from exc
     except ValueError as exc:
         raise CheckpointError(f"{path} is not JSON: {exc}") from exc
     if not isinstance(document, dict):
         raise CheckpointError(f"{path} does not hold a JSON object")
-    for place, value in _leaves(document):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise CheckpointError(f"{path}: {place} is {value}, but numbers must be finite")
-        if isinstance(value, str) and not _is_text(value):
-            raise CheckpointError(f"{path}: {place} is {shown(value)}, which is no text")
+    _check_leaves(document, path)
     return document
 
 
@@ -101,15 +108,40 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return document
 
 
-def _leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every name, number and text of a document, with where it is."""
+def _check_leaves(document: dict[str, Any], source: str | Path) -> None:
+    """Refuse numbers that are not finite, texts that are none, and what is nested too deeply."""
+    try:
+        for place, value in _leaves(document, "", _MOST_LEVELS):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise CheckpointError(f"{source}: {place} is {value}, but numbers must be finite")
+            if isinstance(value, str) and not _is_text(value):
+                raise CheckpointError(f"{source}: {place} is {shown(value)}, which is no text")
+    except RecursionError as exc:
+        raise _too_deep(source) from exc
+
+
+def _too_deep(source: str | Path) -> CheckpointError:
+    return CheckpointError(
+        f"{source} is not JSON as it is written here: nested too deeply, by more than "
+        f"{_MOST_LEVELS} levels"
+    )
+
+
+def _leaves(value: Any, place: str, levels: int) -> Iterator[tuple[str, Any]]:
+    """Yield every name, number and text of a document, with where it is.
+
+    Raises:
+        RecursionError: There are more than so many levels.
+    """
+    if not levels:
+        raise RecursionError
     if isinstance(value, dict):
         for name, item in value.items():
             yield f"a name in {place or 'it'}", name
-            yield from _leaves(item, _joined(place, name))
-    elif isinstance(value, list):
+            yield from _leaves(item, _joined(place, name), levels - 1)
+    elif isinstance(value, list | tuple):
         for i, item in enumerate(value):
-            yield from _leaves(item, _joined(place, i))
+            yield from _leaves(item, _joined(place, i), levels - 1)
     else:
         yield place, value
 

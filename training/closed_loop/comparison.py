@@ -26,7 +26,7 @@ from training.closed_loop.monitors import (
 )
 from training.closed_loop.results import MODEL, NO_MONITOR, PHYSICS, compare_arms
 from training.dataset.collect import ENVIRONMENT_SHARES
-from training.dataset.store import load_manifest
+from training.dataset.store import load_manifest, shard_names
 from training.dataset.windows import UNSEEN_ENVIRONMENT
 from training.simulation.bicycle import DT_S
 
@@ -61,7 +61,7 @@ def check_unseen(data: Path, seeds: Iterable[int]) -> None:
         ValueError: One is, or the data set is unfinished.
     """
     recorded: set[int] = set()
-    for name in load_manifest(data)["shards"]:
+    for name in shard_names(data, load_manifest(data)):
         with safe_open(data / name, framework="numpy") as shard:
             recorded.update(shard.get_tensor("seed").tolist())
     known = sorted(recorded.intersection(seeds))

@@ -23,27 +23,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from models.checkpoint import read_spec_of
 from models.spec import Spec
 from training.dataset.store import (
     MANIFEST,
+    read_arrays,
     read_manifest,
-    shards_fingerprint,
+    shard_names,
+    shard_paths,
 )
 
 FORMAT, VERSION = "world-model-episodes", 1
 
-EPISODE_ARRAYS = {
+EPISODE_ARRAYS: dict[str, np.dtype[Any]] = {
     "frame_start": np.dtype(np.int64),
     "frame_count": np.dtype(np.int64),
     "terminated": np.dtype(np.uint8),
 }
 """[E]: first frame of the episode within the shard; T + 1; 1 if it ended at its last frame, 0 if
 only the recording did."""
-FRAME_ARRAYS = {
+FRAME_ARRAYS: dict[str, np.dtype[Any]] = {
     "states": np.dtype(np.float32),
     "actions": np.dtype(np.float32),
     "rewards": np.dtype(np.float32),
@@ -181,21 +181,18 @@ def read_head(folder: Path) -> tuple[Spec, dict[str, Any]]:
     manifest = read_manifest(folder)
     path = folder / MANIFEST
     found = manifest.get("format"), manifest.get("version")
-    if found != (FORMAT, VERSION):
+    if found != (FORMAT, VERSION) or isinstance(found[1], bool):
         raise EpisodeError(
             f"{path} has format {found[0]!r}, version {found[1]!r}; this code reads {FORMAT!r}, "
             f"version {VERSION}"
         )
     if not isinstance(manifest.get("spec"), dict):
         raise EpisodeError(f"{path} lacks the spec")
-    shards = manifest.get("shards")
-    if not (isinstance(shards, list) and shards and all(_is_name(x) for x in shards)):
-        raise EpisodeError(f"{path}: shards must be a list of file names, at least one")
+    try:
+        shard_names(folder, manifest)
+    except ValueError as exc:
+        raise EpisodeError(str(exc)) from exc
     return read_spec_of(manifest["spec"], path), manifest
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and value not in ("", "..") and Path(value).name == value
 
 
 def paths_of(folder: Path, manifest: Mapping[str, Any]) -> list[Path]:
@@ -204,17 +201,10 @@ def paths_of(folder: Path, manifest: Mapping[str, Any]) -> list[Path]:
     Raises:
         EpisodeError: One is missing, or they are not those that `dataset.json` was written for.
     """
-    paths = [folder / name for name in manifest["shards"]]
-    if missing := [path.name for path in paths if not path.is_file()]:
-        raise EpisodeError(f"{folder} lacks the shard {missing[0]} that {MANIFEST} names")
-    if "fingerprint" not in manifest:
-        raise EpisodeError(f"{folder / MANIFEST} lacks the fingerprint")
-    found, expected = shards_fingerprint(paths), manifest["fingerprint"]
-    if found != expected:
-        raise EpisodeError(
-            f"{folder} changed: its shards have the fingerprint {found}, {MANIFEST} says {expected}"
-        )
-    return paths
+    try:
+        return shard_paths(folder, manifest)
+    except ValueError as exc:
+        raise EpisodeError(str(exc)) from exc
 
 
 def read_shard(path: Path, spec: Spec) -> dict[str, NDArray[Any]]:
@@ -223,32 +213,17 @@ def read_shard(path: Path, spec: Spec) -> dict[str, NDArray[Any]]:
     Raises:
         EpisodeError: It is none, or an array is missing, unknown, or of another type or shape.
     """
-    try:
-        arrays = load_file(path)
-    except (SafetensorError, OSError) as exc:
-        raise EpisodeError(f"{path} is no readable shard: {exc}") from exc
-    known = {**EPISODE_ARRAYS, **FRAME_ARRAYS, SLOT_IDS: np.dtype(np.int64)}
-    if missing := sorted({*EPISODE_ARRAYS, *FRAME_ARRAYS} - arrays.keys()):
-        raise EpisodeError(f"{path} lacks the array {missing[0]}")
-    if extra := sorted(arrays.keys() - known.keys()):
-        raise EpisodeError(f"{path} holds {extra[0]}, which is unknown (known: {', '.join(known)})")
-    frames, episodes = len(arrays["rewards"]), len(arrays["frame_start"])
     slots = len(spec.geometry.slots) if spec.geometry else 0
     widths = {"states": (spec.state_dim,), "actions": (spec.action_dim,), SLOT_IDS: (slots,)}
-    for name, array in arrays.items():
-        count = episodes if name in EPISODE_ARRAYS else frames
-        wanted = (count, *widths.get(name, ()))
-        if array.dtype != known[name] or array.shape != wanted:
-            raise EpisodeError(
-                f"{path}: {name} is {array.dtype} {list(array.shape)}, but must be {known[name]} "
-                f"{list(wanted)}"
-            )
-    counts = arrays["frame_count"]
-    starts = np.cumsum(counts) - counts
-    if not (len(counts) and (counts >= 2).all() and counts.sum() == frames):
-        raise EpisodeError(f"{path}: frame_count must be 2 or more each, {frames} in all")
-    if not np.array_equal(starts, arrays["frame_start"]):
-        raise EpisodeError(f"{path}: frame_start must be where the frames before end")
+    of_episodes = {name: (kind.name, ()) for name, kind in EPISODE_ARRAYS.items()}
+    of_frames = {
+        name: (kind.name, widths.get(name, ()))
+        for name, kind in {**FRAME_ARRAYS, SLOT_IDS: np.dtype(np.int64)}.items()
+    }
+    try:
+        arrays = read_arrays(path, of_episodes, of_frames, optional=(SLOT_IDS,))
+    except ValueError as exc:
+        raise EpisodeError(str(exc)) from exc
     if (arrays["terminated"] > 1).any():
         raise EpisodeError(f"{path}: terminated must be 0 or 1")
     return arrays

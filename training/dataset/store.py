@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,19 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from models.checkpoint.files import json_text, read_json
 from training.simulation.simulator import CAUSES, MAX_VEHICLES, Episode
 
 SCHEMA_VERSION = 2
 MANIFEST = "dataset.json"
 
-EPISODE_ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {
+MOST_SHARDS = 10_000
+_LONGEST_NAME = 200
+
+Layout = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Type of each array by name, and its shape behind the count of episodes or frames."""
+
+EPISODE_ARRAYS: Layout = {
     "seed": ("int64", ()),
     "environment": ("uint8", ()),
     "behaviour": ("uint8", ()),
@@ -38,7 +46,7 @@ EPISODE_ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {
     "provoked": ("uint8", ()),
     "vehicle_id": ("int32", (MAX_VEHICLES,)),
 }
-FRAME_ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {
+FRAME_ARRAYS: Layout = {
     "ego": ("float32", (4,)),
     "ego_features": ("float32", (6,)),
     "vehicles": ("float32", (MAX_VEHICLES, 4)),
@@ -46,6 +54,15 @@ FRAME_ARRAYS: dict[str, tuple[str, tuple[int, ...]]] = {
     "action": ("float32", (3,)),
     "reward": ("float32", ()),
 }
+_TYPES = {
+    "F16": "float16",
+    "F32": "float32",
+    "F64": "float64",
+    "I32": "int32",
+    "I64": "int64",
+    "U8": "uint8",
+}
+"""Types of arrays by safetensors' names, which errors show for those that are not here."""
 
 
 @dataclass(frozen=True)
@@ -155,9 +172,120 @@ def read_shard_note(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     try:
         with safe_open(path, framework="numpy") as shard:
             note = json.loads((shard.metadata() or {})["note"])
-        return note["settings"], note["counts"]
-    except (SafetensorError, KeyError, json.JSONDecodeError) as exc:
+        settings, counts = note["settings"], note["counts"]
+        if not (isinstance(settings, dict) and isinstance(counts, dict)):
+            raise TypeError("its note holds no settings and counts")
+        return settings, {name: int(count) for name, count in counts.items()}
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, RecursionError) as exc:
         raise ValueError(f"{path} is not a readable shard ({exc}); delete it") from exc
+
+
+def read_arrays(
+    path: Path, of_episodes: Layout, of_frames: Layout, optional: Collection[str] = ()
+) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a shard, of the right types and shapes, and of episodes end to end.
+
+    Args:
+        path: Of the shard.
+        of_episodes: Arrays with an entry for each episode; `frame_start` and `frame_count` too.
+        of_frames: Arrays with an entry for each frame.
+        optional: Those that may be missing.
+
+    Raises:
+        ValueError: It is none, or an array is missing, unknown, or of another type or shape; or
+            the episodes do not follow on each other.
+    """
+    try:
+        with safe_open(path, framework="numpy") as shard:
+            heads = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118
+            found = {name: (x.get_dtype(), tuple(x.get_shape())) for name, x in heads.items()}
+            _check_layout(path, found, of_episodes, of_frames, optional)
+            arrays = {name: shard.get_tensor(name) for name in found}
+    except (SafetensorError, OSError) as exc:
+        raise ValueError(f"{path} is no readable shard: {exc}") from exc
+    counts, frames = arrays["frame_count"].astype(np.int64), len(arrays[next(iter(of_frames))])
+    # Each by itself, too: a sum of huge ones may be any number.
+    fits = (counts >= 2) & (counts <= frames)
+    if not (len(counts) and fits.all() and counts.sum() == frames):
+        raise ValueError(f"{path}: frame_count must be 2 or more each, {frames} in all")
+    if not np.array_equal(np.cumsum(counts) - counts, arrays["frame_start"]):
+        raise ValueError(f"{path}: frame_start must be where the frames before end")
+    return arrays
+
+
+def _check_layout(
+    path: Path,
+    found: Layout,
+    of_episodes: Layout,
+    of_frames: Layout,
+    optional: Collection[str],
+) -> None:
+    """Refuse arrays by what a shard's head says of them, before they are read."""
+    known = {**of_episodes, **of_frames}
+    if missing := sorted(known.keys() - found.keys() - {*optional}):
+        raise ValueError(f"{path} lacks the array {missing[0]}")
+    if extra := sorted(found.keys() - known.keys()):
+        raise ValueError(f"{path} holds {extra[0]}, which is unknown (known: {', '.join(known)})")
+    counts = {}
+    for layout in (of_episodes, of_frames):
+        shape = found[next(iter(layout))][1]
+        counts.update(dict.fromkeys(layout, shape[:1] or (0,)))
+    for name, (kind, tail) in known.items():
+        if name not in found:
+            continue
+        given, shape = _TYPES.get(found[name][0], found[name][0]), found[name][1]
+        wanted = (*counts[name], *tail)
+        if given != kind or shape != wanted:
+            raise ValueError(
+                f"{path}: {name} is {given} {list(shape)}, but must be {kind} {list(wanted)}"
+            )
+
+
+def shard_names(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Return the names of the shards that a `dataset.json` lists.
+
+    Raises:
+        ValueError: It lists none, too many, one twice, or what is no name of a file beside it.
+    """
+    path, names = folder / MANIFEST, manifest.get("shards")
+    if not (isinstance(names, list) and names and all(map(_is_name, names))):
+        raise ValueError(f"{path}: shards must be a list of file names, at least one")
+    if len(names) > MOST_SHARDS:
+        raise ValueError(f"{path}: shards holds {len(names)} names, but at most {MOST_SHARDS}")
+    # Episodes that are there twice would be trained on, and judged by, at the same time.
+    if len({*names}) < len(names):
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{path}: shards holds {repeated!r} more than once")
+    return names
+
+
+def _is_name(value: Any) -> bool:
+    return (
+        isinstance(value, str)
+        and 0 < len(value) <= _LONGEST_NAME
+        and value != ".."
+        and Path(value).name == value
+        and value.isprintable()
+    )
+
+
+def shard_paths(folder: Path, manifest: Mapping[str, Any]) -> list[Path]:
+    """Return the shards' files.
+
+    Raises:
+        ValueError: One is missing, or they are not those that `dataset.json` was written for.
+    """
+    paths = [folder / name for name in shard_names(folder, manifest)]
+    if missing := [path.name for path in paths if not path.is_file()]:
+        raise ValueError(f"{folder} lacks the shard {missing[0]} that {MANIFEST} names")
+    if "fingerprint" not in manifest:
+        raise ValueError(f"{folder / MANIFEST} lacks the fingerprint")
+    found, expected = shards_fingerprint(paths), manifest["fingerprint"]
+    if found != expected:
+        raise ValueError(
+            f"{folder} changed: its shards have the fingerprint {found}, {MANIFEST} says {expected}"
+        )
+    return paths
 
 
 def shards_fingerprint(paths: list[Path]) -> str:
@@ -182,7 +310,7 @@ def write_document(folder: Path, paths: list[Path], manifest: dict[str, Any]) ->
         "fingerprint": shards_fingerprint(paths),
     }
     temporary = folder / f"{MANIFEST}.partial"
-    temporary.write_text(json.dumps(document, indent=2) + "\n")
+    temporary.write_text(json_text(document, folder / MANIFEST))
     temporary.replace(folder / MANIFEST)
 
 
@@ -204,19 +332,15 @@ def load_manifest(folder: Path) -> dict[str, Any]:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Return `dataset.json`, of whatever format.
 
+    It goes into the checkpoints that are trained on the data, so it must be JSON as they hold it.
+
     Raises:
         ValueError: It is missing or broken.
     """
     path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_bytes())
-    except FileNotFoundError as exc:
-        raise ValueError(f"{folder} holds no finished dataset ({MANIFEST} is missing)") from exc
-    except (ValueError, RecursionError) as exc:
-        raise ValueError(f"{path} is not JSON: {exc}") from exc
-    if not isinstance(manifest, dict):
-        raise ValueError(f"{path} does not hold a JSON object")
-    return manifest
+    if not path.exists():
+        raise ValueError(f"{folder} holds no finished dataset ({MANIFEST} is missing)")
+    return read_json(path)
 
 
 def load_store(folder: Path) -> EpisodeStore:
@@ -229,26 +353,28 @@ def load_store(folder: Path) -> EpisodeStore:
         ValueError: The dataset is unfinished or broken, or its shards changed since.
     """
     manifest = load_manifest(folder)
-    paths = [folder / name for name in manifest["shards"]]
-    missing = [path.name for path in paths if not path.exists()]
-    if missing:
-        raise ValueError(f"{folder} lacks shards named in {MANIFEST}: {missing[:3]}")
-    fingerprint = shards_fingerprint(paths)
-    if fingerprint != manifest["fingerprint"]:
-        expected = manifest["fingerprint"]
-        raise ValueError(f"{folder} changed: fingerprint {fingerprint}, {MANIFEST} says {expected}")
-    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in {**EPISODE_ARRAYS, **FRAME_ARRAYS}}
+    names: dict[str, tuple[str, ...]] = {"cause": CAUSES}
+    for kind in ("environment", "behaviour"):
+        found = manifest.get(f"{kind}s")
+        if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+            raise ValueError(f"{folder / MANIFEST}: {kind}s must be a list of names")
+        names[kind] = tuple(found)
+    shards: list[dict[str, NDArray[Any]]] = []
     frames = 0
-    for path in paths:
-        with safe_open(path, framework="numpy") as shard:
-            for name, arrays in parts.items():
-                arrays.append(shard.get_tensor(name))
-        parts["frame_start"][-1] = parts["frame_start"][-1] + frames
-        frames += len(parts["reward"][-1])
+    for path in shard_paths(folder, manifest):
+        arrays = read_arrays(path, EPISODE_ARRAYS, FRAME_ARRAYS)
+        for kind, known in names.items():
+            if (arrays[kind] >= len(known)).any():
+                raise ValueError(
+                    f"{path}: {kind} is {arrays[kind].max()}, but must be below {len(known)}"
+                )
+        arrays["frame_start"] = arrays["frame_start"] + frames
+        frames += len(arrays["reward"])
+        shards.append(arrays)
     return EpisodeStore(
-        **{name: np.concatenate(arrays) for name, arrays in parts.items()},
-        environment_names=tuple(manifest["environments"]),
-        behaviour_names=tuple(manifest["behaviours"]),
-        fingerprint=fingerprint,
+        **{name: np.concatenate([x[name] for x in shards]) for name in shards[0]},
+        environment_names=names["environment"],
+        behaviour_names=names["behaviour"],
+        fingerprint=manifest["fingerprint"],
         manifest=manifest,
     )

@@ -23,8 +23,8 @@ from training.dataset.episodes import (
     read_shard,
     shard_faults,
 )
-from training.dataset.sources import Dataset, open_dataset
-from training.dataset.store import read_manifest
+from training.dataset.sources import Simulated
+from training.dataset.store import load_store, read_manifest
 from training.dataset.windows import ENOUGH_EPISODES, SPLIT_SHARES, split_at_random
 from training.fitting.options import TrainOptions
 
@@ -86,7 +86,7 @@ def check(folder: Path, seed: int = 0) -> Report:
     """
     try:
         if read_manifest(folder).get("format") != FORMAT:
-            return Report(_simulated(open_dataset(folder), seed), ())
+            return Report(_simulated(Simulated(load_store(folder)), seed), ())
         spec, manifest = read_head(folder)
     except ValueError as exc:
         return Report(f"{folder} cannot be read", (str(exc),))
@@ -215,11 +215,11 @@ def _outlook(
     return lines
 
 
-def _simulated(data: Dataset, seed: int) -> str:
-    parts = data.split(seed)
-    counts = data.manifest["counts"]
+def _simulated(data: Simulated, seed: int) -> str:
+    parts, store = data.split(seed), data.store
+    crashes, off_road = ((store.cause == i).sum() for i in (1, 2))
     return (
-        f"Recorded by world-model collect: {counts['episodes']} episodes, {counts['transitions']} "
-        f"steps; {counts['crash']} end in a crash, {counts['off_road']} off the road\n"
+        f"Recorded by world-model collect: {len(data)} episodes, {(store.frame_count - 1).sum()} "
+        f"steps; {crashes} end in a crash, {off_road} off the road\n"
         "Split: " + ", ".join(f"{len(part)} {name}" for name, part in parts.items())
     )

@@ -94,7 +94,8 @@ def train_members(
     for i, member in enumerate(members):
         folder = run.member_folder(i)
         member.load_state_dict(load_file(folder / _WEIGHTS))
-        reports.append(json.loads((folder / _REPORT).read_text()))
+        # A validation loss may be infinite early on, which no checkpoint holds.
+        reports.append(json.loads((folder / _REPORT).read_text(), parse_constant=lambda _: None))
     return WorldModelEnsemble.from_members(members).eval().requires_grad_(False), reports
 
 

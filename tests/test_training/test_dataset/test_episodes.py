@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_torch_file
+from safetensors.torch import save_file as save_torch_file
 
 from models.checkpoint import CheckpointError
 from models.highway import highway_spec
@@ -21,6 +24,7 @@ from training.dataset import writer as writer_module
 from training.dataset.collect import collect
 from training.dataset.episodes import EpisodeError, load_episodes
 from training.dataset.sources import Own, Simulated, open_dataset
+from training.dataset.store import shards_fingerprint
 from training.dataset.windows import Windows
 from training.dataset.writer import EpisodeWriter
 from training.fitting.check import check
@@ -230,6 +234,23 @@ def rewrite(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     return apply
 
 
+def overflow(arrays: dict[str, Any]) -> None:
+    """Make counts that are 64-bit numbers, and whose sum is right by 64-bit arithmetic."""
+    frames = len(arrays["rewards"])
+    counts = np.array([2**62 + 2, 2**62, 2**62, 2**62, frames - 2], np.int64)
+    starts = np.cumsum(counts) - counts
+    arrays.update(frame_count=counts, frame_start=starts, terminated=np.ones(5, np.uint8))
+
+
+def retype(folder: Path) -> None:
+    """Store rewards in a type that NumPy does not have."""
+    path = folder / "shard-00000.safetensors"
+    arrays = load_torch_file(path)
+    save_torch_file({**arrays, "rewards": arrays["rewards"].bfloat16()}, path)
+    paths = [folder / name for name in json.loads((folder / "dataset.json").read_text())["shards"]]
+    edit(lambda document: document.update(fingerprint=shards_fingerprint(paths)))(folder)
+
+
 FAULTS: list[tuple[str, Callable[[Path], Any], str]] = [
     ("no manifest", lambda f: (f / "dataset.json").unlink(), "holds no finished dataset"),
     ("no JSON", lambda f: (f / "dataset.json").write_text("{"), "is not JSON"),
@@ -254,9 +275,31 @@ FAULTS: list[tuple[str, Callable[[Path], Any], str]] = [
     ("no print", edit(lambda d: d.pop("fingerprint")), "lacks the fingerprint"),
     ("ended", rewrite(lambda a: put("terminated", 0, 2)(a)), "terminated must be 0 or 1"),
     (
+        "one number",
+        rewrite(lambda a: a.update(rewards=a["rewards"][0])),
+        "rewards is float32 [1]",
+    ),
+    (
+        "one episode's number",
+        rewrite(lambda a: a.update(frame_start=a["frame_start"][0])),
+        "but must be int64 [1]",
+    ),
+    ("sum beyond 64 bits", rewrite(lambda a: overflow(a)), "frame_count must be 2 or more"),
+    ("unknown type", lambda f: retype(f), "rewards is BF16"),
+    ("shard twice", edit(lambda d: d["shards"].append(d["shards"][0])), "more than once"),
+    ("shards", edit(lambda d: d.update(shards=[f"{i}" for i in range(10_001)])), "at most 10000"),
+    ("long name", edit(lambda d: d.update(shards=["x" * 999])), "shards must be a list of file n"),
+    ("no number", edit(lambda d: d.update(note=float("nan"))), "note is nan, but numbers must be"),
+    ("no text", edit(lambda d: d.update(origin="\ud800")), "which is no text"),
+    (
+        "deep",
+        lambda f: (f / "dataset.json").write_text('{"a": ' + "[" * 900 + "]" * 900 + "}"),
+        "nested too deeply",
+    ),
+    (
         "value",
         rewrite(lambda a: put("states", (3, 1), 99)(a)),
-        r"episode 1, states\[1\]: y is 99, but the spec allows",
+        "episode 1, states[1]: y is 99, but the spec allows",
     ),
 ]
 
@@ -267,7 +310,7 @@ def test_a_broken_data_set_is_named_by_loading_and_by_the_check(
 ) -> None:
     change(folder)
 
-    with pytest.raises((EpisodeError, CheckpointError, ValueError), match=message):
+    with pytest.raises((EpisodeError, CheckpointError, ValueError), match=re.escape(message)):
         open_dataset(folder)
     report = check(folder)
     assert len(report.faults) >= 1

@@ -106,7 +106,7 @@ def test_a_checkpoint_that_does_not_say_is_told_of(
     held = held_out(training, own(tmp_path, list(range(10))))
 
     assert held.note["origin"] == "unknown"
-    assert "does not say what it was trained on" in held.warnings[0]
+    assert "nobody knows which of the 10 episodes" in held.warnings[0]
 
 
 def test_episodes_that_calibrate_used_are_counted_and_kept(tmp_path: Path) -> None:

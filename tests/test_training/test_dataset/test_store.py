@@ -60,14 +60,14 @@ def test_store_of_equal_episodes_has_equal_fingerprint(tmp_path: Path) -> None:
 def test_store_refuses_a_changed_shard(tmp_path: Path) -> None:
     save_store(tmp_path, mixed_episodes(3))
     write_shard(shard_path(tmp_path, 0), mixed_episodes(2), {"seed": 0})
-    with pytest.raises(ValueError, match="changed: fingerprint"):
+    with pytest.raises(ValueError, match="changed: its shards have the fingerprint"):
         load_store(tmp_path)
 
 
 def test_store_refuses_a_missing_shard(tmp_path: Path) -> None:
     save_store(tmp_path, mixed_episodes(3))
     shard_path(tmp_path, 0).unlink()
-    with pytest.raises(ValueError, match="lacks shards"):
+    with pytest.raises(ValueError, match="lacks the shard"):
         load_store(tmp_path)
 
 
