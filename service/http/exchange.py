@@ -27,8 +27,8 @@ from service.interface import Headers
 from service.scheduling.admission import OVERHEAD_S
 from service.scheduling.jobs import Job, JobClass, JobResult, Outcome
 from service.scheduling.scheduler import Scheduler
-from service.telemetry.metrics import NO_KEY, Metrics
-from service.telemetry.requests import OTHER
+from service.telemetry.metrics import Metrics
+from service.telemetry.requests import NO_KEY, OTHER
 
 if TYPE_CHECKING:
     from service.telemetry.tracing import Trace, Tracing
