@@ -37,7 +37,8 @@ from training.closed_loop.monitors import Choice, Monitor, NoMonitor, Opinion
 from training.closed_loop.results import NO_MONITOR, compare_arms
 from training.dataset.windows import UNSEEN_ENVIRONMENT
 from training.evaluation.report import rounded
-from training.evaluation.tables import number, ranged, replace_between, table
+from training.evaluation.tables import number, ranged, table
+from training.running.files import replace_between
 from training.simulation.behaviours import LaneDriver, make_behaviour
 from training.simulation.simulator import Simulation
 from training.simulation.vehicles import Traffic, place

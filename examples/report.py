@@ -15,7 +15,8 @@ import click
 from matplotlib.figure import Figure
 
 from examples.driving import FIRST_SEED
-from training.evaluation.tables import ranged, replace_between, table
+from training.evaluation.tables import ranged, table
+from training.running.files import replace_between
 
 START = "<!-- results: written by `python -m examples.report` -->"
 END = "<!-- end of results -->"

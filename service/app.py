@@ -28,6 +28,7 @@ from service.http.exchange import Exchanges
 from service.http.middleware import Middleware
 from service.http.openapi import complete
 from service.http.operations import OPEN_PATHS, add_docs, health_router, model_router
+from service.http.peers import Peers
 from service.http.policy import Policy
 from service.http.reading.bodies import BodyParser
 from service.interface import EngineLike
@@ -74,7 +75,11 @@ _TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False, "auto_conf
 
 
 def create_app(
-    settings: Settings, engine: EngineLike, registry: Registry, tracing: Tracing | None = None
+    settings: Settings,
+    engine: EngineLike,
+    registry: Registry,
+    tracing: Tracing | None = None,
+    peers: Peers | None = None,
 ) -> WorldModelApp:
     """Return the app; its lifespan starts and ends the scheduler.
 
@@ -83,6 +88,7 @@ def create_app(
         engine: Started; the caller closes it after the lifespan.
         registry: Receives the metrics; a fresh one each app.
         tracing: Makes spans of requests; the caller closes it after the lifespan.
+        peers: Names who asks; None: those that trust a proxy on this machine alone.
     """
     info = engine.describe()
     key_names = settings.key_names()
@@ -99,6 +105,7 @@ def create_app(
         _policy(settings, key_names),
         metrics,
         Intake(limits.max_buffered_bytes),
+        peers or Peers(),
         tracing,
     )
     engine.report_errors_to(metrics.engine_failed)

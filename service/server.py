@@ -80,7 +80,7 @@ def serve(settings: Settings) -> int:
         engine = loaded_engine(settings)
         engine.start()
         try:
-            app = create_app(settings, engine, Registry(), tracing)
+            app = create_app(settings, engine, Registry(), tracing, Peers.of_environment())
             _quiet_collector()
             _run(app, settings, listener, engine)
         finally:
@@ -269,7 +269,6 @@ def _run(app: WorldModelApp, settings: Settings, listener: socket.socket, engine
         backlog=_BACKLOG,
         timeout_keep_alive=math.ceil(settings.idle_timeout_s),
     )
-    app.connections.exchanges.peers = Peers(config.forwarded_allow_ips)
     server = Server(config, partial(_log_start, settings, listener, engine))
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(_serve(server, app, settings, listener))

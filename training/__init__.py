@@ -3,6 +3,7 @@
 In: what the command line asks for, and folders of recorded episodes. Out: folders: episodes, a
 checkpoint, a report. Each room builds on those before it, and all of them on `models`:
 
+- `running`: stopping, locks and progress of long commands, whole files;
 - `simulation`: cars on highway-env's roads, episode by episode;
 - `dataset`: episodes on disk, and training windows made of them;
 - `fitting`: windows to weights, calibration and a checkpoint;

@@ -10,6 +10,7 @@ from benchmarks.serving.figures import Medians, best, ratio
 from benchmarks.serving.run import ALONE_P50, ALONE_P99, FLOOD_P50, FLOOD_P99, FLOOD_RATE
 from benchmarks.serving.workloads import CLOSED_LOOP, W4
 from benchmarks.serving.workloads import NAMES as WORKLOADS
+from training.running.files import replace_between
 
 SERVING = "serving"
 """Name of the markers of this report."""
@@ -138,12 +139,7 @@ def write_between_markers(path: Path, text: str, name: str = SERVING) -> None:
     Raises:
         ValueError: The file lacks the markers.
     """
-    first, last = markers(name)
-    before, start, rest = path.read_text().partition(first)
-    _, end, after = rest.partition(last)
-    if not start or not end:
-        raise ValueError(f"{path.name} lacks the markers {first} and {last}")
-    path.write_text(f"{before}{start}\n\n{text.strip()}\n\n{end}{after}")
+    replace_between(path, *markers(name), f"\n{text.strip()}\n\n")
 
 
 def _measures(workloads: Iterable[str]) -> list[str]:

@@ -110,7 +110,9 @@ def check_normalisers(
             continue
         least, most = bounds[kind]
         values = tensor.cpu().double()
-        for i in torch.nonzero((values < least) | (values > most)).flatten()[:1].tolist():
+        is_wrong = (values < least) | (values > most)
+        if is_wrong.any():
+            i = int(is_wrong.nonzero()[0])
             raise CheckpointError(
                 f"{source}: {name} holds {values[i]:g} for {spec.state[i].name}, but must be from "
                 f"{least[i]:g} to {most[i]:g} beside the feature's range"

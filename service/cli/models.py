@@ -191,16 +191,14 @@ def calibrate(
     with _long(_NOTHING):
         from training.fitting.options import TrainOptions
         from training.fitting.train import recalibrate
-        from training.running.files import refuse_existing
 
-        refuse_existing(out, overwrite=overwrite)
         options = TrainOptions(
             seed=seed,
             false_alarm_rate=false_alarm_rate,
             miss_rate=miss_rate,
             allow_unguaranteed=allow_unguaranteed_limits,
         )
-        version = recalibrate(checkpoint, data, out, options, members=members)
+        version = recalibrate(checkpoint, data, out, options, members=members, overwrite=overwrite)
         click.echo(f"Wrote {out}, version {version}")
 
 

@@ -27,8 +27,8 @@ from service.interface import Headers
 from service.scheduling.admission import OVERHEAD_S
 from service.scheduling.jobs import Job, JobClass, JobResult, Outcome
 from service.scheduling.scheduler import Scheduler
-from service.telemetry.metrics import NO_KEY, Metrics
-from service.telemetry.requests import OTHER
+from service.telemetry.metrics import Metrics
+from service.telemetry.requests import NO_KEY, OTHER
 
 if TYPE_CHECKING:
     from service.telemetry.tracing import Trace, Tracing
@@ -74,12 +74,12 @@ class Exchanges:
         policy: What is let in.
         metrics: Counts requests.
         intake: Counts the bytes of requests that are not complete, and of bodies not read yet.
+        peers: Names who asks.
         tracing: Makes spans of requests; None: nobody does.
 
     Attributes:
         endpoints: By path.
         turns: Runs long work between short requests.
-        peers: Names who asks; the server says which proxies it trusts.
     """
 
     def __init__(
@@ -90,6 +90,7 @@ class Exchanges:
         policy: Policy,
         metrics: Metrics,
         intake: Intake,
+        peers: Peers,
         tracing: Tracing | None = None,
     ) -> None:
         self.parser = parser
@@ -100,7 +101,7 @@ class Exchanges:
         self.tracing = tracing
         self.turns = Turns()
         self.intake = intake
-        self.peers = Peers()
+        self.peers = peers
         self.endpoints: Mapping[str, Endpoint] = {x.path: x for x in ENDPOINTS}
 
     def head(self, path: str, headers: Headers, key: str, length: int = 0) -> Head:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ipaddress
+import os
+from typing import Self
 
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from service.interface import Headers
 
-LOOPBACK_PROXY = "127.0.0.1"
-"""The proxy that uvicorn trusts unless FORWARDED_ALLOW_IPS names others."""
+_LOOPBACK = "127.0.0.1,::1"
+"""Proxies that are trusted unless FORWARDED_ALLOW_IPS names others, as with uvicorn."""
 
 Address = tuple[str, int] | None
 """Host and port of a connection's other end; None if it has none, as a Unix socket."""
@@ -23,8 +25,13 @@ class Peers:
             between them; `*` for all. As uvicorn reads them.
     """
 
-    def __init__(self, proxies: list[str] | str = LOOPBACK_PROXY) -> None:
+    def __init__(self, proxies: str = _LOOPBACK) -> None:
         self._trusted = ProxyHeadersMiddleware(_no_app, proxies).trusted_hosts
+
+    @classmethod
+    def of_environment(cls) -> Self:
+        """Return those that trust the proxies of FORWARDED_ALLOW_IPS, which uvicorn defines."""
+        return cls(os.environ.get("FORWARDED_ALLOW_IPS", _LOOPBACK))
 
     def name(self, address: Address, headers: Headers) -> str | None:
         """Return the address of whoever asks, without a port; None if it has none.

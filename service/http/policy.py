@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from service.errors import InvalidRequestError, PayloadTooLargeError, UnauthorizedError
 from service.interface import Headers
-from service.telemetry.metrics import NO_KEY, UNKNOWN_KEY
+from service.telemetry.requests import NO_KEY, UNKNOWN_KEY
 
 TIMEOUT_HEADER = "X-Request-Timeout-Seconds"
 _SECONDS = re.compile(rb"[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?|\.[0-9]+([eE][+-]?[0-9]+)?")

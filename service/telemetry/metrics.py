@@ -26,7 +26,7 @@ from models.safety import VERDICTS, Verdict
 from service import __version__
 from service.interface import Array, ModelInfo
 from service.scheduling.jobs import ENGINE_FAULTS, REJECTIONS, JobClass
-from service.telemetry.requests import OTHER, Requests
+from service.telemetry.requests import NO_KEY, OTHER, UNKNOWN_KEY, Requests
 from service.telemetry.series import (
     COUNTS,
     LATENCY_S,
@@ -41,9 +41,6 @@ Registry = CollectorRegistry
 STAGES = ("parse", "queue", "compute", "respond")
 _SORTED_AFTER = 1024
 """Requests and verdicts after which histograms sort what came."""
-
-NO_KEY, UNKNOWN_KEY = "none", "unknown"
-"""Names in place of a key's, for a request that needs none and one that has no known one."""
 
 STATUSES = (
     *("200", "400", "401", "404", "405", "408", "413", "414", "415", "422", "429", "431"),

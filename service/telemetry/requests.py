@@ -14,6 +14,9 @@ from service.telemetry.series import Counts
 OTHER = "other"
 """Label of paths that no route has: a scanner must not create series."""
 
+NO_KEY, UNKNOWN_KEY = "none", "unknown"
+"""Labels in place of a key's name, for a request that needs none and one that has no known one."""
+
 IMPOSSIBLE = "impossible_deadline"
 OUTCOMES = ("answered", "refused", "rejected", "late", IMPOSSIBLE, "failed", "left")
 _OUTCOME = {

@@ -120,8 +120,7 @@ class Listening:
         self.registry = Registry()
         proxies: str = given.pop("proxies", "127.0.0.1")
         given = {"max_body_bytes": LIMIT, "api_keys": "alpha", "max_rows": 64, **given}
-        self.app = create_app(settings(**given), engine, self.registry, tracing)
-        self.app.connections.exchanges.peers = Peers(proxies)
+        self.app = create_app(settings(**given), engine, self.registry, tracing, Peers(proxies))
         self.server = Server(
             uvicorn.Config(
                 self.app,

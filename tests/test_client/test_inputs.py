@@ -666,6 +666,20 @@ def test_an_async_client_of_another_event_loop_says_so() -> None:
         AsyncClient("http://car", transport=transport).model().send(None)
 
 
+def test_closing_an_async_client_on_another_event_loop_takes_nothing_away() -> None:
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, content=b"{}"))
+    client = AsyncClient("http://car", transport=transport)
+
+    with asyncio.Runner() as its_own, asyncio.Runner() as other:
+        its_own.run(client.model())
+        with pytest.raises(WrongLoopError, match=r"^the client of http://car belongs to"):
+            other.run(client.close())
+        assert its_own.run(client.model()) == {}
+        its_own.run(client.close())
+        with pytest.raises(ClosedClientError):
+            its_own.run(client.model())
+
+
 def test_readiness_below_a_wrong_path_is_an_error() -> None:
     body = orjson.dumps(NotFoundError("there is no /below/readyz").body())
     transport = httpx.MockTransport(lambda request: httpx.Response(404, content=body))

@@ -372,6 +372,35 @@ def test_a_whole_life_ends_with_zero(
     assert started["service_version"] == __version__
 
 
+@pytest.mark.parametrize(
+    ("proxies", "peer"),
+    [(None, "203.0.113.7"), ("10.0.0.0/8", "127.0.0.1"), ("10.0.0.0/8,127.0.0.1", "203.0.113.7")],
+)
+def test_the_environment_names_the_proxies_that_are_believed(
+    folder: Path,
+    port: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    proxies: str | None,
+    peer: str,
+) -> None:
+    monkeypatch.delenv("FORWARDED_ALLOW_IPS", raising=False)
+    if proxies is not None:
+        monkeypatch.setenv("FORWARDED_ALLOW_IPS", proxies)
+
+    def visitor() -> None:
+        wait_ready(port).close()
+        forwarded = {"X-Forwarded-For": "203.0.113.7"}
+        httpx.post(f"http://127.0.0.1:{port}/rollout", json={}, headers=forwarded)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    serve_for(visitor, folder, port)
+
+    lines = [orjson.loads(line) for line in capsys.readouterr().out.splitlines()]
+    failed = [line for line in lines if line["event"] == "request failed"]
+    assert [line["peer"] for line in failed if line["path"] == "/rollout"] == [peer]
+
+
 def test_a_lost_device_ends_the_process_with_a_code_of_its_own(
     folder: Path, port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from service.setting_checks import check_keys, check_variables, keys_in
 from service.settings import PREFIX, Settings, explain_settings_error
+from service.telemetry.requests import NO_KEY, UNKNOWN_KEY
 
 FIELDS = Settings.model_fields
 
@@ -148,8 +149,8 @@ BAD_KEYS = {
     "an empty name": ":sesame",
     "a name with a blank": "sesame one:sesame",
     "a name of 33 letters": f"{'n' * 33}:sesame",
-    "a name that stands for no key": "none:sesame",
-    "a name that stands for unknown keys": "unknown:sesame",
+    "a name that stands for no key": f"{NO_KEY}:sesame",
+    "a name that stands for unknown keys": f"{UNKNOWN_KEY}:sesame",
     "a name that others may get by their place": "key-2:sesame",
     "a key with two names": "a:sesame,b:sesame",
     "a key with a name and without": "sesame,a:sesame",

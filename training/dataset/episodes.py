@@ -76,6 +76,18 @@ class Fault(NamedTuple):
         return f"{self.array}[{self.row}]: {self.problem}"
 
 
+def begins_step(frames: int, last: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return [F] bool, whether a step begins at a frame.
+
+    Args:
+        frames: F.
+        last: The episodes' last frames, in which none does.
+    """
+    begins = np.ones(frames, np.bool_)
+    begins[last] = False
+    return begins
+
+
 def faults_in(
     arrays: Mapping[str, NDArray[Any]], spec: Spec, last: NDArray[np.int64]
 ) -> Iterator[Fault]:
@@ -86,8 +98,7 @@ def faults_in(
         spec: Of their features.
         last: The episodes' last frames, in which no step begins.
     """
-    begins = np.ones(len(arrays["rewards"]), np.bool_)
-    begins[last] = False
+    begins = begins_step(len(arrays["rewards"]), last)
     for name, features in (("states", spec.state), ("actions", spec.action)):
         for column, feature in enumerate(features):
             values = arrays[name][:, column]

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from models.checkpoint.files import json_text, read_json
+from training.running.files import whole_file
 from training.simulation.simulator import CAUSES, MAX_VEHICLES, Episode
 
 SCHEMA_VERSION = 2
@@ -145,7 +146,7 @@ def write_shard(path: Path, episodes: list[Episode], settings: dict[str, Any]) -
     """Write a shard so that it is either whole or absent.
 
     Args:
-        path: Where; a temporary file beside it is written first, then renamed.
+        path: Where.
         episodes: What, in order.
         settings: How they were made; kept in the shard, so that resumption can compare.
 
@@ -157,9 +158,8 @@ def write_shard(path: Path, episodes: list[Episode], settings: dict[str, Any]) -
         counts[CAUSES[cause]] = sum(episode.cause == cause for episode in episodes)
     # One key only: safetensors writes several in random order, and equal data must be equal bytes.
     note = {"note": json.dumps({"settings": settings, "counts": counts}, sort_keys=True)}
-    temporary = path.with_suffix(".partial")
-    save_file(episodes_to_arrays(episodes), temporary, metadata=note)
-    temporary.replace(path)
+    with whole_file(path) as partial:
+        save_file(episodes_to_arrays(episodes), partial, metadata=note)
     return counts
 
 
@@ -309,9 +309,9 @@ def write_document(folder: Path, paths: list[Path], manifest: dict[str, Any]) ->
         "shards": [path.name for path in paths],
         "fingerprint": shards_fingerprint(paths),
     }
-    temporary = folder / f"{MANIFEST}.partial"
-    temporary.write_text(json_text(document, folder / MANIFEST))
-    temporary.replace(folder / MANIFEST)
+    text = json_text(document, folder / MANIFEST)
+    with whole_file(folder / MANIFEST) as partial:
+        partial.write_text(text)
 
 
 def load_manifest(folder: Path) -> dict[str, Any]:

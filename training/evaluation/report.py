@@ -24,12 +24,11 @@ from training.evaluation.tables import (
     overall_verdict_table,
     part_table,
     ranged,
-    replace_between,
     step_table,
     table,
     verdict_table,
 )
-from training.running.files import whole_file
+from training.running.files import replace_between, whole_file
 
 __all__ = ["model_card_table", "number", "report_text", "table", "update_model_card"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from training.evaluation.methods import MODEL
@@ -44,19 +43,6 @@ def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     names = list(header)
     lines = [names, ["---"] * len(names), *([*row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def replace_between(path: Path, start: str, end: str, text: str) -> None:
-    """Replace what stands between two markers of a file.
-
-    Raises:
-        ValueError: The file lacks the markers.
-    """
-    before, start_found, rest = path.read_text().partition(start)
-    _, end_found, after = rest.partition(end)
-    if not start_found or not end_found:
-        raise ValueError(f"{path} lacks the markers {start} and {end}")
-    path.write_text(f"{before}{start}\n{text}{end}{after}")
 
 
 def best_rival(part: Mapping[str, Any]) -> str | None:

@@ -18,6 +18,7 @@ from training.dataset.episodes import (
     FORMAT,
     SLOT_IDS,
     EpisodeError,
+    begins_step,
     paths_of,
     read_head,
     read_shard,
@@ -132,8 +133,7 @@ def _look(path: Path, spec: Spec, seen: _Seen, faults: list[str]) -> None:
     if seen.steps and (SLOT_IDS in arrays) != seen.has_ids:
         faults.append(f"{path}: {SLOT_IDS} must be in all shards or in none")
     seen.has_ids = SLOT_IDS in arrays
-    begins = np.ones(len(arrays["rewards"]), np.bool_)
-    begins[arrays["frame_start"] + counts - 1] = False
+    begins = begins_step(len(arrays["rewards"]), arrays["frame_start"] + counts - 1)
     seen.states.add(arrays["states"])
     seen.actions.add(arrays["actions"][begins])
     seen.rewards.add(arrays["rewards"][begins][:, None])

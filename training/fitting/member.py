@@ -34,7 +34,7 @@ _CLIP_NORM = 5.0
 
 
 @dataclass
-class Progress:
+class TrainingState:
     """Where a member's training stands; what a resumed run goes on from."""
 
     update: int = 0
@@ -80,7 +80,7 @@ class MemberTrainer:
         self.model.to(self.device)
         self.change_scale = torch.as_tensor(normalisers.change_scale, device=self.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=options.learning_rate)
-        self.progress = Progress()
+        self.state = TrainingState()
         rows = np.random.default_rng(options.seed).permutation(len(validation))
         self.validation = validation.take(np.sort(rows[:_VALIDATION_WINDOWS]))
 
@@ -91,7 +91,7 @@ class MemberTrainer:
             KeyboardInterrupt: Interrupted; the state was saved first.
         """
         self._resume()
-        self.on_update(self.progress.update)
+        self.on_update(self.state.update)
         self.folder.mkdir(parents=True, exist_ok=True)
         with SummaryWriter(str(self.folder / "tensorboard")) as writer:
             try:
@@ -105,26 +105,26 @@ class MemberTrainer:
     @property
     def _validated(self) -> int:
         """The update at which validation was last."""
-        return int(self.progress.history[-1]["update"]) if self.progress.history else 0
+        return int(self.state.history[-1]["update"]) if self.state.history else 0
 
     def _train_stretch(self, writer: SummaryWriter) -> None:
         """Train up to the next validation, validate, save."""
         sums: dict[str, float] = {}
-        first = self.progress.update
+        first = self.state.update
         stop = min(self._validated + self.options.validate_every, self.options.updates)
         for update in range(first, stop):
             # Stopped between updates, or weights would be saved that are half updated.
             with uninterrupted():
                 losses = self._update(update)
-                self.progress.update = update + 1
+                self.state.update = update + 1
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
-            self.on_update(self.progress.update)
+            self.on_update(self.state.update)
         entry = {f"train_{name}": total / (stop - first) for name, total in sums.items()}
         entry |= {f"validation_{name}": x for name, x in self._validate().items()}
         for name, mean in entry.items():
             writer.add_scalar(name, mean, stop)
-        self.progress.history.append({"update": stop, **entry})
+        self.state.history.append({"update": stop, **entry})
         self._save()
 
     def _update(self, update: int) -> dict[str, Tensor]:
@@ -198,7 +198,7 @@ class MemberTrainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "rng": self.rng.bit_generator.state,
-            "progress": vars(self.progress),
+            "progress": vars(self.state),
         }
         with whole_file(self.folder / STATE) as path:
             torch.save(state, path)
@@ -211,7 +211,7 @@ class MemberTrainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.rng.bit_generator.state = state["rng"]
-        self.progress = Progress(**state["progress"])
+        self.state = TrainingState(**state["progress"])
 
 
 def updates_saved(path: Path) -> int:

@@ -147,10 +147,10 @@ def _train_member(
     with whole_file(folder / _WEIGHTS) as path:
         save_file(weights, path)
     report = {
-        "validation_loss": trainer.progress.history[-1]["validation_total"],
-        "updates": trainer.progress.update,
+        "validation_loss": trainer.state.history[-1]["validation_total"],
+        "updates": trainer.state.update,
         "duration_s": round(time.perf_counter() - started, 1),
-        "history": trainer.progress.history,
+        "history": trainer.state.history,
     }
     with whole_file(folder / _REPORT) as path:
         path.write_text(json.dumps(report))

@@ -187,6 +187,8 @@ def recalibrate(
     out: Path,
     options: TrainOptions,
     members: int | None = None,
+    *,
+    overwrite: bool = False,
 ) -> str:
     """Fit a checkpoint's probabilities, thresholds and limits to other recordings.
 
@@ -198,17 +200,20 @@ def recalibrate(
     Args:
         checkpoint_folder: The model.
         store_folder: Recordings of the traffic it will meet.
-        out: Checkpoint folder to write; may be the first.
+        out: Checkpoint folder to write; may be the first, to be written over.
         options: Seed, false-alarm rate, miss rate, lead and uncertainty quantile count.
         members: Take the first so many members only; all by default.
+        overwrite: Whether `out` may hold something.
 
     Returns:
         The new checkpoint's version.
 
     Raises:
         TrainingError: The recordings have other features than the model, or no episode ends.
+        OutputExistsError: `out` holds something.
         ValueError: All episodes may have been trained on.
     """
+    refuse_existing(out, overwrite=overwrite)
     old, data = load_checkpoint(checkpoint_folder, members=members), open_dataset(store_folder)
     if difference := old.spec.difference_to(data.spec):
         raise TrainingError(

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and folders that are not written over unasked."""
+"""Files that are whole or absent, parts of pages, and folders that are not written over unasked."""
 
 from __future__ import annotations
 
@@ -37,3 +37,16 @@ def refuse_existing(folder: Path, *, overwrite: bool) -> None:
         raise OutputExistsError(
             f"{folder} is not empty: name another folder, or write over it by --overwrite"
         )
+
+
+def replace_between(path: Path, start: str, end: str, text: str) -> None:
+    """Replace what stands between two markers of a file.
+
+    Raises:
+        ValueError: The file lacks the markers.
+    """
+    before, start_found, rest = path.read_text().partition(start)
+    _, end_found, after = rest.partition(end)
+    if not start_found or not end_found:
+        raise ValueError(f"{path} lacks the markers {start} and {end}")
+    path.write_text(f"{before}{start}\n{text}{end}{after}")

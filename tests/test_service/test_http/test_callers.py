@@ -113,6 +113,11 @@ def test_a_peer_is_named_by_its_address(
     assert Peers("10.1.0.0/16").name(address, headers) == name
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_proxy_on_this_machine_is_believed(address: str) -> None:
+    assert Peers().name((address, 5), {b"x-forwarded-for": b"203.0.113.7"}) == "203.0.113.7"
+
+
 @BOTH_PATHS
 async def test_spans_tell_the_peer_and_the_key(
     engine: FakeEngine, protocol: type[Protocol]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from service.errors import InvalidRequestError, PayloadTooLargeError, UnauthorizedError
 from service.http.exchange import request_id_of
 from service.http.policy import Policy
-from service.telemetry.metrics import NO_KEY, UNKNOWN_KEY
+from service.telemetry.requests import NO_KEY, UNKNOWN_KEY
 
 KEYS = ("first-key", "second-key", "Schlüssel")
 LIMIT_BYTES, DEFAULT_S, MOST_S = 1000, 2.5, 30.0

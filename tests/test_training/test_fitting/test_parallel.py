@@ -22,12 +22,13 @@ def fail(path: str) -> None:
 
 
 def wait_for_interrupt(path: str) -> None:
-    """Say that it began; when interrupted, say that it saved, which takes a while."""
+    """Say that it began; when interrupted, say that it saved, which more signals do not prevent."""
     try:
         Path(f"{path}.began").write_text("")
         time.sleep(60)
     except KeyboardInterrupt:
-        time.sleep(0.3)  # signals that come meanwhile do not interrupt the saving
+        for number in STOP_SIGNALS:
+            signal.raise_signal(number)
         Path(f"{path}.saved").write_text("")
         raise
 

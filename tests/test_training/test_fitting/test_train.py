@@ -184,7 +184,7 @@ def test_an_interrupted_member_resumes_to_the_same_weights(tmp_path: Path) -> No
     resumed = trainer("broken")
     model = resumed.run()
 
-    assert resumed.progress.update == 60
+    assert resumed.state.update == 60
     for name, value in whole.state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
 
@@ -303,7 +303,7 @@ def test_a_member_stops_between_updates(tmp_path: Path) -> None:
 
     trainer._update = whole  # type: ignore[method-assign]
     trainer.run()
-    assert [entry["update"] for entry in trainer.progress.history] == [20, 40, 60]
+    assert [entry["update"] for entry in trainer.state.history] == [20, 40, 60]
 
 
 @pytest.mark.parametrize(

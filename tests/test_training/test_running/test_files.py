@@ -4,7 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from training.running.files import OutputExistsError, refuse_existing, whole_file
+from training.running.files import (
+    OutputExistsError,
+    refuse_existing,
+    replace_between,
+    whole_file,
+)
 from training.running.locks import locked
 
 
@@ -37,3 +42,17 @@ def test_a_folder_that_holds_anything_is_refused_unless_asked_for(tmp_path: Path
     with pytest.raises(OutputExistsError, match="is not empty: name another folder"):
         refuse_existing(tmp_path, overwrite=False)
     refuse_existing(tmp_path, overwrite=True)
+
+
+def test_what_stands_between_markers_is_replaced_and_a_page_without_them_left(
+    tmp_path: Path,
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before <<\nold\n>> after")
+
+    replace_between(page, "<<", ">>", "new\n")
+    assert page.read_text() == "before <<\nnew\n>> after"
+
+    with pytest.raises(ValueError, match=r"page\.md lacks the markers << and \]\]"):
+        replace_between(page, "<<", "]]", "newer\n")
+    assert page.read_text() == "before <<\nnew\n>> after"
