@@ -35,7 +35,7 @@ from training.fitting.calibrate import (
 )
 from training.fitting.members import train_members
 from training.fitting.options import TrainOptions
-from training.running.files import refuse_existing, whole_file
+from training.running.files import output, refuse_existing, whole_file
 from training.running.locks import locked
 
 _RUN, _OUTPUT, _TRAINED = "run.json", "output.json", "checkpoint"
@@ -125,7 +125,7 @@ def fit(
     Raises:
         TrainingError: The run folder belongs to another run, or windows make no sense.
         OutputExistsError: `out` holds something that this run did not write.
-        FolderLockedError: Another command trains in the run folder.
+        FolderLockedError: Another command trains in the run folder, or writes `out`.
         CheckpointError: The spec makes no sense.
         ValueError: The members have diverged.
         MemberFailedError: A member's process failed.
@@ -145,9 +145,9 @@ def fit(
         trained = _calibrated(windows, spec, options, origin, ensemble, reports, started)
         # Kept in the run's own folder first: nothing is lost if another command filled `out`.
         version = save_checkpoint(trained, run_folder / _TRAINED)
-        refuse_existing(out, overwrite=overwrite or _is_own(run_folder, out))
-        _note_output(run_folder, out, version)
-        save_checkpoint(trained, out)
+        with output(out, "training", overwrite=overwrite or _is_own(run_folder, out)):
+            _note_output(run_folder, out, version)
+            save_checkpoint(trained, out)
     print(summary(trained.calibration))
     return version
 
@@ -187,6 +187,8 @@ def recalibrate(
     out: Path,
     options: TrainOptions,
     members: int | None = None,
+    *,
+    overwrite: bool = False,
 ) -> str:
     """Fit a checkpoint's probabilities, thresholds and limits to other recordings.
 
@@ -201,11 +203,14 @@ def recalibrate(
         out: Checkpoint folder to write; may be the first.
         options: Seed, false-alarm rate, miss rate, lead and uncertainty quantile count.
         members: Take the first so many members only; all by default.
+        overwrite: Whether `out` may hold something.
 
     Returns:
         The new checkpoint's version.
 
     Raises:
+        OutputExistsError: `out` holds something.
+        FolderLockedError: Another command writes `out`.
         TrainingError: The recordings have other features than the model, or no episode ends.
         ValueError: All episodes may have been trained on.
     """
@@ -236,7 +241,8 @@ def recalibrate(
     new = replace(
         old, name=name, calibration=calibration, training=training, metrics={}, held_members=None
     )
-    version = save_checkpoint(new, out)
+    with output(out, "calibrating", overwrite=overwrite):
+        version = save_checkpoint(new, out)
     print(summary(calibration))
     return version
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from training.running.locks import HOLDER, LOCK
+from training.running.locks import HOLDER, LOCK, locked
 
 
 class OutputExistsError(ValueError):
@@ -37,3 +37,21 @@ def refuse_existing(folder: Path, *, overwrite: bool) -> None:
         raise OutputExistsError(
             f"{folder} is not empty: name another folder, or write over it by --overwrite"
         )
+
+
+@contextmanager
+def output(folder: Path, action: str, *, overwrite: bool) -> Iterator[None]:
+    """Be the only command that writes a folder in the block, over nothing unless asked for.
+
+    Args:
+        folder: Created if missing.
+        action: What the command does, for others.
+        overwrite: Whether the folder may hold something.
+
+    Raises:
+        FolderLockedError: Another command writes it.
+        OutputExistsError: It holds something.
+    """
+    with locked(folder, action):
+        refuse_existing(folder, overwrite=overwrite)
+        yield

@@ -38,7 +38,7 @@ from training.fitting.member import STATE, MemberTrainer, choose_device, updates
 from training.fitting.options import CURRICULUM, Stage, TrainOptions
 from training.fitting.train import TrainingError, fit, recalibrate
 from training.running.files import OutputExistsError
-from training.running.locks import FolderLockedError
+from training.running.locks import FolderLockedError, locked
 from training.running.stopping import Stopped, stoppable
 
 QUICK = TrainOptions(
@@ -253,6 +253,20 @@ def test_a_killed_training_leaves_no_worker_and_no_lock(tmp_path: Path) -> None:
     start_long(tmp_path).signal(signal.SIGINT, to_group=True)  # it goes on
 
 
+def test_a_training_leaves_alone_an_output_that_another_command_writes(tmp_path: Path) -> None:
+    options = replace(QUICK, stages=(Stage(1, 20, 32),))
+    folders = tmp_path / "out", tmp_path / "run"
+
+    with (
+        locked(folders[0], "calibrating"),
+        pytest.raises(FolderLockedError, match="another command: calibrating"),
+    ):
+        fit(toy_parts(), toy_spec(), *folders, options, {}, overwrite=True)
+
+    version = fit(toy_parts(), toy_spec(), *folders, options, {})
+    assert load_checkpoint(folders[0]).version == version
+
+
 def test_training_writes_over_its_own_checkpoint_and_no_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -452,6 +466,23 @@ def test_recalibration_leaves_out_what_the_weights_were_fitted_to(
     assert f"{len(train_part)} of 24 episodes may have fixed the weights: they are left out" in said
     notes = load_checkpoint(tmp_path / "out").calibration.notes
     assert 0 < notes["episodes"] <= 24 - len(train_part)
+
+
+def test_a_calibration_writes_over_nothing_that_came_meanwhile(
+    driven: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with (
+        locked(out, "importing"),
+        pytest.raises(FolderLockedError, match="another command: importing"),
+    ):
+        recalibrate(*driven, out, TrainOptions(), overwrite=True)
+    save_checkpoint(load_checkpoint(driven[0]), out)
+    (out / "notes.txt").write_text("mine")
+
+    with pytest.raises(OutputExistsError, match="is not empty"):
+        recalibrate(*driven, out, TrainOptions())
+    assert load_checkpoint(out).version == load_checkpoint(driven[0]).version
 
 
 def test_some_members_get_limits_of_their_own(driven: tuple[Path, Path], tmp_path: Path) -> None:
