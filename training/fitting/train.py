@@ -21,7 +21,7 @@ from models.checkpoint import (
 )
 from models.checkpoint.files import checked
 from models.network.ensemble import WorldModelEnsemble
-from models.spec import Spec
+from models.spec import LONGEST_NAME, Spec
 from training.dataset.overlap import origin_note, untrained
 from training.dataset.sources import open_dataset
 from training.dataset.windows import Windows, hide_far_neighbours
@@ -169,7 +169,7 @@ def _calibrated(
         spec=spec,
         architecture=options.architecture(spec),
         calibration=calibration,
-        name=f"{spec.name}-{options.members}",
+        name=_named(spec.name, f"-{options.members}"),
         training={
             "options": asdict(options),
             **origin,
@@ -237,7 +237,7 @@ def recalibrate(
         print(f"{checkpoint_folder} notes no trained ranges: those of {store_folder} are taken")
     calibration = calibrate(old.ensemble, ranges, validation, thresholds, options, old.spec.dt_s)
     training = {**old.training, "recalibrated": origin_note(data)}
-    name = old.name if members is None else f"{old.name}-of-which-{old.member_count}"
+    name = old.name if members is None else _named(old.name, f"-of-which-{old.member_count}")
     new = replace(
         old, name=name, calibration=calibration, training=training, metrics={}, held_members=None
     )
@@ -245,6 +245,11 @@ def recalibrate(
         version = save_checkpoint(new, out)
     print(summary(calibration))
     return version
+
+
+def _named(name: str, end: str) -> str:
+    """Return a name of a checkpoint; a long beginning is cut, for what it is called must fit."""
+    return f"{name[: LONGEST_NAME - len(end)]}{end}"
 
 
 def _refuse_too_few(store_folder: Path, episodes: NDArray[np.int64], part: str) -> None:

@@ -25,6 +25,7 @@ from models.importing import import_weights
 from models.network.ensemble import WorldModelEnsemble
 from models.network.world_model import WorldModel
 from models.safety import assess
+from models.spec import LONGEST_NAME
 from models.survival import crash_probability
 from tests.test_training.driving import mixed_episodes, save_store
 from tests.test_training.interrupted import Running, still_there
@@ -423,6 +424,14 @@ def test_a_spec_that_makes_no_sense_is_refused_before_anything_is_trained(tmp_pa
         fit(few_parts(), spec, tmp_path / "out", tmp_path / "run", HASTY, {})
 
 
+def test_a_long_name_of_a_spec_does_not_end_a_training(tmp_path: Path) -> None:
+    spec = replace(toy_spec(), name="n" * LONGEST_NAME)
+
+    fit(few_parts(), spec, tmp_path / "out", tmp_path / "run", HASTY, {})
+
+    assert load_checkpoint(tmp_path / "out").name == "n" * (LONGEST_NAME - 2) + "-1"
+
+
 @pytest.fixture(scope="module")
 def driven(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A checkpoint that knows 6 steps, and episodes of which some end."""
@@ -483,6 +492,18 @@ def test_a_calibration_writes_over_nothing_that_came_meanwhile(
     with pytest.raises(OutputExistsError, match="is not empty"):
         recalibrate(*driven, out, TrainOptions())
     assert load_checkpoint(out).version == load_checkpoint(driven[0]).version
+
+
+def test_a_long_name_of_a_checkpoint_does_not_end_a_calibration(
+    driven: tuple[Path, Path], tmp_path: Path
+) -> None:
+    old = replace(load_checkpoint(driven[0]), name="n" * LONGEST_NAME)
+    save_checkpoint(old, tmp_path / "old")
+
+    recalibrate(tmp_path / "old", driven[1], tmp_path / "out", TrainOptions(), members=1)
+
+    name = load_checkpoint(tmp_path / "out").name
+    assert (len(name), name[-11:]) == (LONGEST_NAME, "-of-which-1")
 
 
 def test_some_members_get_limits_of_their_own(driven: tuple[Path, Path], tmp_path: Path) -> None:
