@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -38,7 +39,9 @@ from training.fitting.options import TrainOptions
 from training.running.files import output, refuse_existing, whole_file
 from training.running.locks import locked
 
-_RUN, _OUTPUT, _TRAINED = "run.json", "output.json", "checkpoint"
+_RUN, _OUTPUT, _TRAINED, _WINDOWS = "run.json", "output.json", "checkpoint", "windows"
+_OWN = re.compile(rf"{_TRAINED}|{_WINDOWS}|member-\d+")
+"""Folders within a run's."""
 
 
 class TrainingError(ValueError):
@@ -123,7 +126,8 @@ def fit(
         The checkpoint's version.
 
     Raises:
-        TrainingError: The run folder belongs to another run, or windows make no sense.
+        TrainingError: The run folder belongs to another run, or is one with `out`, or windows make
+            no sense.
         OutputExistsError: `out` holds something that this run did not write.
         FolderLockedError: Another command trains in the run folder, or writes `out`.
         CheckpointError: The spec makes no sense.
@@ -132,6 +136,7 @@ def fit(
         KeyboardInterrupt: Interrupted; state was saved.
     """
     started = time.perf_counter()
+    _refuse_overlap(run_folder, out)
     checked(Spec, spec.to_json(), "the spec")
     for name in ("train", "validation", "calibration"):
         _check_windows(name, windows[name], spec, options)
@@ -140,7 +145,7 @@ def fit(
         refuse_existing(out, overwrite=overwrite or _is_own(run_folder, out))
         _claim(run_folder, {"options": _claimed(options), "origin": origin})
         for name in ("train", "validation"):
-            windows[name].save(run_folder / "windows" / name)
+            windows[name].save(run_folder / _WINDOWS / name)
         ensemble, reports = train_members(spec, options, run_folder)
         trained = _calibrated(windows, spec, options, origin, ensemble, reports, started)
         # Kept in the run's own folder first: nothing is lost if another command filled `out`.
@@ -255,6 +260,20 @@ def _named(name: str, end: str) -> str:
 def _refuse_too_few(store_folder: Path, episodes: NDArray[np.int64], part: str) -> None:
     if not len(episodes):
         raise TrainingError(f"{store_folder} holds too few episodes to set some apart for {part}")
+
+
+def _refuse_overlap(run_folder: Path, out: Path) -> None:
+    """Refuse folders that fill each other: the training would find its output full at its end."""
+    run, output = run_folder.resolve(), out.resolve()
+    if run.is_relative_to(output):
+        raise TrainingError(
+            f"the checkpoint's folder {out} holds the run's, {run_folder}: give each its own"
+        )
+    if output.is_relative_to(run) and _OWN.fullmatch(output.relative_to(run).parts[0]):
+        raise TrainingError(
+            f"the checkpoint's folder {out} is one that the run in {run_folder} writes itself: "
+            "name another"
+        )
 
 
 def _check_windows(name: str, windows: Windows, spec: Spec, options: TrainOptions) -> None:

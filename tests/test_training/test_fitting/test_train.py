@@ -268,6 +268,30 @@ def test_a_training_leaves_alone_an_output_that_another_command_writes(tmp_path:
     assert load_checkpoint(folders[0]).version == version
 
 
+@pytest.mark.parametrize(
+    ("out", "run", "message"),
+    [
+        ("a", "a", "holds the run's"),
+        ("a", "b/../a/run", "holds the run's"),
+        ("a/checkpoint", "a", "the run in .* writes itself"),
+        ("a/windows/train", "a", "the run in .* writes itself"),
+        ("a/member-0", "a", "the run in .* writes itself"),
+    ],
+)
+def test_folders_that_fill_each_other_are_refused_before_anything_is_trained(
+    tmp_path: Path, out: str, run: str, message: str
+) -> None:
+    with pytest.raises(TrainingError, match=message):
+        fit(few_parts(), toy_spec(), tmp_path / out, tmp_path / run, HASTY, {}, overwrite=True)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_checkpoint_may_lie_in_the_run_that_makes_it(tmp_path: Path) -> None:
+    version = fit(few_parts(), toy_spec(), tmp_path / "a" / "out", tmp_path / "a", HASTY, {})
+
+    assert load_checkpoint(tmp_path / "a" / "out").version == version
+
+
 def test_training_writes_over_its_own_checkpoint_and_no_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
