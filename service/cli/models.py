@@ -200,9 +200,7 @@ def calibrate(
             miss_rate=miss_rate,
             allow_unguaranteed=allow_unguaranteed_limits,
         )
-        version = recalibrate(
-            checkpoint, data, out, options, members=members, overwrite=overwrite
-        )
+        version = recalibrate(checkpoint, data, out, options, members=members, overwrite=overwrite)
         click.echo(f"Wrote {out}, version {version}")
 
 
