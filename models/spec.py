@@ -18,7 +18,8 @@ from annotated_types import Interval, Len, MaxLen
 from numpy.typing import NDArray
 
 # What a spec's fields may hold; `models.checkpoint.files.checked` sees to it.
-Name = Annotated[str, Len(1, 200)]
+LONGEST_NAME = 200
+Name = Annotated[str, Len(1, LONGEST_NAME)]
 Text = Annotated[str, MaxLen(1000)]
 Number = Annotated[float, Interval(ge=-1e12, le=1e12)]
 """Far from where float32 ends: a bound that becomes infinite would bound nothing."""

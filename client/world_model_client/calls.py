@@ -270,12 +270,15 @@ class Calls(ABC, Generic[Http, Transport, Answer]):
             ClosedClientError: The client was closed.
         """
         if self._is_closed:
-            raise ClosedClientError(f"the client of {self._place} is closed: make another")
+            raise self._closed()
         key = (Forks.count, fresh and self._transport is None)
         if key not in self._pools:
             # Atomic: threads that come here at once end up with the same pool.
             self._pools.setdefault(key, self._opened())
         return self._pools[key]
+
+    def _closed(self) -> ClosedClientError:
+        return ClosedClientError(f"the client of {self._place} is closed: make another")
 
     @abstractmethod
     def _opened(self) -> Http:

@@ -16,6 +16,8 @@ from world_model_client.inputs import READINESS, Call
 if TYPE_CHECKING:
     import httpx
 
+    from world_model_client.exchange import Exchange
+
 
 class Client(Calls["httpx.Client", "httpx.BaseTransport", dict[str, Any]]):
     """Blocking client, for any number of threads, and for the children of a process that forks.
@@ -89,9 +91,17 @@ class Client(Calls["httpx.Client", "httpx.BaseTransport", dict[str, Any]]):
         exchange = self._exchange(call)
         while not exchange.is_over:
             http = self._http(fresh=exchange.is_retry)
-            with exchange.attempt(), http.stream(**exchange.request(exchange.notice)) as response:
-                exchange.take_head(response)
-                for part in response.iter_bytes():
-                    exchange.take_part(part)
-                exchange.finish()
+            try:
+                self._try(exchange, http)
+            except RuntimeError as exc:
+                if not http.is_closed:
+                    raise
+                raise self._closed() from exc  # by another thread, since it was looked up
         return exchange.answer
+
+    def _try(self, exchange: Exchange, http: httpx.Client) -> None:
+        with exchange.attempt(), http.stream(**exchange.request(exchange.notice)) as response:
+            exchange.take_head(response)
+            for part in response.iter_bytes():
+                exchange.take_part(part)
+            exchange.finish()

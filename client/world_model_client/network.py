@@ -11,6 +11,7 @@ import socket
 import ssl
 import urllib.request
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from time import monotonic
 from typing import Any
@@ -161,6 +162,10 @@ class _Stream(httpcore.NetworkStream):
             self._stream.write(part, _left_s(timeout, httpcore.WriteTimeout))
 
     def close(self) -> None:
+        # Closing alone wakes no thread that waits for an answer: it would until its deadline.
+        # Not the method of the socket's class, which, with TLS, takes away what a thread reads by.
+        with suppress(OSError):
+            socket.socket.shutdown(self.get_extra_info("socket"), socket.SHUT_RDWR)
         self._stream.close()
 
     def start_tls(

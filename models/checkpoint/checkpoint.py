@@ -32,6 +32,7 @@ from models.checkpoint.files import (
     read_bytes,
     read_json,
     shown,
+    write_parts,
 )
 from models.checkpoint.tensors import check_normalisers, check_values, compare_shape, load_tensors
 from models.conformal import Guarantee
@@ -199,6 +200,8 @@ class Checkpoint:
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> str:
     """Write a checkpoint folder, overwriting one that is there; return its version.
 
+    One that is there stays whole until all parts of the new one are written.
+
     Raises:
         CheckpointError: A part makes no sense: it could not be loaded again; or it is a part of a
             checkpoint's members with the calibration of all. Nothing is written.
@@ -225,14 +228,9 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> str:
     if checkpoint.metrics:
         documents[METRICS] = checkpoint.metrics
     texts = {name: json_text(document, name) for name, document in documents.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    # Gone first and written last: a folder whose writing was cut short is refused, not half old.
-    (folder / CONFIG).unlink(missing_ok=True)
     # Not save_file, which makes files that only their owner may read.
-    (folder / WEIGHTS).write_bytes(save(weights))
-    (folder / METRICS).unlink(missing_ok=True)
-    for name in (*(texts.keys() - {CONFIG}), CONFIG):
-        (folder / name).write_text(texts[name])
+    parts = {WEIGHTS: save(weights), **{name: text.encode() for name, text in texts.items()}}
+    write_parts(folder, parts, CONFIG, {METRICS} - parts.keys())
     return checkpoint_version(folder)
 
 
@@ -245,8 +243,8 @@ def load_checkpoint(folder: Path, *, device: str = "cpu", members: int | None = 
         members: Number of members to load, the first ones; all by default.
 
     Raises:
-        CheckpointError: A part is missing, damaged, or does not fit another; the message is
-            one sentence that names the part and both sides.
+        CheckpointError: A part is missing, damaged, or does not fit another, or another checkpoint
+            was written meanwhile; the message is one sentence that names the part and both sides.
     """
     if not folder.is_dir():
         raise CheckpointError(f"checkpoint folder {folder} does not exist")
@@ -257,6 +255,7 @@ def load_checkpoint(folder: Path, *, device: str = "cpu", members: int | None = 
             f"{FORMAT}"
         )
     config = checked(Config, _with_defaults(document), folder / CONFIG)
+    version = checkpoint_version(folder)
     spec = read_spec(folder / SPEC)
     calibration = _checked_calibration(read_json(folder / CALIBRATION), folder / CALIBRATION, spec)
     if members is not None and not 1 <= members <= config.members:
@@ -264,7 +263,12 @@ def load_checkpoint(folder: Path, *, device: str = "cpu", members: int | None = 
     ensemble = _build(folder, config, spec)
     check_normalisers(folder / WEIGHTS, ensemble.state_dict(), spec, calibration)
     ensemble = WorldModelEnsemble.from_members(list(ensemble.members)[:members])
-    version, is_whole = checkpoint_version(folder), members in (None, config.members)
+    training = read_json(folder / TRAINING)
+    metrics = read_json(folder / METRICS) if (folder / METRICS).exists() else {}
+    # Weights of one and thresholds of another would be a model that nobody has judged.
+    if checkpoint_version(folder) != version or read_json(folder / CONFIG) != document:
+        raise CheckpointError(f"{folder} was written to while it was read: try again")
+    is_whole = members in (None, config.members)
     return Checkpoint(
         ensemble=ensemble.to(device).eval().requires_grad_(False),
         spec=spec,
@@ -272,8 +276,8 @@ def load_checkpoint(folder: Path, *, device: str = "cpu", members: int | None = 
         calibration=calibration,
         name=config.name,
         version=version if is_whole else f"{version}-{members}of{config.members}",
-        training=read_json(folder / TRAINING),
-        metrics=read_json(folder / METRICS) if (folder / METRICS).exists() else {},
+        training=training,
+        metrics=metrics,
         held_members=None if is_whole else config.members,
     )
 

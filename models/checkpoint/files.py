@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -201,3 +201,30 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as exc:
         raise CheckpointError(f"cannot read {path}: {exc.strerror}") from exc
+
+
+def write_parts(folder: Path, parts: Mapping[str, bytes], last: str, gone: Iterable[str]) -> None:
+    """Write the files of a folder in place of those that are there.
+
+    All are on the disk before the first is replaced: a full disk leaves the folder as it was. One
+    whose replacing was cut short lacks `last`. Who reads a file meanwhile reads the old one.
+
+    Args:
+        folder: Created if missing.
+        parts: What each file holds, by name.
+        last: Name of the part without which a reader refuses the others.
+        gone: Names of files that are removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = {name: folder / f"{name}.partial" for name in parts}
+    try:
+        for name, content in parts.items():
+            partial[name].write_bytes(content)
+        (folder / last).unlink(missing_ok=True)
+        for name in gone:
+            (folder / name).unlink(missing_ok=True)
+        for name in (*(parts.keys() - {last}), last):
+            partial[name].replace(folder / name)
+    finally:
+        for path in partial.values():
+            path.unlink(missing_ok=True)

@@ -325,12 +325,13 @@ def import_(
     with _long(_NOTHING):
         from models.checkpoint import save_checkpoint
         from models.importing import import_weights, spec_of
-        from training.running.files import refuse_existing
+        from training.running.files import output, refuse_existing
 
         refuse_existing(out, overwrite=overwrite)
         meaning = None if spec is None else spec_of(spec)
         checkpoint = import_weights(*weights, activation=activation, dt_s=dt_s, spec=meaning)
-        version = save_checkpoint(checkpoint, out)
+        with output(out, "importing", overwrite=overwrite):
+            version = save_checkpoint(checkpoint, out)
         for path, taken in zip(weights, checkpoint.training["taken"], strict=True):
             click.echo(f"{path}: {taken}")
         click.echo(f"Wrote {out}, version {version}, members {checkpoint.member_count}")

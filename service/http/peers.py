@@ -56,6 +56,8 @@ async def _no_app(scope: object, receive: object, send: object) -> None:
 
 
 def _is_address(text: str) -> bool:
+    if "%" in text:  # a zone, which means something on its own machine alone, may be any text
+        return False
     try:
         ipaddress.ip_address(text)
     except ValueError:

@@ -31,7 +31,7 @@ from service.errors import (
 from tests.fakes.engine import FakeEngine, expected, rows
 from tests.fakes.misbehaving import Visit, answer_to, answered, misbehaving
 from tests.fakes.sockets import listening
-from world_model_client import AsyncClient, Client
+from world_model_client import AsyncClient, Client, ClosedClientError
 
 FORKING = """
 import asyncio, os, sys
@@ -552,3 +552,34 @@ def test_nothing_listens() -> None:
         with pytest.raises(UnreachableError, match=r"no answer from http://127.*refused"):
             client.model()
         assert not client.ready()
+
+
+def test_closing_ends_the_calls_that_other_threads_wait_for() -> None:
+    came = threading.Event()
+
+    def never(server: socket.socket) -> None:
+        with server.accept()[0] as connection:
+            connection.recv(2**16)
+            came.set()
+            connection.recv(1)  # until the client is gone
+
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(2) as threads:
+        threads.submit(never, server)
+        client = Client(f"http://127.0.0.1:{server.getsockname()[1]}", timeout_s=20.0)
+        call = threads.submit(client.model)
+        assert came.wait(10)
+        client.close()
+
+        with pytest.raises((UnreachableError, ClosedClientError)):
+            call.result(timeout=5)
+
+
+def test_a_client_that_is_closed_as_a_call_begins_says_so() -> None:
+    class Hasty(Client):
+        def _http(self, *, fresh: bool) -> httpx.Client:
+            found = super()._http(fresh=fresh)
+            self.close()  # as another thread may do now
+            return found
+
+    with pytest.raises(ClosedClientError, match="is closed: make another"):
+        Hasty("http://127.0.0.1:1").model()

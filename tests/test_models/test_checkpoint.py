@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -606,17 +607,53 @@ def bundled_crash() -> tuple[Checkpoint, torch.Tensor, torch.Tensor]:
     return load_checkpoint(ROOT / "models" / "pretrained"), state, actions
 
 
-def test_a_folder_whose_writing_was_cut_short_is_refused(
+def test_a_checkpoint_stays_whole_if_its_successor_cannot_be_written(folder: Path) -> None:
+    before = load_checkpoint(folder).version
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**12, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_checkpoint(small_checkpoint(members=3), folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert load_checkpoint(folder).version == before
+    assert not list(folder.glob("*.partial"))
+
+
+def test_a_folder_whose_replacing_was_cut_short_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(models.checkpoint.checkpoint, "save", fail)
-    with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(small_checkpoint(), folder)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", fail)
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(small_checkpoint(), folder)
 
     with pytest.raises(CheckpointError, match=r"cannot read .*config\.json"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("read_last", ["read_spec", "_checked_calibration", "load_tensors"])
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, read_last: str
+) -> None:
+    module = models.checkpoint.checkpoint
+    reads = getattr(module, read_last)
+    other = small_checkpoint()
+    other = replace(other, calibration=replace(other.calibration, crash_threshold=0.4))
+
+    def read_and_write(*args: Any, **options: Any) -> Any:
+        found = reads(*args, **options)
+        with monkeypatch.context() as patched:
+            patched.setattr(module, read_last, reads)
+            save_checkpoint(other, folder)
+        return found
+
+    monkeypatch.setattr(module, read_last, read_and_write)
+    with pytest.raises(CheckpointError, match="was written to while it was read: try again"):
         load_checkpoint(folder)
 
 

@@ -26,6 +26,7 @@ from service.cli import main
 from service.settings import Settings
 from tests.test_training.toy import write_toy_episodes
 from training.fitting.options import TrainOptions
+from training.running.locks import locked
 from training.running.stopping import STOP_SIGNALS
 
 
@@ -106,6 +107,17 @@ def test_import_writes_a_checkpoint(tmp_path: Path) -> None:
     loaded = load_checkpoint(tmp_path / "out")
     assert loaded.version in result.output
     assert loaded.spec.dt_s == 0.1
+
+
+def test_import_writes_into_no_folder_that_another_command_writes(tmp_path: Path) -> None:
+    torch.save(WorldModel(hidden_dims=(64, 64), residual=False).state_dict(), tmp_path / "w.pt")
+
+    with locked(tmp_path / "out", "calibrating"):
+        result = invoke("import", tmp_path / "w.pt", "--out", tmp_path / "out", "--overwrite")
+
+    assert result.exit_code == 1
+    assert "is being written by another command: calibrating" in result.output
+    assert not (tmp_path / "out" / "config.json").exists()
 
 
 def test_import_makes_an_ensemble_of_several_files_with_a_meaning(tmp_path: Path) -> None:

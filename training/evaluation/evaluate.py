@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.checkpoint import Checkpoint, checkpoint_version, load_checkpoint
+from models.checkpoint import Checkpoint, load_checkpoint
 from training.dataset.overlap import HeldOut, held_out
 from training.dataset.sources import Dataset, Simulated, open_dataset
 from training.dataset.windows import ENOUGH_EPISODES, Windows
@@ -116,7 +116,7 @@ def evaluate(
     seed = int(checkpoint.training.get("split_seed", 0))
     cut = _Cutter(data, horizon, _QUICK_WINDOWS if quick else None)
     metrics: dict[str, Any] = {
-        "model_version": checkpoint_version(checkpoint_folder),
+        "model_version": checkpoint.version,
         "is_quick": quick,
         "dataset": _described(data, seed, horizon, held),
     }
@@ -145,8 +145,8 @@ def evaluate(
         draw_all(report, metrics, test, risks, curves)
         if test.knows_physics:
             draw_driving(report, metrics, test)
-        if not keep_parts:
-            remove_parts(report)
+    if not keep_parts:
+        remove_parts(report)
     return metrics
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from training.running.files import whole_file
+from training.running.locks import FolderLockedError, locked
 
 FOLDER = ".parts"
 """Within the folder of the report; removed when the report is whole."""
@@ -73,8 +75,9 @@ class Parts:
 
 
 def remove_parts(report: Path) -> None:
-    """Remove the parts of an evaluation whose report is whole."""
-    shutil.rmtree(report / FOLDER, ignore_errors=True)
+    """Remove the parts of an evaluation whose report is whole; another one's that runs are left."""
+    with suppress(FolderLockedError), locked(report, "evaluating"):
+        shutil.rmtree(report / FOLDER, ignore_errors=True)
 
 
 def code_version() -> dict[str, str]:

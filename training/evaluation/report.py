@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from models.checkpoint import METRICS
+from models.checkpoint import METRICS, checkpoint_version
 from training.evaluation.methods import MODEL
 from training.evaluation.tables import (
     ahead_table,
@@ -83,7 +83,15 @@ def write_metrics(checkpoint_folder: Path, metrics: dict[str, Any]) -> None:
     """Put what matters most beside a checkpoint's weights; it does not change its version.
 
     The service shows it with the model; the report folder holds the rest.
+
+    Raises:
+        ValueError: The folder holds another version than was judged: it was written meanwhile.
     """
+    if (version := checkpoint_version(checkpoint_folder)) != metrics["model_version"]:
+        raise ValueError(
+            f"{checkpoint_folder} holds the version {version} now, but {metrics['model_version']} "
+            "was judged: its results are in the report alone"
+        )
     model, part = metrics["methods"][MODEL], metrics["termination"]["all"]
     summary = {
         "dataset": metrics["dataset"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from models.checkpoint import (
 )
 from models.checkpoint.files import checked
 from models.network.ensemble import WorldModelEnsemble
-from models.spec import Spec
+from models.spec import LONGEST_NAME, Spec
 from training.dataset.overlap import origin_note, untrained
 from training.dataset.sources import open_dataset
 from training.dataset.windows import Windows, hide_far_neighbours
@@ -35,10 +36,12 @@ from training.fitting.calibrate import (
 )
 from training.fitting.members import train_members
 from training.fitting.options import TrainOptions
-from training.running.files import refuse_existing, whole_file
+from training.running.files import output, refuse_existing, whole_file
 from training.running.locks import locked
 
-_RUN, _OUTPUT, _TRAINED = "run.json", "output.json", "checkpoint"
+_RUN, _OUTPUT, _TRAINED, _WINDOWS = "run.json", "output.json", "checkpoint", "windows"
+_OWN = re.compile(rf"{_TRAINED}|{_WINDOWS}|member-\d+")
+"""Folders within a run's."""
 
 
 class TrainingError(ValueError):
@@ -123,15 +126,17 @@ def fit(
         The checkpoint's version.
 
     Raises:
-        TrainingError: The run folder belongs to another run, or windows make no sense.
+        TrainingError: The run folder belongs to another run, or is one with `out`, or windows make
+            no sense.
         OutputExistsError: `out` holds something that this run did not write.
-        FolderLockedError: Another command trains in the run folder.
+        FolderLockedError: Another command trains in the run folder, or writes `out`.
         CheckpointError: The spec makes no sense.
         ValueError: The members have diverged.
         MemberFailedError: A member's process failed.
         KeyboardInterrupt: Interrupted; state was saved.
     """
     started = time.perf_counter()
+    _refuse_overlap(run_folder, out)
     checked(Spec, spec.to_json(), "the spec")
     for name in ("train", "validation", "calibration"):
         _check_windows(name, windows[name], spec, options)
@@ -140,14 +145,14 @@ def fit(
         refuse_existing(out, overwrite=overwrite or _is_own(run_folder, out))
         _claim(run_folder, {"options": _claimed(options), "origin": origin})
         for name in ("train", "validation"):
-            windows[name].save(run_folder / "windows" / name)
+            windows[name].save(run_folder / _WINDOWS / name)
         ensemble, reports = train_members(spec, options, run_folder)
         trained = _calibrated(windows, spec, options, origin, ensemble, reports, started)
         # Kept in the run's own folder first: nothing is lost if another command filled `out`.
         version = save_checkpoint(trained, run_folder / _TRAINED)
-        refuse_existing(out, overwrite=overwrite or _is_own(run_folder, out))
-        _note_output(run_folder, out, version)
-        save_checkpoint(trained, out)
+        with output(out, "training", overwrite=overwrite or _is_own(run_folder, out)):
+            _note_output(run_folder, out, version)
+            save_checkpoint(trained, out)
     print(summary(trained.calibration))
     return version
 
@@ -169,7 +174,7 @@ def _calibrated(
         spec=spec,
         architecture=options.architecture(spec),
         calibration=calibration,
-        name=f"{spec.name}-{options.members}",
+        name=_named(spec.name, f"-{options.members}"),
         training={
             "options": asdict(options),
             **origin,
@@ -209,8 +214,9 @@ def recalibrate(
         The new checkpoint's version.
 
     Raises:
-        TrainingError: The recordings have other features than the model, or no episode ends.
         OutputExistsError: `out` holds something.
+        FolderLockedError: Another command writes `out`.
+        TrainingError: The recordings have other features than the model, or no episode ends.
         ValueError: All episodes may have been trained on.
     """
     refuse_existing(out, overwrite=overwrite)
@@ -237,18 +243,38 @@ def recalibrate(
         print(f"{checkpoint_folder} notes no trained ranges: those of {store_folder} are taken")
     calibration = calibrate(old.ensemble, ranges, validation, thresholds, options, old.spec.dt_s)
     training = {**old.training, "recalibrated": origin_note(data)}
-    name = old.name if members is None else f"{old.name}-of-which-{old.member_count}"
+    name = old.name if members is None else _named(old.name, f"-of-which-{old.member_count}")
     new = replace(
         old, name=name, calibration=calibration, training=training, metrics={}, held_members=None
     )
-    version = save_checkpoint(new, out)
+    with output(out, "calibrating", overwrite=overwrite):
+        version = save_checkpoint(new, out)
     print(summary(calibration))
     return version
+
+
+def _named(name: str, end: str) -> str:
+    """Return a name of a checkpoint; a long beginning is cut, for what it is called must fit."""
+    return f"{name[: LONGEST_NAME - len(end)]}{end}"
 
 
 def _refuse_too_few(store_folder: Path, episodes: NDArray[np.int64], part: str) -> None:
     if not len(episodes):
         raise TrainingError(f"{store_folder} holds too few episodes to set some apart for {part}")
+
+
+def _refuse_overlap(run_folder: Path, out: Path) -> None:
+    """Refuse folders that fill each other: the training would find its output full at its end."""
+    run, output = run_folder.resolve(), out.resolve()
+    if run.is_relative_to(output):
+        raise TrainingError(
+            f"the checkpoint's folder {out} holds the run's, {run_folder}: give each its own"
+        )
+    if output.is_relative_to(run) and _OWN.fullmatch(output.relative_to(run).parts[0]):
+        raise TrainingError(
+            f"the checkpoint's folder {out} is one that the run in {run_folder} writes itself: "
+            "name another"
+        )
 
 
 def _check_windows(name: str, windows: Windows, spec: Spec, options: TrainOptions) -> None:

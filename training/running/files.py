@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from training.running.locks import HOLDER, LOCK
+from training.running.locks import HOLDER, LOCK, locked
 
 
 class OutputExistsError(ValueError):
@@ -50,3 +50,21 @@ def replace_between(path: Path, start: str, end: str, text: str) -> None:
     if not start_found or not end_found:
         raise ValueError(f"{path} lacks the markers {start} and {end}")
     path.write_text(f"{before}{start}\n{text}{end}{after}")
+
+
+@contextmanager
+def output(folder: Path, action: str, *, overwrite: bool) -> Iterator[None]:
+    """Be the only command that writes a folder in the block, over nothing unless asked for.
+
+    Args:
+        folder: Created if missing.
+        action: What the command does, for others.
+        overwrite: Whether the folder may hold something.
+
+    Raises:
+        FolderLockedError: Another command writes it.
+        OutputExistsError: It holds something.
+    """
+    with locked(folder, action):
+        refuse_existing(folder, overwrite=overwrite)
+        yield

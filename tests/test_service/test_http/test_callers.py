@@ -105,6 +105,8 @@ async def test_a_proxy_is_believed_only_if_it_is_trusted(
         (("10.1.0.9", 5), {b"x-forwarded-for": b"[2001:db8::1]:80"}, "2001:db8::1"),
         (("10.1.0.9", 5), {b"x-forwarded-for": b"\xff\n" * 100}, "10.1.0.9"),
         (("10.1.0.9", 5), {b"x-forwarded-for": b""}, "10.1.0.9"),
+        (("10.1.0.9", 5), {b"x-forwarded-for": b"fe80::1%any text of any length"}, "10.1.0.9"),
+        (("10.1.0.9", 5), {b"x-forwarded-for": b"[::1%eth0]:80, 10.1.0.8"}, "10.1.0.9"),
     ],
 )
 def test_a_peer_is_named_by_its_address(

@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from models.checkpoint import Architecture, Calibration, Checkpoint, save_checkpoint
+from models.checkpoint import (
+    Architecture,
+    Calibration,
+    Checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from models.network.ensemble import WorldModelEnsemble
 from tests.test_training.toy import DT_S, toy_spec, write_toy_episodes
 from training.evaluation import evaluate as evaluate_module
@@ -120,6 +126,17 @@ def test_the_summary_beside_the_weights_names_the_features(
     write_metrics(folder, metrics)
     summary = json.loads((folder / "metrics.json").read_text())
     assert list(summary["final_errors"]) == ["x", "y", "vx", "vy"]
+
+
+def test_a_summary_of_another_model_is_not_put_beside_the_weights(
+    metrics: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = save_toy(tmp_path / "checkpoint")
+    save_checkpoint(replace(load_checkpoint(folder), name="retrained since"), folder)
+
+    with pytest.raises(ValueError, match=f"but {metrics['model_version']} was judged"):
+        write_metrics(folder, metrics)
+    assert not (folder / "metrics.json").exists()
 
 
 def test_a_quick_evaluation_takes_some_whole_episodes_and_says_so(

@@ -30,7 +30,7 @@ from training.evaluation.branches import SEQUENCES
 from training.evaluation.evaluate import evaluate, model_card_table, write_metrics
 from training.evaluation.judgements import Trial
 from training.evaluation.metrics import SCORES
-from training.evaluation.parts import FOLDER, Parts
+from training.evaluation.parts import FOLDER, Parts, remove_parts
 from training.evaluation.report import (
     PHYSICS_PLOTS,
     PLOTS,
@@ -40,7 +40,7 @@ from training.evaluation.report import (
     update_model_card,
 )
 from training.evaluation.tables import ahead_table, number, ranged, table
-from training.running.locks import LOCK
+from training.running.locks import LOCK, locked
 from training.running.stopping import Stopped, stoppable
 from training.simulation.behaviours import SEQUENCE_KINDS
 from training.simulation.roads import ENVIRONMENTS
@@ -158,6 +158,16 @@ def test_parts_of_another_evaluation_are_not_taken(tmp_path: Path) -> None:
     assert same.kept("scores", lambda: {"x": 0.2}) == {"x": 0.1}
     other = Parts(tmp_path / FOLDER, {"model": "b"})
     assert other.kept("scores", lambda: {"x": 0.2}) == {"x": 0.2}
+
+
+def test_parts_of_an_evaluation_that_runs_are_left(tmp_path: Path) -> None:
+    Parts(tmp_path / FOLDER, {"model": "a"}).kept("scores", lambda: {})
+    with locked(tmp_path, "evaluating"):  # the next command, while the first drove
+        remove_parts(tmp_path)
+        assert Parts(tmp_path / FOLDER, {"model": "a"}).has("scores")
+
+    remove_parts(tmp_path)
+    assert not (tmp_path / FOLDER).exists()
 
 
 def test_evaluate_says_that_nobody_knows_what_the_model_was_trained_on(

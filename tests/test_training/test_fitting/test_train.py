@@ -25,6 +25,7 @@ from models.importing import import_weights
 from models.network.ensemble import WorldModelEnsemble
 from models.network.world_model import WorldModel
 from models.safety import assess
+from models.spec import LONGEST_NAME
 from models.survival import crash_probability
 from tests.test_training.driving import mixed_episodes, save_store
 from tests.test_training.interrupted import Running, still_there
@@ -38,7 +39,7 @@ from training.fitting.member import STATE, MemberTrainer, choose_device, updates
 from training.fitting.options import CURRICULUM, Stage, TrainOptions
 from training.fitting.train import TrainingError, fit, recalibrate
 from training.running.files import OutputExistsError
-from training.running.locks import FolderLockedError
+from training.running.locks import FolderLockedError, locked
 from training.running.stopping import Stopped, stoppable
 
 QUICK = TrainOptions(
@@ -253,6 +254,44 @@ def test_a_killed_training_leaves_no_worker_and_no_lock(tmp_path: Path) -> None:
     start_long(tmp_path).signal(signal.SIGINT, to_group=True)  # it goes on
 
 
+def test_a_training_leaves_alone_an_output_that_another_command_writes(tmp_path: Path) -> None:
+    options = replace(QUICK, stages=(Stage(1, 20, 32),))
+    folders = tmp_path / "out", tmp_path / "run"
+
+    with (
+        locked(folders[0], "calibrating"),
+        pytest.raises(FolderLockedError, match="another command: calibrating"),
+    ):
+        fit(toy_parts(), toy_spec(), *folders, options, {}, overwrite=True)
+
+    version = fit(toy_parts(), toy_spec(), *folders, options, {})
+    assert load_checkpoint(folders[0]).version == version
+
+
+@pytest.mark.parametrize(
+    ("out", "run", "message"),
+    [
+        ("a", "a", "holds the run's"),
+        ("a", "b/../a/run", "holds the run's"),
+        ("a/checkpoint", "a", "the run in .* writes itself"),
+        ("a/windows/train", "a", "the run in .* writes itself"),
+        ("a/member-0", "a", "the run in .* writes itself"),
+    ],
+)
+def test_folders_that_fill_each_other_are_refused_before_anything_is_trained(
+    tmp_path: Path, out: str, run: str, message: str
+) -> None:
+    with pytest.raises(TrainingError, match=message):
+        fit(few_parts(), toy_spec(), tmp_path / out, tmp_path / run, HASTY, {}, overwrite=True)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_checkpoint_may_lie_in_the_run_that_makes_it(tmp_path: Path) -> None:
+    version = fit(few_parts(), toy_spec(), tmp_path / "a" / "out", tmp_path / "a", HASTY, {})
+
+    assert load_checkpoint(tmp_path / "a" / "out").version == version
+
+
 def test_training_writes_over_its_own_checkpoint_and_no_other(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -409,6 +448,14 @@ def test_a_spec_that_makes_no_sense_is_refused_before_anything_is_trained(tmp_pa
         fit(few_parts(), spec, tmp_path / "out", tmp_path / "run", HASTY, {})
 
 
+def test_a_long_name_of_a_spec_does_not_end_a_training(tmp_path: Path) -> None:
+    spec = replace(toy_spec(), name="n" * LONGEST_NAME)
+
+    fit(few_parts(), spec, tmp_path / "out", tmp_path / "run", HASTY, {})
+
+    assert load_checkpoint(tmp_path / "out").name == "n" * (LONGEST_NAME - 2) + "-1"
+
+
 @pytest.fixture(scope="module")
 def driven(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A checkpoint that knows 6 steps, and episodes of which some end."""
@@ -452,6 +499,35 @@ def test_recalibration_leaves_out_what_the_weights_were_fitted_to(
     assert f"{len(train_part)} of 24 episodes may have fixed the weights: they are left out" in said
     notes = load_checkpoint(tmp_path / "out").calibration.notes
     assert 0 < notes["episodes"] <= 24 - len(train_part)
+
+
+def test_a_calibration_writes_over_nothing_that_came_meanwhile(
+    driven: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with (
+        locked(out, "importing"),
+        pytest.raises(FolderLockedError, match="another command: importing"),
+    ):
+        recalibrate(*driven, out, TrainOptions(), overwrite=True)
+    save_checkpoint(load_checkpoint(driven[0]), out)
+    (out / "notes.txt").write_text("mine")
+
+    with pytest.raises(OutputExistsError, match="is not empty"):
+        recalibrate(*driven, out, TrainOptions())
+    assert load_checkpoint(out).version == load_checkpoint(driven[0]).version
+
+
+def test_a_long_name_of_a_checkpoint_does_not_end_a_calibration(
+    driven: tuple[Path, Path], tmp_path: Path
+) -> None:
+    old = replace(load_checkpoint(driven[0]), name="n" * LONGEST_NAME)
+    save_checkpoint(old, tmp_path / "old")
+
+    recalibrate(tmp_path / "old", driven[1], tmp_path / "out", TrainOptions(), members=1)
+
+    name = load_checkpoint(tmp_path / "out").name
+    assert (len(name), name[-11:]) == (LONGEST_NAME, "-of-which-1")
 
 
 def test_some_members_get_limits_of_their_own(driven: tuple[Path, Path], tmp_path: Path) -> None:
