@@ -48,7 +48,7 @@ test: $(VENV)/.all
 	@echo "==> Checking the arrows between rooms (import-linter)"
 	@$(BIN)/lint-imports
 	@echo "==> Running the tests (pytest)"
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term-missing:skip-covered
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered
 
 train: $(VENV)/.all
 	@echo "==> Collecting $(TRANSITIONS) transitions into $(DATA)"

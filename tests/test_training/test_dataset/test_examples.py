@@ -15,7 +15,7 @@ from training.dataset.store import EpisodeStore, load_store
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> EpisodeStore:
     folder = tmp_path_factory.mktemp("store")
-    collect(folder, transitions=4000, seed=5, workers=2, progress=False)
+    collect(folder, transitions=2500, seed=5, workers=2, progress=False)
     return load_store(folder)
 
 
