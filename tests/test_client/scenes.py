@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from models.highway import highway_spec
 from training.simulation.roads import road_network
 from world_model_client.scene import Ego, Road, RoadUser
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
 
 EGO_NAMES = (
     "speed",
@@ -62,13 +62,17 @@ def motorway(lanes: int = 3, width_m: float = 4.0) -> Road:
     )
 
 
-def at(id_: Any, x: float, y: float, speed: float = 20.0, **more: Any) -> RoadUser:
+def at(id_: Any, x: Any, y: Any, speed: Any = 20.0, **more: Any) -> RoadUser:
     return RoadUser(
         id_, x, y, **{"heading": 0.0, "speed": speed, "length": 5.0, "width": 2.0, **more}
     )
 
 
 EGO = Ego(0.0, 0.0, 0.0, 20.0, 5.0, 2.0)
+
+
+def ego_with(**more: Any) -> Ego:
+    return replace(EGO, **more)
 
 
 def highway_lines() -> tuple[list[Floats], Floats, Floats]:

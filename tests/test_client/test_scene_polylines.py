@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ def arc(radius: float, angles: Floats) -> Floats:
 def nearest_by_hand(points: Floats, x: float, y: float) -> float:
     """Return the distance to the closest of many points on the line."""
     shares = np.linspace(0, 1, 2001)[:, None]
-    dense = np.concatenate([a + shares * (b - a) for a, b in zip(points, points[1:], strict=False)])
+    dense = np.concatenate([a + shares * (b - a) for a, b in pairwise(points)])
     return float(np.hypot(*(dense - [x, y]).T).min())
 
 
@@ -108,7 +109,8 @@ def test_points_on_an_arc_give_its_headings_and_curvature(pieces: int) -> None:
 
 
 def test_a_long_straight_piece_does_not_turn_before_its_end() -> None:
-    shape = line([[-100, 0], [0, 0], *(arc(20, np.linspace(-1.5, 0, 31)) + [0, 20])])
+    bend = arc(20, np.linspace(-1.5, 0, 31)) + np.array([0, 20])
+    shape = line([[-100, 0], [0, 0], *bend])
 
     headings = shape.heading_at(np.array([[0.0], [50.0], [98.0]]))
 
@@ -159,7 +161,7 @@ def test_a_closed_line_whose_end_overlaps_its_beginning_stays_closed() -> None:
 def test_several_lines_are_each_projected_on_as_if_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(3)
     (inner, outer), left, _ = racetrack_lines(2.0)
-    shapes = [inner, straight(3.0), outer, left, [[0, 0], [1, 1]]]
+    shapes: list[Any] = [inner, straight(3.0), outer, left, [[0, 0], [1, 1]]]
     together = Polylines(shapes, list("abcde"))
     x, y = rng.uniform(-30, 130, (2, 500))
     whole = together.project(x, y)

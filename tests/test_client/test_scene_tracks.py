@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from tests.test_client.scenes import EGO, at, bundled, motorway, named
+from tests.test_client.scenes import EGO, Floats, at, bundled, motorway, named
 from world_model_client.scene import RoadUser, StateBuilder, filtered, moved_on
 from world_model_client.scene.tracks import MEMORY_S
 
@@ -24,9 +26,9 @@ TIMES = {
 }
 
 
-def rates(times: np.ndarray, users: list[list[RoadUser]], **options: float) -> np.ndarray:
+def rates(times: Floats, users: list[list[RoadUser]], **options: Any) -> Floats:
     """Return acceleration and turn rate of the first slot at each time, [T, 2]."""
-    builder, found = StateBuilder(bundled(), **options), []  # type: ignore[arg-type]
+    builder, found = StateBuilder(bundled(), **options), []
     for time_s, now in zip(times.tolist(), users, strict=True):
         state = named(NAMES, builder.update(time_s, EGO, now, ROAD).state)
         # The model's frame turns the other way.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from world_model_client.scene.frames import Floats, sign_between, wrapped
 from world_model_client.scene.layout import (
@@ -34,8 +35,8 @@ _MIRRORED = [SLOT_PARTS.index(part) for part in MIRRORED_SLOT]
 _RATES = [SLOT_PARTS.index(part) for part in ("acceleration", "yaw_rate")]
 _HEADING = SLOT_PARTS.index("heading")
 
-Indices = np.ndarray[tuple[int, int], np.dtype[np.intp]]
-Flags = np.ndarray[tuple[int, int], np.dtype[np.bool_]]
+Indices = NDArray[np.intp]
+Flags = NDArray[np.bool_]
 
 
 class Assembled(NamedTuple):
@@ -51,7 +52,7 @@ class Assembled(NamedTuple):
         clipped: [N, S] whether an acceleration or turn rate was beyond the layout's range.
     """
 
-    states: np.ndarray[tuple[int, int], np.dtype[np.float32]]
+    states: NDArray[np.float32]
     columns: Indices
     near: Flags
     gaps: Floats
@@ -99,6 +100,7 @@ def assemble(
         present: [N, K] whether a column holds somebody.
         range_m: Who is farther away is left out, by centres.
     """
+    ego, others = np.asarray(ego, np.float64), np.asarray(others, np.float64)
     missing = layout.slot_count - others.shape[1]
     if missing > 0:
         others = np.pad(others, ((0, 0), (0, missing), (0, 0)))

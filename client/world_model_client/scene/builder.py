@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from world_model_client.errors import InvalidInputError
 from world_model_client.scene.assembly import RANGE_M, assemble
@@ -144,7 +145,7 @@ class StateBuilder:
         return Bicycle(length, self.frame, self.layout.frame)
 
 
-def _are_free(lost: Floats, others: Floats) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def _are_free(lost: Floats, others: Floats) -> NDArray[np.bool_]:
     """Return which of the lost [L, 8] overlap nobody [K, 8] who is reported, [L]."""
     if not len(others):
         return np.full(len(lost), True)

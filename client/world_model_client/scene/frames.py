@@ -21,7 +21,7 @@ ISO8855 = "iso8855"
 FORWARD_RIGHT_DOWN = "forward-right-down"
 FRAMES = (ISO8855, FORWARD_RIGHT_DOWN)
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
 
 _SHOWN_BYTES = 80
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from world_model_client.errors import InvalidInputError
 from world_model_client.scene.frames import Floats, checked_frame, number, shown
@@ -51,7 +52,7 @@ four lanes, the widest road that was trained on before roads of more lanes were.
 HORIZON_S = 0.8
 """How far ahead a model was evaluated, if it does not say."""
 
-Columns = np.ndarray[tuple[int, int], np.dtype[np.intp]]
+Columns = NDArray[np.intp]
 
 _NEEDED = ("dx", "dy", "heading", "speed")
 _SLOT_NAME = re.compile(rf"neighbour_([1-9]\d{{0,3}})_({'|'.join(SLOT_PARTS)})")

@@ -8,6 +8,7 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from world_model_client.errors import InvalidInputError
 from world_model_client.scene.frames import Floats, number, shown
@@ -21,8 +22,12 @@ _MOST_M = 1000.0
 """Of a length or width."""
 
 _FIELDS = ("x", "y", "heading", "speed", "length", "width", "acceleration", "yaw_rate")
-_OPTIONAL = frozenset({"length", "width", "acceleration", "yaw_rate"})
-_PLAIN: frozenset[type] = frozenset({int, float, np.float32, np.float64, type(None)})
+_NEEDED = 4
+"""The first so many must be given."""
+
+_PLAIN: frozenset[type] = frozenset({float, np.float32, np.float64})
+"""Numbers that NumPy takes as they are; an int may be too large, and others are rare."""
+_PLAIN_OR_NONE = _PLAIN | {type(None)}
 
 
 @dataclass
@@ -80,12 +85,7 @@ def read_objects(objects: Iterable[RoadUser]) -> Readings:
     values = [
         (x.x, x.y, x.heading, x.speed, x.length, x.width, x.acceleration, x.yaw_rate) for x in given
     ]
-    if not {type(value) for row in values for value in row} <= _PLAIN:
-        values = [_numbers(user, row) for user, row in zip(given, values, strict=True)]
-    try:
-        rows = np.array(values, np.float64).reshape(-1, len(_FIELDS))
-    except OverflowError as exc:
-        raise InvalidInputError("objects hold an integer too large for a float") from exc
+    rows = _as_rows(given, values)
     rates = rows[:, 6:]
     rates[~(np.abs(rates) <= _MOST)] = np.nan
     readings = Readings([user.id for user in given], rows, kinds)
@@ -121,6 +121,19 @@ def _refuse_repeated(given: list[RoadUser]) -> None:
         first[user.id] = i
 
 
+def _as_rows(given: list[RoadUser], values: list[tuple[Any, ...]]) -> Floats:
+    """Return what was given as floats [K, 8], NaN for None, at little cost for each number.
+
+    Raises:
+        InvalidInputError: Something in it is no number; the message says whose.
+    """
+    needed = {type(value) for row in values for value in row[:_NEEDED]}
+    optional = {type(value) for row in values for value in row[_NEEDED:]}
+    if not (needed <= _PLAIN and optional <= _PLAIN_OR_NONE):
+        values = [_numbers(user, row) for user, row in zip(given, values, strict=True)]
+    return np.array(values, np.float64).reshape(-1, len(_FIELDS))
+
+
 def _numbers(user: RoadUser, row: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return a row as floats and None.
 
@@ -128,10 +141,10 @@ def _numbers(user: RoadUser, row: tuple[Any, ...]) -> tuple[Any, ...]:
         InvalidInputError: Something in it is no number.
     """
     found = []
-    for name, value in zip(_FIELDS, row, strict=True):
-        is_missing = value is None and name in _OPTIONAL
+    for i, (name, value) in enumerate(zip(_FIELDS, row, strict=True)):
+        is_missing = value is None and i >= _NEEDED
         if not is_missing and (not isinstance(value, Real) or isinstance(value, bool | np.bool_)):
-            allowed = "a number or None" if name in _OPTIONAL else "a number"
+            allowed = "a number or None" if i >= _NEEDED else "a number"
             raise InvalidInputError(
                 f"{name} of the road user {shown(user.id)} is {shown(value)} (allowed: {allowed})"
             )
@@ -149,8 +162,8 @@ def _as_float(value: Any) -> float:
 def _sort_out(
     given: list[RoadUser],
     readings: Readings,
-    is_placed: np.ndarray[Any, np.dtype[np.bool_]],
-    is_sized: np.ndarray[Any, np.dtype[np.bool_]],
+    is_placed: NDArray[np.bool_],
+    is_sized: NDArray[np.bool_],
 ) -> None:
     """Leave out who has no place or no size; give sizes of their kind to the others."""
     kept = np.full(len(given), True)

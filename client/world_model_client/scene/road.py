@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from world_model_client.errors import InvalidInputError
 from world_model_client.scene.frames import FRAMES, ISO8855, Floats, wrapped
@@ -45,13 +45,13 @@ class Place(NamedTuple):
         is_against: [N] whether the ego points against the lane's direction.
     """
 
-    lane: np.ndarray[tuple[int], np.dtype[np.intp]]
+    lane: NDArray[np.intp]
     lane_offset: Floats
     sin_heading_error: Floats
     left_edge: Floats
     right_edge: Floats
     curvature: Floats
-    is_against: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    is_against: NDArray[np.bool_]
 
 
 class Road:

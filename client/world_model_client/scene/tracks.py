@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from world_model_client.scene.frames import Floats
 from world_model_client.scene.road_users import moved_on
@@ -35,8 +36,8 @@ _SAME_TIME_S = 1e-5
 
 _FIRST_ROWS = 32
 
-Rows = np.ndarray[tuple[int], np.dtype[np.intp]]
-Flags = np.ndarray[tuple[int, int], np.dtype[np.bool_]]
+Rows = NDArray[np.intp]
+Flags = NDArray[np.bool_]
 
 
 def slopes(ages: Floats, values: Floats, window_s: float, track_age: Floats) -> Floats:
