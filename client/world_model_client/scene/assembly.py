@@ -120,7 +120,8 @@ def assemble(
     values, is_there = _values(layout, frame, ego, place, seen, columns)
     clipped = _clip_rates(layout, values, is_there)
     values = np.clip(values, layout.saturations[:, 0], layout.saturations[:, 1])
-    states = np.where(is_there, values, 0.0).astype(np.float32)
+    # Plus 0: a mirrored 0 is -0.
+    states = (np.where(is_there, values, 0.0) + 0.0).astype(np.float32)
     count = gaps.shape[1] - max(missing, 0)
     return Assembled(states, columns, near[:, :count], gaps[:, :count], moved[:, :count], clipped)
 

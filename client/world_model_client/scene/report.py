@@ -161,7 +161,7 @@ def notes_of(
             notes.append(Note(ids[k], text))
         if abs(along) > _SEEN_M or abs(across) > _SEEN_M:
             text = (
-                f"sent {along:+.2f} m along and {across:+.2f} m across the ego from where it is, "
+                f"sent {_metres(along)} along and {_metres(across)} across the ego from where it is, "
                 "which shows its gap to a model without sizes"
             )
             notes.append(Note(ids[k], text))
@@ -173,6 +173,10 @@ def notes_of(
                 text = f"its {part} is beyond what the model knows: sent as {value:.3g}"
                 notes.append(Note(ids[k], text))
     return notes
+
+
+def _metres(distance: float) -> str:
+    return f"{round(distance, 2) + 0.0:+.2f} m"  # plus 0: no -0.00
 
 
 def _notes_of_ego(layout: Layout, ego: Floats, place: Place) -> list[Note]:
