@@ -190,7 +190,7 @@ def calibrate(
     """Fit CHECKPOINT's probabilities and thresholds to episodes in DATA; its weights stay."""
     with _long(_NOTHING):
         from training.fitting.options import TrainOptions
-        from training.fitting.train import recalibrate
+        from training.fitting.recalibrate import recalibrate
 
         options = TrainOptions(
             seed=seed,

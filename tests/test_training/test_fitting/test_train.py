@@ -37,7 +37,8 @@ from training.dataset.windows import Windows, make_windows
 from training.fitting.calibrate import episode_scores, predict_windows
 from training.fitting.member import STATE, MemberTrainer, choose_device, updates_saved
 from training.fitting.options import CURRICULUM, Stage, TrainOptions
-from training.fitting.train import TrainingError, fit, recalibrate
+from training.fitting.recalibrate import recalibrate
+from training.fitting.train import TrainingError, fit
 from training.running.files import OutputExistsError
 from training.running.locks import FolderLockedError, locked
 from training.running.stopping import Stopped, stoppable

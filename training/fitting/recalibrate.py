@@ -1,0 +1,83 @@
+"""Another calibration for trained weights: recordings of other traffic, or other rates."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from models.checkpoint import load_checkpoint, save_checkpoint
+from training.dataset.overlap import origin_note, untrained
+from training.dataset.sources import open_dataset
+from training.fitting.calibrate import calibrate, summary, trained_ranges
+from training.fitting.options import TrainOptions
+from training.fitting.train import TrainingError, named, refuse_too_few
+from training.running.files import output, refuse_existing
+
+
+def recalibrate(
+    checkpoint_folder: Path,
+    store_folder: Path,
+    out: Path,
+    options: TrainOptions,
+    members: int | None = None,
+    *,
+    overwrite: bool = False,
+) -> str:
+    """Fit a checkpoint's probabilities, thresholds and limits to other recordings.
+
+    A third of the episodes, at random, fixes the probabilities, the others the thresholds. The
+    weights stay, and so do the known ranges; of a checkpoint that has none, as an imported one,
+    they become those of the recordings. Episodes that the weights may have been fitted to are left
+    out: a guarantee is about others. Prints how many episodes there were and how many are needed.
+
+    Args:
+        checkpoint_folder: The model.
+        store_folder: Recordings of the traffic it will meet.
+        out: Checkpoint folder to write; may be the first, to be written over.
+        options: Seed, false-alarm rate, miss rate, lead and uncertainty quantile count.
+        members: Take the first so many members only; all by default.
+        overwrite: Whether `out` may hold something.
+
+    Returns:
+        The new checkpoint's version.
+
+    Raises:
+        OutputExistsError: `out` holds something.
+        FolderLockedError: Another command writes `out`.
+        TrainingError: The recordings have other features than the model, or no episode ends.
+        ValueError: All episodes may have been trained on.
+    """
+    refuse_existing(out, overwrite=overwrite)
+    old, data = load_checkpoint(checkpoint_folder, members=members), open_dataset(store_folder)
+    if difference := old.spec.difference_to(data.spec):
+        raise TrainingError(
+            f"{checkpoint_folder} has other features than {store_folder}: {difference}"
+        )
+    horizon = old.calibration.horizon or options.horizon
+    usable = untrained(old.training, data)
+    if left_out := len(data) - len(usable):
+        print(f"{left_out} of {len(data)} episodes may have fixed the weights: they are left out")
+    order = np.random.default_rng(options.seed).permutation(usable)
+    parts = np.split(order, [len(order) // 3])
+    for part in parts:
+        refuse_too_few(store_folder, part, "validation and calibration")
+    validation, thresholds = (data.windows(np.sort(part), horizon, 2) for part in parts)
+    for windows in (validation, thresholds):
+        if not windows.ends.any():
+            raise TrainingError(f"{store_folder} holds too few episodes that end")
+    ranges = np.array(old.calibration.state_low), np.array(old.calibration.state_high)
+    if not len(ranges[0]):
+        ranges = trained_ranges(validation, thresholds)
+        print(f"{checkpoint_folder} notes no trained ranges: those of {store_folder} are taken")
+    calibration = calibrate(old.ensemble, ranges, validation, thresholds, options, old.spec.dt_s)
+    training = {**old.training, "recalibrated": origin_note(data)}
+    name = old.name if members is None else named(old.name, f"-of-which-{old.member_count}")
+    new = replace(
+        old, name=name, calibration=calibration, training=training, metrics={}, held_members=None
+    )
+    with output(out, "calibrating", overwrite=overwrite):
+        version = save_checkpoint(new, out)
+    print(summary(calibration))
+    return version
