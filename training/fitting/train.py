@@ -17,9 +17,9 @@ from models.checkpoint import (
     Checkpoint,
     checkpoint_version,
     load_checkpoint,
+    read_spec_of,
     save_checkpoint,
 )
-from models.checkpoint.files import checked
 from models.network.ensemble import WorldModelEnsemble
 from models.spec import Spec
 from training.dataset.overlap import origin_note, untrained
@@ -132,7 +132,7 @@ def fit(
         KeyboardInterrupt: Interrupted; state was saved.
     """
     started = time.perf_counter()
-    checked(Spec, spec.to_json(), "the spec")
+    read_spec_of(spec.to_json(), "the spec")
     for name in ("train", "validation", "calibration"):
         _check_windows(name, windows[name], spec, options)
     _warn_of_few(windows["calibration"], options, spec.dt_s)
