@@ -94,7 +94,7 @@ def followed_states(episodes: Episodes, frames: NDArray[np.int64]) -> NDArray[np
         source = same.argmax(-1)
         is_there = np.asarray(same.any(-1, keepdims=True))
         slots = np.take_along_axis(slots, source[..., None], axis=2)
-        if not has.all(0)[has.any(0)].all():
+        if not (has.all(0) == has.any(0)).all():
             _keep_unknown(slots, has[source] & is_there)
         slots *= is_there
     heading, is_filled = slots[..., HEADING], slots[..., 0] > 0
