@@ -13,6 +13,7 @@ The version is a hash of what decides the answers: weights, config, spec and cal
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -45,15 +46,6 @@ FORMAT = 1
 WEIGHTS, CONFIG, SPEC = "weights.safetensors", "config.json", "spec.json"
 CALIBRATION, TRAINING, METRICS = "calibration.json", "training.json", "metrics.json"
 VERSIONED = (WEIGHTS, CONFIG, SPEC, CALIBRATION)
-
-_OPTIONAL: dict[str, Any] = {
-    "geometry": None,
-    "kinematics": None,
-    "frame": None,
-    "conventions": [],
-    "example": None,
-}
-"""Fields of a spec that may be missing; the last three are unknown to version 0.1."""
 
 Widths = Annotated[tuple[Annotated[int, Interval(ge=1, le=65_536)], ...], Len(1, 64)]
 Members = Annotated[int, Interval(ge=1, le=1000)]
@@ -155,7 +147,7 @@ class Checkpoint:
         geometry, road = self.spec.geometry, self.spec.kinematics
         index = self.spec.state_index
         slots = [
-            [index(name) for name in (slot.presence, slot.dx, slot.dy, slot.heading)]
+            [index(name) for name in (slot.gate, slot.dx, slot.dy, slot.heading)]
             for slot in (geometry.slots if geometry is not None else ())
         ]
         columns = np.array(slots, np.int64).reshape(-1, 4)
@@ -180,6 +172,7 @@ class Checkpoint:
             length_m=geometry.length_m if geometry is not None else 0.0,
             edges=tuple(map(index, geometry.edges)) if geometry is not None else (),
             sides=(index(road.left_edge), index(road.right_edge)) if road is not None else (),
+            **_size_columns(self.spec),
         )
 
     def _known_ranges(self) -> tuple[States, States]:
@@ -195,6 +188,28 @@ class Checkpoint:
         low = np.maximum(calibration.state_low, [feature.low for feature in features])
         high = np.minimum(calibration.state_high, [feature.high for feature in features])
         return low.astype(np.float32), high.astype(np.float32)
+
+
+def _size_columns(spec: Spec) -> dict[str, Any]:
+    """Return what `SafetyLimits` knows of sizes that are features; nothing if none are."""
+    geometry = spec.geometry
+    if geometry is None:
+        return {}
+    named = [
+        () if slot.length is None or slot.width is None else (slot.length, slot.width)
+        for slot in geometry.slots
+    ]
+    own = geometry.size_features
+    high = {feature.name: feature.high for feature in spec.state}
+    known = [pair for pair in (*named, own) if pair]
+    return {
+        "sizes": tuple(tuple(map(spec.state_index, pair)) for pair in named) if any(named) else (),
+        "ego_size": tuple(map(spec.state_index, own)),
+        "largest_m": (
+            max((high[pair[0]] for pair in known), default=math.inf),
+            max((high[pair[1]] for pair in known), default=math.inf),
+        ),
+    }
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> str:
@@ -218,7 +233,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> str:
         CALIBRATION: asdict(checkpoint.calibration),
     }
     checked(Config, asdict(config), CONFIG)
-    checked(Spec, documents[SPEC], SPEC)
+    read_spec_of(documents[SPEC], SPEC)
     _checked_calibration(documents[CALIBRATION], CALIBRATION, checkpoint.spec)
     weights = {name: x.contiguous() for name, x in checkpoint.ensemble.state_dict().items()}
     for name, tensor in weights.items():
@@ -301,7 +316,7 @@ def read_spec_of(document: dict[str, Any], source: str | Path) -> Spec:
     Raises:
         CheckpointError: It makes no sense.
     """
-    return checked(Spec, {**_OPTIONAL, **document}, source)
+    return checked(Spec, document, source, is_whole=False)
 
 
 def checkpoint_version(folder: Path) -> str:
