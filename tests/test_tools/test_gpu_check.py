@@ -26,6 +26,7 @@ def check(folder: Path, **settings: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: run the check itself")
 def test_without_a_gpu_the_kernels_are_played_and_the_rest_says_so(
     compiler: str, tmp_path: Path

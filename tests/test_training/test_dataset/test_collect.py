@@ -155,6 +155,7 @@ def test_collect_refuses_a_folder_that_another_command_writes(tmp_path: Path) ->
         run(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_collect_in_processes_stops_at_once_and_goes_on(
     tmp_path: Path, number: signal.Signals

@@ -116,6 +116,7 @@ def evaluate_again(room: str) -> None:
         sys.exit(exc.exit_code)
 
 
+@pytest.mark.slow
 def test_evaluate_goes_on_after_signals_to_the_same_report(
     room: Path, metrics: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -226,6 +226,7 @@ def start_long(folder: Path) -> Running:
     return running
 
 
+@pytest.mark.slow
 def test_a_stopped_training_says_how_far_members_are_and_goes_on(tmp_path: Path) -> None:
     counts = []
     for number, to_group in ((signal.SIGINT, True), (signal.SIGTERM, False)):
@@ -243,6 +244,7 @@ def test_a_stopped_training_says_how_far_members_are_and_goes_on(tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_training_leaves_no_worker_and_no_lock(tmp_path: Path) -> None:
     running = start_long(tmp_path)
     workers = running.workers()
