@@ -9,9 +9,7 @@
 #define ANYWHERE __device__ inline
 #else
 #include <math.h>
-// Where functions meet, products may be fused with sums: so that the bits do not depend on what a
-// compiler finds short enough.
-#define ANYWHERE inline __attribute__((always_inline))
+#define ANYWHERE inline
 #endif
 
 constexpr int kPanel = PANEL;  // columns of weights that are packed together
@@ -183,6 +181,9 @@ ANYWHERE void move_neighbour(const Model& m, int slot, Row<const float> state, M
   const float aside = was[kDy] + path * (sin_h * slip_cos + cos_h * slip_sin) - ego.sideways;
   const float faster = was[kSpeed] + was[kAcceleration] * m.dt_s;
   const float goes_on = faster > 0 ? 1.0f : 0.0f;
+  // Written for what a slot lacks: around a branch, GCC fuses other products with sums, and models
+  // that lack nothing would get other bits.
+  float unused;
   const float then[kMovedKinds] = {
       frame.cos * ahead + frame.sin * aside,
       frame.cos * aside - frame.sin * ahead,
@@ -192,7 +193,8 @@ ANYWHERE void move_neighbour(const Model& m, int slot, Row<const float> state, M
       was[kYawRate] * goes_on,
   };
   for (int i = 0; i < kMovedKinds; ++i) {
-    if (at[i] != NOWHERE) after[at[i]] = was[i] + there * (then[i] - was[i]);
+    float& written = at[i] == NOWHERE ? unused : after[at[i]];
+    written = was[i] + there * (then[i] - was[i]);
   }
 }
 
