@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
@@ -628,23 +627,6 @@ def test_whatever_trackers_report_no_state_holds_what_is_no_number(
         assert np.isfinite(built.state).all()
         there = {id_ for id_ in built.slots if id_ is not None}
         assert there | {left.id for left in built.left_out} >= {user.id for user in users[k:]}
-
-
-def test_an_update_with_30_road_users_and_3_lanes_takes_a_millisecond() -> None:
-    rng = np.random.default_rng(0)
-    x = np.linspace(-100, 100, 201)
-    lanes = [np.stack([x, np.full(201, y)], axis=1) for y in (0.0, 4.0, 8.0)]
-    road = Road(lanes, lanes[0] + [0, 10], lanes[0] - [0, 2])
-    places = rng.uniform([-90, -2], [90, 10], (30, 2)).tolist()
-    builder = StateBuilder(bundled())
-
-    def took_s(k: int) -> float:
-        began = time.process_time()
-        builder.update(k * 0.05, EGO, [at(i, *place) for i, place in enumerate(places)], road)
-        return time.process_time() - began
-
-    # 0.8 ms on one core of an AMD EPYC; others may share this one.
-    assert min(took_s(k) for k in range(100)) < 3e-3
 
 
 def test_floats_are_the_models() -> None:
