@@ -20,6 +20,96 @@ SENSOR_RANGE_M = 100.0
 STEP_S = 0.05
 
 
+EGO = (
+    Feature("speed", "m/s", 0.0, 45.0, "forward speed; the car does not reverse"),
+    Feature(
+        "lane_offset",
+        "m",
+        -12.0,
+        12.0,
+        "from the closest lane's centre to the ego's centre, positive to the right",
+    ),
+    Feature(
+        "sin_heading_error",
+        "1",
+        -1.0,
+        1.0,
+        "sine of the ego's heading minus the lane's, positive if the ego points to the right",
+    ),
+    Feature(
+        "left_edge", "m", -12.0, 40.0, "the ego's centre to the left road edge, negative beyond"
+    ),
+    Feature(
+        "right_edge", "m", -12.0, 40.0, "the ego's centre to the right road edge, negative beyond"
+    ),
+    Feature(
+        "curvature",
+        "1/m",
+        -0.2,
+        0.2,
+        "of the lane where the ego is in 0.4 s at present speed, positive if it bends to the right",
+    ),
+)
+"""Features of the ego that its kinematics move."""
+
+ACTION = (
+    Feature(
+        "steer",
+        "1",
+        -1.0,
+        1.0,
+        "share of the largest wheel angle at this speed, positive to the right",
+    ),
+    Feature("throttle", "1", 0.0, 1.0, "share of full acceleration, 5 m/s^2"),
+    Feature("brake", "1", 0.0, 1.0, "share of full braking, 8 m/s^2"),
+)
+
+KINEMATICS = Kinematics(
+    speed="speed",
+    lane_offset="lane_offset",
+    sin_heading_error="sin_heading_error",
+    left_edge="left_edge",
+    right_edge="right_edge",
+    curvature="curvature",
+    steer="steer",
+    throttle="throttle",
+    brake="brake",
+    length_m=VEHICLE_LENGTH_M,
+    full_throttle_mps2=5.0,
+    full_brake_mps2=8.0,
+    grip_mps2=8.0,
+    max_steering_rad=0.5,
+    max_speed_mps=40.0,
+)
+
+_REACH_M = 1.5 * SENSOR_RANGE_M
+NEIGHBOUR_PARTS: dict[str, tuple[str, float, float, str]] = {
+    "presence": ("1", 0.0, 1.0, "1 if the slot holds a vehicle, else 0"),
+    "dx": ("m", -_REACH_M, _REACH_M, "centre to centre along the ego's heading, positive ahead"),
+    "dy": (
+        "m",
+        -_REACH_M,
+        _REACH_M,
+        "centre to centre across the ego's heading, positive to the right",
+    ),
+    "heading": (
+        "rad",
+        -6.3,
+        6.3,
+        "its heading minus the ego's in [-pi, pi), positive clockwise (to the right)",
+    ),
+    "speed": ("m/s", 0.0, 45.0, "along its heading, over ground, not relative to the ego"),
+    "acceleration": ("m/s^2", -12.0, 12.0, "change of that speed, positive if faster"),
+    "yaw_rate": (
+        "rad/s",
+        -4.0,
+        4.0,
+        "turn rate of its heading over ground, positive clockwise (to the right)",
+    ),
+}
+"""Unit, smallest and largest value, and meaning of a neighbour's features."""
+
+
 def highway_spec() -> Spec:
     """Return the spec of the bundled model: a car among its four nearest neighbours.
 
@@ -28,127 +118,42 @@ def highway_spec() -> Spec:
     simulator's y axis points down). Absent neighbours are all zeros. A relative heading may leave
     [-pi, pi) within a predicted sequence: it does not jump.
     """
-    ego = (
-        Feature("speed", "m/s", 0.0, 45.0, "forward speed; the car does not reverse"),
-        Feature(
-            "lane_offset",
-            "m",
-            -12.0,
-            12.0,
-            "from the closest lane's centre to the ego's centre, positive to the right",
-        ),
-        Feature(
-            "sin_heading_error",
-            "1",
-            -1.0,
-            1.0,
-            "sine of the ego's heading minus the lane's, positive if the ego points to the right",
-        ),
-        Feature(
-            "left_edge", "m", -12.0, 40.0, "the ego's centre to the left road edge, negative beyond"
-        ),
-        Feature(
-            "right_edge",
-            "m",
-            -12.0,
-            40.0,
-            "the ego's centre to the right road edge, negative beyond",
-        ),
-        Feature(
-            "curvature",
-            "1/m",
-            -0.2,
-            0.2,
-            "of the lane where the ego is in 0.4 s at present speed, positive if it bends to the "
-            "right",
-        ),
-    )
-    neighbours = [_neighbour(f"neighbour_{i}") for i in range(1, NEIGHBOUR_COUNT + 1)]
+    names = [f"neighbour_{i}" for i in range(1, NEIGHBOUR_COUNT + 1)]
+    neighbours = [
+        Feature(f"{name}_{part}", *meaning)
+        for name in names
+        for part, meaning in NEIGHBOUR_PARTS.items()
+    ]
     return Spec(
         name="highway",
         dt_s=STEP_S,
-        state=(*ego, *(feature for features, _ in neighbours for feature in features)),
-        action=(
-            Feature(
-                "steer",
-                "1",
-                -1.0,
-                1.0,
-                "share of the largest wheel angle at this speed, positive to the right",
-            ),
-            Feature("throttle", "1", 0.0, 1.0, "share of full acceleration, 5 m/s^2"),
-            Feature("brake", "1", 0.0, 1.0, "share of full braking, 8 m/s^2"),
-        ),
+        state=(*EGO, *neighbours),
+        action=ACTION,
         geometry=Geometry(
             length_m=VEHICLE_LENGTH_M,
             width_m=VEHICLE_WIDTH_M,
-            slots=tuple(slot for _, slot in neighbours),
+            slots=tuple(Slot(**{x: f"{name}_{x}" for x in NEIGHBOUR_PARTS}) for name in names),
             edges=("left_edge", "right_edge"),
         ),
-        kinematics=Kinematics(
-            speed="speed",
-            lane_offset="lane_offset",
-            sin_heading_error="sin_heading_error",
-            left_edge="left_edge",
-            right_edge="right_edge",
-            curvature="curvature",
-            steer="steer",
-            throttle="throttle",
-            brake="brake",
-            length_m=VEHICLE_LENGTH_M,
-            full_throttle_mps2=5.0,
-            full_brake_mps2=8.0,
-            grip_mps2=8.0,
-            max_steering_rad=0.5,
-            max_speed_mps=40.0,
-        ),
+        kinematics=KINEMATICS,
         frame=FORWARD_RIGHT_DOWN,
-        conventions=_CONVENTIONS,
+        conventions=tuple(CONVENTIONS.values()),
         example=_example(),
     )
 
 
-def _neighbour(name: str) -> tuple[list[Feature], Slot]:
-    """Return the features of one neighbour, and their places in its slot."""
-    reach = 1.5 * SENSOR_RANGE_M
-    parts = {
-        "presence": ("1", 0.0, 1.0, "1 if the slot holds a vehicle, else 0"),
-        "dx": ("m", -reach, reach, "centre to centre along the ego's heading, positive ahead"),
-        "dy": (
-            "m",
-            -reach,
-            reach,
-            "centre to centre across the ego's heading, positive to the right",
-        ),
-        "heading": (
-            "rad",
-            -6.3,
-            6.3,
-            "its heading minus the ego's in [-pi, pi), positive clockwise (to the right)",
-        ),
-        "speed": ("m/s", 0.0, 45.0, "along its heading, over ground, not relative to the ego"),
-        "acceleration": ("m/s^2", -12.0, 12.0, "change of that speed, positive if faster"),
-        "yaw_rate": (
-            "rad/s",
-            -4.0,
-            4.0,
-            "turn rate of its heading over ground, positive clockwise (to the right)",
-        ),
-    }
-    features = [Feature(f"{name}_{part}", *meaning) for part, meaning in parts.items()]
-    return features, Slot(**{part: f"{name}_{part}" for part in parts})
-
-
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """Return a text without its line breaks and indents."""
     return " ".join(text.split())
 
 
-def _convention(about: str, text: str) -> Convention:
-    return Convention(about, _one_line(text))
+def convention(about: str, text: str) -> Convention:
+    """Return a convention whose text is one line."""
+    return Convention(about, one_line(text))
 
 
 _CONVENTIONS = (
-    _convention(
+    convention(
         "frame",
         """
         Axes of the ego at the instant of the state: x forward, y to the right, angles clockwise
@@ -175,7 +180,7 @@ _CONVENTIONS = (
             )
         ),
     ),
-    _convention(
+    convention(
         "time",
         f"""
         actions[k] is held from k to k + 1 steps of {STEP_S} s after the state. A plan in steps
@@ -184,7 +189,7 @@ _CONVENTIONS = (
         measurements on to the present first, yourself and the others.
         """,
     ),
-    _convention(
+    convention(
         "road",
         """
         The road is all lanes that run in the ego's direction, side by side; left_edge and
@@ -193,7 +198,7 @@ _CONVENTIONS = (
         closest. Two-way roads were not trained on.
         """,
     ),
-    _convention(
+    convention(
         "slots",
         f"""
         The {NEIGHBOUR_COUNT} nearest road users, by distance of centres, nearest first, chosen
@@ -202,7 +207,7 @@ _CONVENTIONS = (
         stand between others. Within a predicted sequence a slot stays the same vehicle.
         """,
     ),
-    _convention(
+    convention(
         "tracks",
         f"""
         Accelerations and turn rates are differences to an earlier frame of the same track,
@@ -214,7 +219,7 @@ _CONVENTIONS = (
         first frame has 0 for both.
         """,
     ),
-    _convention(
+    convention(
         "sizes",
         f"""
         Every vehicle, the ego too, is taken for a rectangle {VEHICLE_LENGTH_M:g} m long and
@@ -224,7 +229,7 @@ _CONVENTIONS = (
         end, or in two slots with centres 5 m apart.
         """,
     ),
-    _convention(
+    convention(
         "steering",
         """
         wheel angle = steer x largest, largest = min(0.5 rad, atan(8 m/s^2 x 5 m / max(v, 1
@@ -236,7 +241,7 @@ _CONVENTIONS = (
         tan(slip)), steer = angle / largest. steer is no angle: 0.1 is a tenth of the largest.
         """,
     ),
-    _convention(
+    convention(
         "pedals",
         """
         acceleration = 5 m/s^2 x throttle - 8 m/s^2 x brake; both at once add up so. They are
@@ -244,7 +249,7 @@ _CONVENTIONS = (
         speed stays: there is no drag.
         """,
     ),
-    _convention(
+    convention(
         "reward",
         """
         -1 if the step ends in a crash or off the road, else 0.6 x clip(speed / 30 m/s, 0, 1) +
@@ -252,7 +257,7 @@ _CONVENTIONS = (
         of that.
         """,
     ),
-    _convention(
+    convention(
         "done",
         """
         The ego's rectangle overlaps another (crash), or its centre passes a road edge (off
@@ -261,12 +266,15 @@ _CONVENTIONS = (
     ),
 )
 
+CONVENTIONS = {each.about: each for each in _CONVENTIONS}
+"""By what they are about."""
+
 
 def _example() -> Example:
     """Return a scene in which left and right, and both turns, can be told apart."""
     nobody = (0.0,) * 7
     return Example(
-        scene=_one_line(
+        scene=one_line(
             """
         A straight road of three lanes, 4 m each. The ego drives 25 m/s in the middle lane,
         parallel to it, 0.3 m right of its centre: 6.3 m to the left edge, 5.7 m to the right

@@ -8,22 +8,47 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import numpy as np
-from annotated_types import Interval, Len, MaxLen
+from annotated_types import Interval, MaxLen
 from numpy.typing import NDArray
 
-# What a spec's fields may hold; `models.checkpoint.files.checked` sees to it.
-LONGEST_NAME = 200
-Name = Annotated[str, Len(1, LONGEST_NAME)]
-Text = Annotated[str, MaxLen(1000)]
-Number = Annotated[float, Interval(ge=-1e12, le=1e12)]
-"""Far from where float32 ends: a bound that becomes infinite would bound nothing."""
-Size = Annotated[float, Interval(gt=0, le=1e6)]
+from models.layout import (
+    LONGEST_NAME,
+    Geometry,
+    Kinematics,
+    Name,
+    Number,
+    RoadUser,
+    Saturation,
+    Size,
+    Slot,
+    Text,
+    refuse_repeated,
+)
+
+__all__ = [
+    "FORWARD_RIGHT_DOWN",
+    "LONGEST_NAME",
+    "Convention",
+    "Example",
+    "Feature",
+    "Geometry",
+    "Kinematics",
+    "Name",
+    "Number",
+    "RoadUser",
+    "Saturation",
+    "Size",
+    "Slot",
+    "Spec",
+    "States",
+    "Text",
+    "anonymous_spec",
+]
+
 _MOST_FEATURES = 4096
 
 FORWARD_RIGHT_DOWN = "forward-right-down"
@@ -56,113 +81,6 @@ class Feature:
             raise ValueError(
                 f"feature {self.name!r}: low is {self.low}, but must be below high, {self.high}"
             )
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Names of the state features that place a neighbour in the ego frame, and describe its motion.
-
-    Attributes:
-        presence: 1 if the slot holds a vehicle, else 0.
-        dx: Centre to centre, forward, m.
-        dy: Centre to centre, to the right, m.
-        heading: Relative to the ego's, clockwise from above, rad.
-        speed: Along its heading, m/s.
-        acceleration: Along its heading, m/s^2.
-        yaw_rate: Of its heading in the world, rad/s.
-    """
-
-    presence: Name
-    dx: Name
-    dy: Name
-    heading: Name
-    speed: Name
-    acceleration: Name
-    yaw_rate: Name
-
-    @property
-    def features(self) -> tuple[str, ...]:
-        """All features that are zero while the slot is empty, presence excluded."""
-        return (self.dx, self.dy, self.heading, self.speed, self.acceleration, self.yaw_rate)
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Which features show how far the ego is from hitting something.
-
-    Attributes:
-        length_m: Length of every vehicle's rectangle.
-        width_m: Width of every vehicle's rectangle.
-        slots: Neighbours, nearest first at the start of a window.
-        edges: Features that hold a distance to a road edge, negative when beyond it.
-    """
-
-    length_m: Size
-    width_m: Size
-    slots: Annotated[tuple[Slot, ...], MaxLen(256)]
-    edges: Annotated[tuple[Name, ...], MaxLen(256)]
-
-    @property
-    def state_features(self) -> tuple[str, ...]:
-        """All state features that are named."""
-        slots = (name for slot in self.slots for name in (slot.presence, *slot.features))
-        return (*slots, *self.edges)
-
-
-@dataclass(frozen=True)
-class Kinematics:
-    """How the ego's features follow from its action: a bicycle on a road that bends evenly.
-
-    Attributes:
-        speed: Name of the feature that holds the forward speed, m/s.
-        lane_offset: Lateral offset from a lane's centre, to the right, m.
-        sin_heading_error: Sine of the ego's heading minus the lane's.
-        left_edge: Distance to the left road edge, m.
-        right_edge: Distance to the right road edge, m.
-        curvature: Of the lane, positive to the right, 1/m.
-        steer: Name of the action in [-1, 1]: share of the largest wheel angle, to the right.
-        throttle: Name of the action in [0, 1].
-        brake: Name of the action in [0, 1].
-        length_m: Of every vehicle; the axles are at its ends, the centre is halfway.
-        full_throttle_mps2: Acceleration at full throttle.
-        full_brake_mps2: Deceleration at full brake.
-        grip_mps2: Lateral acceleration at full steer, at speeds where it is the limit.
-        max_steering_rad: Wheel angle at full steer, at low speeds.
-        max_speed_mps: The car accelerates no further.
-    """
-
-    speed: Name
-    lane_offset: Name
-    sin_heading_error: Name
-    left_edge: Name
-    right_edge: Name
-    curvature: Name
-    steer: Name
-    throttle: Name
-    brake: Name
-    length_m: Size
-    full_throttle_mps2: Size
-    full_brake_mps2: Size
-    grip_mps2: Size
-    max_steering_rad: Annotated[float, Interval(gt=0, lt=math.pi / 2)]
-    max_speed_mps: Size
-
-    @property
-    def state_features(self) -> tuple[str, ...]:
-        """The ego's state features, in the order of the fields."""
-        return (
-            self.speed,
-            self.lane_offset,
-            self.sin_heading_error,
-            self.left_edge,
-            self.right_edge,
-            self.curvature,
-        )
-
-    @property
-    def action_features(self) -> tuple[str, ...]:
-        """The action's features, in the order of the fields."""
-        return (self.steer, self.throttle, self.brake)
 
 
 @dataclass(frozen=True)
@@ -208,6 +126,11 @@ class Spec:
             None: not recorded, or the features have none.
         conventions: What names, units and ranges do not say.
         example: Of a state and an action.
+        saturations: State features that are taken for a bound where they are beyond it.
+        road_users: The kinds that the model knows, the ego's among them.
+
+    Raises:
+        ValueError: Its parts do not fit each other.
     """
 
     name: Name
@@ -219,26 +142,58 @@ class Spec:
     frame: Name | None = None
     conventions: Annotated[tuple[Convention, ...], MaxLen(64)] = ()
     example: Example | None = None
+    saturations: Annotated[tuple[Saturation, ...], MaxLen(_MOST_FEATURES)] = ()
+    road_users: Annotated[tuple[RoadUser, ...], MaxLen(64)] = ()
 
     def __post_init__(self) -> None:
         for what, features in (("state", self.state), ("action", self.action)):
             names = [feature.name for feature in features]
             if not names:
                 raise ValueError(f"spec {self.name!r}: {what} has no features")
-            _refuse_repeated(f"spec {self.name!r}: {what}", names)
-        for part in (self.geometry, self.kinematics):
-            if part is not None:
-                _refuse_repeated(f"spec {self.name!r}: {type(part).__name__}", part.state_features)
-                for name in part.state_features:
-                    self.state_index(name)
-        if self.kinematics is not None:
-            actions = self.kinematics.action_features
-            _refuse_repeated(f"spec {self.name!r}: Kinematics", actions)
-            for name in actions:
-                self.action_index(name)
-        _refuse_repeated(f"spec {self.name!r}: conventions", [x.about for x in self.conventions])
+            refuse_repeated(f"spec {self.name!r}: {what}", names)
+        self._check_parts()
+        what = f"spec {self.name!r}"
+        refuse_repeated(f"{what}: conventions", [x.about for x in self.conventions])
+        refuse_repeated(f"{what}: saturations", [x.feature for x in self.saturations])
+        refuse_repeated(f"{what}: road_users", [x.kind for x in self.road_users])
+        for saturation in self.saturations:
+            self._check_saturation(saturation)
         if self.example is not None:
             self._check_example(self.example)
+
+    def _check_parts(self) -> None:
+        """Refuse geometry and kinematics that name what is not there, or twice."""
+        geometry, car = self.geometry, self.kinematics
+        for part in (geometry, car):
+            if part is not None:
+                refuse_repeated(f"spec {self.name!r}: {type(part).__name__}", part.state_features)
+                for name in part.state_features:
+                    self.state_index(name)
+        for slot in geometry.slots if geometry is not None else ():
+            low = self.state[self.state_index(slot.gate)].low
+            if not low <= 0:
+                raise ValueError(
+                    f"spec {self.name!r}: {slot.gate} is 0 where nobody is, but its low is {low}"
+                )
+        if car is not None:
+            refuse_repeated(f"spec {self.name!r}: Kinematics", car.action_features)
+            for name in car.action_features:
+                self.action_index(name)
+            length = None if geometry is None else geometry.length
+            if car.length is not None and car.length != length:
+                raise ValueError(
+                    f"spec {self.name!r}: the ego's length is {car.length!r} in its kinematics, "
+                    f"but {length!r} in its geometry"
+                )
+
+    def _check_saturation(self, saturation: Saturation) -> None:
+        feature = self.state[self.state_index(saturation.feature)]
+        for bound in (saturation.low, saturation.high):
+            if bound is not None and not feature.low <= bound <= feature.high:
+                raise ValueError(
+                    f"spec {self.name!r}: {feature.name} saturates at {bound}, but the bound must "
+                    f"be from {feature.low} to {feature.high}"
+                )
 
     def _check_example(self, example: Example) -> None:
         for what, values, features in (
@@ -323,13 +278,20 @@ class Spec:
         return ""
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain lists and dicts, ready for JSON."""
-        return asdict(self)
+        """Return plain lists and dicts, ready for JSON.
 
-
-def _refuse_repeated(what: str, names: Sequence[str]) -> None:
-    if repeated := sorted(name for name, count in Counter(names).items() if count > 1):
-        raise ValueError(f"{what} names {repeated[0]!r} more than once")
+        Names of features that a layout does not have are left out, and so are saturations and road
+        users where there are none: specs from before them keep their bytes.
+        """
+        document = asdict(self)
+        geometry = document["geometry"] or {"slots": ()}
+        for part in (geometry, document["kinematics"] or {}, *geometry["slots"]):
+            for name in [name for name, value in part.items() if value is None]:
+                del part[name]
+        for name in ("saturations", "road_users"):
+            if not document[name]:
+                del document[name]
+        return document
 
 
 def anonymous_spec(state_dim: int, action_dim: int, dt_s: float = 0.05) -> Spec:

@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from models.network.columns import EGO_COUNT, NOWHERE, SLOT_KINDS
 from models.network.geometry import CONTACT_SCALE_M, GAP_LIMIT_M
-from models.network.kinematics import MOST_SIN, SLOWEST_MPS
+from models.network.kinematics import MOST_SIN, SHORTEST_M, SLOWEST_MPS
 from models.network.world_model import WorldModel
 
 PANEL = 32
@@ -78,7 +79,8 @@ class _Block:
 
 def _model(members: Sequence[WorldModel], block: _Block) -> _Model:
     first = members[0]
-    geometry, kinematics = first.geometry, first.kinematics
+    geometry, kinematics, columns = first.geometry, first.kinematics, first.columns
+    is_length = first.gate_is_length.tolist()
     model = _Model(
         members=len(members),
         state_dim=first.state_dim,
@@ -91,24 +93,24 @@ def _model(members: Sequence[WorldModel], block: _Block) -> _Model:
         member=block.address_of(b"".join(bytes(_member(member, block)) for member in members)),
         gate_always=block.floats(first.gate_always),
         gate_if_present=block.floats(first.gate_if_present),
-        gate_presence=block.ints(first.gate_presence_index.tolist()),
+        gates=block.ints(
+            [~i if x else i for i, x in zip(first.gate_index.tolist(), is_length, strict=True)]
+        ),
         gap_limit_m=GAP_LIMIT_M,
         contact_scale_m=CONTACT_SCALE_M,
         slowest_mps=SLOWEST_MPS,
         most_sin=MOST_SIN,
+        shortest_m=SHORTEST_M,
     )
+    if columns is not None:
+        model.slots, model.edges = len(columns.slots[0]), len(columns.edges)
+        model.slot_columns = block.ints([x for kind in columns.slots for x in kind])
+        model.edge_columns = block.ints(columns.edges)
+        model.ego_columns = block.ints(columns.ego)
+        model.action_columns = block.ints(columns.actions)
     if geometry is not None:
-        slots, columns = geometry.slot_count, geometry.columns.tolist()
-        model.slots, model.edges = slots, len(columns) - 4 * slots
-        presence, dx, dy, heading = (columns[i * slots : (i + 1) * slots] for i in range(4))
-        unused = [0] * (3 * slots)
-        model.slot_columns = block.ints([*dx, *dy, *heading, *unused, *presence])
-        model.edge_columns = block.ints(columns[4 * slots :])
         model.half_length_m, model.half_width_m = geometry.half_length_m, geometry.half_width_m
     if kinematics is not None:
-        columns = kinematics.columns.tolist()
-        model.ego_columns, model.slot_columns = block.ints(columns[:6]), block.ints(columns[6:])
-        model.action_columns = block.ints(kinematics.action_columns.tolist())
         model.dt_s = kinematics.dt_s
         for name in _CAR:
             setattr(model, name, getattr(kinematics.car, name))
@@ -191,11 +193,11 @@ class _Model(ctypes.Structure):
     _fields_ = (
         _fields("members state_dim action_dim depth latent_dim", _INT)
         + _fields("is_residual has_geometry has_kinematics slots edges", _INT)
-        + _fields("member gate_always gate_if_present gate_presence", _POINTER)
+        + _fields("member gate_always gate_if_present gates", _POINTER)
         + _fields("slot_columns edge_columns ego_columns action_columns", _POINTER)
         + _fields("half_length_m half_width_m gap_limit_m contact_scale_m dt_s", _FLOAT)
         + _fields(" ".join(_CAR), _FLOAT)
-        + _fields("slowest_mps most_sin", _FLOAT)
+        + _fields("slowest_mps most_sin shortest_m", _FLOAT)
     )
 
 
@@ -219,6 +221,12 @@ def definitions(
 
 DEFINITIONS = definitions(
     (_Layer, _Member, _Model),
-    {"PANEL": PANEL, **{f"ACTIVATION_{name.upper()}": x for name, x in _ACTIVATIONS.items()}},
+    {
+        "PANEL": PANEL,
+        "SLOT_KINDS": len(SLOT_KINDS),
+        "EGO_COUNT": EGO_COUNT,
+        "NOWHERE": NOWHERE,
+        **{f"ACTIVATION_{name.upper()}": x for name, x in _ACTIVATIONS.items()},
+    },
 )
 """Those of `steps.h`."""

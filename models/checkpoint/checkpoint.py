@@ -46,15 +46,6 @@ WEIGHTS, CONFIG, SPEC = "weights.safetensors", "config.json", "spec.json"
 CALIBRATION, TRAINING, METRICS = "calibration.json", "training.json", "metrics.json"
 VERSIONED = (WEIGHTS, CONFIG, SPEC, CALIBRATION)
 
-_OPTIONAL: dict[str, Any] = {
-    "geometry": None,
-    "kinematics": None,
-    "frame": None,
-    "conventions": [],
-    "example": None,
-}
-"""Fields of a spec that may be missing; the last three are unknown to version 0.1."""
-
 Widths = Annotated[tuple[Annotated[int, Interval(ge=1, le=65_536)], ...], Len(1, 64)]
 Members = Annotated[int, Interval(ge=1, le=1000)]
 
@@ -155,7 +146,7 @@ class Checkpoint:
         geometry, road = self.spec.geometry, self.spec.kinematics
         index = self.spec.state_index
         slots = [
-            [index(name) for name in (slot.presence, slot.dx, slot.dy, slot.heading)]
+            [index(name) for name in (slot.gate, slot.dx, slot.dy, slot.heading)]
             for slot in (geometry.slots if geometry is not None else ())
         ]
         columns = np.array(slots, np.int64).reshape(-1, 4)
@@ -218,7 +209,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> str:
         CALIBRATION: asdict(checkpoint.calibration),
     }
     checked(Config, asdict(config), CONFIG)
-    checked(Spec, documents[SPEC], SPEC)
+    read_spec_of(documents[SPEC], SPEC)
     _checked_calibration(documents[CALIBRATION], CALIBRATION, checkpoint.spec)
     weights = {name: x.contiguous() for name, x in checkpoint.ensemble.state_dict().items()}
     for name, tensor in weights.items():
@@ -301,7 +292,7 @@ def read_spec_of(document: dict[str, Any], source: str | Path) -> Spec:
     Raises:
         CheckpointError: It makes no sense.
     """
-    return checked(Spec, {**_OPTIONAL, **document}, source)
+    return checked(Spec, document, source, is_whole=False)
 
 
 def checkpoint_version(folder: Path) -> str:

@@ -60,7 +60,9 @@ def read_json(path: Path) -> dict[str, Any]:
     return document
 
 
-def checked(kind: type[T], document: dict[str, Any], source: str | Path) -> T:
+def checked(
+    kind: type[T], document: dict[str, Any], source: str | Path, *, is_whole: bool = True
+) -> T:
     """Build a dataclass of a JSON object, every field of which must be there and make sense.
 
     Types are taken strictly: `true` and `"1"` are no numbers. What else a field may hold is
@@ -70,13 +72,14 @@ def checked(kind: type[T], document: dict[str, Any], source: str | Path) -> T:
         kind: The dataclass.
         document: What `dataclasses.asdict` would return, or JSON made of it.
         source: Named in errors.
+        is_whole: Whether fields with defaults must be there, too.
 
     Raises:
         CheckpointError: It is not such an object; one sentence names the field, its value, and
             what is allowed.
     """
     built = checked_part(kind, document, source)
-    _compare_fields(document, asdict(built), source, "")
+    _compare_fields(document, asdict(built), source, "", is_whole)
     return built
 
 
@@ -168,8 +171,8 @@ def _fault(error: ValidationError) -> str:
     return f": {place or 'it'} is {shown(first['input'])}, but {allowed[0].lower()}{allowed[1:]}"
 
 
-def _compare_fields(given: Any, full: Any, source: str | Path, place: str) -> None:
-    """Refuse a document that lacks fields with defaults, or has fields that nobody reads."""
+def _compare_fields(given: Any, full: Any, source: str | Path, place: str, is_whole: bool) -> None:
+    """Refuse a document with fields that nobody reads, and a whole one that lacks others."""
     if isinstance(full, dict):
         for name in given:
             if name not in full:
@@ -177,12 +180,13 @@ def _compare_fields(given: Any, full: Any, source: str | Path, place: str) -> No
                     f"{source}: {_joined(place, name)} is unknown (known: {', '.join(full)})"
                 )
         for name in full:
-            if name not in given:
+            if name in given:
+                _compare_fields(given[name], full[name], source, _joined(place, name), is_whole)
+            elif is_whole:
                 raise CheckpointError(f"{source} lacks {_joined(place, name)}")
-            _compare_fields(given[name], full[name], source, _joined(place, name))
     elif isinstance(full, (list, tuple)):
         for i, item in enumerate(full):
-            _compare_fields(given[i], item, source, _joined(place, i))
+            _compare_fields(given[i], item, source, _joined(place, i), is_whole)
 
 
 def _joined(place: str, part: str | int) -> str:

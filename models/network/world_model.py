@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from models.network.columns import StateColumns, open_gates
 from models.network.geometry import GeometryMap
 from models.network.kinematics import KinematicStep
 from models.network.rows import LANES, ROW_TILE, PaddedActivation, lanewise, pad_rows
@@ -49,7 +50,7 @@ class WorldModel(nn.Module):
         hidden_dims: Widths of encoder and dynamics; the last one is the latent's.
         activation: "relu", "elu" or "tanh".
         spec: Meaning of the features. If it names a geometry, the done head reads it, and
-            features of absent neighbours stay as they are.
+            features of absent neighbours, presences and sizes stay as they are.
         residual: Whether the decoder predicts the change of state rather than the state.
         kinematics: Whether the decoder predicts the change from an analytic step instead, see
             `KinematicStep`; needs a spec that names kinematics and a geometry.
@@ -86,6 +87,7 @@ class WorldModel(nn.Module):
         has_geometry = spec is not None and spec.geometry is not None
         self.geometry = GeometryMap(spec) if spec is not None and has_geometry else None
         self.kinematics = KinematicStep(spec) if spec is not None and kinematics else None
+        self.columns = StateColumns.of(spec) if spec is not None else None
 
         act = ACTIVATIONS[activation]
         latent, with_action = self.latent_dim, self.latent_dim + action_dim
@@ -109,7 +111,8 @@ class WorldModel(nn.Module):
     done_shift: Tensor
     gate_always: Tensor
     gate_if_present: Tensor
-    gate_presence_index: Tensor
+    gate_index: Tensor
+    gate_is_length: Tensor
 
     def _register_normalisers(self, spec: Spec | None) -> None:
         self.register_buffer("state_mean", torch.zeros(self.state_dim))
@@ -119,20 +122,26 @@ class WorldModel(nn.Module):
         self.register_buffer("reward_scale", torch.ones(1))
         self.register_buffer("done_scale", torch.ones(1))
         self.register_buffer("done_shift", torch.zeros(1))
-        # A feature may change always, never (a presence), or if its neighbour is present.
+        # A feature may change always, never (a presence, a size), or if its neighbour is there.
         always = torch.ones(self.state_dim)
         if_present = torch.zeros(self.state_dim)
-        presence_index = torch.zeros(self.state_dim, dtype=torch.int64)
+        gate_index = torch.zeros(self.state_dim, dtype=torch.int64)
+        is_length = torch.zeros(self.state_dim, dtype=torch.bool)
         if spec is not None and spec.geometry is not None:
+            always[[spec.state_index(name) for name in spec.geometry.size_features]] = 0.0
             for slot in spec.geometry.slots:
-                presence = spec.state_index(slot.presence)
+                constant = [spec.state_index(name) for name in slot.constants]
                 columns = [spec.state_index(name) for name in slot.features]
-                always[[presence, *columns]] = 0.0
+                always[[*constant, *columns]] = 0.0
                 if_present[columns] = 1.0
-                presence_index[columns] = presence
+                if_present[constant] = 0.0
+                gate_index[columns] = spec.state_index(slot.gate)
+                is_length[columns] = not slot.has_presence
+        self.has_length_gates = bool(is_length.any())
         self.register_buffer("gate_always", always, persistent=False)
         self.register_buffer("gate_if_present", if_present, persistent=False)
-        self.register_buffer("gate_presence_index", presence_index, persistent=False)
+        self.register_buffer("gate_index", gate_index, persistent=False)
+        self.register_buffer("gate_is_length", is_length, persistent=False)
 
     def _init_weights(self) -> None:
         for module in self.modules():
@@ -206,11 +215,13 @@ class WorldModel(nn.Module):
         return state if self.kinematics is None else self.kinematics(state, action)
 
     def _gated(self, state: Tensor, delta: Tensor) -> Tensor:
-        """Hold presences, and all features of neighbours that are not there, constant."""
+        """Hold presences, sizes, and all features of neighbours that are not there constant."""
         if self.geometry is None:
             return delta
-        presence = state.index_select(-1, self.gate_presence_index)
-        return delta * (self.gate_always + self.gate_if_present * presence)
+        there = state.index_select(-1, self.gate_index)
+        if self.has_length_gates:
+            there = open_gates(there, self.gate_is_length)
+        return delta * (self.gate_always + self.gate_if_present * there)
 
     def forward(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Predict one step.

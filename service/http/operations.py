@@ -150,6 +150,11 @@ def _described(info: ModelInfo, max_horizon: int, max_rows: int) -> dict[str, An
         "frame": info.spec.frame,
         "conventions": {x.about: x.text for x in info.spec.conventions},
         "example": asdict(info.spec.example) if info.spec.example else None,
+        "saturations": [
+            {**asdict(x), "unit": info.spec.state[info.spec.state_index(x.feature)].unit}
+            for x in info.spec.saturations
+        ],
+        "road_users": [asdict(x) for x in info.spec.road_users],
         "max_horizon": max_horizon,
         "max_rows": max_rows,
         "features": {"state": state, "action": _features(info.spec.action)},

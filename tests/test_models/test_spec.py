@@ -1,14 +1,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from models.checkpoint.files import CheckpointError, checked
+from models.checkpoint import CheckpointError, read_spec, read_spec_of
 from models.highway import highway_spec
-from models.spec import Convention, Example, Feature, Geometry, Spec, anonymous_spec
+from models.road_users import road_users_spec
+from models.spec import (
+    Convention,
+    Example,
+    Feature,
+    Geometry,
+    RoadUser,
+    Saturation,
+    Slot,
+    Spec,
+    anonymous_spec,
+)
+from service.settings import PRETRAINED
 
 
 def test_the_bundled_spec_has_34_state_and_3_action_features() -> None:
@@ -20,9 +33,88 @@ def test_the_bundled_spec_has_34_state_and_3_action_features() -> None:
     assert len(spec.geometry.slots) == 4
 
 
-@pytest.mark.parametrize("spec", [highway_spec(), anonymous_spec(5, 2)], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "spec", [highway_spec(), road_users_spec(), anonymous_spec(5, 2)], ids=lambda s: s.name
+)
 def test_a_spec_survives_json(spec: Spec) -> None:
-    assert checked(Spec, json.loads(json.dumps(spec.to_json())), "it") == spec
+    assert read_spec_of(json.loads(json.dumps(spec.to_json())), "it") == spec
+
+
+def test_the_bundled_checkpoints_spec_is_read_and_written_to_the_byte() -> None:
+    path = PRETRAINED / "spec.json"
+
+    spec = read_spec(path)
+
+    assert spec == highway_spec()
+    assert json.dumps(spec.to_json(), indent=1) + "\n" == path.read_text()
+    assert spec.signature == "34x3-aaf42bb4"
+
+
+def test_what_a_slot_does_not_have_may_be_missing() -> None:
+    document = highway_spec().to_json()
+    slot = document["geometry"]["slots"][0]
+    del slot["acceleration"], slot["yaw_rate"]
+
+    read = read_spec_of(document, "it")
+
+    assert read.geometry is not None
+    first, second, *_ = read.geometry.slots
+    assert (first.acceleration, first.yaw_rate, first.length) == (None, None, None)
+    assert first.features == tuple(f"neighbour_1_{x}" for x in ("dx", "dy", "heading", "speed"))
+    assert second.yaw_rate == "neighbour_2_yaw_rate"
+
+
+PLACE = {"dx": "x", "dy": "y", "heading": "h", "speed": "v"}
+
+
+@pytest.mark.parametrize(
+    ("names", "gate", "features", "constants"),
+    [
+        ({"presence": "p"}, "p", "xyhv", "p"),
+        ({"presence": "p", "acceleration": "a", "yaw_rate": "r"}, "p", "xyhvar", "p"),
+        ({"length": "l", "width": "w"}, "l", "xyhvw", "lw"),
+        ({"presence": "p", "length": "l", "width": "w"}, "p", "xyhvlw", "plw"),
+    ],
+    ids=str,
+)
+def test_a_slot_says_what_tells_that_somebody_is_there(
+    names: dict[str, str], gate: str, features: str, constants: str
+) -> None:
+    slot = Slot(**PLACE, **names)
+
+    assert (slot.gate, "".join(slot.features), "".join(slot.constants)) == (
+        gate,
+        features,
+        constants,
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({}, "the slot of 'x' names neither presence nor length"),
+        ({"acceleration": "a"}, "the slot of 'x' names neither presence nor length"),
+        ({"length": "l"}, "the slot of 'x' names the length 'l', but no width"),
+        ({"presence": "p", "width": "w"}, "the slot of 'x' names the width 'w', but no length"),
+    ],
+    ids=str,
+)
+def test_a_slot_named_by_half_is_refused(names: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Slot(**PLACE, **names)
+
+
+def test_a_file_with_a_slot_named_by_half_is_refused_by_its_place() -> None:
+    document = road_users_spec().to_json()
+    del document["geometry"]["slots"][2]["width"]
+
+    with pytest.raises(CheckpointError) as refusal:
+        read_spec_of(document, "spec.json")
+
+    assert str(refusal.value) == (
+        "spec.json: geometry.slots[2]: the slot of 'neighbour_3_dx' names the length "
+        "'neighbour_3_length', but no width: both or neither must be named"
+    )
 
 
 def test_a_signature_tells_what_callers_must_know_and_nothing_else() -> None:
@@ -70,6 +162,11 @@ def one(name: str) -> Feature:
         ({"geometry": replace(ROAD, edges=("s", "s"))}, "Geometry names 's' more"),
         ({"geometry": highway_spec().geometry}, "no state feature"),
         ({"conventions": (Convention("a", "x"),) * 2}, "conventions names 'a' more than once"),
+        ({"saturations": (Saturation("s", 0, None, ""),) * 2}, "saturations names 's' more"),
+        ({"saturations": (Saturation("t", 0, None, ""),)}, "no state feature 't'"),
+        ({"saturations": (Saturation("s", None, 1.5, ""),)}, "s saturates at 1.5, but the bound"),
+        ({"saturations": (Saturation("s", -1, 1, ""),)}, "s saturates at -1, but the bound must"),
+        ({"road_users": (RoadUser("a", (1, 2), (1, 2)),) * 2}, "road_users names 'a' more"),
         ({"example": Example("x", (0, 0), (0,))}, "example's state has 2 numbers, not 1"),
         ({"example": Example("x", (0,), ())}, "example's action has 0 numbers, not 1"),
         ({"example": Example("x", (2,), (0,))}, "example's s is 2, but must be from 0 to 1"),
@@ -81,6 +178,52 @@ def test_an_inconsistent_spec_is_refused(arguments: dict[str, Any], message: str
 
     with pytest.raises(ValueError, match=message):
         Spec(**{**valid, **arguments})
+
+
+SIZED = road_users_spec()
+
+
+def with_geometry(**change: Any) -> Spec:
+    assert SIZED.geometry is not None
+    return replace(SIZED, geometry=replace(SIZED.geometry, **change))
+
+
+def with_feature(name: str, **change: Any) -> Spec:
+    state = tuple(replace(x, **change) if x.name == name else x for x in SIZED.state)
+    return replace(SIZED, state=state, example=None)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: with_geometry(length=None, width=None),
+            "the ego's length is 'length' in its kinematics, but None in its geometry",
+        ),
+        (
+            lambda: with_geometry(length="width", width="length"),
+            "the ego's length is 'length' in its kinematics, but 'width' in its geometry",
+        ),
+        (lambda: with_geometry(length=None), "the geometry names the width 'width', but no length"),
+        (lambda: with_geometry(length="weight"), "no state feature 'weight'"),
+        (
+            lambda: with_feature("neighbour_2_length", low=0.3),
+            "neighbour_2_length is 0 where nobody is, but its low is 0.3",
+        ),
+        (lambda: Saturation("s", None, None, ""), "saturation of 's' names neither low nor high"),
+        (lambda: Saturation("s", 2.0, 1.0, ""), "of 's': low is 2.0, but must be below high, 1.0"),
+        (lambda: RoadUser("car", (5, 4), (1, 2)), "'car': length_m is from 5 to 4, but the first"),
+        (lambda: RoadUser("car", (4, 5), (2, 1)), "'car': width_m is from 2 to 1, but the first"),
+        (lambda: road_users_spec(["neighbour_5_yaw_rate"]), "'neighbour_5_yaw_rate' must be one"),
+        (lambda: road_users_spec(["neighbour_1_dx"]), "'neighbour_1_dx' must be one of"),
+        (lambda: road_users_spec(["neighbour_1_yaw_rate"] * 2), "more than once"),
+    ],
+)
+def test_a_layout_of_sizes_that_does_not_fit_is_refused(
+    make: Callable[[], object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 @pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (2.0, 1.0), (float("nan"), 1.0)])
@@ -103,7 +246,7 @@ def test_a_malformed_document_is_refused(change: dict[str, Any], message: str) -
     document = {**highway_spec().to_json(), **change}
 
     with pytest.raises(CheckpointError, match=message):
-        checked(Spec, document, "it")
+        read_spec_of(document, "it")
 
 
 @pytest.mark.parametrize(

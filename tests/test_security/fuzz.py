@@ -21,6 +21,7 @@ import numpy as np
 import orjson
 
 from models.highway import highway_spec
+from models.road_users import road_users_spec
 from service.errors import InvalidRequestError
 from service.http.contract import Contract, Kind
 from service.http.reading.bodies import BodyParser
@@ -70,14 +71,14 @@ class Case(NamedTuple):
 
 
 def targets() -> tuple[Target, ...]:
-    """Return a small model without neighbours, and the bundled one's spec."""
+    """Return a small model without neighbours, the bundled one's spec, and one with sizes."""
     return tuple(
         Target(
             spec.name,
             BodyParser(Contract(spec, MAX_HORIZON, MAX_ROWS)),
             Reference(spec, MAX_HORIZON, MAX_ROWS),
         )
-        for spec in (fake_spec(), highway_spec())
+        for spec in (fake_spec(), highway_spec(), road_users_spec())
     )
 
 

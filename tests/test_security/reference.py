@@ -121,15 +121,21 @@ class Reference:
 
     def _state(self, value: Any) -> list[float]:
         state = _vector(value, self.spec.state, is_ranged=False)
+        for saturation in self.spec.saturations:
+            column = self.spec.state_index(saturation.feature)
+            if saturation.low is not None and state[column] < saturation.low:
+                state[column] = saturation.low
+            if saturation.high is not None and state[column] > saturation.high:
+                state[column] = saturation.high
         geometry = self.spec.geometry
         for slot in geometry.slots if geometry else ():
-            columns = [self.spec.state_index(name) for name in (slot.presence, *slot.features)]
-            presence = value[columns[0]]
-            if presence == 0:  # nobody is there: whatever is left in the slot is not meant
+            columns = [self.spec.state_index(name) for name in (slot.gate, *slot.features)]
+            gate = value[columns[0]]
+            if gate == 0:  # nobody is there: whatever is left in the slot is not meant
                 for column in columns:
                     state[column] = 0.0
             elif state[columns[0]] == 0:  # by rounding alone
-                state[columns[0]] = math.copysign(2.0**-126, presence)
+                state[columns[0]] = math.copysign(2.0**-126, gate)
         return state
 
 

@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.checkpoint import read_spec_of
-from models.spec import Spec
+from models.slots import is_filled
+from models.spec import Slot, Spec
 from training.dataset.store import (
     MANIFEST,
     read_arrays,
@@ -117,12 +118,25 @@ def faults_in(
         row = int(np.argmax(is_wrong))
         yield Fault("rewards", row, f"is {arrays['rewards'][row]}, but must be finite")
     for slot in spec.geometry.slots if spec.geometry else ():
-        presence = arrays["states"][:, spec.state_index(slot.presence)]
-        is_wrong = (presence != 0) & (presence != 1)
-        if is_wrong.any():
-            row = int(np.argmax(is_wrong))
-            problem = f"{slot.presence} is {presence[row]:g}, but must be 0 or 1"
-            yield Fault("states", row, problem)
+        for name, is_wrong, allowed in _slot_faults(arrays["states"], slot, spec):
+            if is_wrong.any():
+                row = int(np.argmax(is_wrong))
+                value = arrays["states"][row, spec.state_index(name)]
+                yield Fault("states", row, f"{name} is {value:g}, but must be {allowed}")
+
+
+def _slot_faults(
+    states: NDArray[Any], slot: Slot, spec: Spec
+) -> Iterator[tuple[str, NDArray[np.bool_], str]]:
+    """Yield a feature, whether it is wrong in each state [F, S], and what is allowed."""
+    if slot.presence is not None:
+        presence = states[:, spec.state_index(slot.presence)]
+        yield slot.presence, (presence != 0) & (presence != 1), "0 or 1"
+    if slot.length is not None and slot.width is not None:
+        is_there = is_filled(states, slot, spec)
+        for name in (slot.length, slot.width):
+            has_none = states[:, spec.state_index(name)] <= 0
+            yield name, is_there & has_none, f"above 0 where {slot.gate} says that somebody is"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.highway import NEIGHBOUR_COUNT
+from models.slots import SLOT_KINDS
 from training.dataset.episodes import Episodes
 from training.dataset.store import EpisodeStore
 from training.simulation.slots import (
@@ -69,7 +70,8 @@ def followed_states(episodes: Episodes, frames: NDArray[np.int64]) -> NDArray[np
     """Return windows of recorded states in which a slot is one neighbour throughout.
 
     Where identities are known, the neighbours of the first frame are followed through whatever
-    slots they are in later; who is in none is absent. Headings do not jump by whole turns.
+    slots they are in later; who is in none is absent. Headings do not jump by whole turns. What a
+    later slot does not hold of them, as an acceleration, stays as it was last.
 
     Args:
         episodes: Where the frames are.
@@ -82,16 +84,25 @@ def followed_states(episodes: Episodes, frames: NDArray[np.int64]) -> NDArray[np
     geometry, index = episodes.spec.geometry, episodes.spec.state_index
     if geometry is None or not geometry.slots:
         return states
-    columns = np.array(
-        [[index(name) for name in (slot.presence, *slot.features)] for slot in geometry.slots]
-    )
-    slots = states[..., columns]  # [N, H + 1, slots, features]
+    names = [[getattr(slot, kind) for kind in SLOT_KINDS] for slot in geometry.slots]
+    has = np.array([[name is not None for name in row] for row in names])
+    columns = np.array([[0 if name is None else index(name) for name in row] for row in names])
+    slots = states[..., columns]  # [N, H + 1, slots, kinds]
     if episodes.slot_ids is not None:
         ids = episodes.slot_ids[frames]
         same = (ids[:, :1, :, None] == ids[:, :, None, :]) & (ids[:, :1, :, None] >= 0)
-        slots = np.take_along_axis(slots, same.argmax(-1)[..., None], axis=2)
-        slots *= same.any(-1)[..., None]
-    heading = slots[..., HEADING]
-    heading -= 2 * np.pi * np.round((heading - heading[:, :1]) / (2 * np.pi)) * slots[..., 0]
-    states[..., columns] = slots
+        source, is_there = same.argmax(-1), np.asarray(same.any(-1))[..., None]
+        slots = np.take_along_axis(slots, source[..., None], axis=2)
+        if not has.all(0)[has.any(0)].all():
+            _keep_unknown(slots, has[source] & is_there)
+        slots *= is_there
+    heading, is_filled = slots[..., HEADING], slots[..., 0] > 0
+    heading -= 2 * np.pi * np.round((heading - heading[:, :1]) / (2 * np.pi)) * is_filled
+    states[..., columns[has]] = slots[..., has]
     return states
+
+
+def _keep_unknown(slots: NDArray[np.float32], is_known: NDArray[np.bool_]) -> None:
+    """Write what is not known into [N, H + 1, slots, kinds]: what was last."""
+    for step in range(1, slots.shape[1]):
+        slots[:, step] = np.where(is_known[:, step], slots[:, step], slots[:, step - 1])

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.spec import Spec
+from models.saturation import Saturations
+from models.spec import Slot, Spec
 from training.dataset.episodes import Episodes
 from training.dataset.features import followed_states, tracked_states
 from training.dataset.store import EpisodeStore
@@ -142,14 +143,19 @@ def make_windows(
 
 
 def cut_windows(episodes: Episodes, which: NDArray[np.int64], horizon: int, stride: int) -> Windows:
-    """Cut windows as `make_windows` does, of episodes of any spec, from step 0 on."""
+    """Cut windows as `make_windows` does, of episodes of any spec, from step 0 on.
+
+    Features saturate in all states, the targets too, as those of requests do.
+    """
     cut = _cut(episodes, which, horizon, stride, first_step=0)
     last = episodes.frame_start[cut.episode] + episodes.frame_count[cut.episode] - 1
     start = episodes.frame_start[cut.episode] + cut.start_step
     frames = np.minimum(start[:, None] + np.arange(horizon + 1), last[:, None])
     states = np.empty((*frames.shape, episodes.spec.state_dim), np.float32)
+    saturations = Saturations(episodes.spec)
     for i in range(0, len(frames), _CHUNK_WINDOWS):
-        states[i : i + _CHUNK_WINDOWS] = followed_states(episodes, frames[i : i + _CHUNK_WINDOWS])
+        chunk = followed_states(episodes, frames[i : i + _CHUNK_WINDOWS])
+        states[i : i + _CHUNK_WINDOWS] = saturations.applied(chunk)
     nowhere = np.zeros(len(frames), np.uint8)
     recorded = episodes.actions, episodes.rewards, episodes.terminated
     return _windows(cut, states, recorded, nowhere, nowhere)
@@ -238,9 +244,29 @@ def hide_far_neighbours(windows: Windows, spec: Spec, *, share: float, seed: int
         distance = np.hypot(
             chosen[..., spec.state_index(slot.dx)], chosen[..., spec.state_index(slot.dy)]
         )
+        distance = distance - _reach_beyond(chosen, slot, spec)
         is_hidden = (distance[:, 0] > range_m) & (distance.min(axis=1) > KEEP_DISTANCE_M)
-        for name in (slot.presence, *slot.features):
+        for name in (slot.gate, *slot.features):
             column = chosen[..., spec.state_index(name)]
             column[is_hidden] = 0.0
     states[rows] = chosen
     return replace(windows, states=states)
+
+
+def _reach_beyond(states: NDArray[np.float32], slot: Slot, spec: Spec) -> NDArray[np.float32]:
+    """Return by how much a neighbour and the ego reach towards each other beyond two usual cars.
+
+    Args:
+        states: [N, H + 1, S].
+        slot: Of the neighbour.
+        spec: With a geometry.
+
+    Returns:
+        [N, H + 1] m; 0 where lengths are not known or below the usual one.
+    """
+    assert spec.geometry is not None
+    usual_m, reach = spec.geometry.length_m, np.zeros(states.shape[:-1], np.float32)
+    for name in (slot.length, spec.geometry.length):
+        if name is not None:
+            reach += np.maximum(states[..., spec.state_index(name)] - usual_m, 0) / 2
+    return reach

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.slots import is_filled
 from models.spec import Spec
 from training.dataset.windows import Windows
 from training.evaluation.bootstrap import draw_counts, percentile_interval
@@ -60,7 +61,7 @@ def _counted(true: Floats, spec: Spec) -> NDArray[np.bool_]:
     """Return which features [N, S] of states [N, S] mean something."""
     counted = np.ones(true.shape, bool)
     for slot in spec.geometry.slots if spec.geometry else ():
-        there = true[:, spec.state_index(slot.presence)] > 0.5
+        there = is_filled(true, slot, spec)
         counted[:, [spec.state_index(name) for name in slot.features]] = there[:, None]
     return counted
 

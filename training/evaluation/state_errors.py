@@ -37,7 +37,8 @@ def feature_scale(states: Floats, spec: Spec) -> Floats:
     spread: Floats = states.std(0)
     keeps_unit = spread < 1e-6
     for slot in spec.geometry.slots if spec.geometry else ():
-        keeps_unit[spec.state_index(slot.presence)] = True
+        if slot.presence is not None:
+            keeps_unit[spec.state_index(slot.presence)] = True
     return np.where(keeps_unit, 1.0, spread)
 
 

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.network.world_model import WorldModel
+from models.slots import is_filled
 from models.spec import Spec
 from training.dataset.windows import Windows
 
@@ -107,7 +108,7 @@ def present_features(states: NDArray[np.float32], spec: Spec) -> NDArray[np.bool
     present = np.ones(states.shape, bool)
     if spec.geometry is not None:
         for slot in spec.geometry.slots:
-            is_there = states[:, spec.state_index(slot.presence)] > 0.5
+            is_there = is_filled(states, slot, spec)
             for name in slot.features:
                 present[:, spec.state_index(name)] = is_there
     return present

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from models.slots import SLOT_KINDS
 from models.spec import Spec
 
 Floats = NDArray[np.float32]
@@ -75,15 +76,14 @@ def make_outliers(states: Floats, spec: Spec, rng: np.random.Generator) -> Float
 
 
 def _slot_columns(spec: Spec) -> NDArray[np.int64]:
-    """Return the columns of each slot: presence, dx, dy and the rest [slots, 7]."""
+    """Return the columns of each slot [slots, features]: gate, dx, dy and what else all have."""
     if spec.geometry is None:
         return np.zeros((0, 0), np.int64)
+    slots = spec.geometry.slots
+    kinds = [kind for kind in SLOT_KINDS if all(getattr(slot, kind) for slot in slots)]
     return np.array(
-        [
-            [spec.state_index(name) for name in (slot.presence, *slot.features)]
-            for slot in spec.geometry.slots
-        ]
-    )
+        [[spec.state_index(getattr(slot, kind)) for kind in kinds] for slot in slots], np.int64
+    ).reshape(len(slots), len(kinds))
 
 
 def _exchanged(states: Floats, chosen: NDArray[np.bool_], rng: np.random.Generator) -> Floats:

@@ -18,9 +18,9 @@ from models.checkpoint import (
     Checkpoint,
     checkpoint_version,
     load_checkpoint,
+    read_spec_of,
     save_checkpoint,
 )
-from models.checkpoint.files import checked
 from models.network.ensemble import WorldModelEnsemble
 from models.spec import LONGEST_NAME, Spec
 from training.dataset.overlap import origin_note, untrained
@@ -137,7 +137,7 @@ def fit(
     """
     started = time.perf_counter()
     _refuse_overlap(run_folder, out)
-    checked(Spec, spec.to_json(), "the spec")
+    read_spec_of(spec.to_json(), "the spec")
     for name in ("train", "validation", "calibration"):
         _check_windows(name, windows[name], spec, options)
     _warn_of_few(windows["calibration"], options, spec.dt_s)

@@ -46,7 +46,7 @@ struct Tile {
   Member* member;
   Layer* layers;
   float *mean, *scale, *delta, *gate_always, *gate_if_present;
-  int *gate_presence, *slot_columns, *edge_columns, *ego_columns, *action_columns;
+  int *gates, *slot_columns, *edge_columns, *ego_columns, *action_columns;
   float *a, *b, *latent_action, *done_inputs, *state, *after, *action, *log_alive, *motion;
   int bytes;
 
@@ -68,10 +68,10 @@ struct Tile {
     for (float** part : {&mean, &scale, &delta, &gate_always, &gate_if_present}) {
       *part = take(m.state_dim);
     }
-    gate_presence = take_ints(m.state_dim);
-    slot_columns = take_ints(7 * m.slots);
+    gates = take_ints(m.state_dim);
+    slot_columns = take_ints(kSlotKinds * m.slots);
     edge_columns = take_ints(m.edges);
-    ego_columns = take_ints(6);
+    ego_columns = take_ints(kEgoColumns);
     action_columns = take_ints(3);
     a = take(widest * kRows);
     after = a;  // after the layers that use it
@@ -92,7 +92,7 @@ struct Tile {
       if (t == 0) {
         *model = m;
         model->gate_always = gate_always, model->gate_if_present = gate_if_present;
-        model->gate_presence = gate_presence, model->slot_columns = slot_columns;
+        model->gates = gates, model->slot_columns = slot_columns;
         model->edge_columns = edge_columns, model->ego_columns = ego_columns;
         model->action_columns = action_columns;
         *member = from;
@@ -103,11 +103,13 @@ struct Tile {
       for (int i = t; i < m.state_dim; i += kThreads) {
         mean[i] = from.state_mean[i], scale[i] = from.state_scale[i], delta[i] = from.delta_scale[i];
         gate_always[i] = m.gate_always[i], gate_if_present[i] = m.gate_if_present[i];
-        gate_presence[i] = m.gate_presence[i];
+        gates[i] = m.gates[i];
       }
-      for (int i = t; i < 7 * m.slots; i += kThreads) slot_columns[i] = m.slot_columns[i];
+      for (int i = t; i < kSlotKinds * m.slots; i += kThreads) {
+        slot_columns[i] = m.slot_columns[i];
+      }
       for (int i = t; i < m.edges; i += kThreads) edge_columns[i] = m.edge_columns[i];
-      if (m.has_kinematics && t < 6) ego_columns[t] = m.ego_columns[t];
+      if (m.has_geometry && t < kEgoColumns) ego_columns[t] = m.ego_columns[t];
       if (m.has_kinematics && t < 3) action_columns[t] = m.action_columns[t];
     }
   }

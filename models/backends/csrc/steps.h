@@ -9,7 +9,9 @@
 #define ANYWHERE __device__ inline
 #else
 #include <math.h>
-#define ANYWHERE inline
+// Where functions meet, products may be fused with sums: so that the bits do not depend on what a
+// compiler finds short enough.
+#define ANYWHERE inline __attribute__((always_inline))
 #endif
 
 constexpr int kPanel = PANEL;  // columns of weights that are packed together
@@ -20,6 +22,27 @@ enum Activation {
   kElu = ACTIVATION_ELU,
   kTanh = ACTIVATION_TANH
 };
+
+// Rows of `Model::slot_columns`.
+enum SlotKind {
+  kDx,
+  kDy,
+  kHeading,
+  kSpeed,
+  kAcceleration,
+  kYawRate,
+  kPresence,
+  kLength,
+  kWidth,
+  kSlotKinds
+};
+constexpr int kMovedKinds = kPresence;  // those before it change in a step
+static_assert(kSlotKinds == SLOT_KINDS, "Python has other features of slots");
+
+// Places in `Model::ego_columns`; before them are those of speed, offset, sine of its heading,
+// edges, curvature.
+enum EgoColumn { kWheelbase = 6, kOwnLength, kOwnWidth, kEgoColumns };
+static_assert(kEgoColumns == EGO_COUNT, "Python has other features of the ego");
 
 struct Layer {
   int inputs, outputs, activation;
@@ -38,16 +61,14 @@ struct Model {
   int is_residual, has_geometry, has_kinematics, slots, edges;
   const Member* member;
   const float *gate_always, *gate_if_present;
-  const int* gate_presence;
-  // Columns of the state: those of dx in all slots, then of dy, heading, speed, acceleration, yaw
-  // rate, presence.
-  const int* slot_columns;
+  // Of each state feature: the column of its neighbour's presence, or ~ of that of its length.
+  const int* gates;
+  const int* slot_columns;  // [kSlotKinds][slots], NOWHERE for what a slot does not have
   const int* edge_columns;
-  // Columns of the ego: speed, offset, sine of its heading, edges, curvature; of the action.
-  const int *ego_columns, *action_columns;
+  const int *ego_columns, *action_columns;  // the ego's too may be NOWHERE
   float half_length_m, half_width_m, gap_limit_m, contact_scale_m;
   float dt_s, length_m, full_throttle_mps2, full_brake_mps2, max_speed_mps, grip_mps2;
-  float max_steering_rad, slowest_mps, most_sin;
+  float max_steering_rad, slowest_mps, most_sin, shortest_m;
 };
 
 ANYWHERE int padded(int outputs) { return (outputs + kPanel - 1) / kPanel * kPanel; }
@@ -67,6 +88,27 @@ struct Row {
 
   ANYWHERE Number& operator[](long long i) const { return at[i * stride]; }
 };
+
+// The number in a column of a state, or another one where there is no such column.
+ANYWHERE float number_in(Row<const float> state, int column, float otherwise) {
+  return column == NOWHERE ? otherwise : state[column];
+}
+
+ANYWHERE int column_of(const Model& m, int slot, int kind) {
+  return m.slot_columns[kind * m.slots + slot];
+}
+
+// 1 if somebody is there, else 0; a presence as it is.
+ANYWHERE float open_gate(Row<const float> state, int gate) {
+  if (gate >= 0) return state[gate];
+  return state[~gate] > 0 ? 1.0f : 0.0f;
+}
+
+// The gate of a slot: the column of its presence, or ~ of that of its length.
+ANYWHERE int gate_of(const Model& m, int slot) {
+  const int presence = column_of(m, slot, kPresence);
+  return presence == NOWHERE ? ~column_of(m, slot, kLength) : presence;
+}
 
 struct Angle {
   float sin, cos;
@@ -94,14 +136,17 @@ ANYWHERE Motion move_ego(const Model& m, Row<const float> state, Row<const float
   const float acceleration =
       smaller(larger(wanted, -speed / m.dt_s), (m.max_speed_mps - speed) / m.dt_s);
   const float quick = larger(speed, 1.0f);
-  const float grip = m.grip_mps2 * m.length_m / (quick * quick);
+  const int wheelbase = ego[kWheelbase];
+  const float length =
+      wheelbase == NOWHERE ? m.length_m : larger(state[wheelbase], m.shortest_m);
+  const float grip = m.grip_mps2 * length / (quick * quick);
   const float wheel = action[pedals[0]] * smaller(atanf(grip), m.max_steering_rad);
   const float tan_slip = 0.5f * tanf(wheel);
   const float cos_slip = 1.0f / sqrtf(1 + tan_slip * tan_slip);
   const float sin_slip = tan_slip * cos_slip;
   const float path = speed * m.dt_s;
   const float forward = path * cos_slip, sideways = path * sin_slip;
-  const float turned = path * sin_slip * (2 / m.length_m);
+  const float turned = path * sin_slip * (2 / length);
   const float sin_error = clamped(state[ego[2]], -m.most_sin, m.most_sin);
   const float cos_error = sqrtf(1 - sin_error * sin_error);
   const float along = forward * cos_error - sideways * sin_error;
@@ -120,29 +165,35 @@ ANYWHERE Motion move_ego(const Model& m, Row<const float> state, Row<const float
 // Moves the neighbour in a slot, seen from the ego after its motion.
 ANYWHERE void move_neighbour(const Model& m, int slot, Row<const float> state, Motion ego,
                              Row<float> after) {
-  int at[7];
-  float was[7];
-  for (int i = 0; i < 7; ++i) {
-    at[i] = m.slot_columns[i * m.slots + slot];
-    was[i] = state[at[i]];
+  int at[kMovedKinds];
+  float was[kMovedKinds];
+  for (int i = 0; i < kMovedKinds; ++i) {
+    at[i] = column_of(m, slot, i);
+    was[i] = number_in(state, at[i], 0.0f);
   }
+  const float there = open_gate(state, gate_of(m, slot));
+  const float length = number_in(state, column_of(m, slot, kLength), m.length_m);
   const Angle frame = small_angle(ego.turned);
-  const float sin_h = sinf(was[2]), cos_h = cosf(was[2]);
-  const float slip = was[5] * (m.length_m / 2) / larger(was[3], m.slowest_mps);
+  const float sin_h = sinf(was[kHeading]), cos_h = cosf(was[kHeading]);
+  const float slip = was[kYawRate] * (length / 2) / larger(was[kSpeed], m.slowest_mps);
   const float slip_sin = clamped(slip, -m.most_sin, m.most_sin);
   const float slip_cos = sqrtf(1 - slip_sin * slip_sin);
-  const float path = was[3] * m.dt_s;
-  const float ahead = was[0] + path * (cos_h * slip_cos - sin_h * slip_sin) - ego.forward;
-  const float aside = was[1] + path * (sin_h * slip_cos + cos_h * slip_sin) - ego.sideways;
-  const float faster = was[3] + was[4] * m.dt_s;
+  const float path = was[kSpeed] * m.dt_s;
+  const float ahead = was[kDx] + path * (cos_h * slip_cos - sin_h * slip_sin) - ego.forward;
+  const float aside = was[kDy] + path * (sin_h * slip_cos + cos_h * slip_sin) - ego.sideways;
+  const float faster = was[kSpeed] + was[kAcceleration] * m.dt_s;
   const float goes_on = faster > 0 ? 1.0f : 0.0f;
-  const float then[6] = {
-      frame.cos * ahead + frame.sin * aside, frame.cos * aside - frame.sin * ahead,
-      was[2] + was[5] * m.dt_s - ego.turned, faster * goes_on,
-      was[4] * goes_on,                      was[5] * goes_on,
+  const float then[kMovedKinds] = {
+      frame.cos * ahead + frame.sin * aside,
+      frame.cos * aside - frame.sin * ahead,
+      was[kHeading] + was[kYawRate] * m.dt_s - ego.turned,
+      faster * goes_on,
+      was[kAcceleration] * goes_on,
+      was[kYawRate] * goes_on,
   };
-  for (int i = 0; i < 6; ++i) after[at[i]] = was[i] + was[6] * (then[i] - was[i]);
-  after[at[6]] = was[6];
+  for (int i = 0; i < kMovedKinds; ++i) {
+    if (at[i] != NOWHERE) after[at[i]] = was[i] + there * (then[i] - was[i]);
+  }
 }
 
 // A feature after the step: its analytic one, or the present one, plus the decoder's change.
@@ -150,7 +201,7 @@ ANYWHERE float decoded_feature(const Model& m, const Member& member, int i, Row<
                                float base, float decoded) {
   float change = member.delta_scale[i] * decoded;
   if (m.has_geometry) {
-    change *= m.gate_always[i] + m.gate_if_present[i] * state[m.gate_presence[i]];
+    change *= m.gate_always[i] + m.gate_if_present[i] * open_gate(state, m.gates[i]);
   }
   return m.is_residual ? base + change : decoded;
 }
@@ -159,18 +210,26 @@ ANYWHERE float squashed(float gap) { return gap / (1 + fabsf(gap)); }
 
 // Metres to the neighbour in a slot; see `models.network.geometry.GeometryMap`.
 ANYWHERE float gap_to(const Model& m, int slot, Row<const float> state) {
-  const float length = m.half_length_m, width = m.half_width_m, limit = m.gap_limit_m;
-  const int* columns = m.slot_columns + slot;
-  const float dx = state[columns[0]], dy = state[columns[m.slots]];
-  const float heading = state[columns[2 * m.slots]];
+  const float half_length = m.half_length_m, half_width = m.half_width_m;
+  const int own_length = m.ego_columns[kOwnLength], own_width = m.ego_columns[kOwnWidth];
+  const int its_length = column_of(m, slot, kLength), its_width = column_of(m, slot, kWidth);
+  const float length = own_length == NOWHERE ? half_length : 0.5f * state[own_length];
+  const float width = own_width == NOWHERE ? half_width : 0.5f * state[own_width];
+  const float its_half_length = its_length == NOWHERE ? half_length : 0.5f * state[its_length];
+  const float its_half_width = its_width == NOWHERE ? half_width : 0.5f * state[its_width];
+  const float dx = state[column_of(m, slot, kDx)], dy = state[column_of(m, slot, kDy)];
+  const float heading = state[column_of(m, slot, kHeading)];
   const float cos_h = cosf(heading), sin_h = sinf(heading);
-  const float along = length + length * fabsf(cos_h) + width * fabsf(sin_h);
-  const float across = width + length * fabsf(sin_h) + width * fabsf(cos_h);
+  const float abs_cos = fabsf(cos_h), abs_sin = fabsf(sin_h);
+  const float along = length + its_half_length * abs_cos + its_half_width * abs_sin;
+  const float across = width + its_half_length * abs_sin + its_half_width * abs_cos;
+  const float along_its = its_half_length + length * abs_cos + width * abs_sin;
+  const float across_its = its_half_width + length * abs_sin + width * abs_cos;
   const float own = larger(fabsf(dx) - along, fabsf(dy) - across);
-  const float others = larger(fabsf(dx * cos_h + dy * sin_h) - along,
-                              fabsf(dy * cos_h - dx * sin_h) - across);
-  const bool is_there = state[columns[6 * m.slots]] > 0.5f;
-  return is_there ? clamped(larger(own, others), -limit, limit) : limit;
+  const float others = larger(fabsf(dx * cos_h + dy * sin_h) - along_its,
+                              fabsf(dy * cos_h - dx * sin_h) - across_its);
+  const bool is_there = open_gate(state, gate_of(m, slot)) > 0.5f;
+  return is_there ? clamped(larger(own, others), -m.gap_limit_m, m.gap_limit_m) : m.gap_limit_m;
 }
 
 ANYWHERE float gap_to_edge(const Model& m, Row<const float> state) {
@@ -269,10 +328,11 @@ SAME_PLACE(Model, members); SAME_PLACE(Model, state_dim); SAME_PLACE(Model, acti
 SAME_PLACE(Model, depth); SAME_PLACE(Model, latent_dim); SAME_PLACE(Model, is_residual);
 SAME_PLACE(Model, has_geometry); SAME_PLACE(Model, has_kinematics); SAME_PLACE(Model, slots);
 SAME_PLACE(Model, edges); SAME_PLACE(Model, member); SAME_PLACE(Model, gate_always);
-SAME_PLACE(Model, gate_if_present); SAME_PLACE(Model, gate_presence);
+SAME_PLACE(Model, gate_if_present); SAME_PLACE(Model, gates);
 SAME_PLACE(Model, slot_columns); SAME_PLACE(Model, edge_columns); SAME_PLACE(Model, ego_columns);
 SAME_PLACE(Model, action_columns); SAME_PLACE(Model, half_length_m);
 SAME_PLACE(Model, half_width_m); SAME_PLACE(Model, gap_limit_m); SAME_PLACE(Model, contact_scale_m);
 SAME_PLACE(Model, dt_s); SAME_PLACE(Model, length_m); SAME_PLACE(Model, full_throttle_mps2);
 SAME_PLACE(Model, full_brake_mps2); SAME_PLACE(Model, max_speed_mps); SAME_PLACE(Model, grip_mps2);
 SAME_PLACE(Model, max_steering_rad); SAME_PLACE(Model, slowest_mps); SAME_PLACE(Model, most_sin);
+SAME_PLACE(Model, shortest_m);

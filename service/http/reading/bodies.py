@@ -17,7 +17,9 @@ from simdjson import Array as JsonArray
 from simdjson import Object as JsonObject
 from simdjson import Parser
 
+from models.saturation import Saturations
 from models.slots import EmptySlots
+from models.spec import Spec
 from service.http.contract import DEFAULT_OUTPUTS, INCLUDES, MOST_NAMES, OUTPUTS, Contract, Kind
 from service.http.reading.arrays import (
     SIMDJSON_ERRORS,
@@ -115,7 +117,7 @@ class BodyParser:
         spec = contract.spec
         self._state = Reader(
             contract.fields("predict").state,
-            finish=EmptySlots(spec).cleared if spec.geometry else None,
+            finish=_meaning(spec),
         )
         self._bodies = {kind: _body(contract, kind) for kind in _FINISH}
 
@@ -243,6 +245,17 @@ def _option(value: Any) -> Any:
     if isinstance(value, JsonObject):
         raise UnfitError
     return value
+
+
+def _meaning(spec: Spec) -> Callable[[Array, np.ndarray], Array] | None:
+    """Return what makes of states as they came what is meant by them; None: nothing is to do."""
+    cleared = EmptySlots(spec).cleared if spec.geometry else None
+    if not spec.saturations:
+        return cleared
+    saturated = Saturations(spec).applied
+    if cleared is None:
+        return lambda states, exact: saturated(states)
+    return lambda states, exact: cleared(saturated(states), exact)
 
 
 def _body(contract: Contract, kind: Kind) -> _Body:

@@ -33,6 +33,7 @@ from tests.test_models.test_backends.test_native import (
     close,
     ensemble_of,
     highway_rows,
+    rows_for,
 )
 
 CPU = torch.device("cpu")
@@ -62,7 +63,7 @@ def test_they_say_what_the_ensemble_says(made: Make, name: str, members: int) ->
         return Architecture(hidden_dims=(300, 130, 40), kinematics=True).build(HIGHWAY)
 
     ensemble = ensemble_of(MODELS.get(name, wide), members)
-    states, actions = highway_rows(37, 5)
+    states, actions = rows_for(name, 37, 5)
 
     seen = rolled_out(made(ensemble), states, actions)
 
@@ -104,7 +105,7 @@ def test_no_thread_waits_for_another_between_synchronisations(
 ) -> None:
     """Threads that run one after the other, in either order, tell a race."""
     backend = made(ensemble_of(MODELS[name]))
-    states, actions = highway_rows(37, 3)
+    states, actions = rows_for(name, 37, 3)
 
     forward = rolled_out(backend, states, actions)
     driver.thread_order(is_backward=True)

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,28 +23,33 @@ from models.highway import highway_spec
 from models.network.ensemble import WorldModelEnsemble
 from models.network.world_model import WorldModel
 from models.prediction import Array, Prediction
-from models.spec import anonymous_spec
+from models.road_users import road_users_spec
+from models.spec import Spec, anonymous_spec
 from service.settings import PRETRAINED
 
 HIGHWAY = highway_spec()
+SIZED = road_users_spec()
 NUMBERS = ("states", "rewards", "dones", "uncertainty")
 
 
-def highway_rows(rows: int, horizon: int, seed: int = 0) -> tuple[Array, Array]:
+def highway_rows(
+    rows: int, horizon: int, seed: int = 0, *, spec: Spec = HIGHWAY
+) -> tuple[Array, Array]:
     """Return states and actions over the whole of their ranges, some neighbours absent."""
     rng = np.random.default_rng(seed)
-    low, high = (np.array([getattr(f, x) for f in HIGHWAY.state]) for x in ("low", "high"))
-    states = rng.uniform(low, high, (rows, HIGHWAY.state_dim))
-    presences = [HIGHWAY.state_index(slot.presence) for slot in slots()]
-    states[:, presences] = rng.integers(0, 2, (rows, len(presences)))
-    low, high = (np.array([getattr(f, x) for f in HIGHWAY.action]) for x in ("low", "high"))
-    actions = rng.uniform(low, high, (rows, horizon, HIGHWAY.action_dim))
+    low, high = (np.array([getattr(f, x) for f in spec.state]) for x in ("low", "high"))
+    states = rng.uniform(low, high, (rows, spec.state_dim))
+    for slot in spec.geometry.slots if spec.geometry else ():
+        is_there, gate = rng.integers(0, 2, rows), spec.state_index(slot.gate)
+        states[:, gate] = is_there if slot.has_presence else is_there * states[:, gate]
+    low, high = (np.array([getattr(f, x) for f in spec.action]) for x in ("low", "high"))
+    actions = rng.uniform(low, high, (rows, horizon, spec.action_dim))
     return states.astype(np.float32), actions.astype(np.float32)
 
 
-def slots() -> tuple[Any, ...]:
-    assert HIGHWAY.geometry is not None
-    return HIGHWAY.geometry.slots
+def rows_for(name: str, rows: int, horizon: int) -> tuple[Array, Array]:
+    """Return rows that fit one of `MODELS`."""
+    return highway_rows(rows, horizon, spec=SPECS.get(name, HIGHWAY))
 
 
 def rolled_out(backend: Native, states: Array, actions: Array, *slices: int) -> Prediction:
@@ -85,12 +91,62 @@ def ensemble_of(make: Callable[[], WorldModel], members: int = 3) -> WorldModelE
     return trained_like(WorldModelEnsemble.from_members([make() for _ in range(members)]))
 
 
+def mixed_spec() -> Spec:
+    """A layout in which each slot has something else, and the ego a size, but not as wheelbase."""
+    assert HIGHWAY.geometry is not None
+    full, *_ = HIGHWAY.geometry.slots
+    sized, short, plain = (
+        replace(
+            full,
+            **{
+                part: f"neighbour_{number}_{part}"
+                for part in ("presence", "dx", "dy", "heading", "speed", "acceleration", "yaw_rate")
+            },
+        )
+        for number in (2, 3, 4)
+    )
+    renamed = {
+        "neighbour_2_acceleration": "neighbour_2_length",
+        "neighbour_2_yaw_rate": "neighbour_2_width",
+        "neighbour_3_presence": "neighbour_3_length",
+        "neighbour_3_yaw_rate": "neighbour_3_width",
+        "neighbour_4_acceleration": "length",
+        "neighbour_4_yaw_rate": "width",
+    }
+    ranges = {"length": (0.0, 20.0), "width": (0.0, 4.0)}
+    state = []
+    for feature in HIGHWAY.state:
+        name = renamed.get(feature.name, feature.name)
+        low, high = ranges.get(name.rpartition("_")[2], (feature.low, feature.high))
+        state.append(replace(feature, name=name, low=low, high=high))
+    none: dict[str, Any] = {"acceleration": None, "yaw_rate": None}
+    slots = (
+        full,
+        replace(sized, **none, length="neighbour_2_length", width="neighbour_2_width"),
+        replace(
+            short,
+            presence=None,
+            yaw_rate=None,
+            length="neighbour_3_length",
+            width="neighbour_3_width",
+        ),
+        replace(plain, **none),
+    )
+    geometry = replace(HIGHWAY.geometry, slots=slots, length="length", width="width")
+    return replace(HIGHWAY, state=tuple(state), geometry=geometry, example=None)
+
+
+SPECS = {"sizes": SIZED, "sizes, no kinematics": SIZED, "mixed": mixed_spec()}
+
 MODELS: dict[str, Callable[[], WorldModel]] = {
     "kinematics": lambda: Architecture(hidden_dims=(48, 40), kinematics=True).build(HIGHWAY),
     "geometry": lambda: Architecture(hidden_dims=(256, 256, 64)).build(HIGHWAY),
     "plain": lambda: Architecture(hidden_dims=(32,)).build(anonymous_spec(34, 3)),
     "relu": lambda: Architecture(hidden_dims=(64, 32), activation="relu").build(HIGHWAY),
     "tanh": lambda: Architecture(hidden_dims=(64, 32), activation="tanh").build(HIGHWAY),
+    "sizes": lambda: Architecture(hidden_dims=(48, 40), kinematics=True).build(SIZED),
+    "sizes, no kinematics": lambda: Architecture(hidden_dims=(64, 32)).build(SIZED),
+    "mixed": lambda: Architecture(hidden_dims=(48, 40), kinematics=True).build(SPECS["mixed"]),
     "no residual": lambda: WorldModel(34, 3, (24, 32), residual=False),
 }
 
@@ -99,7 +155,7 @@ MODELS: dict[str, Callable[[], WorldModel]] = {
 @pytest.mark.parametrize("members", [1, 3])
 def test_a_prediction_is_the_ensembles(library: Path, name: str, members: int) -> None:
     ensemble = ensemble_of(MODELS[name], members)
-    states, actions = highway_rows(37, 6)
+    states, actions = rows_for(name, 37, 6)
 
     seen = rolled_out(Native(library, ensemble), states, actions)
 
@@ -122,13 +178,12 @@ def test_the_bundled_model_agrees_over_the_whole_horizon(library: Path) -> None:
     close(seen.uncertainty, truth.uncertainty, rtol=1e-3, atol=1e-4)
 
 
-def test_a_row_has_the_same_bits_in_any_company_and_any_slices(library: Path) -> None:
-    backend = Native(library, ensemble_of(MODELS["kinematics"]))
-    states, actions = highway_rows(60, 5)
+@pytest.mark.parametrize("name", ["kinematics", "sizes", "mixed"])
+def test_a_row_has_the_same_bits_in_any_company_and_any_slices(library: Path, name: str) -> None:
+    backend = Native(library, ensemble_of(MODELS[name]))
+    states, actions = rows_for(name, 60, 5)
     whole = rolled_out(backend, states, actions)
-    threads = rolled_out(
-        Native(library, ensemble_of(MODELS["kinematics"]), threads=3), states, actions
-    )
+    threads = rolled_out(Native(library, ensemble_of(MODELS[name]), threads=3), states, actions)
 
     for first, last in ((0, 1), (3, 10), (7, 8), (20, 60), (59, 60)):
         part = rolled_out(backend, states[first:last], actions[first:last], 2, 1, 9)

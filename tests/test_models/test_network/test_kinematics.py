@@ -10,7 +10,8 @@ from torch import Tensor
 from models.highway import highway_spec
 from models.network.kinematics import KinematicStep
 from models.network.world_model import WorldModel
-from models.spec import Feature
+from models.road_users import road_users_spec
+from models.spec import Feature, Spec
 from training.simulation.behaviours import SEQUENCE_KINDS, draw_sequence
 from training.simulation.simulator import Simulation
 
@@ -113,10 +114,81 @@ def test_absent_neighbours_and_presences_stay_as_they_are() -> None:
     assert (after[:, 20:27] == 0).all()
 
 
-def test_gradients_reach_the_actions_and_stay_finite() -> None:
+SIZED = road_users_spec()
+
+
+def sized_state(**values: float) -> Tensor:
+    state = torch.zeros(1, SIZED.state_dim)
+    for name, value in {"length": 5.0, "width": 2.0, **values}.items():
+        state[0, SIZED.state_index(name)] = value
+    return state
+
+
+def sized_steps(state: Tensor, steps: int, steer: float = 0.0) -> dict[str, float]:
+    step = KinematicStep(SIZED)
+    for _ in range(steps):
+        state = step(state, torch.tensor([[steer, 0.0, 0.0]]))
+    return {x.name: value for x, value in zip(SIZED.state, state[0].tolist(), strict=True)}
+
+
+def test_a_long_ego_turns_less_than_a_short_one() -> None:
+    """At low speed the wheels turn as far, and the turn rate goes as 1 over the wheelbase."""
+    turned = [
+        sized_steps(sized_state(speed=1.0, length=length_m), 4, 1.0)["sin_heading_error"]
+        for length_m in (5.0, 10.0)
+    ]
+
+    assert turned[0] == pytest.approx(2 * turned[1], rel=1e-3)
+    assert turned[1] > 0.01
+
+
+def test_a_slot_without_acceleration_keeps_its_speed_and_one_with_does_not() -> None:
+    there = {
+        f"neighbour_{i}_{part}": value
+        for i in (1, 3)
+        for part, value in (("length", 4.0), ("width", 2.0), ("dx", 10.0 * i), ("speed", 8.0))
+    }
+    after = sized_steps(sized_state(**there, neighbour_1_acceleration=-2.0), 10)
+
+    assert after["neighbour_1_speed"] == pytest.approx(7.0)
+    assert after["neighbour_1_acceleration"] == -2.0
+    assert after["neighbour_3_speed"] == 8.0
+    assert after["neighbour_3_dx"] == pytest.approx(34.0, abs=1e-4)
+    assert after["neighbour_3_heading"] == 0.0
+    assert (after["neighbour_3_length"], after["neighbour_3_width"]) == (4.0, 2.0)
+
+
+def test_who_has_no_length_stays_as_it_is() -> None:
+    states = torch.randn(8, 34).abs()
+    columns = [i for i, x in enumerate(SIZED.state) if x.name.startswith("neighbour_2")]
+    states[:, SIZED.state_index("neighbour_2_length")] = 0.0
+    states[4:, SIZED.state_index("neighbour_2_length")] = -1.0
+
+    after = KinematicStep(SIZED)(states, torch.rand(8, 3))
+
+    assert torch.equal(after[:, columns], states[:, columns])
+    assert not torch.equal(after, states)
+
+
+def test_a_turning_neighbours_centre_slips_by_its_own_length() -> None:
+    spec = road_users_spec(["neighbour_1_yaw_rate", "neighbour_2_acceleration"])
+    aside = []
+    for length_m in (4.0, 12.0):
+        state = torch.zeros(1, 34)
+        for name, value in {"length": length_m, "speed": 10.0, "yaw_rate": 0.5}.items():
+            state[0, spec.state_index(f"neighbour_1_{name}")] = value
+        after = KinematicStep(spec)(state, torch.zeros(1, 3))
+        aside.append(after[0, spec.state_index("neighbour_1_dy")].item())
+
+    # slip = yaw rate x length / 2 / speed; in a step of 0.5 m.
+    assert aside == pytest.approx([0.5 * 0.5 * length / 2 / 10 for length in (4.0, 12.0)], rel=1e-4)
+
+
+@pytest.mark.parametrize("spec", [SPEC, SIZED], ids=lambda spec: spec.name)
+def test_gradients_reach_the_actions_and_stay_finite(spec: Spec) -> None:
     states, actions = torch.randn(8, 34, requires_grad=True), torch.rand(8, 3, requires_grad=True)
 
-    KinematicStep(SPEC)(states, actions).square().sum().backward()
+    KinematicStep(spec)(states, actions).square().sum().backward()
 
     assert states.grad is not None
     assert actions.grad is not None

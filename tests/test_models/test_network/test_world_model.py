@@ -10,6 +10,7 @@ from models.highway import highway_spec
 from models.network.rows import ROW_TILE, pad_rows
 from models.network.unroll import unroll
 from models.network.world_model import NORMALISERS, WorldModel
+from models.road_users import road_users_spec
 
 
 @pytest.fixture(params=["plain", "geometry", "kinematics"])
@@ -202,6 +203,25 @@ def test_features_of_absent_neighbours_and_presences_never_change() -> None:
     assert torch.equal(slots[still], start[still])
     assert torch.equal(slots[..., 0], start[..., 0])
     assert not torch.equal(slots, start)
+
+
+def test_sizes_and_features_of_who_has_no_length_never_change() -> None:
+    spec = road_users_spec()
+    model = WorldModel(spec=spec, kinematics=True)
+    states = torch.rand(64, 34)
+    of_second = [i for i, x in enumerate(spec.state) if x.name.startswith("neighbour_2")]
+    gone = torch.arange(64) % 2 == 0
+    states[gone, spec.state_index("neighbour_2_length")] = 0.0
+    sizes = [i for i, x in enumerate(spec.state) if x.name.endswith(("length", "width"))]
+
+    rolled, _, _ = model.rollout(states, torch.rand(64, 16, 3))
+
+    assert len(sizes) == 10
+    start = states[:, None].expand_as(rolled)
+    assert torch.equal(rolled[..., sizes], start[..., sizes])
+    assert torch.equal(rolled[gone][..., of_second], start[gone][..., of_second])
+    moves = spec.state_index("neighbour_2_dx")
+    assert (rolled[~gone, -1, moves] != states[~gone, moves]).all()
 
 
 def test_absolute_models_decode_the_state_itself() -> None:

@@ -9,14 +9,17 @@ from dataclasses import replace
 from typing import Any
 
 import httpx
+import numpy as np
 import orjson
 import pytest
 from fastapi import FastAPI
 
+from models.road_users import ROAD_USERS, road_users_spec
 from service import __version__
 from service.errors import SERVICE_ERRORS
 from service.http.operations import model_router
 from service.http.policy import TIMEOUT_HEADER
+from service.interface import ModelInfo
 from service.scheduling.jobs import JobClass
 from tests.fakes.engine import (
     ACTIONS,
@@ -220,6 +223,7 @@ async def test_model_tells_all_of_the_contract(client: httpx.AsyncClient) -> Non
         },
     }
     assert model["metrics"] == {"auroc": 0.99}
+    assert (model["saturations"], model["road_users"]) == ([], [])
     assert [f["name"] for f in model["features"]["action"]] == ["push", "lift"]
     assert model["features"]["state"][2] == {
         "name": "z",
@@ -232,16 +236,51 @@ async def test_model_tells_all_of_the_contract(client: httpx.AsyncClient) -> Non
     }
 
 
-async def test_model_says_that_no_guarantee_holds_for_a_threshold_that_is_refused() -> None:
-    info = replace(fake_info(), refused={"crash_threshold": 0.5})
-    info = replace(info, limits=replace(info.limits, crash_threshold=None))
+async def test_model_tells_what_saturates_and_which_road_users_it_knows() -> None:
+    info = replace(fake_info(), spec=road_users_spec())
+    info = replace(info, limits=replace(info.limits, **wide(34)))
+
+    model = await model_of(info)
+
+    assert model["saturations"][0] == {
+        "feature": "left_edge",
+        "low": None,
+        "high": 16.0,
+        "reason": "an edge that far away decides nothing within the evaluated horizon",
+        "unit": "m",
+    }
+    assert [each["kind"] for each in model["road_users"]] == [each.kind for each in ROAD_USERS]
+    assert model["road_users"][0] == {
+        "kind": "pedestrian",
+        "length_m": [0.3, 0.8],
+        "width_m": [0.3, 0.8],
+    }
+
+
+def wide(dim: int) -> dict[str, Any]:
+    """Limits of states of any numbers."""
+    names = tuple(f"state_{i}" for i in range(dim))
+    return {
+        "feature_names": names,
+        "state_low": np.full(dim, -np.inf),
+        "state_high": np.full(dim, np.inf),
+    }
+
+
+async def model_of(info: ModelInfo) -> Any:
     app = FastAPI()
     app.include_router(model_router(info, max_horizon=32, max_rows=64))
-
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app), base_url="http://test"
     ) as client:
-        thresholds = (await client.get("/model")).json()["thresholds"]
+        return (await client.get("/model")).json()
+
+
+async def test_model_says_that_no_guarantee_holds_for_a_threshold_that_is_refused() -> None:
+    info = replace(fake_info(), refused={"crash_threshold": 0.5})
+    info = replace(info, limits=replace(info.limits, crash_threshold=None))
+
+    thresholds = (await model_of(info))["thresholds"]
 
     assert thresholds["crash_probability"] is None
     assert thresholds["guarantee"]["holds"] is False

@@ -18,6 +18,7 @@ from safetensors.torch import save_file as save_torch_file
 
 from models.checkpoint import CheckpointError
 from models.highway import highway_spec
+from models.road_users import road_users_spec
 from models.spec import Spec
 from tests.test_training.toy import toy_spec
 from training.dataset import writer as writer_module
@@ -395,6 +396,56 @@ def test_windows_follow_a_neighbour_through_the_slots(tmp_path: Path) -> None:
     distance = windows.states[0][:, [7, 14, 21]]
     assert presence.tolist() == [[1, 1, 0], [1, 1, 0], [0, 1, 0], [1, 1, 0]]
     assert distance.tolist() == [[10, 20, 0], [17, 15, 0], [0, 12, 0], [30, 9, 0]]
+
+
+def test_what_a_slot_holds_of_nobody_is_kept_for_who_moves_into_it(tmp_path: Path) -> None:
+    """The first two slots have an acceleration, the third has none."""
+    spec = road_users_spec()
+
+    def slot(number: int, dx: float, acceleration: float | None = None) -> dict[str, float]:
+        values = {"length": 4.0 + dx / 100, "width": 2.0, "dx": dx}
+        if acceleration is not None:
+            values["acceleration"] = acceleration
+        return {f"neighbour_{number}_{name}": value for name, value in values.items()}
+
+    scenes: list[tuple[dict[str, float], list[int]]] = [
+        ({**slot(1, 10, -1.0), **slot(2, 20, -2.0), **slot(3, 40)}, [7, 9, 5, -1]),
+        ({**slot(1, 15, -3.0), **slot(2, 17, -5.0), **slot(3, 20)}, [5, 9, 7, -1]),
+        ({**slot(1, 18, -4.0)}, [9, -1, -1, -1]),
+    ]
+    states = np.zeros((3, spec.state_dim), np.float32)
+    for state, (values, _) in zip(states, scenes, strict=True):
+        for name, value in {"left_edge": 30.0, "length": 5.0, "width": 2.0, **values}.items():
+            state[spec.state_index(name)] = value
+    with EpisodeWriter(tmp_path / "data", spec) as writer:
+        ids = np.array([ids for _, ids in scenes])
+        writer.add(states, np.zeros((2, 3)), np.zeros(2), ended=False, slot_ids=ids)
+
+    windows = open_dataset(tmp_path / "data").windows(np.array([0]), horizon=2, stride=9)
+
+    def column(name: str) -> list[float]:
+        return [round(float(x), 3) for x in windows.states[0][:, spec.state_index(name)]]
+
+    assert column("neighbour_1_dx") == [10.0, 20.0, 0.0]
+    assert column("neighbour_1_length") == [4.1, 4.2, 0.0]
+    assert column("neighbour_1_acceleration") == [-1.0, -1.0, 0.0]
+    assert column("neighbour_2_dx") == [20.0, 17.0, 18.0]
+    assert column("neighbour_2_acceleration") == [-2.0, -5.0, -4.0]
+    assert column("neighbour_3_dx") == [40.0, 15.0, 0.0]
+    assert column("left_edge") == [16.0, 16.0, 16.0]
+
+
+def test_a_length_without_a_width_is_refused(tmp_path: Path) -> None:
+    spec = road_users_spec()
+    states = np.zeros((2, spec.state_dim))
+    states[1, spec.state_index("neighbour_2_length")] = 4.0
+    with EpisodeWriter(tmp_path / "data", spec) as writer:
+        with pytest.raises(
+            EpisodeError, match=r"states\[1\]: neighbour_2_width is 0, but must be above 0 where"
+        ):
+            writer.add(states, np.zeros((1, 3)), np.zeros(1), ended=False)
+        states[1, spec.state_index("neighbour_2_width")] = 2.0
+        writer.add(states, np.zeros((1, 3)), np.zeros(1), ended=False)
 
 
 def test_headings_do_not_jump_within_a_window(tmp_path: Path) -> None:

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from models.highway import highway_spec
+from models.road_users import road_users_spec
 from tests.test_training.toy import toy_spec, toy_windows
 from training.dataset.windows import KEEP_DISTANCE_M, Windows, hide_far_neighbours
 
 SPEC = highway_spec()
+
+
+SIZED = road_users_spec()
 
 
 def windows_with_neighbours(count: int) -> Windows:
@@ -62,3 +68,22 @@ def test_windows_without_geometry_come_back_as_they_are() -> None:
     windows = toy_windows(5, 4, seed=0)
 
     assert hide_far_neighbours(windows, toy_spec(), share=1.0, seed=0) is windows
+
+
+def test_who_has_a_length_is_hidden_wholly_unless_it_reaches_near() -> None:
+    windows = windows_with_neighbours(400)
+    states = np.zeros((400, 5, SIZED.state_dim), np.float32)
+    for slot, length_m, distance_m in ((1, 4.0, 10.0), (2, 19.0, 20.0), (3, 4.0, 20.0)):
+        for part, value in (("length", length_m), ("width", 2.0), ("dx", distance_m)):
+            states[..., SIZED.state_index(f"neighbour_{slot}_{part}")] = value
+
+    hidden = hide_far_neighbours(replace(windows, states=states), SIZED, share=1.0, seed=0)
+
+    there = [
+        hidden.states[:, 0, SIZED.state_index(f"neighbour_{slot}_length")] > 0 for slot in (1, 2, 3)
+    ]
+    assert there[0].all()
+    assert there[1].all()  # its end is 7 m nearer than a car's
+    assert 0.1 < (~there[2]).mean() < 0.3
+    of_third = [i for i, x in enumerate(SIZED.state) if x.name.startswith("neighbour_3")]
+    assert not hidden.states[~there[2]][..., of_third].any()

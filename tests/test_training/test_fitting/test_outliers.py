@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from models.highway import highway_spec
+from models.road_users import road_users_spec
 from models.spec import anonymous_spec
 from training.fitting.outliers import OUTLIER_REWARD_SD, make_outliers, outlier_reward
 
@@ -67,3 +68,19 @@ def test_a_spec_without_neighbours_has_outliers_too() -> None:
     spec = anonymous_spec(3, 1)
     right = states(400)[:, :3]
     assert (make_outliers(right, spec, np.random.default_rng(0)) != right).any(1).mean() > 0.7
+
+
+def test_neighbours_of_known_sizes_are_copied_and_drawn_near_with_what_all_slots_have() -> None:
+    spec = road_users_spec()
+    right = np.random.default_rng(1).uniform(1, 2, (2000, spec.state_dim)).astype(np.float32)
+    for slot in range(1, 5):
+        right[:, spec.state_index(f"neighbour_{slot}_dx")] += 40
+
+    wrong = make_outliers(right, spec, np.random.default_rng(0))
+
+    slots = wrong[:, 8:32].reshape(-1, 4, 6)
+    kept = (wrong[:, [*range(8), 32, 33]] == right[:, [*range(8), 32, 33]]).all(1)
+    twice = (slots[:, :1] == slots[:, 1:]).all(-1).any(1)
+    near = (np.hypot(slots[..., 2], slots[..., 3]) < 7).any(1)
+    for found in (twice & kept, near & kept & ~twice):
+        assert 0.04 < found.mean() < 0.3

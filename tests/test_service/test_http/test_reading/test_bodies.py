@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError, create_model, model_validator
 
 from models.highway import highway_spec
+from models.road_users import road_users_spec
+from models.spec import Saturation, anonymous_spec
 from service.errors import InvalidRequestError
 from service.http.contract import Contract, Kind
 from service.http.reading.bodies import BodyParser, Parsed
@@ -471,3 +473,40 @@ def test_a_presence_that_is_not_0_does_not_become_0(
     parsed = result(HIGHWAY.in_slices(kind, body)) if is_sliced else HIGHWAY.read(kind, body)
 
     assert parsed.states.tobytes() == expected.tobytes()
+
+
+SIZED_SPEC = road_users_spec()
+SIZED = BodyParser(Contract(SIZED_SPEC, max_horizon=4, max_rows=300))
+
+
+@pytest.mark.parametrize("count", [1, 3, 300])
+@pytest.mark.parametrize("is_sliced", [False, True], ids=["at once", "in slices"])
+def test_far_edges_saturate_and_slots_without_length_are_zeroed(
+    count: int, is_sliced: bool
+) -> None:
+    sent = np.random.default_rng(0).uniform(0.5, 1.5, (count, 34)).astype(np.float32)
+    left, length = SIZED_SPEC.state_index("left_edge"), SIZED_SPEC.state_index("neighbour_2_length")
+    sent[-1, [left, length]] = 30.0, 0.0
+    expected = sent.copy()
+    expected[-1, left] = 16.0
+    of_second = [i for i, x in enumerate(SIZED_SPEC.state) if x.name.startswith("neighbour_2")]
+    expected[-1, of_second] = 0.0
+    states = sent.tolist() if count > 1 else sent[0].tolist()
+    body = orjson.dumps({"state": states, "action": [0, 0, 0]})
+
+    kind: Kind = "predict"
+    parsed = result(SIZED.in_slices(kind, body)) if is_sliced else SIZED.read(kind, body)
+
+    assert len(of_second) == 7
+    assert parsed.states.tobytes() == expected.tobytes()
+
+
+def test_features_saturate_without_a_geometry_too() -> None:
+    spec = replace(
+        anonymous_spec(2, 1), saturations=(Saturation("state_1", -1.0, None, "no lower"),)
+    )
+    parser = BodyParser(Contract(spec, max_horizon=4, max_rows=3))
+
+    parsed = parser.read("predict", b'{"state": [-5, -5], "action": [0]}')
+
+    assert parsed.states.tolist() == [[-5.0, -1.0]]
