@@ -154,6 +154,20 @@ with Client("http://127.0.0.1:1") as client:
     assert said.splitlines() == ["['world_model_client']", "True [] True False"]
 
 
+def test_the_scene_needs_numpy_alone_and_loads_at_once(alone: Path) -> None:
+    program = f"""
+import sys, time
+sys.path[:] = [path for path in sys.path if "site-packages" not in path] + [{str(alone)!r}]
+import numpy
+before, began = set(sys.modules), time.process_time()
+from world_model_client.scene import StateBuilder
+took_s = time.process_time() - began
+loaded = {{name.partition(".")[0] for name in set(sys.modules) - before}}
+print(sorted(loaded - sys.stdlib_module_names - {{"numpy"}}), took_s < 0.15, "asyncio" in sys.modules)
+"""
+    assert python(program, "-I", "-S") == "['world_model_client'] True False"
+
+
 @pytest.mark.parametrize("has_own", [False, True], ids=["the service alone", "both"])
 def test_the_client_is_there_with_the_service_alone_and_beside_it(
     has_own: bool, alone: Path, tmp_path: Path

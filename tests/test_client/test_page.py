@@ -1,4 +1,4 @@
-"""`docs/client.md` is true: its programs run as it says, and it names all there is."""
+"""`docs/client.md` and `docs/tracks.md` are true: their programs run as they say, and more."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 
 import world_model_client
 from tests.test_end_to_end.conftest import Server, Start, start
-from world_model_client import AsyncClient, Client, WorldModelError
+from world_model_client import AsyncClient, Client, WorldModelError, scene
+from world_model_client.scene import builder, report
 
 __all__ = ["start"]  # a fixture
 
@@ -21,7 +22,8 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/client.md").read_text()
 README = (ROOT / "client/README.md").read_text()
 ADDRESS = "http://127.0.0.1:8000"
-PROGRAMS = re.findall(r"```python\n(.+?)```", PAGE, re.DOTALL)
+TRACKS = (ROOT / "docs/tracks.md").read_text()
+PROGRAMS = re.findall(r"```python\n(.+?)```", PAGE + TRACKS, re.DOTALL)
 CALLS = ("predict", "rollout", "safety_check", "model", "ready", "close")
 
 
@@ -47,6 +49,30 @@ def test_each_program_of_the_page_prints_what_it_says(program: str, server: Serv
     printed = output(program, server)
 
     assert printed.splitlines()[-1].startswith(said[-1]), printed
+
+
+def test_the_page_about_tracks_shows_all_that_its_program_prints(server: Server) -> None:
+    (program,) = re.findall(r"```python\n(.+?)```", TRACKS, re.DOTALL)
+    (shown,) = re.findall(r"```text\n(.+?)```", TRACKS, re.DOTALL)
+
+    assert output(program, server) == shown
+
+
+@pytest.mark.parametrize("name", scene.__all__)
+def test_the_page_about_tracks_names_what_there_is(name: str) -> None:
+    table = TRACKS.partition("## All names")[2]
+
+    assert f"`{name}`" in table
+
+
+def test_the_page_about_tracks_has_the_builders_values() -> None:
+    assert f"last {builder.FILTER_S:g} s (`filter_s`)" in TRACKS
+    assert f"for {builder.COAST_S:g} s (`coast_s`)" in TRACKS
+    assert f"farther than {scene.RANGE_M:g} m (`range_m`)" in TRACKS
+    table = TRACKS.partition("## What comes out")[2].partition("\n## ")[0]
+    reasons = set(re.findall(r"^\| `(\w+)` \| ", table, re.MULTILINE))
+    known = {report.BEYOND_RANGE, report.NO_SLOT, report.NOT_FINITE, report.NO_SIZE}
+    assert reasons == {*known, report.REPLACED}
 
 
 def test_the_program_of_the_readme_runs(server: Server) -> None:
