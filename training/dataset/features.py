@@ -91,9 +91,10 @@ def followed_states(episodes: Episodes, frames: NDArray[np.int64]) -> NDArray[np
     if episodes.slot_ids is not None:
         ids = episodes.slot_ids[frames]
         same = (ids[:, :1, :, None] == ids[:, :, None, :]) & (ids[:, :1, :, None] >= 0)
-        source, is_there = same.argmax(-1), np.asarray(same.any(-1))[..., None]
+        source = same.argmax(-1)
+        is_there = np.asarray(same.any(-1, keepdims=True))
         slots = np.take_along_axis(slots, source[..., None], axis=2)
-        if not has.all(0)[has.any(0)].all():
+        if not (has.all(0) == has.any(0)).all():
             _keep_unknown(slots, has[source] & is_there)
         slots *= is_there
     heading, is_filled = slots[..., HEADING], slots[..., 0] > 0
