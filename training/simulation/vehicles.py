@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +12,7 @@ from highway_env.vehicle.behavior import IDMVehicle
 from highway_env.vehicle.kinematics import Vehicle
 
 from training.simulation.bicycle import DT_S, command
-from training.simulation.roads import LaneIndex
+from training.simulation.roads import LaneIndex, heading_ahead, next_lane
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,49 @@ class Surprise:
 
 
 class Ego(Vehicle):  # type: ignore[misc]
-    """The car we drive: `drive` holds an action for the next step."""
+    """The car we drive: `drive` holds an action for the next step; a `behaviours.Car`."""
+
+    lane_index: LaneIndex
+
+    @property
+    def length(self) -> float:
+        """In m."""
+        return float(self.LENGTH)
+
+    @property
+    def lane_now(self) -> LaneIndex:
+        """The lane it is on; `lane` is highway-env's own."""
+        return self.lane_index
+
+    def follow(self, lane: LaneIndex, ahead_m: float) -> tuple[LaneIndex, float, float]:
+        """See `behaviours.Car`."""
+        network = self.road.network
+        line = network.get_lane(lane)
+        along, lateral = line.local_coordinates(self.position)
+        # The second test: a half circle's longitudinal coordinate wraps around at its far end.
+        if along > line.length or self.lane_index[0] == lane[1]:
+            lane = next_lane(network, lane) or lane
+            line = network.get_lane(lane)
+            along, lateral = line.local_coordinates(self.position)
+        return lane, lateral, heading_ahead(network, lane, along + ahead_m)
+
+    def side_lanes(self, lane: LaneIndex) -> Sequence[LaneIndex]:
+        """See `behaviours.Car`."""
+        sides: list[LaneIndex] = self.road.network.side_lanes(lane)
+        return sides
+
+    def leaders(self, lanes: Iterable[LaneIndex]) -> Iterator[tuple[float, float]]:
+        """See `behaviours.Car`."""
+        for lane in lanes:
+            ahead, _ = self.road.neighbour_vehicles(self, lane)
+            if ahead is not None:
+                gap = max(float(np.linalg.norm(ahead.position - self.position)) - self.LENGTH, 0.5)
+                yield gap, self.speed - ahead.speed * math.cos(ahead.heading - self.heading)
+
+    def limit(self, comfort: tuple[float, float], *, blind: bool) -> float:
+        """See `behaviours.Car`; these roads have no signals, and bends fit their traffic."""
+        del comfort, blind
+        return math.inf
 
     def drive(self, action: np.ndarray[Any, Any]) -> None:
         """Hold an action [3] (steer, throttle, brake) for the next step."""
