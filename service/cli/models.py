@@ -174,6 +174,18 @@ def train(
     help="Take the first so many members only: a smaller and faster model, with thresholds of its "
     "own.  [default: all]",
 )
+@click.option(
+    "--ranges",
+    type=click.Choice(["trained", "data"]),
+    default="trained",
+    show_default=True,
+    help="Where verdicts are unknown: beyond what the weights were trained on, or beyond DATA.",
+)
+@click.option(
+    "--allow-lower-recall",
+    is_flag=True,
+    help="Take a threshold that fewer of DATA's windows before an end reach than the old one.",
+)
 @_overwrite
 @_allow_unguaranteed
 def calibrate(
@@ -184,13 +196,15 @@ def calibrate(
     false_alarm_rate: float,
     miss_rate: float,
     members: int | None,
+    ranges: str,
+    allow_lower_recall: bool,
     overwrite: bool,
     allow_unguaranteed_limits: bool,
 ) -> None:
     """Fit CHECKPOINT's probabilities and thresholds to episodes in DATA; its weights stay."""
     with _long(_NOTHING):
         from training.fitting.options import TrainOptions
-        from training.fitting.train import recalibrate
+        from training.fitting.recalibrate import recalibrate
 
         options = TrainOptions(
             seed=seed,
@@ -198,7 +212,16 @@ def calibrate(
             miss_rate=miss_rate,
             allow_unguaranteed=allow_unguaranteed_limits,
         )
-        version = recalibrate(checkpoint, data, out, options, members=members, overwrite=overwrite)
+        version = recalibrate(
+            checkpoint,
+            data,
+            out,
+            options,
+            members=members,
+            data_ranges=ranges == "data",
+            allow_lower_recall=allow_lower_recall,
+            overwrite=overwrite,
+        )
         click.echo(f"Wrote {out}, version {version}")
 
 

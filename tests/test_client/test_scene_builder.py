@@ -450,6 +450,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         r"^ego.length is 0.0 \(allowed: a number above 0, to 1000\)",
     ),
     "ego None": ({"ego": ego_with(width=None)}, "^ego.width is None"),
+    "no objects": ({"objects": None}, r"^objects is None \(allowed: RoadUsers in a list"),
     "no road user": (
         {"objects": [at(1, 3, 0), (1, 2)]},
         r"^objects\[1\] is \(1, 2\) \(allowed: a R",

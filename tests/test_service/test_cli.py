@@ -18,6 +18,7 @@ import training.dataset.examples
 import training.dataset.sources
 import training.evaluation.evaluate
 import training.evaluation.report
+import training.fitting.recalibrate
 import training.fitting.train
 from models.checkpoint import load_checkpoint
 from models.highway import highway_spec
@@ -211,7 +212,7 @@ def test_limits_that_guarantee_nothing_are_asked_for_by_name(
         return "abc123"
 
     monkeypatch.setattr(training.fitting.train, "train", fake)
-    monkeypatch.setattr(training.fitting.train, "recalibrate", fake)
+    monkeypatch.setattr(training.fitting.recalibrate, "recalibrate", fake)
     places = {"train": ["--run", str(tmp_path / "r")], "calibrate": [str(tmp_path)]}[command]
     flags = ["--allow-unguaranteed-limits"] if is_asked_for else []
 
