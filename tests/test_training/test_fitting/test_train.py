@@ -528,7 +528,7 @@ def test_recalibration_tells_what_the_limits_do_before_and_after(
 
     said = capsys.readouterr().out
     assert re.search(
-        r"Before: the threshold 0.2 is reached by [\\d.]+ % of \d+ windows that end", said
+        r"Before: the threshold 0.2 is reached by [\d.]+ % of \d+ windows that end", said
     )
     assert re.search(r"After: the threshold [\d.]+ is reached by [\d.]+ % of \d+ windows", said)
     new = load_checkpoint(tmp_path / "out")
@@ -536,7 +536,6 @@ def test_recalibration_tells_what_the_limits_do_before_and_after(
     assert after["recall"] > before["recall"]
     assert before["ending"] == after["ending"] > 0
     assert after["threshold"] == new.limits.crash_threshold
-    assert before["safe_of_ending"] == 1
     assert after["safe_of_ending"] <= before["safe_of_ending"]
     realised = new.calibration.notes["realised_false_alarm_rate"]
     assert after["false_alarms"] == pytest.approx(realised)
