@@ -8,7 +8,7 @@ of shards, from the first on, that holds enough transitions.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
@@ -102,6 +102,11 @@ def collect(
             if _enough(counts, transitions) is None:
                 _record(folder, settings, counts, transitions, workers or usable_cpus(), show)
         _finish(folder, settings, counts, transitions)
+
+
+def fleet_of(manifest: Mapping[str, Any]) -> str:
+    """Return the fleet of recordings, for more of the same kind."""
+    return str(manifest.get("fleet", DEFAULT_FLEET))
 
 
 def _settings(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from training.simulation.slots import nearest_columns
 from world_model_client.scene import Layout, Place, assemble
 
 Floats = NDArray[np.floating[Any]]
+Numbers = TypeVar("Numbers", NDArray[np.float32], NDArray[np.floating[Any]])
 
 EGO_FEATURES = (
     "speed",
@@ -27,6 +28,22 @@ EGO_FEATURES = (
 
 _SLOT_FEATURES = ("dx", "dy", "heading", "speed", "acceleration", "yaw_rate")
 """What `slots.slot_features` returns behind the presence."""
+
+
+class Decoded(NamedTuple):
+    """What states [..., S] say.
+
+    Attributes:
+        ego: [..., 6] `EGO_FEATURES`.
+        ego_size: [..., 2] length, width, m.
+        slots: [..., slots, 7] presence, dx, dy, heading, speed, acceleration, yaw rate.
+        sizes: [..., slots, 2]; those of empty slots do not matter.
+    """
+
+    ego: Floats
+    ego_size: Floats
+    slots: Floats
+    sizes: Floats
 
 
 class StateEncoder:
@@ -49,6 +66,7 @@ class StateEncoder:
         if geometry is None or car is None or not geometry.slots:
             raise ValueError(f"spec {spec.name!r} has no kinematics or no slots of neighbours")
         self.spec = spec
+        self._usual = geometry
         self._ego = np.array([spec.state_index(getattr(car, x)) for x in EGO_FEATURES], np.intp)
         self._ego_size = [spec.state_index(name) for name in geometry.size_features]
         self.slot_count = len(geometry.slots)
@@ -98,10 +116,10 @@ class StateEncoder:
         self,
         ego_features: Floats,
         ego_size: Floats,
-        slots: NDArray[np.float32],
+        slots: Numbers,
         sizes: Floats,
-    ) -> NDArray[np.float32]:
-        """Return states [..., S], saturated as the spec has it.
+    ) -> Numbers:
+        """Return states [..., S] of the type of `slots`, saturated as the spec has it.
 
         Args:
             ego_features: [..., 6] `EGO_FEATURES`.
@@ -109,14 +127,31 @@ class StateEncoder:
             slots: [..., slots, 7] as `slots.slot_features` returns them.
             sizes: [..., slots, 2] length, width; those of empty slots do not matter.
         """
-        states = np.zeros((*slots.shape[:-2], self.spec.state_dim), np.float32)
+        states = np.zeros((*slots.shape[:-2], self.spec.state_dim), slots.dtype)
         states[..., self._ego] = ego_features
         states[..., self._ego_size] = ego_size[..., : len(self._ego_size)]
         presence = slots[..., :1]
-        sizes = np.asarray(sizes * presence, np.float32)
+        sizes = np.asarray(sizes * presence, slots.dtype)
         values = np.concatenate([presence, slots[..., 1:], sizes], axis=-1)
         states[..., self._columns] = values[..., self._has]
-        return self._saturations.applied(states)
+        states[...] = self._saturations.applied(states)
+        return states
+
+    def decode(self, states: Floats) -> Decoded:
+        """Return what states [..., S] say, in the order of the recordings.
+
+        What a layout does not hold is what its spec assumes: rates of 0, the usual sizes.
+        """
+        size = np.array([self._usual.length_m, self._usual.width_m], states.dtype)
+        ego_size = np.broadcast_to(size, (*states.shape[:-1], 2))
+        if self._ego_size:
+            ego_size = states[..., self._ego_size]
+        values = np.zeros((*states.shape[:-1], *self._has.shape), states.dtype)
+        values[..., -2:] = size
+        values[..., self._has] = states[..., self._columns]
+        if not self._has[:, 0].all():
+            values[..., 0] = np.where(self._has[:, 0], values[..., 0], values[..., -2] > 0)
+        return Decoded(states[..., self._ego], ego_size, values[..., :-2], values[..., -2:])
 
     def clipped_rates(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return states [..., S] without rates that nobody has, as the client's builder does.

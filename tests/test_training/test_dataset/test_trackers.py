@@ -10,7 +10,7 @@ from models.highway import highway_spec
 from models.road_users import road_users_spec
 from models.spec import Spec
 from tests.test_training.driving import OTHER_COLUMN, drive, save_store
-from training.dataset import trackers
+from training.dataset import tracker_models
 from training.dataset.store import EpisodeStore
 from training.dataset.tracker_models import TRACKERS, Errors, Tracker, draw_tracker
 from training.dataset.trackers import Reports, Tracking, report
@@ -33,7 +33,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> EpisodeStore:
 def two_in_line(seed: int, length_m: float = 12.0, steps: int = 60) -> Episode:
     """Drive behind a car and somebody ahead of it who is faster, in column 5."""
     episode = drive(seed, ahead_m=60.0, other_speed=20.0, steps=steps)
-    vehicles, present, size = (x.copy() for x in (episode.vehicles, episode.present, episode.size))
+    vehicles, present, size = episode.vehicles.copy(), episode.present.copy(), episode.size.copy()
     vehicles[:, 5] = vehicles[:, OTHER_COLUMN] + np.array([6.0, 0, 0, 5.0], np.float32)
     present[:, 5], size[5] = 1, (length_m, 2.5)
     kind, identity = episode.kind.copy(), episode.vehicle_id.copy()
@@ -46,7 +46,7 @@ def two_in_line(seed: int, length_m: float = 12.0, steps: int = 60) -> Episode:
 def seen_by(
     monkeypatch: pytest.MonkeyPatch, store: EpisodeStore, tracker: Tracker, episodes: int = 1
 ) -> Reports:
-    monkeypatch.setitem(trackers.TRACKERS, "tried", tracker)
+    monkeypatch.setitem(tracker_models.TRACKERS, "tried", tracker)
     return report(store, np.arange(episodes), Tracking(3, "tried"))
 
 
@@ -178,7 +178,7 @@ def test_the_target_of_a_coasting_track_is_who_was_lost(
     vehicles[:, OTHER_COLUMN, 1] = np.maximum(np.arange(len(vehicles)) - 20, 0) * 0.05
     store = save_store(tmp_path, [replace(episode, vehicles=vehicles)])
     monkeypatch.setitem(
-        trackers.TRACKERS, "tried", Tracker(drops_per_s=1.5, drop_s=0.7, coast_s=0.5)
+        tracker_models.TRACKERS, "tried", Tracker(drops_per_s=1.5, drop_s=0.7, coast_s=0.5)
     )
     states = make_windows(store, np.array([0]), 4, 1, tracking=Tracking(3, "tried")).states
     true = make_windows(store, np.array([0]), 4, 1).states
@@ -219,7 +219,7 @@ def test_the_target_of_an_exchanged_track_is_who_is_followed_now(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     store = save_store(tmp_path, [two_in_line(0, length_m=CAR.length_m)])
-    monkeypatch.setitem(trackers.TRACKERS, "tried", Tracker(swaps_per_s=0.5))
+    monkeypatch.setitem(tracker_models.TRACKERS, "tried", Tracker(swaps_per_s=0.5))
     states = make_windows(store, np.array([0]), 4, 1, tracking=Tracking(3, "tried")).states
     true = make_windows(store, np.array([0]), 4, 1).states
     np.testing.assert_array_equal(states[:, 1:], true[:, 1:])  # the same two, nearest first
