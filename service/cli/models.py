@@ -68,13 +68,21 @@ _allow_unguaranteed = click.option(
     show_default=True,
     help="Decides every episode. The bundled model was trained on those of seed 1.",
 )
+@click.option(
+    "--fleet",
+    type=click.Choice(["cars", "mixed"]),
+    help="Who is on the road: only cars of 5 x 2 m, or all kinds of road users with sizes of their "
+    "own, on highways of 2 to 8 lanes.  [default: what the bundled model knows]",
+)
 @click.option("--workers", type=int, default=None, help="Processes.  [default: one a usable CPU]")
-def collect(folder: Path, transitions: int, seed: int, workers: int | None) -> None:
+def collect(
+    folder: Path, transitions: int, seed: int, fleet: str | None, workers: int | None
+) -> None:
     """Record episodes of the simulator into FOLDER; goes on where an earlier call stopped."""
     with _long():
         from training.dataset.collect import collect as run_collect
 
-        run_collect(folder, transitions=transitions, seed=seed, workers=workers)
+        run_collect(folder, transitions=transitions, seed=seed, fleet=fleet, workers=workers)
 
 
 @click.command("check-data")

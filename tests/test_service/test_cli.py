@@ -175,10 +175,13 @@ def test_collect_passes_its_options(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
     monkeypatch.setattr(training.dataset.collect, "collect", fake_collect)
 
-    result = invoke("collect", tmp_path, "--transitions", "500", "--seed", "7", "--workers", "1")
+    options = ("--transitions", "500", "--seed", "7", "--workers", "1")
+    for fleet, given in ((None, ()), ("mixed", ("--fleet", "mixed"))):
+        result = invoke("collect", tmp_path, *options, *given)
 
-    assert result.exit_code == 0
-    assert seen == {"folder": tmp_path, "transitions": 500, "seed": 7, "workers": 1}
+        assert result.exit_code == 0
+        wanted = {"transitions": 500, "seed": 7, "fleet": fleet, "workers": 1}
+        assert seen == {"folder": tmp_path, **wanted}
 
 
 def test_train_passes_its_options_and_prints_the_version(

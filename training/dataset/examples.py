@@ -90,7 +90,7 @@ def export_held_out(checkpoint: Path, data: Path, folder: Path) -> list[Path]:
 
 def _document(store: EpisodeStore, index: int, spec: Spec) -> dict[str, Any]:
     start, steps = int(store.frame_start[index]), int(store.frame_count[index]) - 1
-    states = tracked_states(store, np.arange(start, start + steps + 1), 0)[:, 0]
+    states = tracked_states(store, np.arange(start, start + steps + 1), 0, spec)[:, 0]
     return {
         "environment": store.environment_names[store.environment[index]],
         "behaviour": store.behaviour_names[store.behaviour[index]],

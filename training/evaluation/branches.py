@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.highway import NEIGHBOUR_COUNT
+from models.spec import Spec
 from training.dataset.features import HEADING
 from training.dataset.windows import Windows
 from training.evaluation.bootstrap import draw_counts, percentile_interval, ratio_draws
@@ -22,9 +22,11 @@ from training.evaluation.metrics import Risk
 from training.fitting.parallel import run_in_processes
 from training.simulation.behaviours import BEHAVIOURS, draw_sequence, make_behaviour
 from training.simulation.bicycle import DT_S
+from training.simulation.fleets import DEFAULT_FLEET
 from training.simulation.roads import ENVIRONMENTS
-from training.simulation.simulator import MAX_STEPS, Simulation, draw_episode
-from training.simulation.slots import nearest_columns, slot_features, whole_turns
+from training.simulation.simulator import HIGHWAY, MAX_STEPS, Simulation, draw_episode
+from training.simulation.slots import slot_features, whole_turns
+from training.simulation.states import encoder_of
 
 FIRST_SEED = 8_000_000
 """Seeds of the branched episodes count up from here; no data set uses such small ones."""
@@ -48,22 +50,26 @@ class Moment:
         environment: Of the simulation.
         behaviour: Of the driver.
         actions: [t, 3] that lead there, t >= 1.
+        fleet: Of the simulation.
     """
 
     seed: int
     environment: str
     behaviour: str
     actions: NDArray[np.float32]
+    fleet: str = DEFAULT_FLEET
 
     def simulate(self) -> Simulation:
         """Return the simulation at this moment."""
-        world = Simulation(self.seed, self.environment)
+        world = Simulation(self.seed, self.environment, fleet=self.fleet)
         for action in self.actions:
             world.step(action)
         return world
 
 
-def draw_moment(seed: int, environments: dict[str, float], *, near_end: bool) -> Moment | None:
+def draw_moment(
+    seed: int, environments: dict[str, float], *, near_end: bool, fleet: str = DEFAULT_FLEET
+) -> Moment | None:
     """Drive an episode and choose a moment of it.
 
     Args:
@@ -71,12 +77,13 @@ def draw_moment(seed: int, environments: dict[str, float], *, near_end: bool) ->
         environments: Share of each environment.
         near_end: Whether to choose among the last `NEAR_END_S` before a crash or leaving the
             road; else any moment.
+        fleet: One of `fleets.FLEETS`.
 
     Returns:
         None if the episode has no such moment.
     """
     environment, behaviour = draw_episode(seed, environments)
-    world = Simulation(seed, environment)
+    world = Simulation(seed, environment, fleet=fleet)
     driver = make_behaviour(behaviour, world.rng.spawn(1)[0], world.pace)
     actions: list[NDArray[np.float32]] = []
     while len(actions) < MAX_STEPS and not world.cause:
@@ -87,7 +94,7 @@ def draw_moment(seed: int, environments: dict[str, float], *, near_end: bool) ->
     if (near_end and not world.cause) or last < first:
         return None
     steps = int(np.random.default_rng([seed, 2]).integers(first, last + 1))
-    return Moment(seed, environment, behaviour, np.array(actions[:steps]))
+    return Moment(seed, environment, behaviour, np.array(actions[:steps]), fleet)
 
 
 def draw_sequences(rng: np.random.Generator, horizon: int) -> NDArray[np.float32]:
@@ -105,17 +112,18 @@ def draw_sequences(rng: np.random.Generator, horizon: int) -> NDArray[np.float32
     return np.stack([*held, *drawn])
 
 
-def branch(moment: Moment, number: int, horizon: int) -> Windows:
+def branch(moment: Moment, number: int, horizon: int, spec: Spec = HIGHWAY) -> Windows:
     """Return the windows that follow a moment under each of `draw_sequences`.
 
     Args:
         moment: Where they start.
         number: Stands for the moment in the windows' `episode`.
         horizon: H.
+        spec: Of the states.
     """
     world = moment.simulate()
     sequences = draw_sequences(np.random.default_rng([moment.seed, 3]), horizon)
-    futures = [_drive(world.copy(), actions) for actions in sequences]
+    futures = [_drive(world.copy(), actions, spec) for actions in sequences]
     states, rewards, terminated, valid = (np.stack(part) for part in zip(*futures, strict=True))
     count = len(sequences)
     return Windows(
@@ -131,7 +139,7 @@ def branch(moment: Moment, number: int, horizon: int) -> Windows:
     )
 
 
-def _drive(world: Simulation, actions: NDArray[np.float32]) -> tuple[NDArray[Any], ...]:
+def _drive(world: Simulation, actions: NDArray[np.float32], spec: Spec) -> tuple[NDArray[Any], ...]:
     """Return states [H+1, S], rewards, terminated and valid [H] of one future."""
     horizon = len(actions)
     frames, features = [world.poses_before, world.poses], [world.features]
@@ -144,26 +152,35 @@ def _drive(world: Simulation, actions: NDArray[np.float32]) -> tuple[NDArray[Any
         terminated[k], valid[k] = cause > 0, True
         if cause:
             break
-    states = _tracked(np.stack(frames), np.array(features, np.float32))
+    states = _tracked(world.sizes, np.stack(frames), np.array(features, np.float32), spec)
     missing = horizon + 1 - len(states)
     return np.pad(states, ((0, missing), (0, 0)), mode="edge"), rewards, terminated, valid
 
 
-def _tracked(frames: NDArray[np.float64], features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return states [T, S] with one vehicle per slot, as `features.tracked_states` does.
+def _tracked(
+    sizes: NDArray[np.float64],
+    frames: NDArray[np.float64],
+    features: NDArray[np.float32],
+    spec: Spec,
+) -> NDArray[np.float32]:
+    """Return states [T, S] with one road user per slot, as `features.tracked_states` does.
 
     Args:
+        sizes: [1 + others, 2] length and width, the ego first.
         frames: [1 + T, 1 + others, 4], one before the first state, the ego first.
         features: [T, 6] of the ego.
+        spec: Of the states.
     """
-    others = frames[:, 1:]
-    missing = max(0, NEIGHBOUR_COUNT - others.shape[1])
-    present = np.pad(np.ones((1, others.shape[1])), ((0, 0), (0, missing)))
-    others = np.pad(others, ((0, 0), (0, missing), (0, 0)))
-    columns, near = nearest_columns(frames[1:2, 0], others[1:2], present)
+    encoder, count = encoder_of(spec), len(features)
+    missing = max(0, encoder.slot_count + 1 - len(sizes))
+    present = np.pad(np.ones((1, len(sizes) - 1)), ((0, 0), (0, missing)))
+    others = np.pad(frames[:, 1:], ((0, 0), (0, missing), (0, 0)))
+    own, theirs = sizes[:1], np.pad(sizes[1:], ((0, missing), (0, 0)))
+    columns, near = encoder.choose(frames[1:2, 0], own, others[1:2], theirs[None], present)
     slots = slot_features(frames[1:, 0], others[1:, columns[0]], others[:-1, columns[0]], near)
     slots[..., HEADING] -= whole_turns(slots[:1, :, HEADING]) * slots[..., 0]
-    return np.concatenate([features, slots.reshape(len(slots), -1)], axis=1)
+    chosen = np.repeat(theirs[columns], count, axis=0)
+    return encoder.encode(features, np.repeat(own, count, axis=0), slots, chosen)
 
 
 def make_branches(
@@ -172,6 +189,8 @@ def make_branches(
     horizon: int,
     environments: dict[str, float],
     *,
+    spec: Spec = HIGHWAY,
+    fleet: str = DEFAULT_FLEET,
     workers: int = 2,
     on_share: Callable[[float], object] = lambda share: None,
 ) -> Windows:
@@ -185,12 +204,15 @@ def make_branches(
         states: Their number; 2 at least.
         horizon: H.
         environments: Share of each environment.
+        spec: Of the states.
+        fleet: One of `fleets.FLEETS`.
         workers: Processes.
         on_share: Called with the share that is done, now and then.
     """
     sizes = [min(_STATES_PER_TASK, states - i) for i in range(0, states, _STATES_PER_TASK)]
     folders = [folder / str(i) for i in range(len(sizes))]
-    tasks = [(folders[i], i, size, horizon, environments) for i, size in enumerate(sizes)]
+    rest = horizon, environments, spec, fleet
+    tasks = [(folders[i], i, size, *rest) for i, size in enumerate(sizes)]
 
     def tick() -> None:
         on_share(sum(path.exists() for path in folders) / len(folders))
@@ -200,7 +222,13 @@ def make_branches(
 
 
 def write_branches(
-    folder: Path, task: int, states: int, horizon: int, environments: dict[str, float]
+    folder: Path,
+    task: int,
+    states: int,
+    horizon: int,
+    environments: dict[str, float],
+    spec: Spec = HIGHWAY,
+    fleet: str = DEFAULT_FLEET,
 ) -> None:
     """Branch from some states and save the windows; the task of one process.
 
@@ -212,15 +240,17 @@ def write_branches(
         states: Number of states.
         horizon: H.
         environments: Share of each environment.
+        spec: Of the states.
+        fleet: One of `fleets.FLEETS`.
     """
     if folder.exists():
         return
     seed = FIRST_SEED + task * _SEEDS_PER_TASK
     parts: list[Windows] = []
     while len(parts) < states:
-        moment = draw_moment(seed, environments, near_end=len(parts) % 2 == 0)
+        moment = draw_moment(seed, environments, near_end=len(parts) % 2 == 0, fleet=fleet)
         if moment is not None:
-            parts.append(branch(moment, task * _STATES_PER_TASK + len(parts), horizon))
+            parts.append(branch(moment, task * _STATES_PER_TASK + len(parts), horizon, spec))
         seed += 1
     partial = folder.with_suffix(".partial")
     Windows.joined(parts).save(partial)

@@ -1,4 +1,4 @@
-"""Parts of an evaluation that need the simulator, or physics of the features of `highway_spec`."""
+"""Parts of an evaluation that need the simulator, or physics of the features."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.backends.cpus import usable_cpus
-from models.highway import highway_spec
-from training.dataset.collect import ENVIRONMENT_SHARES, collect
+from training.dataset.collect import ENVIRONMENT_SHARES, collect, fleet_of
 from training.dataset.store import load_store
 from training.dataset.windows import UNSEEN_ENVIRONMENT, Windows, make_windows
-from training.evaluation.baselines import BASELINES, FULL_PHYSICS
+from training.evaluation.baselines import FULL_PHYSICS, baselines_of
 from training.evaluation.branches import choice_scores, make_branches
 from training.evaluation.judgements import STRIDE, Trial, compare_risks, methods, trust
 from training.evaluation.state_errors import deviation_sd, divergence
@@ -75,12 +74,13 @@ def provoked(
         seed=PROVOKED_SEED,
         environments=_TRAINED_SHARES,
         surprising_share=1.0,
+        fleet=fleet_of(trial.data.manifest),
         progress=False,
         on_transitions=lambda done: on_share(min(1.0, done / transitions)),
     )
     store = load_store(folder)
     episodes = np.arange(len(store.provoked))
-    windows = make_windows(store, episodes, trial.windows.horizon, STRIDE)
+    windows = make_windows(store, episodes, trial.windows.horizon, STRIDE, spec=trial.spec)
     is_provoked = store.provoked[windows.episode] > 0
     windows = windows.take(windows.is_known & (is_provoked | ~windows.ends))
     if not windows.ends.any():
@@ -109,6 +109,8 @@ def branches(
         states,
         trial.windows.horizon,
         _TRAINED_SHARES,
+        spec=trial.spec,
+        fleet=fleet_of(trial.data.manifest),
         workers=usable_cpus(),
         on_share=on_share,
     )
@@ -123,7 +125,7 @@ def divergences(trial: Trial) -> dict[str, Any]:
     """
     checkpoint = trial.lineup.checkpoint
     some = one_an_episode(trial.windows, ATTACKED_WINDOWS)
-    attacked = adversarial_actions(checkpoint.ensemble, highway_spec(), some, trial.scale)
+    attacked = adversarial_actions(checkpoint.ensemble, trial.spec, some, trial.scale)
     step = -(-len(trial.all_windows) // SHAKEN_WINDOWS)
     shaken, kinds = random_actions(trial.all_windows.take(slice(None, None, step)))
     deviation = _from_physics(trial, shaken)
@@ -136,7 +138,7 @@ def divergences(trial: Trial) -> dict[str, Any]:
 def _from_physics(trial: Trial, windows: Windows) -> Floats:
     """Return how far the model gets from physics on windows [N], in standard deviations."""
     predicted = predict_windows(trial.lineup.checkpoint.ensemble, windows).states
-    physics = BASELINES[FULL_PHYSICS](windows).states
+    physics = baselines_of(trial.spec)[FULL_PHYSICS](windows).states
     assert physics is not None, "physics predicts states"
     return deviation_sd(predicted, physics, trial.scale, np.ones_like(windows.valid))
 

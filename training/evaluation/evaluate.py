@@ -143,7 +143,7 @@ def evaluate(
         metrics = rounded(metrics)
         write_report(report, metrics)
         draw_all(report, metrics, test, risks, curves)
-        if test.knows_physics:
+        if test.knows_corruptions:
             draw_driving(report, metrics, test)
     if not keep_parts:
         remove_parts(report)
@@ -231,8 +231,9 @@ def _judge(test: Trial, evaluation: _Evaluation) -> tuple[dict[str, Any], dict[s
     metrics |= judgements.states(test)
     metrics |= kept("trust", lambda: judgements.trust(test))
     metrics["corruptions"] = None
-    if test.knows_physics:
+    if test.knows_corruptions:
         metrics["corruptions"] = kept("corruptions", lambda: driving.corruptions(test))
+    if test.knows_physics:
         metrics["divergence"] |= kept("divergence", lambda: driving.divergences(test))
     return metrics, risks, curves
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.spec import Spec
 from training.dataset.sources import Dataset
 from training.dataset.windows import Windows
 from training.evaluation.alarms import false_alarms, guarantee_scores, warning_scores
@@ -35,6 +36,7 @@ from training.evaluation.state_errors import (
 )
 from training.evaluation.verdicts import verdict_scores
 from training.fitting.calibrate import Prediction, predict_windows
+from training.simulation.simulator import HIGHWAY
 
 Floats = NDArray[np.floating[Any]]
 Curves = dict[str, dict[str, Floats]]
@@ -75,8 +77,18 @@ class Trial:
 
     @property
     def knows_physics(self) -> bool:
-        """Whether the features are those of `highway_spec`, of which physics can be computed."""
+        """Whether the features are those of which physics can be computed."""
         return bool(self.lineup.rivals)
+
+    @property
+    def knows_corruptions(self) -> bool:
+        """Whether the features are those of `HIGHWAY`, of which it is known how they go wrong."""
+        return self.knows_physics and not self.spec.difference_to(HIGHWAY)
+
+    @property
+    def spec(self) -> Spec:
+        """Of the states."""
+        return self.lineup.checkpoint.spec
 
     @property
     def dt_s(self) -> float:
@@ -123,9 +135,11 @@ def methods(trial: Trial) -> tuple[dict[str, Any], dict[str, Risk], Curves]:
             continue
         predicted = states[alive]
         if trial.knows_physics:
-            table[name]["states"] = errors_by_step(predicted, true, trial.scale)
-            curves[name] = error_curves(predicted, true)
-            sums[name] = final_error_sums(predicted[:, -1], true[:, -1], episode, len(names))
+            table[name]["states"] = errors_by_step(predicted, true, trial.scale, trial.spec)
+            curves[name] = error_curves(predicted, true, trial.spec)
+            sums[name] = final_error_sums(
+                predicted[:, -1], true[:, -1], episode, len(names), trial.spec
+            )
         else:
             still = np.broadcast_to(true[:, :1], true.shape)
             for who, what in ((name, predicted), (PERSISTENCE, still)):
@@ -205,7 +219,7 @@ def trust(trial: Trial) -> dict[str, Any]:
     predicted, true = prediction.states[alive], windows.states[alive]
     errors = {}
     if trial.knows_physics:
-        errors["neighbour_m"] = nearest_error(predicted, true)
+        errors["neighbour_m"] = nearest_error(predicted, true, trial.spec)
     overall = overall_error(predicted, true, trial.scale)
     errors["all_sd"] = overall, np.ones(overall.shape, bool)
     return {

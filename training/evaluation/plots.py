@@ -77,7 +77,7 @@ def _draw_uncertainty(trial: Trial, driven: str, path: Path) -> None:
     predicted, true = trial.prediction.states[alive], trial.windows.states[alive]
     disagreement = trial.prediction.disagreement[alive]
     if trial.knows_physics:
-        near, seen = nearest_error(predicted, true)
+        near, seen = nearest_error(predicted, true, trial.spec)
         error, disagreement, name = near[seen], disagreement[seen], "neighbours' mean error, m"
     else:
         overall = overall_error(predicted, true, trial.scale)

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.spec import Spec
-from training.dataset.features import EGO_COUNT, SLOT_COUNT
 from training.dataset.windows import Windows
-from training.evaluation.baselines import slot_velocity, slots_of
+from training.evaluation.baselines import slot_velocity
 from training.evaluation.bootstrap import draw_counts, percentile_interval, ratio_draws
+from training.simulation.simulator import HIGHWAY
+from training.simulation.states import encoder_of
 
 Floats = NDArray[np.floating[Any]]
 Booleans = NDArray[np.bool_]
@@ -42,37 +43,42 @@ def feature_scale(states: Floats, spec: Spec) -> Floats:
     return np.where(keeps_unit, 1.0, spread)
 
 
-def neighbour_error(predicted: Floats, true: Floats) -> tuple[Floats, Floats, Booleans]:
+def neighbour_error(
+    predicted: Floats, true: Floats, spec: Spec = HIGHWAY
+) -> tuple[Floats, Floats, Booleans]:
     """Return position error [..., 4] in m, velocity error [..., 4] in m/s, presence [..., 4]."""
-    p, t = slots_of(predicted), slots_of(true)
+    p, t = (encoder_of(spec).decode(states).slots for states in (predicted, true))
     position = np.hypot(p[..., 1] - t[..., 1], p[..., 2] - t[..., 2])
     forward, right = (a - b for a, b in zip(slot_velocity(p), slot_velocity(t), strict=True))
     return position, np.hypot(forward, right), t[..., 0] > 0.5
 
 
-def state_scores(predicted: Floats, true: Floats, scale: Floats) -> dict[str, Scores]:
+def state_scores(
+    predicted: Floats, true: Floats, scale: Floats, spec: Spec = HIGHWAY
+) -> dict[str, Scores]:
     """Score predicted states at one step.
 
     Args:
         predicted: [N, S].
         true: [N, S].
         scale: [S], standard deviation of each feature, for `nrmse`.
+        spec: Of the states.
 
     Returns:
         By quantity: errors of the ego's speed, heading and edge distances; of the present
         neighbours' positions and velocities; nrmse over all features of present things.
     """
-    error = np.abs(predicted - true)
-    heading = [np.arcsin(np.clip(s[:, 2], -1, 1)) for s in (predicted, true)]
-    position, velocity, there = neighbour_error(predicted, true)
+    error, ego_error = np.abs(predicted - true), _ego_error(predicted, true, spec)
+    egos = (encoder_of(spec).decode(states).ego for states in (predicted, true))
+    heading = [np.arcsin(np.clip(ego[:, 2], -1, 1)) for ego in egos]
+    position, velocity, there = neighbour_error(predicted, true, spec)
     seen, speed = position[there], velocity[there]
-    counted = np.ones_like(error, dtype=bool)
-    counted[:, EGO_COUNT:] = np.repeat(there, SLOT_COUNT, axis=1)
+    counted = _of_present(there, spec)
     return {
         "ego": {
-            "speed_mps": float(error[:, 0].mean()),
+            "speed_mps": float(ego_error[:, 0].mean()),
             "heading_rad": float(np.abs(heading[0] - heading[1]).mean()),
-            "edge_m": float(error[:, 3:5].mean()),
+            "edge_m": float(ego_error[:, 3:5].mean()),
         },
         "neighbour": {
             "position_mean_m": float(seen.mean()) if len(seen) else None,
@@ -85,18 +91,35 @@ def state_scores(predicted: Floats, true: Floats, scale: Floats) -> dict[str, Sc
     }
 
 
-def errors_by_step(predicted: Floats, true: Floats, scale: Floats) -> dict[str, Any]:
+def _of_present(there: Booleans, spec: Spec) -> Booleans:
+    """Return which features [N, S] are the ego's, or of somebody who is there [N, slots]."""
+    counted = np.ones((len(there), spec.state_dim), bool)
+    for i, slot in enumerate(spec.geometry.slots if spec.geometry else ()):
+        columns = [spec.state_index(name) for name in (slot.gate, *slot.features)]
+        counted[:, columns] = there[:, i : i + 1]
+    return counted
+
+
+def _ego_error(predicted: Floats, true: Floats, spec: Spec) -> Floats:
+    """Return absolute errors [..., 6] of `states.EGO_FEATURES`."""
+    one, other = (encoder_of(spec).decode(states).ego for states in (predicted, true))
+    return np.abs(one - other)
+
+
+def errors_by_step(
+    predicted: Floats, true: Floats, scale: Floats, spec: Spec = HIGHWAY
+) -> dict[str, Any]:
     """Return `state_scores` of rollouts [N, H+1, S] after the `reported_steps`."""
     return {
-        str(k): state_scores(predicted[:, k], true[:, k], scale)
+        str(k): state_scores(predicted[:, k], true[:, k], scale, spec)
         for k in reported_steps(predicted.shape[1] - 1)
     }
 
 
-def error_curves(predicted: Floats, true: Floats) -> dict[str, Floats]:
+def error_curves(predicted: Floats, true: Floats, spec: Spec = HIGHWAY) -> dict[str, Floats]:
     """Return mean errors [H+1] of rollouts [N, H+1, S], by quantity with its unit."""
-    position, _, there = neighbour_error(predicted, true)
-    error = np.abs(predicted - true)
+    position, _, there = neighbour_error(predicted, true, spec)
+    error = _ego_error(predicted, true, spec)
     return {
         "neighbour position error, m": np.sum(position * there, (0, 2))
         / np.maximum(there.sum((0, 2)), 1),
@@ -106,7 +129,11 @@ def error_curves(predicted: Floats, true: Floats) -> dict[str, Floats]:
 
 
 def final_error_sums(
-    predicted: Floats, true: Floats, episode: NDArray[np.integer[Any]], episodes: int
+    predicted: Floats,
+    true: Floats,
+    episode: NDArray[np.integer[Any]],
+    episodes: int,
+    spec: Spec = HIGHWAY,
 ) -> Sums:
     """Sum errors after the last step by episode, for intervals of their means.
 
@@ -115,12 +142,13 @@ def final_error_sums(
         true: [N, S].
         episode: [N], from 0.
         episodes: Their number.
+        spec: Of the states.
 
     Returns:
         By quantity: sums and counts, [episodes] each.
     """
-    error = np.abs(predicted - true)
-    position, _, there = neighbour_error(predicted, true)
+    error = _ego_error(predicted, true, spec)
+    position, _, there = neighbour_error(predicted, true, spec)
     ones = np.ones(len(error))
     parts = {
         "speed_mps": (error[:, 0], ones),
@@ -222,17 +250,18 @@ def overall_error(predicted: Floats, true: Floats, scale: Floats) -> Floats:
         return np.asarray(np.sqrt(np.square((predicted[:, 1:] - true[:, 1:]) / scale).mean(-1)))
 
 
-def nearest_error(predicted: Floats, true: Floats) -> tuple[Floats, Booleans]:
+def nearest_error(predicted: Floats, true: Floats, spec: Spec = HIGHWAY) -> tuple[Floats, Booleans]:
     """Return the error of the neighbours' positions after each step of rollouts.
 
     Args:
         predicted: [N, H+1, S].
         true: [N, H+1, S].
+        spec: Of the states.
 
     Returns:
         Their mean [N, H] in m, whether there are neighbours [N, H].
     """
-    position, _, there = neighbour_error(predicted[:, 1:], true[:, 1:])
+    position, _, there = neighbour_error(predicted[:, 1:], true[:, 1:], spec)
     seen = there.sum(-1)
     return np.sum(position * there, -1) / np.maximum(seen, 1), seen > 0
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from training.simulation.bicycle import DT_S, FULL_BRAKE_MPS2, FULL_THROTTLE_MPS2, steering_limit
-from training.simulation.roads import LaneIndex, heading_ahead, next_lane, wrap_angle
+from training.simulation.fleets import LONG_M
+from training.simulation.roads import wrap_angle
 
 Action = NDArray[np.float32]
 
@@ -21,16 +23,69 @@ SHARES = (0.20, 0.04, 0.32, 0.18, 0.04, 0.08, 0.06, 0.08)
 """How often an episode has each behaviour."""
 
 
+Lane = Hashable
+"""Names a lane of a source's road."""
+
+
+class Car(Protocol):
+    """The ego as its driver knows it, in whatever source: own motion, lanes, who is ahead.
+
+    Headings and laterals are in the simulators' world frame: y to the right of x.
+    """
+
+    @property
+    def speed(self) -> float:
+        """In m/s."""
+
+    @property
+    def heading(self) -> float:
+        """In rad."""
+
+    @property
+    def length(self) -> float:
+        """In m."""
+
+    @property
+    def lane_now(self) -> Lane:
+        """The lane it is on."""
+
+    def follow(self, lane: Lane, ahead_m: float) -> tuple[Lane, float, float]:
+        """Return where the car is beside a lane.
+
+        Args:
+            lane: That it shall be on.
+            ahead_m: How far ahead of the car the heading is asked for.
+
+        Returns:
+            The lane, or the next one if the car is at its end; m from its centre to the car; the
+            lane's heading ahead.
+        """
+
+    def side_lanes(self, lane: Lane) -> Sequence[Lane]:
+        """Return the lanes beside a lane."""
+
+    def leaders(self, lanes: Iterable[Lane]) -> Iterable[tuple[float, float]]:
+        """Yield who is ahead on lanes: the gap in m, and how fast it closes in m/s."""
+
+    def limit(self, comfort: tuple[float, float], *, blind: bool) -> float:
+        """Return the acceleration in m/s^2 that bends, signals and right of way allow.
+
+        Args:
+            comfort: Largest wanted (acceleration, deceleration), m/s^2.
+            blind: Whether the driver looks at bends alone.
+        """
+
+
 class Behaviour(Protocol):
     """What drives the ego."""
 
-    def action(self, ego: Any) -> Action:
+    def action(self, ego: Car) -> Action:
         """Return the action [3] for the coming step."""
 
 
-def as_action(ego: Any, steering: float, acceleration: float) -> Action:
+def as_action(ego: Car, steering: float, acceleration: float) -> Action:
     """Return the action that means a wheel angle in rad and an acceleration in m/s^2."""
-    steer = steering / float(steering_limit(ego.speed))
+    steer = steering / float(steering_limit(ego.speed, ego.length))
     throttle, brake = acceleration / FULL_THROTTLE_MPS2, -acceleration / FULL_BRAKE_MPS2
     return np.clip([steer, throttle, brake], [-1, 0, 0], [1, 1, 1]).astype(np.float32)
 
@@ -62,50 +117,39 @@ class LaneDriver:
         self.comfort = comfort
         self.offset_m = offset_m
         self.blind = blind
-        self.target: LaneIndex | None = None
+        self.target: Lane | None = None
 
-    def steering(self, ego: Any) -> float:
+    def steering(self, ego: Car) -> float:
         """Return the wheel angle that brings the ego to its lane, heading first.
 
         The lateral error becomes a heading, the heading error a turn rate, and the turn rate a
         wheel angle by inverting the bicycle.
         """
-        network = ego.road.network
-        if self.target is None:
-            self.target = ego.lane_index
-        lane = network.get_lane(self.target)
-        longitudinal, lateral = lane.local_coordinates(ego.position)
-        # The second test: a half circle's longitudinal coordinate wraps around at its far end.
-        if longitudinal > lane.length or ego.lane_index[0] == self.target[1]:
-            self.target = next_lane(network, self.target) or self.target
-            lane = network.get_lane(self.target)
-            longitudinal, lateral = lane.local_coordinates(ego.position)
         speed = max(ego.speed, 1.0)
+        wanted_lane = ego.lane_now if self.target is None else self.target
+        self.target, lateral, wanted = ego.follow(wanted_lane, 0.1 * speed)
         back = math.atan2((self.offset_m - lateral) / 0.6, speed)
-        wanted = heading_ahead(network, self.target, longitudinal + 0.1 * speed)
         rate = wrap_angle(wanted + min(max(back, -0.7), 0.7) - ego.heading) / 0.2
-        slip = math.asin(min(max(ego.LENGTH / 2 * rate / speed, -0.95), 0.95))
+        slip = math.asin(min(max(ego.length / 2 * rate / speed, -0.95), 0.95))
         return math.atan(2 * math.tan(slip))
 
-    def acceleration(self, ego: Any) -> float:
+    def acceleration(self, ego: Car) -> float:
         """Return the acceleration of the Intelligent Driver Model (Treiber 2000)."""
         most, comfortable = self.comfort
+        time_gap_s = self.time_gap_s
+        if ego.length > LONG_M:  # heavy
+            most, comfortable, time_gap_s = most / 2, comfortable * 0.7, time_gap_s * 1.3
         pace = (ego.speed / self.cruise) ** 4
-        wanted = float(most * (1 - pace))
+        wanted = min(float(most * (1 - pace)), ego.limit((most, comfortable), blind=self.blind))
         if self.blind:
             return wanted
-        for lane in {ego.lane_index, self.target or ego.lane_index}:
-            ahead, _ = ego.road.neighbour_vehicles(ego, lane)
-            if ahead is None:
-                continue
-            gap = max(float(np.linalg.norm(ahead.position - ego.position)) - ego.LENGTH, 0.5)
-            closing = ego.speed - ahead.speed * math.cos(ahead.heading - ego.heading)
+        for gap, closing in ego.leaders({ego.lane_now, self.target or ego.lane_now}):
             braking = ego.speed * closing / (2 * math.sqrt(most * comfortable))
-            desired = 2.0 + max(ego.speed * self.time_gap_s + braking, 0.0)
+            desired = 2.0 + max(ego.speed * time_gap_s + braking, 0.0)
             wanted = min(wanted, float(most * (1 - pace - (desired / gap) ** 2)))
         return wanted
 
-    def action(self, ego: Any) -> Action:
+    def action(self, ego: Car) -> Action:
         """Return the action [3] for the coming step."""
         return as_action(ego, self.steering(ego), self.acceleration(ego))
 
@@ -119,11 +163,11 @@ class NoisyDriver(LaneDriver):
         self.keep = math.exp(-DT_S / rng.uniform(0.05, 0.8))
         self.noise = np.zeros(2)
 
-    def action(self, ego: Any) -> Action:
+    def action(self, ego: Car) -> Action:
         """Return the action [3] for the coming step."""
         fresh = self.rng.normal(size=2) * self.scale * math.sqrt(1 - self.keep**2)
         self.noise = self.keep * self.noise + fresh
-        steering = self.steering(ego) + self.noise[0] * float(steering_limit(ego.speed))
+        steering = self.steering(ego) + self.noise[0] * float(steering_limit(ego.speed, ego.length))
         return as_action(ego, steering, self.acceleration(ego) + 5 * self.noise[1])
 
 
@@ -141,13 +185,13 @@ class AggressiveDriver(LaneDriver):
         self.next_change = rng.uniform(0.2, 3.0)
         self.time_s = 0.0
 
-    def action(self, ego: Any) -> Action:
+    def action(self, ego: Car) -> Action:
         """Return the action [3] for the coming step."""
         self.time_s += DT_S
         if self.time_s >= self.next_change:
             self.next_change = self.time_s + self.rng.uniform(0.8, 3.0)
             self.offset_m = 0.0
-            sides = ego.road.network.side_lanes(self.target or ego.lane_index)
+            sides = ego.side_lanes(self.target or ego.lane_now)
             if self.rng.random() < 0.12:
                 self.offset_m = self.rng.uniform(1.0, 3.5) * self.rng.choice([-1, 1])
             elif sides:
@@ -165,7 +209,7 @@ class BurstDriver(LaneDriver):
         self.kind = 0
         self.strength = 0.0
 
-    def action(self, ego: Any) -> Action:
+    def action(self, ego: Car) -> Action:
         """Return the action [3] for the coming step."""
         calm = super().action(ego)
         if self.left == 0:
@@ -259,7 +303,7 @@ class SequenceDriver(LaneDriver):
         self.wait = int(rng.integers(1, 30))
         self.sequence: list[Action] = []
 
-    def action(self, ego: Any) -> Action:
+    def action(self, ego: Car) -> Action:
         """Return the action [3] for the coming step."""
         if self.sequence:
             return self.sequence.pop()

@@ -9,6 +9,8 @@ import torch
 
 from models.highway import highway_spec
 from models.network.kinematics import KinematicStep
+from models.road_users import road_users_spec
+from models.spec import Feature
 from tests.test_training.driving import drive, mixed_episodes, save_store
 from training.dataset.windows import Windows, make_windows
 from training.evaluation import baselines
@@ -16,6 +18,7 @@ from training.evaluation.baselines import (
     BASELINES,
     FULL_PHYSICS,
     LONGEST_TTC_S,
+    baselines_of,
     bicycle,
     bicycle_and_turn_rate,
     constant_velocity,
@@ -289,3 +292,121 @@ def test_scores_rise_as_a_crash_comes_nearer(tmp_path: Path) -> None:
     for name, predict in BASELINES.items():
         score = predict(cut).score
         assert (np.diff(score) > 0).all(), name
+
+
+# Everybody of his own size, and roads without edges.
+
+USERS = road_users_spec()
+AT = USERS.state_index
+
+
+def users_state(**values: float) -> np.ndarray:
+    """One state of road users: a car on a road whose edges are far, save what is named."""
+    row = np.zeros(USERS.state_dim)
+    wide = {"left_edge": 16.0, "right_edge": 16.0, "length": 5.0, "width": 2.0}
+    for name, value in {**wide, **values}.items():
+        row[AT(name)] = value
+    return row
+
+
+def user(dx: float, dy: float, size: tuple[float, float], **values: float) -> dict[str, float]:
+    given = {"length": size[0], "width": size[1], "dx": dx, "dy": dy, **values}
+    return {f"neighbour_1_{name}": value for name, value in given.items()}
+
+
+@pytest.mark.parametrize(
+    ("place", "size", "own", "expected"),
+    [
+        ((20.0, 0.0), (5.0, 2.0), (5.0, 2.0), 15.0),
+        ((20.0, 0.0), (18.0, 2.5), (5.0, 2.0), 8.5),
+        ((20.0, 0.0), (18.0, 2.5), (12.0, 2.5), 5.0),
+        ((0.0, 3.0), (0.5, 0.5), (5.0, 2.0), 1.75),
+        ((0.0, 3.0), (0.0, 0.0), (5.0, 2.0), 100.0),  # a length of 0 is nobody
+    ],
+)
+def test_the_margin_is_that_of_true_rectangles(
+    place: tuple[float, float],
+    size: tuple[float, float],
+    own: tuple[float, float],
+    expected: float,
+) -> None:
+    row = users_state(**user(*place, size), length=own[0], width=own[1])
+    assert float(margin(row[None], USERS)[0]) == pytest.approx(expected)
+
+
+def test_an_edge_that_saturates_is_none() -> None:
+    far, near = users_state(), users_state(right_edge=15.5)
+    assert margin(np.array([far, near]), USERS).tolist() == [100.0, 15.5]
+    drifting = {"speed": 20.0, "sin_heading_error": 0.5}
+    score = time_to_collision(
+        start_windows(users_state(**drifting), users_state(**drifting, right_edge=10.0)), USERS
+    ).score
+    np.testing.assert_allclose(score, [-LONGEST_TTC_S, -1.0])
+
+
+def test_an_edge_that_saturates_stays_where_it_is() -> None:
+    """The bicycle crosses 8 m to the left of a road that ends nowhere."""
+    start = users_state(speed=20.0, sin_heading_error=-0.5, right_edge=12.0)[None]
+    states = physics_rollout(start, np.zeros((1, 16, 3)), USERS)[0]
+    assert (states[:, AT("left_edge")] == 16.0).all()
+    moved = 20 * 0.5 * 16 * DT_S
+    assert states[-1, AT("right_edge")] == min(12.0 + moved, 16.0)
+    assert margin(states, USERS)[-1] == 100.0
+
+
+def test_a_long_ego_turns_by_its_own_length() -> None:
+    actions = np.tile([0.3, 0.1, 0.0], (1, 10, 1))
+    for length in (5.0, 12.0):
+        start = users_state(speed=12.0, length=length)[None]
+        pose = np.array([0.0, 0.0, 0.0, 12.0])
+        for action in actions[0]:
+            pose = bicycle_step(pose, action, length=length)
+        found = physics_rollout(start, actions, USERS)[0, -1]
+        assert found[AT("sin_heading_error")] == pytest.approx(np.sin(pose[2]))
+        assert found[AT("lane_offset")] == pytest.approx(pose[1], abs=0.02)
+
+
+def test_physics_of_road_users_is_that_of_the_bundled_features_among_cars() -> None:
+    """The same traffic in both layouts; a truck in place of a car is nearer."""
+    world = Simulation(5, "highway")
+    for _ in range(3):
+        world.step(np.array([0.0, 0.2, 0.0]))
+    actions = np.random.default_rng(0).uniform([-1, 0, 0], [1, 1, 1], (1, 12, 3)) * 0.2
+    states = {spec.name: world.state(spec)[None] for spec in (SPEC, USERS)}
+    found = [
+        margin(physics_rollout(states[spec.name], actions, spec, turning=False), spec)
+        for spec in (SPEC, USERS)
+    ]
+    is_edge = found[0] > 11  # the bundled features know edges beyond 16 m
+    np.testing.assert_allclose(found[0][~is_edge], found[1][~is_edge], atol=1e-4)
+    longer = states[USERS.name].copy()
+    for i in range(1, 5):
+        longer[0, AT(f"neighbour_{i}_length")] *= 2
+    assert (margin(longer, USERS) <= margin(states[USERS.name], USERS)).all()
+
+
+def test_baselines_know_layouts_of_the_simulated_ego_alone() -> None:
+    assert set(baselines_of(SPEC)) == set(baselines_of(USERS)) == set(BASELINES)
+    car = USERS.kinematics
+    assert car is not None
+    stronger = replace(USERS, kinematics=replace(car, full_brake_mps2=9.0))
+    slower = replace(USERS, dt_s=0.1)
+    rain = replace(
+        USERS, state=(*USERS.state, Feature("rain", "mm", 0, 1, "of an hour")), example=None
+    )
+    for other in (stronger, slower, rain, replace(USERS, kinematics=None)):
+        assert baselines_of(other) == {}
+
+
+def test_a_baseline_of_road_users_predicts_their_states() -> None:
+    row = users_state(**user(30.0, 0.0, (12.0, 2.5), speed=10.0), speed=20.0)
+    windows = start_windows(row, horizon=8)
+    for name, predict in baselines_of(USERS).items():
+        prediction = predict(windows)
+        assert np.isfinite(prediction.score).all(), name
+        if prediction.states is not None:
+            assert prediction.states.shape == windows.states.shape
+            lengths = prediction.states[..., AT("neighbour_1_length")]
+            assert (lengths == 12.0).all()
+    alone = baselines_of(USERS)["bicycle + constant velocity"](windows)
+    assert alone.score[0] == pytest.approx(-(30 - 8.5 - 10 * 8 * DT_S), abs=1e-5)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from models.road_users import road_users_spec
 from tests.test_training.outcomes import outcome_windows
 from training.dataset.windows import Windows
 from training.evaluation import branches
@@ -133,3 +134,18 @@ def test_choice_without_any_choice_has_no_share() -> None:
     result = choice_scores({"any": Risk(np.ones(2), np.ones(2))}, windows, 5)
     assert result["states_with_a_choice"] == 0
     assert result["methods"]["any"]["survives"] is None
+
+
+def test_branches_of_a_mixed_fleet_are_of_the_spec_asked_for(tmp_path: Path) -> None:
+    spec = road_users_spec()
+    windows = make_branches(tmp_path, 2, 4, SHARES, spec=spec, fleet="mixed", workers=1)
+    seed = FIRST_SEED
+    moment = None
+    while moment is None:
+        moment = draw_moment(seed, SHARES, near_end=True, fleet="mixed")
+        seed += 1
+    world = moment.simulate()
+    np.testing.assert_array_equal(windows.states[0, 0], world.state(spec))
+    lengths = windows.states[..., spec.state_index("neighbour_1_length")]
+    assert (lengths == lengths[:, :1]).all()
+    assert np.isclose(lengths[0, 0], world.sizes[:, 0]).any()

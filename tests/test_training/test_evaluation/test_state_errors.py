@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from models.highway import highway_spec
+from models.road_users import road_users_spec
 from tests.test_training.outcomes import HORIZON
 from training.evaluation.state_errors import (
     DIVERGED_SD,
@@ -201,3 +202,29 @@ def test_spearman_interval_holds_the_estimate() -> None:
 
 def test_uncertainty_scores_of_one_window_do_not_exist() -> None:
     assert uncertainty_scores(np.ones(1), np.ones(1), np.zeros(1, int), 5)["spearman"] is None
+
+
+def test_errors_of_road_users_are_those_of_the_same_things_in_their_layout() -> None:
+    """One neighbour of two is there, by its length; columns are other ones than the bundled."""
+    users = road_users_spec()
+    at = users.state_index
+    true = np.zeros((2, 5, users.state_dim), np.float32)
+    true[..., [at("neighbour_1_length"), at("neighbour_1_width")]] = 12.0, 2.5
+    predicted = true.copy()
+    for name, change in {"neighbour_1_dx": 3.0, "neighbour_1_dy": 4.0, "left_edge": 0.2}.items():
+        predicted[..., at(name)] += change
+    predicted[..., at("neighbour_2_dx")] += 50.0  # nobody
+    scores = state_scores(predicted[:, 1], true[:, 1], np.ones(users.state_dim), users)
+    assert scores["neighbour"]["position_mean_m"] == pytest.approx(5.0)
+    assert scores["ego"]["edge_m"] == pytest.approx(0.1)
+    counted = users.state_dim - 3 * 6  # the ego's, and neighbour 1's
+    error = np.sqrt((9 + 16 + 0.04) / (counted - 1))  # neighbour 2's acceleration
+    assert scores["all"]["nrmse"] == pytest.approx(error)
+    near, seen = nearest_error(predicted, true, users)
+    assert seen.all()
+    np.testing.assert_allclose(near, 5.0)
+    assert error_curves(predicted, true, users)["neighbour position error, m"][1] == pytest.approx(
+        5
+    )
+    sums = final_error_sums(predicted[:, -1], true[:, -1], np.array([0, 1]), 2, users)
+    np.testing.assert_allclose(sums["edge_m"][0], 0.1, rtol=1e-5)
