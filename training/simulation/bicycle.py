@@ -26,25 +26,25 @@ GRIP_MPS2 = _CAR.grip_mps2
 MAX_STEERING_RAD = _CAR.max_steering_rad
 
 
-def steering_limit(speed: ArrayLike, length_m: ArrayLike = LENGTH_M) -> FloatArray:
+def steering_limit(speed: ArrayLike, length: ArrayLike = LENGTH_M) -> FloatArray:
     """Return the front wheel angle that full steer means at a speed.
 
     Args:
         speed: [...] m/s.
-        length_m: [...] of the car, its wheelbase.
+        length: [...] m, of the ego: its wheelbase.
 
     Returns:
         [...] rad: what keeps lateral acceleration near `GRIP_MPS2`, at most `MAX_STEERING_RAD`.
         From v^2 tan(delta) / length = grip.
     """
     squared = np.maximum(np.asarray(speed, dtype=np.float64), 1.0) ** 2
-    grip = GRIP_MPS2 * np.asarray(length_m, np.float64) / squared
+    grip = GRIP_MPS2 * np.asarray(length, np.float64) / squared
     limit: FloatArray = np.minimum(MAX_STEERING_RAD, np.arctan(grip))
     return limit
 
 
 def command(
-    action: ArrayLike, speed: ArrayLike, dt_s: float = DT_S, length_m: ArrayLike = LENGTH_M
+    action: ArrayLike, speed: ArrayLike, dt_s: float = DT_S, length: ArrayLike = LENGTH_M
 ) -> tuple[FloatArray, FloatArray]:
     """Translate actions into what the bicycle takes.
 
@@ -52,7 +52,7 @@ def command(
         action: [..., 3] steer in [-1, 1], throttle and brake in [0, 1].
         speed: [...] m/s.
         dt_s: Step length the acceleration will be held for.
-        length_m: [...] of the car, its wheelbase.
+        length: [...] m, of the ego.
 
     Returns:
         Acceleration [...] in m/s^2, limited so that one step neither reverses the car nor takes
@@ -62,11 +62,11 @@ def command(
     speed = np.asarray(speed, dtype=np.float64)
     wanted = FULL_THROTTLE_MPS2 * action[..., 1] - FULL_BRAKE_MPS2 * action[..., 2]
     acceleration = np.clip(wanted, -speed / dt_s, (MAX_SPEED_MPS - speed) / dt_s)
-    return acceleration, action[..., 0] * steering_limit(speed, length_m)
+    return acceleration, action[..., 0] * steering_limit(speed, length)
 
 
 def bicycle_step(
-    pose: ArrayLike, action: ArrayLike, dt_s: float = DT_S, length_m: ArrayLike = LENGTH_M
+    pose: ArrayLike, action: ArrayLike, dt_s: float = DT_S, length: ArrayLike = LENGTH_M
 ) -> FloatArray:
     """Move kinematic bicycles by one explicit Euler step.
 
@@ -74,7 +74,7 @@ def bicycle_step(
         pose: [..., 4] x m, y m, heading rad, speed m/s.
         action: [..., 3] as in `command`.
         dt_s: Step length.
-        length_m: [...] of the car, its wheelbase.
+        length: [...] m, of the ego.
 
     Returns:
         [..., 4] the next pose. Position and heading use the speed from before the step, as
@@ -82,13 +82,13 @@ def bicycle_step(
     """
     pose = np.asarray(pose, dtype=np.float64)
     x, y, heading, speed = np.moveaxis(pose, -1, 0)
-    acceleration, steering = command(action, speed, dt_s, length_m)
+    acceleration, steering = command(action, speed, dt_s, length)
     beta = np.arctan(0.5 * np.tan(steering))
     return np.stack(
         [
             x + speed * np.cos(heading + beta) * dt_s,
             y + speed * np.sin(heading + beta) * dt_s,
-            heading + speed * np.sin(beta) / (np.asarray(length_m) / 2) * dt_s,
+            heading + speed * np.sin(beta) / (np.asarray(length) / 2) * dt_s,
             speed + acceleration * dt_s,
         ],
         axis=-1,

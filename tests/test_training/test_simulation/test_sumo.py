@@ -191,7 +191,7 @@ def behind(world: SumoSimulation) -> list[int]:
     along = math.cos(heading) * dx + math.sin(heading) * dy
     aside = math.cos(heading) * dy - math.sin(heading) * dx
     turned = np.abs(world.poses[:, 2] - heading)
-    return np.flatnonzero((-30 < along) & (along < 0) & (np.abs(aside) < 2) & (turned < 1)).tolist()
+    return np.flatnonzero((along > -30) & (along < 0) & (np.abs(aside) < 2) & (turned < 1)).tolist()
 
 
 @needs_sumo

@@ -28,11 +28,12 @@ _TYPICAL_M = 35.0
 """Nearer places are taken more often: who is far away decides nothing."""
 
 _WALK_REACH_M = 70.0
-_DASH_FACTOR = 2.0
+_DASH_FACTOR = 5.0
 """Pedestrians have sudden moves in store so much more often than drivers."""
 
 _ROUTE_M = 700.0
 _FIRST_M = 20.0
+_ENDS_S = 6.0
 _ENOUGH_S, _MOST_STARTS = 8.0, 100
 
 _BENDS_EASILY_M = 6.5
@@ -202,6 +203,9 @@ def _draw_drivers(
         if user.kind == BICYCLE:
             spot = spot._replace(lane=(edge, roads.riding[edge]))
         speed = min(roads.limits[edge] * factor, user.driving.top[0]) * rng.uniform(0.7, 0.98)
+        left_m = roads.lengths[edge] - spot.along
+        if not roads.links.get(spot.lane, True) and left_m < _ENDS_S * speed:
+            continue  # could not stop, nor change, where its lane ends
         if placed.is_free(user, spot, speed * rng.uniform(0.1, 0.6)):
             user = with_lapse(user, rng, surprising_share)
             route = _draw_route(roads, spot.lane, user, rng)

@@ -32,6 +32,9 @@ _NEAR_M = 30.0
 _NEW_SHARE, _STANDING_MPS = 0.3, 0.1
 """Of a pedestrian's velocity, how much is of the last step; slower, he keeps his heading."""
 
+_WALKER_MPS2, _WALKER_RADPS = 6.0, 3.0
+"""What a pedestrian can do: SUMO moves him aside, and from path to path, by jumps."""
+
 _PROVOKED_S = 2.5
 """A crash so soon after the other one's lapse began counts as provoked by it."""
 
@@ -139,10 +142,11 @@ class SumoSimulation:
         seen = (np.array([x, -y]) - before[:2]) / DT_S
         old = before[3] * np.array([math.cos(before[2]), math.sin(before[2])])
         velocity = old + _NEW_SHARE * (seen - old)
-        pace = float(np.hypot(*velocity))
+        pace = before[3] + _within(float(np.hypot(*velocity)) - before[3], _WALKER_MPS2)
         heading = before[2]
         if pace > _STANDING_MPS:
-            heading += float(wrapped(math.atan2(velocity[1], velocity[0]) - heading))
+            turn = float(wrapped(math.atan2(velocity[1], velocity[0]) - heading))
+            heading += _within(turn, _WALKER_RADPS)
         return np.array([x, -y, heading, pace])
 
     def _show(self, pose: Floats) -> None:
@@ -164,7 +168,7 @@ class SumoSimulation:
         Returns:
             The cause if it is over, 0 if not.
         """
-        pose = bicycle_step(self.poses[0], action, length_m=self.ego.length)
+        pose = bicycle_step(self.poses[0], action, length=self.ego.length)
         self._sudden.act(self._steps, self.poses[1:], self.present[1:])
         try:
             self._api.vehicle.moveToXY(EGO, "", -1, *as_sumo(pose, self.ego.length), 2)
@@ -206,6 +210,11 @@ class SumoSimulation:
             self.is_cut = True
         elif min(self.features[3:5]) < 0:
             self.cause = _CAUSES.index("off_road")
+
+
+def _within(change: float, rate: float) -> float:
+    """Return a change of one step, limited to a rate of so much a second."""
+    return min(max(change, -rate * DT_S), rate * DT_S)
 
 
 def as_sumo(pose: Floats, length: float) -> tuple[float, float, float]:
