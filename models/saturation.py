@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable
+from operator import ge, le
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,8 @@ class Saturations:
         self._high = np.array(
             [math.inf if x.high is None else x.high for x in saturations], np.float32
         )
-        self._bounds = list(zip(self._low.tolist(), self._high.tolist(), strict=True))
+        self._lows, self._highs = self._low.tolist(), self._high.tolist()
+        self._has_low = any(x.low is not None for x in saturations)
         # One state comes most often; NumPy takes many times as long to compare a few numbers of it.
         form, end = "=", 0
         for column in self._columns.tolist():
@@ -47,10 +49,9 @@ class Saturations:
         """
         if states.size == states.shape[-1]:
             picked = self._of_one(states)
-            for value, (low, high) in zip(picked, self._bounds, strict=True):
-                if value > high or value < low:
-                    break
-            else:
+            if all(map(le, picked, self._highs)) and (
+                not self._has_low or all(map(ge, picked, self._lows))
+            ):
                 return states
         values = states[..., self._columns]
         within = np.clip(values, self._low, self._high)

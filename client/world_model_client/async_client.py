@@ -86,15 +86,15 @@ class AsyncClient(
     def _opened(self) -> httpx.AsyncClient:
         import httpx
 
-        if self._transport is not None:
-            return httpx.AsyncClient(**self._options, transport=self._transport)
-        from world_model_client.network import LIMITS, proxy_for
+        from world_model_client.network import LIMITS, no_cookies, proxy_for
 
-        assert self._context is not None
-        transport = httpx.AsyncHTTPTransport(
-            verify=self._context, limits=LIMITS, proxy=proxy_for(self._base_url)
-        )
-        return httpx.AsyncClient(**self._options, transport=transport)
+        transport = self._transport
+        if transport is None:
+            assert self._context is not None
+            transport = httpx.AsyncHTTPTransport(
+                verify=self._context, limits=LIMITS, proxy=proxy_for(self._base_url)
+            )
+        return httpx.AsyncClient(**self._options, cookies=no_cookies(), transport=transport)
 
     def _http(self, *, fresh: bool) -> httpx.AsyncClient:
         http = super()._http(fresh=fresh)

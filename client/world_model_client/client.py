@@ -79,13 +79,13 @@ class Client(Calls["httpx.Client", "httpx.BaseTransport", dict[str, Any]]):
     def _opened(self) -> httpx.Client:
         import httpx
 
-        if self._transport is not None:
-            return httpx.Client(**self._options, transport=self._transport)
-        from world_model_client.network import LIMITS, DeadlineTransport
+        from world_model_client.network import LIMITS, DeadlineTransport, no_cookies
 
-        assert self._context is not None
-        transport = DeadlineTransport(self._base_url, self._context, LIMITS)
-        return httpx.Client(**self._options, transport=transport)
+        transport = self._transport
+        if transport is None:
+            assert self._context is not None
+            transport = DeadlineTransport(self._base_url, self._context, LIMITS)
+        return httpx.Client(**self._options, cookies=no_cookies(), transport=transport)
 
     def _call(self, call: Call) -> dict[str, Any]:
         exchange = self._exchange(call)

@@ -12,6 +12,7 @@ import ssl
 import urllib.request
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from importlib.util import find_spec
 from time import monotonic
 from typing import Any
@@ -205,6 +206,14 @@ def _core_url(url: httpx.URL) -> httpcore.URL:
     return httpcore.URL(
         scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
     )
+
+
+def no_cookies() -> CookieJar:
+    """Return a jar that takes no cookies: each request stands alone.
+
+    Some that a server may set could not be sent again, and would end the next call.
+    """
+    return CookieJar(DefaultCookiePolicy(allowed_domains=[]))
 
 
 def certificates() -> ssl.SSLContext:

@@ -13,6 +13,7 @@ The version is a hash of what decides the answers: weights, config, spec and cal
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -171,6 +172,7 @@ class Checkpoint:
             length_m=geometry.length_m if geometry is not None else 0.0,
             edges=tuple(map(index, geometry.edges)) if geometry is not None else (),
             sides=(index(road.left_edge), index(road.right_edge)) if road is not None else (),
+            **_size_columns(self.spec),
         )
 
     def _known_ranges(self) -> tuple[States, States]:
@@ -186,6 +188,28 @@ class Checkpoint:
         low = np.maximum(calibration.state_low, [feature.low for feature in features])
         high = np.minimum(calibration.state_high, [feature.high for feature in features])
         return low.astype(np.float32), high.astype(np.float32)
+
+
+def _size_columns(spec: Spec) -> dict[str, Any]:
+    """Return what `SafetyLimits` knows of sizes that are features; nothing if none are."""
+    geometry = spec.geometry
+    if geometry is None:
+        return {}
+    named = [
+        () if slot.length is None or slot.width is None else (slot.length, slot.width)
+        for slot in geometry.slots
+    ]
+    own = geometry.size_features
+    high = {feature.name: feature.high for feature in spec.state}
+    known = [pair for pair in (*named, own) if pair]
+    return {
+        "sizes": tuple(tuple(map(spec.state_index, pair)) for pair in named) if any(named) else (),
+        "ego_size": tuple(map(spec.state_index, own)),
+        "largest_m": (
+            max((high[pair[0]] for pair in known), default=math.inf),
+            max((high[pair[1]] for pair in known), default=math.inf),
+        ),
+    }
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> str:

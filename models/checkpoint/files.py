@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from stat import S_ISREG
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -199,9 +200,11 @@ def read_bytes(path: Path) -> bytes:
     """Return what a file holds.
 
     Raises:
-        CheckpointError: It cannot be read.
+        CheckpointError: It cannot be read, or is no plain file: a pipe may never end.
     """
     try:
+        if not S_ISREG(path.stat().st_mode):
+            raise CheckpointError(f"cannot read {path}: it is no plain file")
         return path.read_bytes()
     except OSError as exc:
         raise CheckpointError(f"cannot read {path}: {exc.strerror}") from exc

@@ -51,8 +51,8 @@ def import_weights(
 
     Dims are read off the shapes. Such models predict the absolute next state in raw units
     unless the files hold normalisers, and have no calibration: their safety verdicts are
-    `unknown` until `training.fitting.train.recalibrate` has seen recordings. What was taken from
-    each file is noted as `training["taken"]`.
+    `unknown` until `training.fitting.recalibrate` has seen recordings. What was taken from each
+    file is noted as `training["taken"]`.
 
     Args:
         weights: Files written by `torch.save` or safetensors; weights only, no code. Each holds

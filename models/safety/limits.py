@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,15 +47,20 @@ class SafetyLimits:
         horizon: Longest evaluated number of steps.
         feature_names: S names of the state features.
         dt_s: Length of a step.
-        slots: Columns of presence, dx and dy of each neighbour, [slots, 3].
-        apart_m: Centres of two vehicles cannot be closer: a vehicle's width.
+        slots: Columns of presence, dx and dy of each neighbour, [slots, 3]; of one without a
+            presence, that of its length comes first.
+        apart_m: Width of a vehicle whose size is not known: centres of two cannot be closer.
         headings: Column of each neighbour's heading; empty if the features do not show whether
             one touches the ego.
-        length_m: A vehicle's length.
+        length_m: Length of a vehicle whose size is not known.
         edges: Columns of distances to road edges, negative beyond them.
         uncalibrated: Why there is no crash threshold, for a person.
         sides: Columns of the distances to the left and to the right edge of one road; empty if they
             are not known.
+        sizes: Columns of each neighbour's length and width, none for one of whom they are not
+            features; empty if they are for nobody.
+        ego_size: Columns of the ego's length and width; empty if they are not features.
+        largest_m: The longest and the widest that somebody can be.
     """
 
     crash_threshold: float | None
@@ -71,6 +77,9 @@ class SafetyLimits:
     edges: tuple[int, ...] = ()
     uncalibrated: str = NOT_CALIBRATED
     sides: tuple[int, ...] = ()
+    sizes: tuple[tuple[int, ...], ...] = ()
+    ego_size: tuple[int, ...] = ()
+    largest_m: tuple[float, float] = (np.inf, np.inf)
 
     def __post_init__(self) -> None:
         dim = len(self.feature_names)
@@ -80,11 +89,37 @@ class SafetyLimits:
                 raise ValueError(f"{name} has shape {np.shape(getattr(self, name))}, not ({dim},)")
         if self.slots.shape[1:] != (3,) or not np.isin(self.slots, range(dim)).all():
             raise ValueError(f"slots must be columns below {dim}, [slots, 3], got {self.slots}")
-        for name in ("headings", "edges", "sides"):
+        for name in ("headings", "edges", "sides", "ego_size"):
             if not set(getattr(self, name)) <= set(range(dim)):
                 raise ValueError(f"{name} must be columns below {dim}, got {getattr(self, name)}")
+        self._check_sizes(dim)
         if self.headings and (len(self.headings) != len(self.slots) or not self.length_m > 0):
             raise ValueError(
                 f"{len(self.headings)} headings and the length_m {self.length_m} do not fit "
                 f"{len(self.slots)} slots"
             )
+
+    def _check_sizes(self, dim: int) -> None:
+        """Refuse columns of sizes that would be of somebody else, or ask nothing."""
+        if len(self.sizes) not in (0, len(self.slots)):
+            raise ValueError(f"{len(self.sizes)} sizes do not fit {len(self.slots)} slots")
+        for columns in (*self.sizes, self.ego_size):
+            if len(columns) not in (0, 2) or not set(columns) <= set(range(dim)):
+                raise ValueError(f"sizes must be pairs of columns below {dim}, got {columns}")
+        if any(self.sizes) and not self.headings:
+            raise ValueError("sizes need headings: how far who reaches depends on them")
+
+    @cached_property
+    def places(self) -> list[tuple[int, int, int, int, int | None, tuple[int, ...]]]:
+        """Number and columns of each slot: gate, dx, dy, heading or None, and those of its size.
+
+        As numbers of Python's, which are quicker to use one by one.
+        """
+        count = len(self.slots)
+        headings, sizes = self.headings or (None,) * count, self.sizes or ((),) * count
+        return [
+            (number, *columns, heading, size)
+            for number, (columns, heading, size) in enumerate(
+                zip(self.slots.tolist(), headings, sizes, strict=True), 1
+            )
+        ]

@@ -68,13 +68,21 @@ _allow_unguaranteed = click.option(
     show_default=True,
     help="Decides every episode. The bundled model was trained on those of seed 1.",
 )
+@click.option(
+    "--fleet",
+    type=click.Choice(["cars", "mixed"]),
+    help="Who is on the road: only cars of 5 x 2 m, or all kinds of road users with sizes of their "
+    "own, on highways of 2 to 8 lanes.  [default: what the bundled model knows]",
+)
 @click.option("--workers", type=int, default=None, help="Processes.  [default: one a usable CPU]")
-def collect(folder: Path, transitions: int, seed: int, workers: int | None) -> None:
+def collect(
+    folder: Path, transitions: int, seed: int, fleet: str | None, workers: int | None
+) -> None:
     """Record episodes of the simulator into FOLDER; goes on where an earlier call stopped."""
     with _long():
         from training.dataset.collect import collect as run_collect
 
-        run_collect(folder, transitions=transitions, seed=seed, workers=workers)
+        run_collect(folder, transitions=transitions, seed=seed, fleet=fleet, workers=workers)
 
 
 @click.command("check-data")
@@ -174,6 +182,18 @@ def train(
     help="Take the first so many members only: a smaller and faster model, with thresholds of its "
     "own.  [default: all]",
 )
+@click.option(
+    "--ranges",
+    type=click.Choice(["trained", "data"]),
+    default="trained",
+    show_default=True,
+    help="Where verdicts are unknown: beyond what the weights were trained on, or beyond DATA.",
+)
+@click.option(
+    "--allow-lower-recall",
+    is_flag=True,
+    help="Take a threshold that fewer of DATA's windows before an end reach than the old one.",
+)
 @_overwrite
 @_allow_unguaranteed
 def calibrate(
@@ -184,13 +204,15 @@ def calibrate(
     false_alarm_rate: float,
     miss_rate: float,
     members: int | None,
+    ranges: str,
+    allow_lower_recall: bool,
     overwrite: bool,
     allow_unguaranteed_limits: bool,
 ) -> None:
     """Fit CHECKPOINT's probabilities and thresholds to episodes in DATA; its weights stay."""
     with _long(_NOTHING):
         from training.fitting.options import TrainOptions
-        from training.fitting.train import recalibrate
+        from training.fitting.recalibrate import recalibrate
 
         options = TrainOptions(
             seed=seed,
@@ -198,7 +220,16 @@ def calibrate(
             miss_rate=miss_rate,
             allow_unguaranteed=allow_unguaranteed_limits,
         )
-        version = recalibrate(checkpoint, data, out, options, members=members, overwrite=overwrite)
+        version = recalibrate(
+            checkpoint,
+            data,
+            out,
+            options,
+            members=members,
+            data_ranges=ranges == "data",
+            allow_lower_recall=allow_lower_recall,
+            overwrite=overwrite,
+        )
         click.echo(f"Wrote {out}, version {version}")
 
 

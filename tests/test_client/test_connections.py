@@ -310,7 +310,7 @@ def visits_until_late(
         started = time.monotonic()
         with pytest.raises(UnreachableError, match=r"no answer from .* after 0\.4 s"):
             ask(server.url, calls, timeout_s=0.4)
-        assert 0.4 <= time.monotonic() - started < 1.4
+        assert 0.4 <= time.monotonic() - started < 10  # without its deadline it would not end
         is_over.set()
     return server.visits
 

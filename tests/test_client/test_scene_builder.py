@@ -179,13 +179,15 @@ def test_the_nearest_four_are_taken_and_the_others_named() -> None:
     [
         (at(5, 12, 0), False),
         (at(5, 40, 0, 0.0), False),
-        (at(5, 7.2, 0), True),
+        (at(5, 6.2, 0), True),
         (at(5, -18, 0, 40.0), True),
+        (at(5, 20, 3.6, heading=np.pi), False),
+        (at(5, 20, 0.5, heading=np.pi), True),
     ],
-    ids=["far", "far and slow", "near", "fast"],
+    ids=["far", "far and slow", "near", "fast", "passing", "oncoming"],
 )
 def test_who_does_not_fit_and_could_matter_is_told(fifth: RoadUser, matters: bool) -> None:
-    users = [at(1, 6, 0), at(2, -6, 0), at(3, 0, 4), at(4, 5.5, 4), fifth]
+    users = [at(1, 5.5, 0), at(2, -5.5, 0), at(3, 0, 4), at(4, -0.5, -4), fifth]
     if fifth.x == -18:
         users = [at(1, 6, 0), at(2, 5.8, 4), at(3, 0, 4), at(4, -5.5, 4), fifth]
 
@@ -448,6 +450,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         r"^ego.length is 0.0 \(allowed: a number above 0, to 1000\)",
     ),
     "ego None": ({"ego": ego_with(width=None)}, "^ego.width is None"),
+    "no objects": ({"objects": None}, r"^objects is None \(allowed: RoadUsers in a list"),
     "no road user": (
         {"objects": [at(1, 3, 0), (1, 2)]},
         r"^objects\[1\] is \(1, 2\) \(allowed: a R",

@@ -169,7 +169,9 @@ def test_a_mirrored_world_has_the_same_distances_and_opposite_signs() -> None:
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (([],), "^centre_lines is empty"),
+        (([],), r"^centre_lines is \[\] \(allowed: a list of at least one line\)"),
+        ((None,), "^centre_lines is None"),
+        ((straight(0.0),), r"^centre_lines\[0\] has the shape \[2\] \(allowed: finite points"),
         (([[[0, 0], [1, 1]], [[0, 0]]],), r"^centre_lines\[1\] has no length"),
         (([[[0, 0], [1, 1]]], [[0, 0], [0, np.nan]]), r"^left_edge\[1\]\[1\] is nan"),
         (([[[0, 0], [1, 1]]], None, [0, 1]), r"^right_edge has the shape \[2\]"),

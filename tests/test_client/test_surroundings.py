@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import world_model_client.exchange
@@ -210,6 +210,7 @@ JSON: st.SearchStrategy[Any] = st.recursive(
 
 
 @settings(max_examples=200, deadline=None)
+@example(301, b"", {"location": "", "set-cookie": "\xff"})
 @given(
     st.integers(100, 999),
     st.binary(max_size=30) | JSON.map(orjson.dumps),

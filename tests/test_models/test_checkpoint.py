@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 from collections.abc import Callable
@@ -121,6 +122,14 @@ def write(name: str, content: bytes) -> Callable[[Path], None]:
     return edit
 
 
+def pipe(name: str) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return edit
+
+
 def edit_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
     def edit(folder: Path) -> None:
         tensors = load_file(folder / "weights.safetensors")
@@ -161,6 +170,8 @@ def set_one(name: str, index: int, value: float) -> Callable[[Path], None]:
     ("damage", "message"),
     [
         (lambda folder: (folder / "spec.json").unlink(), r"cannot read .*spec\.json"),
+        (pipe("spec.json"), r"cannot read .*spec\.json: it is no plain file"),
+        (pipe("weights.safetensors"), r"cannot read .*weights\.safetensors: it is no plain file"),
         (write("config.json", b"{"), r"config\.json is not JSON"),
         (write("config.json", b"[]"), r"config\.json does not hold a JSON object"),
         (write("spec.json", b"[" * 99_999), r"spec\.json is not JSON .*nested too deeply"),

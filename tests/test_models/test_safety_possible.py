@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import models
-from models.checkpoint.checkpoint import load_checkpoint
+from models.checkpoint.checkpoint import Architecture, Checkpoint, load_checkpoint
 from models.highway import VEHICLE_LENGTH_M, VEHICLE_WIDTH_M
+from models.network.ensemble import WorldModelEnsemble
+from models.road_users import road_users_spec
 from models.safety import SAFE, UNKNOWN, SafetyLimits, Verdict, assess
 from models.safety.rectangles import separations
 
@@ -393,8 +395,183 @@ def test_a_state_is_safe_only_on_the_road(left: float, right: float) -> None:
 
 def test_separations_are_those_along_each_axis() -> None:
     found = separations(6.0, 1.0, 0.0, 1.0, 4.0, 2.0)
+    unequal = separations(6.0, 1.0, 0.0, 1.0, 4.0, 2.0, 3.0, 1.0)
 
     assert found == (3.0, -2.0, -2.0, 3.0)
+    assert unequal == (3.5, -1.5, -1.5, 3.5)
+
+
+SIZED_SPEC = road_users_spec()
+KNOWN = dict.fromkeys((f.name for f in SIZED_SPEC.state), 0.0) | {
+    "left_edge": 6.0,
+    "right_edge": 6.0,
+    "length": 4.8,
+    "width": 1.9,
+}
+SIZED = replace(
+    Checkpoint(WorldModelEnsemble(1, spec=SIZED_SPEC), SIZED_SPEC, Architecture()).limits,
+    crash_threshold=0.5,
+    uncertainty_limit=1.0,
+    horizon=4,
+)
+
+
+def faults(**values: float) -> list[str]:
+    """Return what is said against a state of known sizes, faults one by one."""
+    state = [values.pop(name, usual) for name, usual in KNOWN.items()]
+    assert not values
+    verdict = judged(state, SIZED)
+    assert (verdict.verdict == SAFE) is (not verdict.reasons)
+    assert {reason.rule for reason in verdict.reasons} <= {"input_impossible"}
+    return [part for reason in verdict.reasons for part in reason.message.split("; ")]
+
+
+def user(
+    number: int, length: float, width: float, dx: float, dy: float, heading: float = 0.0
+) -> dict[str, float]:
+    names = ("length", "width", "dx", "dy", "heading")
+    values = (length, width, dx, dy, heading)
+    return {f"neighbour_{number}_{name}": x for name, x in zip(names, values, strict=True)}
+
+
+PERSON, CAR, BUS, TRAILER = (0.5, 0.6), (4.5, 1.8), (12.0, 2.5), (18.0, 2.6)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, []),
+        (user(1, *TRAILER, 11.5, 0.0), []),
+        (user(1, *TRAILER, 11.3, 0.0), ["neighbour 1 overlaps the ego by 0.1 m"]),
+        (user(1, *PERSON, 2.7, 0.0), []),
+        (user(1, *PERSON, 2.6, 0.0), ["neighbour 1 overlaps the ego by 0.05 m"]),
+        (user(1, *PERSON, 0.0, -1.3), []),
+        (user(1, *PERSON, 0.0, -1.2), ["neighbour 1 overlaps the ego by 0.05 m"]),
+        # Long and askew: its corner reaches where a car's would not.
+        (user(1, *TRAILER, 9.0, 4.0, 0.5), ["neighbour 1 overlaps the ego by 1.7 m"]),
+        ({**user(1, *CAR, 10.0, 0.0), **user(2, *CAR, 10.0, 2.0)}, []),
+        ({**user(1, *CAR, 10.0, 0.0), **user(2, *CAR, 10.0, 1.4)}, []),
+        (
+            {**user(1, *CAR, 10.0, 0.0), **user(2, *CAR, 10.0, 1.3)},
+            ["neighbours 1 and 2 overlap by 0.5 m"],
+        ),
+        ({**user(1, *PERSON, 10.0, 0.0), **user(2, *PERSON, 10.0, 0.35)}, []),
+        (
+            {**user(1, *PERSON, 10.0, 0.0), **user(2, *PERSON, 10.0, 0.0)},
+            ["neighbours 1 and 2 overlap by 0.5 m"],
+        ),
+        (
+            {**user(1, *BUS, 20.0, 0.0), **user(2, *PERSON, 25.0, 0.0)},
+            ["neighbours 1 and 2 overlap by 1.2 m"],
+        ),
+        ({**user(1, *BUS, 20.0, 0.0), **user(2, *PERSON, 26.0, 0.0)}, []),
+        ({**user(1, *BUS, 20.0, 0.0), **user(2, *PERSON, 19.5, 2.0)}, []),
+        (
+            {**user(1, *BUS, 20.0, 0.0), **user(3, *PERSON, 18.0, 3.0)},
+            [
+                "neighbour 3 is 18.2 m away, nearer than neighbour 1, 20.0 m, but slots are filled "
+                "nearest first"
+            ],
+        ),
+        ({"width": 2.6, "left_edge": 0.5, "right_edge": 2.2}, []),
+        (
+            {"width": 2.6, "left_edge": 0.5, "right_edge": 2.0},
+            ["a road of 2.5 m is narrower than a vehicle"],
+        ),
+        ({"width": 0.8, "length": 2.0, "left_edge": 0.5, "right_edge": 0.5}, []),
+    ],
+    ids=str,
+)
+def test_each_ones_own_size_says_what_can_be(values: dict[str, float], expected: list[str]) -> None:
+    assert faults(**values) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (
+            {"neighbour_2_length": 4.0, "neighbour_2_dx": 9.0},
+            "neighbour_2_width = 0 is no width of somebody who is there, which is above 0 and up "
+            "to 4 m",
+        ),
+        (user(2, 4.0, -2.0, 9.0, 0.0), "neighbour_2_width = -2 is no width of somebody"),
+        (user(2, 4.0, 4.5, 9.0, 0.0), "neighbour_2_width = 4.5 is no width of somebody"),
+        (user(2, 31.0, 2.0, 25.0, 0.0), "neighbour_2_length = 31 is no length of somebody"),
+        (user(2, -1.0, 2.0, 9.0, 0.0), "neighbour_2_length = -1 is below 0"),
+        ({"length": 0.0}, "length = 0 is no length of the ego, which is above 0 and up to 30 m"),
+        ({"width": -1.0}, "width = -1 is no width of the ego"),
+        ({"width": 4.25}, "width = 4.25 is no width of the ego"),
+        ({"length": NAN}, "length = nan is no length of the ego"),
+    ],
+    ids=str,
+)
+def test_a_size_that_cannot_be_is_named(values: dict[str, float], expected: str) -> None:
+    if any(math.isnan(x) for x in values.values()):
+        state = [values.get(name, usual) for name, usual in KNOWN.items()]
+        verdict = judged(state, SIZED)
+        assert verdict.verdict == UNKNOWN
+        said = [r.message for r in verdict.reasons if r.rule == "input_impossible"]
+    else:
+        said = faults(**values)
+    assert len(said) == 1
+    assert said[0].startswith(expected)
+
+
+def test_presence_and_sizes_may_be_known_both() -> None:
+    """Somebody who is said to be there has a size; of nobody, a size says nothing."""
+    limits = replace(
+        LIMITS, sizes=((9, 0), ()), ego_size=(), largest_m=(30.0, 4.0), edges=(), length_m=5.0
+    )
+    there = [2.0, 1.0, 9.0, 0.0, 0.0, *NOBODY, 6.0]
+
+    assert judged(there, limits).verdict == SAFE
+    (reason,) = judged([2.0, 1.0, 9.0, 0.0, 0.0, *NOBODY, 0.0], limits).reasons
+    assert reason.message.startswith("right = 0 is no length of somebody who is there")
+    assert judged([0.0, *NOBODY, *NOBODY, 0.0], limits).verdict == SAFE
+    (reason,) = judged([2.0, 0.5, 9.0, 0.0, 0.0, *NOBODY, 6.0], limits).reasons
+    assert reason.message == "1_there = 0.5 is neither 0 nor 1"
+
+
+sized = st.tuples(st.floats(0.3, 19.0), st.floats(0.3, 2.6))
+
+
+@settings(max_examples=300, deadline=None)
+@given(sized, sized, st.floats(-6.3, 6.3), st.data())
+def test_no_state_in_which_rectangles_of_any_sizes_overlap_is_safe(
+    own: tuple[float, float], size: tuple[float, float], heading: float, data: st.DataObject
+) -> None:
+    """A place of the one is a place of the other: they overlap, whatever the axes."""
+
+    def place(size: tuple[float, float]) -> complex:
+        shares = data.draw(st.tuples(st.floats(-1, 1), st.floats(-1, 1)))
+        along, across = (
+            share * (part / 2 - 0.001) for share, part in zip(shares, size, strict=True)
+        )
+        return complex(along, across)
+
+    centre = place(own) - place(size) * complex(math.cos(heading), math.sin(heading))
+    values = user(1, *size, centre.real, centre.imag, heading)
+
+    found = faults(length=own[0], width=own[1], **values)
+
+    assert [fault for fault in found if fault.startswith("neighbour 1 overlaps the ego")]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sizes": ((8, 9),)}, "1 sizes do not fit 4 slots"),
+        ({"sizes": ((8, 9), (), (), (8,))}, "sizes must be pairs of columns below 34, got .8,"),
+        ({"sizes": ((8, 34), (), (), ())}, "sizes must be pairs of columns below 34"),
+        ({"ego_size": (6,)}, "sizes must be pairs of columns below 34, got .6,"),
+        ({"ego_size": (6, -1)}, "ego_size must be columns below 34"),
+        ({"headings": ()}, "sizes need headings"),
+    ],
+    ids=str,
+)
+def test_sizes_of_nobody_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(SIZED, **change)
 
 
 def test_recorded_states_are_refused_where_their_episode_has_ended_and_nowhere_else() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
-from time import perf_counter
+from time import thread_time
 
 import orjson
 import pytest
@@ -113,12 +113,12 @@ def refused_in_slices(kind: Kind, body: bytes) -> tuple[InvalidRequestError, lis
     slices = PATIENT.in_slices(kind, body)
     times_s: list[float] = []
     while True:
-        started = perf_counter()
+        started = thread_time()
         try:
             next(slices)
         except InvalidRequestError as error:
-            return error, [*times_s, perf_counter() - started]
-        times_s.append(perf_counter() - started)
+            return error, [*times_s, thread_time() - started]
+        times_s.append(thread_time() - started)
 
 
 @pytest.mark.parametrize("kind", ["rollout", "safety_check"])
@@ -138,10 +138,10 @@ def test_a_flood_that_is_short_is_refused_at_once(flood: str) -> None:
     body = FLOODS[flood][: 2**14] + FLOODS[flood][-(2**14) :]
     times_s = []
     for _ in range(REPEATS):
-        started = perf_counter()
+        started = thread_time()
         with pytest.raises(InvalidRequestError):
             PATIENT.read("rollout", body)
-        times_s.append(perf_counter() - started)
+        times_s.append(thread_time() - started)
 
     assert min(times_s) < 0.03
 

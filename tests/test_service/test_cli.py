@@ -18,6 +18,7 @@ import training.dataset.examples
 import training.dataset.sources
 import training.evaluation.evaluate
 import training.evaluation.report
+import training.fitting.recalibrate
 import training.fitting.train
 from models.checkpoint import load_checkpoint
 from models.highway import highway_spec
@@ -174,10 +175,13 @@ def test_collect_passes_its_options(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
     monkeypatch.setattr(training.dataset.collect, "collect", fake_collect)
 
-    result = invoke("collect", tmp_path, "--transitions", "500", "--seed", "7", "--workers", "1")
+    options = ("--transitions", "500", "--seed", "7", "--workers", "1")
+    for fleet, given in ((None, ()), ("mixed", ("--fleet", "mixed"))):
+        result = invoke("collect", tmp_path, *options, *given)
 
-    assert result.exit_code == 0
-    assert seen == {"folder": tmp_path, "transitions": 500, "seed": 7, "workers": 1}
+        assert result.exit_code == 0
+        wanted = {"transitions": 500, "seed": 7, "fleet": fleet, "workers": 1}
+        assert seen == {"folder": tmp_path, **wanted}
 
 
 def test_train_passes_its_options_and_prints_the_version(
@@ -211,7 +215,7 @@ def test_limits_that_guarantee_nothing_are_asked_for_by_name(
         return "abc123"
 
     monkeypatch.setattr(training.fitting.train, "train", fake)
-    monkeypatch.setattr(training.fitting.train, "recalibrate", fake)
+    monkeypatch.setattr(training.fitting.recalibrate, "recalibrate", fake)
     places = {"train": ["--run", str(tmp_path / "r")], "calibrate": [str(tmp_path)]}[command]
     flags = ["--allow-unguaranteed-limits"] if is_asked_for else []
 

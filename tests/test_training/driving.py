@@ -9,6 +9,7 @@ import numpy as np
 from training.dataset.store import EpisodeStore, load_store, shard_path, write_manifest, write_shard
 from training.simulation.behaviours import BEHAVIOURS
 from training.simulation.bicycle import DT_S, bicycle_step
+from training.simulation.fleets import CAR
 from training.simulation.rectangles import rectangle_gap
 from training.simulation.roads import ENVIRONMENTS
 from training.simulation.simulator import CAUSES, MAX_VEHICLES, Episode
@@ -68,6 +69,8 @@ def _episode(
     reward = np.append(-np.abs(y[1:]) / 10, 0.0)
     identities = np.full(MAX_VEHICLES, -1, np.int32)
     identities[OTHER_COLUMN] = 7
+    sizes = np.zeros((MAX_VEHICLES, 2), np.float32)
+    sizes[OTHER_COLUMN] = CAR[1:]
     return Episode(
         seed,
         *codes,
@@ -79,6 +82,10 @@ def _episode(
         vehicle_id=identities,
         action=np.array([*actions, np.zeros(3)], np.float32),
         reward=reward.astype(np.float32),
+        size=sizes,
+        kind=np.where(identities < 0, -1, CAR.kind).astype(np.int8),
+        ego_size=np.array(CAR[1:], np.float32),
+        ego_kind=CAR.kind,
     )
 
 

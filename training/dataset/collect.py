@@ -34,6 +34,7 @@ from training.running.progress import Progress
 from training.running.stopping import begin_worker, starting_workers
 from training.simulation.behaviours import BEHAVIOURS, SHARES
 from training.simulation.bicycle import DT_S
+from training.simulation.fleets import DEFAULT_FLEET, check_fleet
 from training.simulation.roads import ENVIRONMENTS
 from training.simulation.simulator import CAUSES, MAX_STEPS, draw_episode, run_episode
 from training.simulation.vehicles import SURPRISING_SHARE
@@ -52,6 +53,7 @@ def collect(
     seed: int,
     environments: dict[str, float] | None = None,
     surprising_share: float = SURPRISING_SHARE,
+    fleet: str | None = None,
     workers: int | None = None,
     progress: bool = True,
     on_transitions: Callable[[int], object] = lambda done: None,
@@ -67,6 +69,7 @@ def collect(
         seed: Of everything.
         environments: Share of each environment; `ENVIRONMENT_SHARES` by default.
         surprising_share: Of the drivers, how many have a sudden manoeuvre in store.
+        fleet: One of `fleets.FLEETS`: cars of 5 x 2 m, or everybody; None: `DEFAULT_FLEET`.
         workers: Processes; one per usable CPU by default. 1 runs in this process.
         progress: Whether to show how far it is.
         on_transitions: Called with the number of transitions recorded so far, now and then.
@@ -80,7 +83,7 @@ def collect(
     if transitions < 1:
         raise ValueError(f"transitions must be at least 1, got {transitions}")
     shares = ENVIRONMENT_SHARES if environments is None else environments
-    settings = _settings(seed, shares, surprising_share)
+    settings = _settings(seed, shares, surprising_share, fleet or DEFAULT_FLEET)
     with locked(folder, "collecting"):
         counts = _existing_counts(folder, settings)
         (folder / MANIFEST).unlink(missing_ok=True)  # absent means unfinished
@@ -101,8 +104,11 @@ def collect(
         _finish(folder, settings, counts, transitions)
 
 
-def _settings(seed: int, environments: dict[str, float], surprising_share: float) -> dict[str, Any]:
+def _settings(
+    seed: int, environments: dict[str, float], surprising_share: float, fleet: str
+) -> dict[str, Any]:
     """Return all that decides what is recorded, as JSON, after checking it."""
+    check_fleet(fleet)
     unknown = sorted(set(environments) - set(ENVIRONMENTS))
     if unknown:
         raise ValueError(f"unknown environments {unknown}; known: {list(ENVIRONMENTS)}")
@@ -118,6 +124,7 @@ def _settings(seed: int, environments: dict[str, float], surprising_share: float
         "environment_shares": environments,
         "behaviour_shares": dict(zip(BEHAVIOURS, SHARES, strict=True)),
         "surprising_share": surprising_share,
+        "fleet": fleet,
         "highway_env": version("highway-env"),
     }
 
@@ -162,7 +169,7 @@ def make_shard(folder: Path, index: int, settings: dict[str, Any]) -> Counts:
     """
     seeds = collected_seeds(settings["seed"], index, settings["episodes_per_shard"])
     shares = settings["environment_shares"]
-    rest = settings["max_steps"], settings["surprising_share"]
+    rest = settings["max_steps"], settings["surprising_share"], settings["fleet"]
     episodes = []
     for seed in map(int, seeds):
         episodes.append(run_episode(seed, *draw_episode(seed, shares), *rest))

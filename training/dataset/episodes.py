@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from models.checkpoint import read_spec_of
 from models.slots import is_filled
 from models.spec import Slot, Spec
+from training.dataset.arrays import read_arrays
 from training.dataset.store import (
     MANIFEST,
-    read_arrays,
     read_manifest,
     shard_names,
     shard_paths,

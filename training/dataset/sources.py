@@ -10,10 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from models.highway import highway_spec
 from models.spec import Spec
 from training.dataset.episodes import FORMAT, Episodes, load_episodes
 from training.dataset.store import EpisodeStore, load_store, read_manifest
+from training.dataset.trackers import Tracking
 from training.dataset.windows import (
     Windows,
     cut_windows,
@@ -21,7 +21,7 @@ from training.dataset.windows import (
     split_at_random,
     split_episodes,
 )
-from training.simulation.simulator import CAUSES
+from training.simulation.simulator import CAUSES, HIGHWAY
 
 Indices = NDArray[np.int64]
 
@@ -92,14 +92,17 @@ class Dataset(Protocol):
 
 @dataclass(frozen=True)
 class Simulated:
-    """What `world-model collect` recorded."""
+    """What `world-model collect` recorded.
+
+    Attributes:
+        store: The episodes.
+        spec: Of the windows.
+        tracking: By which trackers their first states are seen; None: all is true.
+    """
 
     store: EpisodeStore
-
-    @property
-    def spec(self) -> Spec:
-        """See `Dataset`."""
-        return highway_spec()
+    spec: Spec = HIGHWAY
+    tracking: Tracking | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -143,7 +146,8 @@ class Simulated:
 
     def windows(self, episodes: Indices, horizon: int, stride: int) -> Windows:
         """See `Dataset`."""
-        return make_windows(self.store, episodes, horizon, stride)
+        spec, tracking = self.spec, self.tracking
+        return make_windows(self.store, episodes, horizon, stride, spec=spec, tracking=tracking)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from models.checkpoint.files import json_text, read_json
+from training.dataset.arrays import Layout, read_arrays
 from training.running.files import whole_file
-from training.simulation.simulator import CAUSES, MAX_VEHICLES, Episode
+from training.simulation.fleets import KINDS
+from training.simulation.simulator import CAUSES, MAX_VEHICLES, SOURCES, Episode
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "dataset.json"
 
 MOST_SHARDS = 10_000
 _LONGEST_NAME = 200
-
-Layout = Mapping[str, tuple[str, tuple[int, ...]]]
-"""Type of each array by name, and its shape behind the count of episodes or frames."""
 
 EPISODE_ARRAYS: Layout = {
     "seed": ("int64", ()),
@@ -46,6 +45,11 @@ EPISODE_ARRAYS: Layout = {
     "cause": ("uint8", ()),
     "provoked": ("uint8", ()),
     "vehicle_id": ("int32", (MAX_VEHICLES,)),
+    "size": ("float32", (MAX_VEHICLES, 2)),
+    "kind": ("int8", (MAX_VEHICLES,)),
+    "ego_size": ("float32", (2,)),
+    "ego_kind": ("int8", ()),
+    "source": ("uint8", ()),
 }
 FRAME_ARRAYS: Layout = {
     "ego": ("float32", (4,)),
@@ -55,15 +59,6 @@ FRAME_ARRAYS: Layout = {
     "action": ("float32", (3,)),
     "reward": ("float32", ()),
 }
-_TYPES = {
-    "F16": "float16",
-    "F32": "float32",
-    "F64": "float64",
-    "I32": "int32",
-    "I64": "int64",
-    "U8": "uint8",
-}
-"""Types of arrays by safetensors' names, which errors show for those that are not here."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +76,11 @@ class EpisodeStore:
         cause: [E] uint8, 0 none, 1 crash, 2 off the road.
         provoked: [E] uint8, 1 if the car that was hit had begun a sudden manoeuvre shortly before.
         vehicle_id: [E, 16] int32, -1 where a column is unused.
+        size: [E, 16, 2] float32, length and width of a column's road user, m; 0 where unused.
+        kind: [E, 16] int8, index into `kind_names`, -1 where unused.
+        ego_size: [E, 2] float32, length and width of the ego, m.
+        ego_kind: [E] int8, index into `kind_names`.
+        source: [E] uint8, index into `source_names`.
         ego: [F, 4] float32, x, y (m, relative to the episode's first), heading (rad), speed (m/s).
         ego_features: [F, 6] float32, the ego part of the state.
         vehicles: [F, 16, 4] float32, like `ego`, same origin.
@@ -89,6 +89,8 @@ class EpisodeStore:
         reward: [F] float32, of the transition that starts at the frame; 0 in the last.
         environment_names: Meaning of `environment`.
         behaviour_names: Meaning of `behaviour`.
+        kind_names: Meaning of `kind`.
+        source_names: Meaning of `source`.
         fingerprint: SHA-256 over the shards, hexadecimal.
         manifest: What `dataset.json` says.
     """
@@ -103,6 +105,11 @@ class EpisodeStore:
     cause: NDArray[np.uint8]
     provoked: NDArray[np.uint8]
     vehicle_id: NDArray[np.int32]
+    size: NDArray[np.float32]
+    kind: NDArray[np.int8]
+    ego_size: NDArray[np.float32]
+    ego_kind: NDArray[np.int8]
+    source: NDArray[np.uint8]
     ego: NDArray[np.float32]
     ego_features: NDArray[np.float32]
     vehicles: NDArray[np.float32]
@@ -111,6 +118,8 @@ class EpisodeStore:
     reward: NDArray[np.float32]
     environment_names: tuple[str, ...]
     behaviour_names: tuple[str, ...]
+    kind_names: tuple[str, ...]
+    source_names: tuple[str, ...]
     fingerprint: str
     manifest: dict[str, Any]
 
@@ -134,8 +143,11 @@ def episodes_to_arrays(episodes: list[Episode]) -> dict[str, NDArray[Any]]:
         "truncated": ~ended,
         "cause": [episode.cause for episode in episodes],
         "provoked": [episode.provoked for episode in episodes],
-        "vehicle_id": np.stack([episode.vehicle_id for episode in episodes]),
+        "ego_kind": [episode.ego_kind for episode in episodes],
+        "source": [episode.source for episode in episodes],
     }
+    for name in ("vehicle_id", "size", "kind", "ego_size"):
+        columns[name] = np.stack([getattr(episode, name) for episode in episodes])
     for name in FRAME_ARRAYS:
         columns[name] = np.concatenate([getattr(episode, name) for episode in episodes])
     layout = {**EPISODE_ARRAYS, **FRAME_ARRAYS}
@@ -178,67 +190,6 @@ def read_shard_note(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         return settings, {name: int(count) for name, count in counts.items()}
     except (SafetensorError, OSError, ValueError, LookupError, TypeError, RecursionError) as exc:
         raise ValueError(f"{path} is not a readable shard ({exc}); delete it") from exc
-
-
-def read_arrays(
-    path: Path, of_episodes: Layout, of_frames: Layout, optional: Collection[str] = ()
-) -> dict[str, NDArray[Any]]:
-    """Return the arrays of a shard, of the right types and shapes, and of episodes end to end.
-
-    Args:
-        path: Of the shard.
-        of_episodes: Arrays with an entry for each episode; `frame_start` and `frame_count` too.
-        of_frames: Arrays with an entry for each frame.
-        optional: Those that may be missing.
-
-    Raises:
-        ValueError: It is none, or an array is missing, unknown, or of another type or shape; or
-            the episodes do not follow on each other.
-    """
-    try:
-        with safe_open(path, framework="numpy") as shard:
-            heads = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118
-            found = {name: (x.get_dtype(), tuple(x.get_shape())) for name, x in heads.items()}
-            _check_layout(path, found, of_episodes, of_frames, optional)
-            arrays = {name: shard.get_tensor(name) for name in found}
-    except (SafetensorError, OSError) as exc:
-        raise ValueError(f"{path} is no readable shard: {exc}") from exc
-    counts, frames = arrays["frame_count"].astype(np.int64), len(arrays[next(iter(of_frames))])
-    # Each by itself, too: a sum of huge ones may be any number.
-    fits = (counts >= 2) & (counts <= frames)
-    if not (len(counts) and fits.all() and counts.sum() == frames):
-        raise ValueError(f"{path}: frame_count must be 2 or more each, {frames} in all")
-    if not np.array_equal(np.cumsum(counts) - counts, arrays["frame_start"]):
-        raise ValueError(f"{path}: frame_start must be where the frames before end")
-    return arrays
-
-
-def _check_layout(
-    path: Path,
-    found: Layout,
-    of_episodes: Layout,
-    of_frames: Layout,
-    optional: Collection[str],
-) -> None:
-    """Refuse arrays by what a shard's head says of them, before they are read."""
-    known = {**of_episodes, **of_frames}
-    if missing := sorted(known.keys() - found.keys() - {*optional}):
-        raise ValueError(f"{path} lacks the array {missing[0]}")
-    if extra := sorted(found.keys() - known.keys()):
-        raise ValueError(f"{path} holds {extra[0]}, which is unknown (known: {', '.join(known)})")
-    counts = {}
-    for layout in (of_episodes, of_frames):
-        shape = found[next(iter(layout))][1]
-        counts.update(dict.fromkeys(layout, shape[:1] or (0,)))
-    for name, (kind, tail) in known.items():
-        if name not in found:
-            continue
-        given, shape = _TYPES.get(found[name][0], found[name][0]), found[name][1]
-        wanted = (*counts[name], *tail)
-        if given != kind or shape != wanted:
-            raise ValueError(
-                f"{path}: {name} is {given} {list(shape)}, but must be {kind} {list(wanted)}"
-            )
 
 
 def shard_names(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
@@ -299,7 +250,8 @@ def shards_fingerprint(paths: list[Path]) -> str:
 
 def write_manifest(folder: Path, paths: list[Path], manifest: dict[str, Any]) -> None:
     """Write the `dataset.json` of recordings of the simulator."""
-    write_document(folder, paths, {"schema_version": SCHEMA_VERSION, **manifest})
+    head = {"schema_version": SCHEMA_VERSION, "kinds": list(KINDS), "sources": list(SOURCES)}
+    write_document(folder, paths, {**head, **manifest})
 
 
 def write_document(folder: Path, paths: list[Path], manifest: dict[str, Any]) -> None:
@@ -324,7 +276,8 @@ def load_manifest(folder: Path) -> dict[str, Any]:
     if manifest.get("schema_version") != SCHEMA_VERSION:
         found = manifest.get("schema_version")
         raise ValueError(
-            f"{folder / MANIFEST} has schema version {found}, this code reads {SCHEMA_VERSION}"
+            f"{folder / MANIFEST} has schema version {found}, but must have {SCHEMA_VERSION}, the "
+            "first one with sizes: record it anew with world-model collect"
         )
     return manifest
 
@@ -354,7 +307,7 @@ def load_store(folder: Path) -> EpisodeStore:
     """
     manifest = load_manifest(folder)
     names: dict[str, tuple[str, ...]] = {"cause": CAUSES}
-    for kind in ("environment", "behaviour"):
+    for kind in ("environment", "behaviour", "kind", "source"):
         found = manifest.get(f"{kind}s")
         if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
             raise ValueError(f"{folder / MANIFEST}: {kind}s must be a list of names")
@@ -363,11 +316,12 @@ def load_store(folder: Path) -> EpisodeStore:
     frames = 0
     for path in shard_paths(folder, manifest):
         arrays = read_arrays(path, EPISODE_ARRAYS, FRAME_ARRAYS)
-        for kind, known in names.items():
-            if (arrays[kind] >= len(known)).any():
+        for array, known in (*names.items(), ("ego_kind", names["kind"])):
+            if (arrays[array] >= len(known)).any():
                 raise ValueError(
-                    f"{path}: {kind} is {arrays[kind].max()}, but must be below {len(known)}"
+                    f"{path}: {array} is {arrays[array].max()}, but must be below {len(known)}"
                 )
+        _check_sizes(path, arrays)
         arrays["frame_start"] = arrays["frame_start"] + frames
         frames += len(arrays["reward"])
         shards.append(arrays)
@@ -375,6 +329,26 @@ def load_store(folder: Path) -> EpisodeStore:
         **{name: np.concatenate([x[name] for x in shards]) for name in shards[0]},
         environment_names=names["environment"],
         behaviour_names=names["behaviour"],
+        kind_names=names["kind"],
+        source_names=names["source"],
         fingerprint=manifest["fingerprint"],
         manifest=manifest,
     )
+
+
+def _check_sizes(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse road users without a size: they would be nobody, or infinitely near.
+
+    Raises:
+        ValueError: A size of somebody, or of the ego, is not above 0 and finite.
+    """
+    episode = np.repeat(np.arange(len(arrays["frame_count"])), arrays["frame_count"])
+    is_there = np.zeros(arrays["kind"].shape, np.bool_)
+    np.logical_or.at(is_there, episode, arrays["present"] > 0)
+    for name, sizes in (("size", arrays["size"][is_there]), ("ego_size", arrays["ego_size"])):
+        is_wrong = ~((sizes > 0) & np.isfinite(sizes))
+        if is_wrong.any():
+            raise ValueError(
+                f"{path}: {name} holds {sizes[is_wrong][0]:g} for somebody who is there, but must "
+                "be above 0"
+            )

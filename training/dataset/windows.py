@@ -16,6 +16,8 @@ from models.spec import Slot, Spec
 from training.dataset.episodes import Episodes
 from training.dataset.features import followed_states, tracked_states
 from training.dataset.store import EpisodeStore
+from training.dataset.trackers import Tracking, report
+from training.simulation.simulator import HIGHWAY
 
 SPLIT_SHARES = {"train": 0.56, "validation": 0.08, "calibration": 0.18, "test": 0.18}
 ENOUGH_EPISODES = math.ceil(1 / min(SPLIT_SHARES.values()))
@@ -118,21 +120,36 @@ def split_at_random(episodes: NDArray[np.int64], seed: int) -> dict[str, NDArray
 
 
 def make_windows(
-    store: EpisodeStore, episodes: NDArray[np.int64], horizon: int, stride: int
+    store: EpisodeStore,
+    episodes: NDArray[np.int64],
+    horizon: int,
+    stride: int,
+    *,
+    spec: Spec = HIGHWAY,
+    tracking: Tracking | None = None,
 ) -> Windows:
     """Cut windows that start every `stride` steps of the given episodes, from step 1 on.
 
     At step 0 no acceleration and turn rate is known yet. Windows that run past an episode's end
     are kept; `valid` marks what was recorded.
+
+    Args:
+        store: Where the episodes are.
+        episodes: Each once.
+        horizon: H.
+        stride: Steps between the starts of windows.
+        spec: Of the states.
+        tracking: By which trackers the first states are seen; what follows stays true. Without
+            it, all is.
     """
     cut = _cut(store, episodes, horizon, stride, first_step=1)
     start = store.frame_start[cut.episode] + cut.start_step
-    states = np.concatenate(
-        [
-            tracked_states(store, start[i : i + _CHUNK_WINDOWS], horizon)
-            for i in range(0, len(start), _CHUNK_WINDOWS)
-        ]
-    )
+    states = np.empty((len(start), horizon + 1, spec.state_dim), np.float32)
+    for i in range(0, len(start), _CHUNK_WINDOWS):
+        rows = slice(i, i + _CHUNK_WINDOWS)
+        some = np.unique(cut.episode[rows])
+        reports = None if tracking is None else report(store, some, tracking)
+        states[rows] = tracked_states(store, start[rows], horizon, spec, reports)
     return _windows(
         cut,
         states,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,12 @@ from models.checkpoint import (
     CONFIG,
     Checkpoint,
     checkpoint_version,
-    load_checkpoint,
     read_spec_of,
     save_checkpoint,
 )
 from models.network.ensemble import WorldModelEnsemble
 from models.spec import LONGEST_NAME, Spec
-from training.dataset.overlap import origin_note, untrained
+from training.dataset.overlap import origin_note
 from training.dataset.sources import open_dataset
 from training.dataset.windows import Windows, hide_far_neighbours
 from training.fitting.calibrate import (
@@ -80,7 +79,7 @@ def train(
     parts = data.split(options.seed)
     strides = {"train": options.stride, "validation": 2, "calibration": 2}
     for name in strides:
-        _refuse_too_few(store_folder, parts[name], name)
+        refuse_too_few(store_folder, parts[name], name)
     windows = {
         name: data.windows(parts[name], options.horizon, stride) for name, stride in strides.items()
     }
@@ -174,7 +173,7 @@ def _calibrated(
         spec=spec,
         architecture=options.architecture(spec),
         calibration=calibration,
-        name=_named(spec.name, f"-{options.members}"),
+        name=named(spec.name, f"-{options.members}"),
         training={
             "options": asdict(options),
             **origin,
@@ -186,79 +185,17 @@ def _calibrated(
     )
 
 
-def recalibrate(
-    checkpoint_folder: Path,
-    store_folder: Path,
-    out: Path,
-    options: TrainOptions,
-    members: int | None = None,
-    *,
-    overwrite: bool = False,
-) -> str:
-    """Fit a checkpoint's probabilities, thresholds and limits to other recordings.
-
-    A third of the episodes, at random, fixes the probabilities, the others the thresholds. The
-    weights stay, and so do the known ranges; of a checkpoint that has none, as an imported one,
-    they become those of the recordings. Episodes that the weights may have been fitted to are left
-    out: a guarantee is about others. Prints how many episodes there were and how many are needed.
-
-    Args:
-        checkpoint_folder: The model.
-        store_folder: Recordings of the traffic it will meet.
-        out: Checkpoint folder to write; may be the first, to be written over.
-        options: Seed, false-alarm rate, miss rate, lead and uncertainty quantile count.
-        members: Take the first so many members only; all by default.
-        overwrite: Whether `out` may hold something.
-
-    Returns:
-        The new checkpoint's version.
-
-    Raises:
-        OutputExistsError: `out` holds something.
-        FolderLockedError: Another command writes `out`.
-        TrainingError: The recordings have other features than the model, or no episode ends.
-        ValueError: All episodes may have been trained on.
-    """
-    refuse_existing(out, overwrite=overwrite)
-    old, data = load_checkpoint(checkpoint_folder, members=members), open_dataset(store_folder)
-    if difference := old.spec.difference_to(data.spec):
-        raise TrainingError(
-            f"{checkpoint_folder} has other features than {store_folder}: {difference}"
-        )
-    horizon = old.calibration.horizon or options.horizon
-    usable = untrained(old.training, data)
-    if left_out := len(data) - len(usable):
-        print(f"{left_out} of {len(data)} episodes may have fixed the weights: they are left out")
-    order = np.random.default_rng(options.seed).permutation(usable)
-    parts = np.split(order, [len(order) // 3])
-    for part in parts:
-        _refuse_too_few(store_folder, part, "validation and calibration")
-    validation, thresholds = (data.windows(np.sort(part), horizon, 2) for part in parts)
-    for windows in (validation, thresholds):
-        if not windows.ends.any():
-            raise TrainingError(f"{store_folder} holds too few episodes that end")
-    ranges = np.array(old.calibration.state_low), np.array(old.calibration.state_high)
-    if not len(ranges[0]):
-        ranges = trained_ranges(validation, thresholds)
-        print(f"{checkpoint_folder} notes no trained ranges: those of {store_folder} are taken")
-    calibration = calibrate(old.ensemble, ranges, validation, thresholds, options, old.spec.dt_s)
-    training = {**old.training, "recalibrated": origin_note(data)}
-    name = old.name if members is None else _named(old.name, f"-of-which-{old.member_count}")
-    new = replace(
-        old, name=name, calibration=calibration, training=training, metrics={}, held_members=None
-    )
-    with output(out, "calibrating", overwrite=overwrite):
-        version = save_checkpoint(new, out)
-    print(summary(calibration))
-    return version
-
-
-def _named(name: str, end: str) -> str:
+def named(name: str, end: str) -> str:
     """Return a name of a checkpoint; a long beginning is cut, for what it is called must fit."""
     return f"{name[: LONGEST_NAME - len(end)]}{end}"
 
 
-def _refuse_too_few(store_folder: Path, episodes: NDArray[np.int64], part: str) -> None:
+def refuse_too_few(store_folder: Path, episodes: NDArray[np.int64], part: str) -> None:
+    """Refuse a part of a data set without episodes.
+
+    Raises:
+        TrainingError: There are none.
+    """
     if not len(episodes):
         raise TrainingError(f"{store_folder} holds too few episodes to set some apart for {part}")
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.simulation.bicycle import DT_S, FULL_BRAKE_MPS2, FULL_THROTTLE_MPS2, steering_limit
+from training.simulation.fleets import LONG_M
 from training.simulation.roads import wrap_angle
 
 Action = NDArray[np.float32]
@@ -135,13 +136,16 @@ class LaneDriver:
     def acceleration(self, ego: Car) -> float:
         """Return the acceleration of the Intelligent Driver Model (Treiber 2000)."""
         most, comfortable = self.comfort
+        time_gap_s = self.time_gap_s
+        if ego.length > LONG_M:  # heavy
+            most, comfortable, time_gap_s = most / 2, comfortable * 0.7, time_gap_s * 1.3
         pace = (ego.speed / self.cruise) ** 4
-        wanted = min(float(most * (1 - pace)), ego.limit(self.comfort, blind=self.blind))
+        wanted = min(float(most * (1 - pace)), ego.limit((most, comfortable), blind=self.blind))
         if self.blind:
             return wanted
         for gap, closing in ego.leaders({ego.lane_now, self.target or ego.lane_now}):
             braking = ego.speed * closing / (2 * math.sqrt(most * comfortable))
-            desired = 2.0 + max(ego.speed * self.time_gap_s + braking, 0.0)
+            desired = 2.0 + max(ego.speed * time_gap_s + braking, 0.0)
             wanted = min(wanted, float(most * (1 - pace - (desired / gap) ** 2)))
         return wanted
 

@@ -20,15 +20,23 @@ CURVATURE_SPAN_M = 4.0
 MAX_CURVATURE = 0.2
 
 
-@lru_cache(maxsize=len(ENVIRONMENTS))
-def road_network(environment: str) -> Any:
+HIGHWAY_LANES = 4
+"""Of the highway, unless another number is drawn."""
+
+
+@lru_cache(maxsize=16)
+def road_network(environment: str, lanes: int = HIGHWAY_LANES) -> Any:
     """Return the lanes of an environment, shared by all its episodes (nothing changes them).
+
+    Args:
+        environment: One of `ENVIRONMENTS`.
+        lanes: Of the highway; the other roads have those that they have.
 
     Raises:
         ValueError: No environment has that name.
     """
     if environment == "highway":
-        return RoadNetwork.straight_road_network(4, speed_limit=30)
+        return RoadNetwork.straight_road_network(lanes, speed_limit=30)
     classes = {"merge": MergeEnv, "racetrack": RacetrackEnv, "roundabout": RoundaboutEnv}
     if environment not in classes:
         raise ValueError(f"unknown environment {environment!r}; known: {list(ENVIRONMENTS)}")

@@ -15,19 +15,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.highway import NEIGHBOUR_COUNT
+from models.highway import highway_spec
+from models.spec import Spec
 from training.simulation.behaviours import BEHAVIOURS, SHARES, make_behaviour
 from training.simulation.bicycle import DT_S
+from training.simulation.fleets import DEFAULT_FLEET
 from training.simulation.rectangles import rectangle_gap
 from training.simulation.roads import ENVIRONMENTS, ego_features
 from training.simulation.scenes import build_road
-from training.simulation.slots import nearest_columns, slot_features, whole_turns
+from training.simulation.slots import slot_features, whole_turns
+from training.simulation.states import encoder_of
 from training.simulation.vehicles import SURPRISING_SHARE, Traffic
+from training.simulation.walkers import Walker
 
 MAX_STEPS = 140
 MAX_VEHICLES = 16
 
 CAUSES = ("none", "crash", "off_road")
+SOURCES = ("highway-env", "sumo")
+"""Simulators that episodes come from."""
+
+HIGHWAY = highway_spec()
 
 PROVOKED_S = 2.5
 """A crash so soon after the other car began a sudden manoeuvre counts as provoked by it."""
@@ -50,6 +58,11 @@ class Episode:
         vehicle_id: [16], -1 where unused.
         action: [T+1, 3], zeros in the last frame.
         reward: [T+1], of the step that starts at the frame; zero in the last.
+        size: [16, 2] length and width of each column, m; zeros where unused.
+        kind: [16] index into `fleets.KINDS`, -1 where unused.
+        ego_size: [2] length and width, m.
+        ego_kind: Index into `fleets.KINDS`.
+        source: Index into `SOURCES`.
     """
 
     seed: int
@@ -64,6 +77,11 @@ class Episode:
     vehicle_id: NDArray[np.int32]
     action: NDArray[np.float32]
     reward: NDArray[np.float32]
+    size: NDArray[np.float32]
+    kind: NDArray[np.int8]
+    ego_size: NDArray[np.float32]
+    ego_kind: int
+    source: int = 0
 
     @property
     def steps(self) -> int:
@@ -87,11 +105,18 @@ def _poses(vehicles: list[Any]) -> NDArray[np.float64]:
     return np.array([[*v.position, v.heading, v.speed] for v in vehicles]).reshape(-1, 4)
 
 
-def _is_hit(ego: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return which of the others [n, 4] the ego [4] overlaps [n]."""
+def _is_hit(poses: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which of the others the ego overlaps [n], by poses [1 + n, 4] and sizes [1 + n, 2]."""
+    ego, others = poses[0], poses[1:]
     dx, dy = others[:, 0] - ego[0], others[:, 1] - ego[1]
     cos, sin = np.cos(ego[2]), np.sin(ego[2])
-    gaps = rectangle_gap(cos * dx + sin * dy, cos * dy - sin * dx, others[:, 2] - ego[2])
+    gaps = rectangle_gap(
+        cos * dx + sin * dy,
+        cos * dy - sin * dx,
+        others[:, 2] - ego[2],
+        (sizes[0, 0], sizes[0, 1]),
+        (sizes[1:, 0], sizes[1:, 1]),
+    )
     return np.asarray(gaps < 0)
 
 
@@ -102,48 +127,75 @@ class Simulation:
         seed: The same seed and actions give the same future, bit for bit.
         environment: One of `ENVIRONMENTS`.
         surprising_share: Of the drivers, how many have a sudden manoeuvre in store.
+        fleet: One of `fleets.FLEETS`: "cars" are all of 5 x 2 m; in "mixed" ones everybody has a
+            kind and a size of its own, there are cyclists and pedestrians where traffic is slow,
+            and highways have 2 to 8 lanes.
 
     Attributes:
         environment: As given.
         rng: Source of everything random; spawn from it what must depend on the seed alone.
         road: highway-env's.
-        ego: The car we drive.
-        others: The other cars.
+        ego: The vehicle we drive.
+        others: The other road users.
+        sizes: [1 + others, 2] length and width of everybody, m, the ego first.
+        kinds: [1 + others] index into `fleets.KINDS`.
         pace: Usual speed of this traffic, m/s.
         poses: [1 + others, 4] x, y, heading, speed now, the ego first.
         poses_before: The same one step ago; equal to `poses` before the first step.
         features: The six ego features now.
         cause: Index into `CAUSES`: why it is over, 0 while it goes on.
-        is_provoked: Whether it ended in a crash with a car that had begun a sudden manoeuvre
+        is_provoked: Whether it ended in a crash with somebody who had begun a sudden manoeuvre
             within `PROVOKED_S`.
+
+    Raises:
+        ValueError: No environment or no fleet has that name.
     """
 
     def __init__(
-        self, seed: int, environment: str, surprising_share: float = SURPRISING_SHARE
+        self,
+        seed: int,
+        environment: str,
+        surprising_share: float = SURPRISING_SHARE,
+        fleet: str = DEFAULT_FLEET,
     ) -> None:
         self.environment = environment
         self.rng = np.random.default_rng(seed)
-        self.road, self.ego, self.pace = build_road(environment, self.rng, surprising_share)
+        self.road, self.ego, self.pace = build_road(environment, self.rng, surprising_share, fleet)
         self.others = [vehicle for vehicle in self.road.vehicles if vehicle is not self.ego]
+        builds = [vehicle.build for vehicle in (self.ego, *self.others)]
+        self.sizes = np.array([[build.length_m, build.width_m] for build in builds])
+        self.kinds = np.array([build.kind for build in builds])
         self.poses = _poses([self.ego, *self.others])
         self.poses_before = self.poses
         self.features = ego_features(self.road.network, self.ego)
         self.cause = 0
         self.is_provoked = False
+        self._encoder = encoder_of(HIGHWAY)
 
-    def state(self) -> NDArray[np.float32]:
-        """Return the state [34] of `spec.highway_spec`, as a tracker delivers it now."""
-        ego, others = self.poses[:1], self.poses[None, 1:]
-        # Columns for four slots even where there are fewer cars.
-        missing = max(0, NEIGHBOUR_COUNT - others.shape[1])
-        present = np.pad(np.ones(others.shape[:2]), ((0, 0), (0, missing)))
-        others, before = (
-            np.pad(x, ((0, 0), (0, missing), (0, 0))) for x in (others, self.poses_before[None, 1:])
+    def state(self, spec: Spec = HIGHWAY) -> NDArray[np.float32]:
+        """Return the state [S] of a spec as a perfect tracker delivers it now.
+
+        Args:
+            spec: A layout of `models.highway` or `models.road_users`. One without sizes gets the
+                true centres, whatever size everybody has.
+        """
+        # Looked for only if it is another spec: to hash one takes as long as to write its state.
+        encoder = self._encoder if self._encoder.spec is spec else encoder_of(spec)
+        self._encoder = encoder
+        ego, sizes = self.poses[:1], self.sizes[None]
+        # Columns for all slots even where there are fewer others.
+        missing = max(0, encoder.slot_count - len(self.others))
+        present = np.pad(np.ones((1, len(self.others))), ((0, 0), (0, missing)))
+        others, before, theirs = (
+            np.pad(x, ((0, 0), (0, missing), (0, 0)))
+            for x in (self.poses[None, 1:], self.poses_before[None, 1:], sizes[:, 1:])
         )
-        columns, near = nearest_columns(ego, others, present)
+        columns, near = encoder.choose(ego, sizes[:, 0], others, theirs, present)
         slots = slot_features(ego, others[:, columns[0]], before[:, columns[0]], near)
         slots[..., 3] -= whole_turns(slots[..., 3])
-        return np.concatenate([np.array(self.features, np.float32), slots.reshape(-1)])
+        features = np.array([self.features], np.float32)
+        states = encoder.encode(features, sizes[:, 0], slots, theirs[:, columns[0]])
+        return np.asarray(states[0])
 
     def step(self, action: NDArray[Any]) -> tuple[float, int]:
         """Drive one step.
@@ -159,11 +211,12 @@ class Simulation:
         self.road.step(DT_S)
         self.poses_before, self.poses = self.poses, _poses([self.ego, *self.others])
         self.features = ego_features(self.road.network, self.ego)
-        hit = _is_hit(self.poses[0], self.poses[1:])
+        hit = _is_hit(self.poses, self.sizes)
         if hit.any():
             self.cause = CAUSES.index("crash")
             self.is_provoked = any(
-                isinstance(self.others[i], Traffic) and self.others[i].surprised_within(PROVOKED_S)
+                isinstance(self.others[i], Traffic | Walker)
+                and self.others[i].surprised_within(PROVOKED_S)
                 for i in np.flatnonzero(hit)
             )
         elif min(self.features[3:5]) < 0:
@@ -172,8 +225,8 @@ class Simulation:
 
     def copy(self) -> Simulation:
         """Return a simulation with the same present and, under the same actions, future."""
-        shared = self.road.network
-        return copy.deepcopy(self, {id(shared): shared})
+        shared = self.road.network, self._encoder
+        return copy.deepcopy(self, {id(x): x for x in shared})
 
 
 def run_episode(
@@ -182,6 +235,7 @@ def run_episode(
     behaviour: str,
     steps: int = MAX_STEPS,
     surprising_share: float = SURPRISING_SHARE,
+    fleet: str = DEFAULT_FLEET,
 ) -> Episode:
     """Simulate one episode, until a crash, leaving the road, or `steps`.
 
@@ -191,11 +245,12 @@ def run_episode(
         behaviour: One of `BEHAVIOURS`.
         steps: Truncation.
         surprising_share: Of the drivers, how many have a sudden manoeuvre in store.
+        fleet: One of `fleets.FLEETS`.
 
     Returns:
         What happened.
     """
-    world = Simulation(seed, environment, surprising_share)
+    world = Simulation(seed, environment, surprising_share, fleet)
     driver = make_behaviour(behaviour, world.rng.spawn(1)[0], world.pace)
     frames, features = [world.poses], [world.features]
     actions: list[NDArray[np.float32]] = []
@@ -211,10 +266,11 @@ def run_episode(
         world.cause,
         int(world.is_provoked),
     )
-    return _record(seed, codes, np.stack(frames), features, np.array(actions), rewards)
+    return _record(world, seed, codes, np.stack(frames), features, np.array(actions), rewards)
 
 
 def _record(
+    world: Simulation,
     seed: int,
     codes: tuple[int, int, int, int],
     frames: NDArray[np.float64],
@@ -232,6 +288,10 @@ def _record(
     present[:, :columns] = 1
     identities = np.full(MAX_VEHICLES, -1, np.int32)
     identities[:columns] = np.arange(columns)
+    size = np.zeros((MAX_VEHICLES, 2), np.float32)
+    size[:columns] = world.sizes[1:]
+    kind = np.full(MAX_VEHICLES, -1, np.int8)
+    kind[:columns] = world.kinds[1:]
     return Episode(
         seed,
         *codes,
@@ -242,6 +302,10 @@ def _record(
         vehicle_id=identities,
         action=np.concatenate([actions, np.zeros((1, 3), np.float32)]),
         reward=np.array([*rewards, 0.0], np.float32),
+        size=size,
+        kind=kind,
+        ego_size=world.sizes[0].astype(np.float32),
+        ego_kind=int(world.kinds[0]),
     )
 
 

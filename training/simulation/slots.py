@@ -1,4 +1,4 @@
-"""Neighbours as the ego sees them: the slot part of `spec.highway_spec`'s state."""
+"""Neighbours as the ego sees them: who is nearest, where, and how he moves."""
 
 from __future__ import annotations
 
@@ -58,6 +58,7 @@ def slot_features(
     ego = ego[..., None, :]
     cos, sin = np.cos(ego[..., 2]), np.sin(ego[..., 2])
     dx, dy = others[..., 0] - ego[..., 0], others[..., 1] - ego[..., 1]
+    turn = others[..., 2] - before[..., 2]
     features = np.stack(
         [
             np.ones_like(dx),
@@ -66,7 +67,7 @@ def slot_features(
             others[..., 2] - ego[..., 2],
             others[..., 3],
             (others[..., 3] - before[..., 3]) / DT_S,
-            (others[..., 2] - before[..., 2]) / DT_S,
+            (turn - 2 * np.pi * np.round(turn / (2 * np.pi))) / DT_S,
         ],
         axis=-1,
     )

@@ -1,4 +1,4 @@
-"""The cars of an episode: the ego that takes our actions, and the traffic around it."""
+"""Who moves in an episode: the ego that takes our actions, and the traffic around it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from highway_env.vehicle.behavior import IDMVehicle
 from highway_env.vehicle.kinematics import Vehicle
 
 from training.simulation.bicycle import DT_S, command
+from training.simulation.fleets import CAR, Build
 from training.simulation.roads import LaneIndex, heading_ahead, next_lane
 
 
@@ -30,8 +31,38 @@ class Surprise:
     choice: float
 
 
-class Ego(Vehicle):  # type: ignore[misc]
-    """The car we drive: `drive` holds an action for the next step; a `behaviours.Car`."""
+_LEAST_DISTANCE_M = 0.5
+"""Of who is ahead, though his rectangle reaches back beyond; 0 would say that he is behind."""
+
+
+class Sized(Vehicle):  # type: ignore[misc]
+    """Somebody who has a size, and sees that others have.
+
+    Attributes:
+        build: What it is; its rectangle is `LENGTH` x `WIDTH`, as the library has it.
+    """
+
+    build: Build = CAR
+
+    def become(self, build: Build) -> None:
+        """Take on a kind and a size."""
+        self.build = build
+        self.LENGTH, self.WIDTH = build.length_m, build.width_m
+
+    def lane_distance_to(self, other: Any, lane: Any = None) -> float:
+        """Return the distance along a lane as if both were cars: from bumper to bumper plus 5 m.
+
+        The library's drivers keep distances between centres that are meant for cars.
+        """
+        distance = float(super().lane_distance_to(other, lane))
+        longer = float((self.LENGTH + other.LENGTH) / 2 - CAR.length_m)
+        if distance <= 0:
+            return distance
+        return max(distance - longer, min(distance, _LEAST_DISTANCE_M))
+
+
+class Ego(Sized):
+    """The vehicle we drive: `drive` holds an action for the next step; a `behaviours.Car`."""
 
     lane_index: LaneIndex
 
@@ -67,7 +98,8 @@ class Ego(Vehicle):  # type: ignore[misc]
         for lane in lanes:
             ahead, _ = self.road.neighbour_vehicles(self, lane)
             if ahead is not None:
-                gap = max(float(np.linalg.norm(ahead.position - self.position)) - self.LENGTH, 0.5)
+                reach = (self.LENGTH + ahead.LENGTH) / 2
+                gap = max(float(np.linalg.norm(ahead.position - self.position)) - reach, 0.5)
                 yield gap, self.speed - ahead.speed * math.cos(ahead.heading - self.heading)
 
     def limit(self, comfort: tuple[float, float], *, blind: bool) -> float:
@@ -77,11 +109,11 @@ class Ego(Vehicle):  # type: ignore[misc]
 
     def drive(self, action: np.ndarray[Any, Any]) -> None:
         """Hold an action [3] (steer, throttle, brake) for the next step."""
-        acceleration, steering = command(action, self.speed)
+        acceleration, steering = command(action, self.speed, length=self.LENGTH)
         self.action = {"steering": float(steering), "acceleration": float(acceleration)}
 
 
-class Traffic(IDMVehicle):  # type: ignore[misc]
+class Traffic(Sized, IDMVehicle):  # type: ignore[misc]
     """A driver with its own temper, who may do something sudden once.
 
     Never reverses: IDM would, when stopped too close.
@@ -139,7 +171,7 @@ SURPRISE_S = 1.5
 """How long a sudden manoeuvre lasts."""
 
 
-class Parked(Vehicle):  # type: ignore[misc]
+class Parked(Sized):
     """A broken-down car.
 
     It stands where the merging lane ends, in place of the stock obstacle, which is no car and so
@@ -147,9 +179,17 @@ class Parked(Vehicle):  # type: ignore[misc]
     """
 
 
-def place(kind: Any, road: Any, index: LaneIndex, longitudinal: float, speed: float) -> Any:
+def place(
+    kind: Any, road: Any, index: LaneIndex, longitudinal: float, speed: float, build: Build = CAR
+) -> Any:
     """Put a vehicle of a class on a lane's centre, along the lane, and add it to the road."""
     vehicle = kind.make_on_lane(road, index, longitudinal, speed)
+    vehicle.become(build)
+    return add(road, vehicle)
+
+
+def add(road: Any, vehicle: Any) -> Any:
+    """Add somebody to the road."""
     vehicle.check_collisions = False  # the simulator looks for the ego's collisions itself
     road.vehicles.append(vehicle)
     return vehicle
@@ -175,6 +215,8 @@ def give_temper(driver: Any, rng: np.random.Generator, surprising_share: float) 
     driver.LANE_CHANGE_MIN_ACC_GAIN = -0.5 if restless else rng.uniform(0.1, 1.0)
     driver.LANE_CHANGE_DELAY = rng.uniform(0.8, 3.0)
     driver.timer = rng.uniform(0.0, driver.LANE_CHANGE_DELAY)
+    if driver.build.is_heavy:
+        _calm_down(driver, rng)
     if rng.random() < surprising_share:
         brakes = rng.random() < 0.5
         driver.surprise = Surprise(
@@ -182,3 +224,12 @@ def give_temper(driver: Any, rng: np.random.Generator, surprising_share: float) 
             brake_mps2=rng.uniform(5.0, 8.0) if brakes else 0.0,
             choice=rng.random(),
         )
+
+
+def _calm_down(driver: Any, rng: np.random.Generator) -> None:
+    """Let a driver drive as a long vehicle allows: weaker pedals, more distance, fewer changes."""
+    driver.target_speed = min(driver.target_speed, rng.uniform(20.0, 26.0))
+    driver.TIME_WANTED *= rng.uniform(1.1, 1.5)
+    driver.COMFORT_ACC_MAX *= rng.uniform(0.3, 0.6)
+    driver.COMFORT_ACC_MIN *= rng.uniform(0.6, 0.9)
+    driver.LANE_CHANGE_MIN_ACC_GAIN = rng.uniform(0.3, 1.5)

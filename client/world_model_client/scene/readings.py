@@ -75,7 +75,12 @@ def read_objects(objects: Iterable[RoadUser]) -> Readings:
         InvalidInputError: One is no road user, has a field of another type, or an id that another
             has; the message names it.
     """
-    given = list(objects)
+    try:
+        given = list(objects)
+    except TypeError as exc:
+        raise InvalidInputError(
+            f"objects is {shown(objects)} (allowed: RoadUsers in a list or the like)"
+        ) from exc
     kinds: dict[Hashable, str] = {}
     for i, user in enumerate(given):
         _check_user(i, user)

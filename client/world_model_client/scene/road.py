@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from world_model_client.errors import InvalidInputError
-from world_model_client.scene.frames import FRAMES, ISO8855, Floats, wrapped
+from world_model_client.scene.frames import FRAMES, ISO8855, Floats, shown, wrapped
 from world_model_client.scene.polylines import Polylines
 
 PREVIEW_S = 0.4
@@ -79,8 +79,10 @@ class Road:
         left_edge: ArrayLike | None = None,
         right_edge: ArrayLike | None = None,
     ) -> None:
-        if not len(centre_lines):
-            raise InvalidInputError("centre_lines is empty (allowed: at least one line)")
+        if not hasattr(centre_lines, "__len__") or not len(centre_lines):
+            raise InvalidInputError(
+                f"centre_lines is {shown(centre_lines)} (allowed: a list of at least one line)"
+            )
         given = {"left_edge": left_edge, "right_edge": right_edge}
         edges = {name: line for name, line in given.items() if line is not None}
         names = [f"centre_lines[{i}]" for i in range(len(centre_lines))]

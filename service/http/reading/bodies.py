@@ -194,7 +194,9 @@ class BodyParser:
         options = {}
         count = len(document)
         if count > 2:
-            options = {name: _option(document[name]) for name in names if name in document}
+            options = {
+                name: _option(document[name], names[name]) for name in names if name in document
+            }
         # A field that came twice is neither missing nor unknown.
         if count != 2 + len(options):
             raise UnfitError
@@ -231,14 +233,14 @@ def _result(slices: Generator[None, None, T]) -> T:
             return value
 
 
-def _option(value: Any) -> Any:
-    """Return an option's value, or its names.
+def _option(value: Any, choice: tuple[str, ...]) -> Any:
+    """Return an option's value, or its names if there is a choice.
 
     Raises:
         UnfitError: It is longer or deeper than any that is valid.
     """
     if isinstance(value, JsonArray):
-        names = list(value) if len(value) <= MOST_NAMES else [None]
+        names = list(value) if choice and len(value) <= MOST_NAMES else [None]
         if not all(isinstance(name, str) for name in names):
             raise UnfitError
         return names

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +29,8 @@ def test_store_returns_what_was_written(tmp_path: Path) -> None:
             np.testing.assert_array_equal(getattr(store, name)[frames], getattr(episode, name))
         assert store.seed[i] == episode.seed
         assert store.cause[i] == episode.cause
-        np.testing.assert_array_equal(store.vehicle_id[i], episode.vehicle_id)
+        for name in ("vehicle_id", "size", "kind", "ego_size", "ego_kind", "source"):
+            np.testing.assert_array_equal(getattr(store, name)[i], getattr(episode, name))
 
 
 def test_store_arrays_have_their_documented_types(tmp_path: Path) -> None:
@@ -48,6 +51,24 @@ def test_store_names_what_its_codes_mean(tmp_path: Path) -> None:
     store = save_store(tmp_path, mixed_episodes(3))
     assert store.environment_names[store.environment[0]] == "highway"
     assert store.behaviour_names[store.behaviour[0]] == "aggressive"
+    assert store.kind_names[store.ego_kind[0]] == "car"
+    assert store.source_names[store.source[0]] == "highway-env"
+
+
+@pytest.mark.parametrize(("name", "value"), [("size", 0.0), ("ego_size", -1.0), ("size", np.nan)])
+def test_store_refuses_somebody_without_a_size(tmp_path: Path, name: str, value: float) -> None:
+    episode = drive(0)
+    wrong: Any = np.where(getattr(episode, name) > 0, value, 0).astype(np.float32)
+    with pytest.raises(ValueError, match=f"{name} holds .* for somebody who is there"):
+        save_store(tmp_path, [replace(episode, **{name: wrong})])
+
+
+@pytest.mark.parametrize("name", ["kind", "ego_kind"])
+def test_store_refuses_a_kind_that_the_manifest_does_not_name(tmp_path: Path, name: str) -> None:
+    episode = drive(0)
+    unknown: Any = np.full_like(episode.kind, 99) if name == "kind" else 99
+    with pytest.raises(ValueError, match=f"{name} is 99, but must be below 8"):
+        save_store(tmp_path, [replace(episode, **{name: unknown})])
 
 
 def test_store_of_equal_episodes_has_equal_fingerprint(tmp_path: Path) -> None:
@@ -84,7 +105,7 @@ def test_store_refuses_a_manifest_that_is_not_json(tmp_path: Path) -> None:
 
 def test_store_refuses_another_schema_version_naming_both(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text(json.dumps({"schema_version": 99}))
-    with pytest.raises(ValueError, match="schema version 99, this code reads 2"):
+    with pytest.raises(ValueError, match="schema version 99, but must have 3"):
         load_store(tmp_path)
 
 

@@ -37,7 +37,8 @@ from training.dataset.windows import Windows, make_windows
 from training.fitting.calibrate import episode_scores, predict_windows
 from training.fitting.member import STATE, MemberTrainer, choose_device, updates_saved
 from training.fitting.options import CURRICULUM, Stage, TrainOptions
-from training.fitting.train import TrainingError, fit, recalibrate
+from training.fitting.recalibrate import recalibrate
+from training.fitting.train import TrainingError, fit
 from training.running.files import OutputExistsError
 from training.running.locks import FolderLockedError, locked
 from training.running.stopping import Stopped, stoppable
@@ -461,6 +462,7 @@ def driven(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A checkpoint that knows 6 steps, and episodes of which some end."""
     folder = tmp_path_factory.mktemp("driven")
     save_store(folder / "store", mixed_episodes(24))
+    torch.manual_seed(0)
     spec, architecture = highway_spec(), Architecture((16, 32))
     dim = spec.state_dim
     checkpoint = Checkpoint(
@@ -499,6 +501,97 @@ def test_recalibration_leaves_out_what_the_weights_were_fitted_to(
     assert f"{len(train_part)} of 24 episodes may have fixed the weights: they are left out" in said
     notes = load_checkpoint(tmp_path / "out").calibration.notes
     assert 0 < notes["episodes"] <= 24 - len(train_part)
+
+
+UNGUARANTEED = TrainOptions(allow_unguaranteed=True)
+
+
+def save_changed(
+    driven: tuple[Path, Path], folder: Path, shift: float = 0.0, **calibration: Any
+) -> Path:
+    """Save the checkpoint with another calibration, which serves its threshold of .2."""
+    old = load_checkpoint(driven[0])
+    for member in old.ensemble.members:
+        member.set_calibration(done_scale=1.0, done_shift=shift)
+    calibration["notes"] = {"allow_unguaranteed": True}
+    save_checkpoint(replace(old, calibration=replace(old.calibration, **calibration)), folder)
+    return folder
+
+
+def test_recalibration_tells_what_the_limits_do_before_and_after(
+    driven: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = save_changed(driven, tmp_path / "old", shift=-4.0)
+
+    options = replace(UNGUARANTEED, false_alarm_rate=0.9)
+    recalibrate(old, driven[1], tmp_path / "out", options)
+
+    said = capsys.readouterr().out
+    assert re.search(
+        r"Before: the threshold 0.2 is reached by [\d.]+ % of \d+ windows that end", said
+    )
+    assert re.search(r"After: the threshold [\d.]+ is reached by [\d.]+ % of \d+ windows", said)
+    new = load_checkpoint(tmp_path / "out")
+    before, after = (new.calibration.notes[name] for name in ("before", "after"))
+    assert after["recall"] > before["recall"]
+    assert before["ending"] == after["ending"] > 0
+    assert after["threshold"] == new.limits.crash_threshold
+    assert after["safe_of_ending"] <= before["safe_of_ending"]
+    realised = new.calibration.notes["realised_false_alarm_rate"]
+    assert after["false_alarms"] == pytest.approx(realised)
+
+
+def test_a_threshold_that_loses_recall_is_refused_unless_asked_for(
+    driven: tuple[Path, Path], tmp_path: Path
+) -> None:
+    old = save_changed(driven, tmp_path / "old")  # which expects an end at once, always
+    out = tmp_path / "out"
+
+    message = (
+        r"windows that end, [\d.]+ % would reach the new threshold .*, 100 % reach the old one"
+    )
+    with pytest.raises(TrainingError, match=message):
+        recalibrate(old, driven[1], out, UNGUARANTEED)
+    assert not out.exists()
+
+    recalibrate(old, driven[1], out, UNGUARANTEED, allow_lower_recall=True)
+    assert load_checkpoint(out).calibration.notes["after"]["recall"] < 1
+
+
+def test_a_calibration_without_a_threshold_loses_nothing(
+    driven: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its verdicts are all unknown, none is safe."""
+    old = save_changed(driven, tmp_path / "old")
+
+    recalibrate(old, driven[1], tmp_path / "out", TrainOptions())
+
+    assert "After: there is no crash threshold: every verdict is unknown" in capsys.readouterr().out
+
+
+def test_known_ranges_become_those_of_the_recordings_if_asked_for(
+    driven: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = highway_spec()
+    bounds = np.full(spec.state_dim, 1e6)
+    bounds[spec.state_index("speed")] = 1.0
+    low, high = tuple(-bounds), tuple(bounds)
+    old = save_changed(driven, tmp_path / "old", state_low=low, state_high=high)
+
+    recalibrate(old, driven[1], tmp_path / "kept", UNGUARANTEED, allow_lower_recall=True)
+    assert "known ranges" not in capsys.readouterr().out
+    recalibrate(
+        old, driven[1], tmp_path / "new", UNGUARANTEED, data_ranges=True, allow_lower_recall=True
+    )
+
+    said = capsys.readouterr().out
+    assert "they are beyond what the weights were trained on: speed\n" in said
+    kept, new = (load_checkpoint(tmp_path / x).calibration for x in ("kept", "new"))
+    assert (kept.state_low, kept.state_high) == (low, high)
+    windows = make_windows(load_store(driven[1]), np.arange(24), 6, 2)
+    assert (windows.states[:, 0] >= np.array(new.state_low) - 1e-6).all()
+    assert new.state_high[spec.state_index("speed")] > 1
+    assert new.state_high[spec.state_index("left_edge")] < 1e6
 
 
 def test_a_calibration_writes_over_nothing_that_came_meanwhile(

@@ -154,12 +154,10 @@ def test_conventions_that_are_the_models_change_nothing(kind: str, dt_s: Any) ->
         ("dt_s", "0.1", 'is "0.1"'),
         ("dt_s", None, "is null"),
         ("dt_s", True, "is true"),
-        ("dt_s", [], "is []"),
         ("frame", "forward-right-down", 'is "forward-right-down"'),
         ("frame", "", 'is ""'),
         ("frame", None, "is null"),
         ("frame", 3, "is 3"),
-        ("frame", [FRAME], f'is ["{FRAME}"]'),
         ("frame", "x" * 9999, f'is "{"x" * 39}...'),
     ],
 )

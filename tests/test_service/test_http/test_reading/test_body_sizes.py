@@ -185,6 +185,7 @@ def test_blanks_add_no_faults_but_their_number(
 ) -> None:
     """With more blanks than are read, fewer faults may be found; none is made up."""
     kind, body = case
+    assume(b"\0" not in body[:4])  # another encoding is told by them, blanks or not
     small = at_once(PARSER, kind, body)
     # In front of marks that are not in a string, as far as there are strings.
     marks = [

@@ -32,6 +32,15 @@ LARGEST = "up to 3.4028235677973362e+38"
                 ("y", "is not a known field", "state, actions, threshold, include, dt_s, frame"),
             ],
         ),
+        *(
+            (
+                "safety_check",
+                f'{{"state":[1,2,3],"actions":[[0,0]],"{field}":{value}}}',
+                [(field, "must be a single value, is a list")],
+            )
+            for field in ("threshold", "dt_s", "frame")
+            for value in ("[]", '["a"]', "[0.1]")
+        ),
         (
             "safety_check",
             '{"state":[1,2,3],"actions":[[0,0]],"threshold":{"a":1}}',

@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.highway import highway_spec
+from models.road_users import road_users_spec
+from models.spec import Spec
+from tests.test_training.driving import OTHER_COLUMN, drive, save_store
+from training.dataset import trackers
+from training.dataset.store import EpisodeStore
+from training.dataset.tracker_models import TRACKERS, Errors, Tracker, draw_tracker
+from training.dataset.trackers import Reports, Tracking, report
+from training.dataset.windows import make_windows
+from training.simulation.bicycle import DT_S
+from training.simulation.fleets import CAR
+from training.simulation.simulator import Episode, run_episode
+
+SPEC = road_users_spec()
+ALL = np.arange(6)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> EpisodeStore:
+    roads = ("highway", "racetrack", "merge")
+    episodes = [run_episode(i, roads[i % 3], "noisy", 60, fleet="mixed") for i in range(6)]
+    return save_store(tmp_path_factory.mktemp("mixed"), episodes)
+
+
+def two_in_line(seed: int, length_m: float = 12.0, steps: int = 60) -> Episode:
+    """Drive behind a car and somebody ahead of it who is faster, in column 5."""
+    episode = drive(seed, ahead_m=60.0, other_speed=20.0, steps=steps)
+    vehicles, present, size = (x.copy() for x in (episode.vehicles, episode.present, episode.size))
+    vehicles[:, 5] = vehicles[:, OTHER_COLUMN] + np.array([6.0, 0, 0, 5.0], np.float32)
+    present[:, 5], size[5] = 1, (length_m, 2.5)
+    kind, identity = episode.kind.copy(), episode.vehicle_id.copy()
+    kind[5], identity[5] = 6, 8
+    return replace(
+        episode, vehicles=vehicles, present=present, size=size, kind=kind, vehicle_id=identity
+    )
+
+
+def seen_by(
+    monkeypatch: pytest.MonkeyPatch, store: EpisodeStore, tracker: Tracker, episodes: int = 1
+) -> Reports:
+    monkeypatch.setitem(trackers.TRACKERS, "tried", tracker)
+    return report(store, np.arange(episodes), Tracking(3, "tried"))
+
+
+def wrong(reports: Reports, store: EpisodeStore) -> np.ndarray:
+    """Return the errors [n, 4] of all tracks that follow their own road user."""
+    own = (reports.source == np.arange(16)) & reports.present
+    return np.asarray((reports.vehicles - store.vehicles[reports.frames])[own])
+
+
+def test_a_perfect_tracker_reports_the_truth(store: EpisodeStore) -> None:
+    found = report(store, ALL, Tracking(0, "perfect"))
+    np.testing.assert_array_equal(found.frames, np.arange(len(store.reward)))
+    np.testing.assert_array_equal(found.present, store.present > 0)
+    np.testing.assert_array_equal(found.ego_features, store.ego_features)
+    assert np.abs(wrong(found, store)).max() == 0
+
+
+@pytest.mark.parametrize("spec", [highway_spec(), SPEC], ids=["highway", "road-users"])
+def test_windows_through_a_perfect_tracker_are_those_without(
+    store: EpisodeStore, spec: Spec
+) -> None:
+    tracked, plain = (
+        make_windows(store, ALL, 8, 3, spec=spec, tracking=tracking)
+        for tracking in (Tracking(0, "perfect"), None)
+    )
+    np.testing.assert_allclose(tracked.states, plain.states, atol=2e-3)
+    np.testing.assert_array_equal(tracked.states[:, 1:], plain.states[:, 1:])
+
+
+def test_windows_without_a_tracker_are_as_recorded(store: EpisodeStore) -> None:
+    one, other = (make_windows(store, ALL, 8, 3, tracking=None).states for _ in range(2))
+    np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(one[:, 0, :6], store.ego_features[first_frames(store)])
+
+
+def first_frames(store: EpisodeStore) -> np.ndarray:
+    starts = zip(store.frame_start, store.frame_count, strict=True)
+    return np.concatenate([start + np.arange(1, count - 1, 3) for start, count in starts])
+
+
+def test_what_follows_the_first_state_of_a_window_is_true(store: EpisodeStore) -> None:
+    tracking = Tracking(1, "ngsim")
+    states = make_windows(store, ALL, 8, 3, spec=SPEC, tracking=tracking).states
+    true = make_windows(store, ALL, 8, 3, spec=SPEC).states
+    ego = slice(0, 8)
+    np.testing.assert_array_equal(states[:, 1:, ego], true[:, 1:, ego])
+    by_name = {f.name: i for i, f in enumerate(SPEC.state)}
+    same = np.abs(states[:, 0] - true[:, 0])[:, by_name["neighbour_1_dx"]] < 0.5  # same slot
+    later = states[same, 1:][..., by_name["neighbour_1_dx"]]
+    np.testing.assert_array_equal(later, true[same, 1:][..., by_name["neighbour_1_dx"]])
+    assert (states[same, 0] != true[same, 0]).any(1).mean() > 0.9
+
+
+def test_reports_repeat_for_their_seeds_whoever_else_is_asked_for(store: EpisodeStore) -> None:
+    whole, part = report(store, ALL, Tracking(7)), report(store, np.array([2, 4]), Tracking(7))
+    again = whole.at(part.frames)
+    for field in fields(Reports):
+        np.testing.assert_array_equal(getattr(again, field.name), getattr(part, field.name))
+    other = report(store, ALL, Tracking(8))
+    assert not np.array_equal(whole.vehicles, other.vehicles)
+
+
+def test_the_tracker_of_the_reference_has_its_errors(store: EpisodeStore) -> None:
+    found = report(store, ALL, Tracking(0, "reference"))
+    along_and_across = wrong(found, store)
+    assert np.hypot(*along_and_across[:, :2].std(0)) == pytest.approx(np.hypot(0.25, 0.15), 0.05)
+    assert along_and_across[:, 2].std() == pytest.approx(0.03, 0.05)
+    ego = found.ego_features - store.ego_features
+    np.testing.assert_allclose(ego.std(0)[[0, 3, 4]], [0.2, 0.1, 0.1], rtol=0.15)
+    assert np.abs(ego[:, [1, 2, 5]]).max() == 0
+    perfect = report(store, ALL, Tracking(0, "perfect"))
+    first = slice(int(store.frame_count[0]))
+    late = (found.rates[first][6:] - perfect.rates[first][:-6])[found.present[first][6:]]
+    np.testing.assert_allclose(late.std(0), [0.8, 0.05], rtol=0.1)
+
+
+def test_the_tracker_of_ngsim_has_the_errors_of_raw_tracks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    episodes = [two_in_line(seed, steps=100) for seed in range(20)]
+    store = save_store(tmp_path, episodes)
+    raw = seen_by(monkeypatch, store, replace(TRACKERS["ngsim"], filter_s=0.0), 20)
+    np.testing.assert_allclose(wrong(raw, store).std(0), [0.07, 0.03, 0.02, 0.29], rtol=0.3)
+    late = raw.present & (np.arange(len(raw.frames)) % 101 > 5)[:, None]
+    np.testing.assert_allclose(raw.rates[late].std(0), [1.6, 0.12], rtol=0.15)
+    served = seen_by(monkeypatch, store, TRACKERS["ngsim"], 20)
+    assert (served.rates[late].std(0) < 0.6 * raw.rates[late].std(0)).all()
+
+
+def test_speeds_and_rates_are_late_by_the_lag(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    episode = drive(0, ahead_m=90.0)
+    vehicles = episode.vehicles.copy()
+    vehicles[:, OTHER_COLUMN, 3] = np.arange(len(vehicles)) * 0.1  # 2 m/s^2
+    store = save_store(tmp_path, [replace(episode, vehicles=vehicles)])
+    found = seen_by(monkeypatch, store, Tracker(speed_lag_s=0.25, rate_lag_s=0.3))
+    np.testing.assert_allclose(
+        found.vehicles[5:, OTHER_COLUMN, 3], vehicles[:-5, OTHER_COLUMN, 3], atol=1e-6
+    )
+    np.testing.assert_allclose(found.rates[7:, OTHER_COLUMN, 0], 2.0, atol=1e-3)
+    assert found.rates[6, OTHER_COLUMN, 0] == 0  # of the first frame, before which nothing came
+
+
+def test_a_lost_track_coasts_and_then_is_gone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store = save_store(tmp_path, [drive(0, ahead_m=90.0, steps=60)])
+    drops = Tracker(drops_per_s=1.0, drop_s=0.7, coast_s=0.3)
+    found = seen_by(monkeypatch, store, drops)
+    seen = found.present[:, OTHER_COLUMN]
+    assert 0 < seen.mean() < 1
+    # It moves on as it did: at a constant speed nothing shows that it is lost.
+    error = (found.vehicles - store.vehicles)[seen, OTHER_COLUMN]
+    np.testing.assert_allclose(error, 0, atol=1e-4)
+    never = seen_by(monkeypatch, store, replace(drops, coast_s=0.0)).present[:, OTHER_COLUMN]
+    assert (seen >= never).all()
+    gaps = np.diff(np.flatnonzero(never)).max() - 1
+    kept = [np.flatnonzero(seen & ~never)]
+    assert gaps > 6  # 0.3 s
+    assert len(kept[0]) > 0
+
+
+def test_the_target_of_a_coasting_track_is_who_was_lost(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    episode = drive(0, ahead_m=90.0, steps=60)
+    vehicles = episode.vehicles.copy()
+    vehicles[:, OTHER_COLUMN, 1] = np.maximum(np.arange(len(vehicles)) - 20, 0) * 0.05
+    store = save_store(tmp_path, [replace(episode, vehicles=vehicles)])
+    monkeypatch.setitem(
+        trackers.TRACKERS, "tried", Tracker(drops_per_s=1.5, drop_s=0.7, coast_s=0.5)
+    )
+    states = make_windows(store, np.array([0]), 4, 1, tracking=Tracking(3, "tried")).states
+    true = make_windows(store, np.array([0]), 4, 1).states
+    index = highway_spec().state_index
+    there = states[:, 0, index("neighbour_1_presence")] > 0
+    dy = index("neighbour_1_dy")
+    ghost = there & (np.abs(states[:, 0, dy] - true[:, 0, dy]) > 0.02)
+    assert ghost.sum() > 2
+    np.testing.assert_array_equal(states[there, 1:], true[there, 1:])
+    assert (states[~there, :, index("neighbour_1_presence")] == 0).all()
+
+
+def test_exchanged_tracks_follow_each_others_road_user(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store = save_store(tmp_path, [two_in_line(0)])
+    tracker = Tracker(swaps_per_s=0.5, rate_lag_s=None)
+    found = seen_by(monkeypatch, store, tracker)
+    swapped = found.source[:, OTHER_COLUMN] == 5
+    assert 0 < swapped.mean() < 1
+    begins = int(np.flatnonzero(swapped)[0])
+    assert (found.source[swapped, 5] == OTHER_COLUMN).all()
+    # The near end is where it is, whatever length it is taken for.
+    shown = found.vehicles[:, OTHER_COLUMN, 0] - found.sizes[:, OTHER_COLUMN, 0] / 2
+    true = store.vehicles[:, 5, 0] - store.size[0, 5, 0] / 2
+    np.testing.assert_allclose(shown[swapped], true[swapped], atol=1e-5)
+    np.testing.assert_array_equal(
+        found.vehicles[swapped, OTHER_COLUMN, 3], store.vehicles[swapped, 5, 3]
+    )
+    # Its speed jumps by 5 m/s: the filter takes that for an acceleration.
+    assert np.abs(found.rates[begins : begins + 5, OTHER_COLUMN, 0]).max() > 5
+    # The size is the former one for half a second.
+    assert found.sizes[begins + 9, OTHER_COLUMN, 0] == pytest.approx(CAR.length_m)
+    assert 12.0 in found.sizes[begins + 10 :, OTHER_COLUMN, 0]
+
+
+def test_the_target_of_an_exchanged_track_is_who_is_followed_now(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store = save_store(tmp_path, [two_in_line(0, length_m=CAR.length_m)])
+    monkeypatch.setitem(trackers.TRACKERS, "tried", Tracker(swaps_per_s=0.5))
+    states = make_windows(store, np.array([0]), 4, 1, tracking=Tracking(3, "tried")).states
+    true = make_windows(store, np.array([0]), 4, 1).states
+    np.testing.assert_array_equal(states[:, 1:], true[:, 1:])  # the same two, nearest first
+
+
+def test_tracks_that_begin_late_have_no_acceleration_at_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    episode = drive(0, ahead_m=90.0)
+    vehicles = episode.vehicles.copy()
+    vehicles[:, OTHER_COLUMN, 3] = np.arange(len(vehicles)) * 0.1
+    store = save_store(tmp_path, [replace(episode, vehicles=vehicles)])
+    found = seen_by(monkeypatch, store, Tracker(late_share=1.0, rate_lag_s=None))
+    seen = np.flatnonzero(found.present[:, OTHER_COLUMN])
+    assert seen[0] > 0
+    assert found.rates[seen[0], OTHER_COLUMN, 0] == 0
+    assert 0 < found.rates[seen[1], OTHER_COLUMN, 0] < 1
+    assert found.rates[seen[0] + 9 :, OTHER_COLUMN, 0] == pytest.approx(2.0, abs=1e-3)
+
+
+def test_a_wrong_size_moves_the_far_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    store = save_store(tmp_path, [two_in_line(0)])
+    found = seen_by(monkeypatch, store, Tracker(typical_share=1.0, size_share=0.1))
+    sizes = found.sizes[0, [OTHER_COLUMN, 5]]
+    assert (np.abs(sizes - [CAR[1:], (12.0, 2.5)]) > 1e-3).all()
+    near = found.vehicles[:, OTHER_COLUMN, 0] - found.sizes[:, OTHER_COLUMN, 0] / 2
+    true = store.vehicles[:, OTHER_COLUMN, 0] - CAR.length_m / 2
+    np.testing.assert_allclose(near, true, atol=1e-4)
+
+
+def test_both_edges_move_with_the_ego(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    store = save_store(tmp_path, [drive(0)])
+    found = seen_by(monkeypatch, store, Tracker(lane_offset_m=0.3, ego_heading_rad=0.02))
+    errors = found.ego_features - store.ego_features
+    assert errors[:, 1].std() > 0.15
+    np.testing.assert_allclose(errors[:, 3], errors[:, 1], atol=1e-5)
+    np.testing.assert_allclose(errors[:, 4], -errors[:, 1], atol=1e-5)
+    assert errors[:, 2].std() == pytest.approx(0.02, rel=0.5)
+
+
+def test_drawn_trackers_are_from_perfect_to_worse_than_the_named_ones() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [draw_tracker(rng) for _ in range(400)]
+    perfect = sum(tracker == TRACKERS["perfect"] for tracker in drawn)
+    assert 0.08 < perfect / len(drawn) < 0.25
+
+    def deviation(tracker: Tracker) -> np.ndarray:
+        return np.hypot(tracker.white.as_row(), tracker.correlated.as_row())
+
+    errors = np.array([deviation(tracker) for tracker in drawn])
+    for name in ("reference", "ngsim"):
+        worse = (errors > deviation(TRACKERS[name])).mean(0)
+        assert (worse > 0.02).all(), name
+        assert (worse < 0.95).all(), name
+    assert {tracker.rate_lag_s is None for tracker in drawn} == {True, False}
+    assert {tracker.coast_s for tracker in drawn} == {0.0, 0.5}
+
+
+def test_errors_that_last_keep_their_deviation(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store = save_store(tmp_path, [two_in_line(seed, steps=100) for seed in range(30)])
+    lasting = Tracker(correlated=Errors(speed_mps=0.5), correlation_s=0.5)
+    found = seen_by(monkeypatch, store, lasting, 30)
+    error = (found.vehicles - store.vehicles)[:, OTHER_COLUMN, 3].reshape(30, -1)
+    assert error[:, 0].std() == pytest.approx(0.5, rel=0.35)
+    assert error.std() == pytest.approx(0.5, rel=0.15)
+    both = np.corrcoef(error[:, :-2].ravel(), error[:, 2:].ravel())[0, 1]
+    assert both == pytest.approx(np.exp(-2 * DT_S / 0.5), abs=0.1)
+
+
+def test_reported_states_are_within_what_a_spec_allows(store: EpisodeStore) -> None:
+    states = make_windows(store, ALL, 0, 1, spec=SPEC, tracking=Tracking(5)).states[:, 0]
+    assert np.isfinite(states).all()
+    assert (states[:, SPEC.state_index("speed")] >= 0).all()
+    for name in ("left_edge", "right_edge"):
+        assert (states[:, SPEC.state_index(name)] <= 16.0).all()
+    for i in range(1, 5):
+        length = states[:, SPEC.state_index(f"neighbour_{i}_length")]
+        dx = states[:, SPEC.state_index(f"neighbour_{i}_dx")]
+        assert (dx[length == 0] == 0).all()
+        assert (length >= 0).all()
+
+
+def test_an_unknown_tracker_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown tracker 'sonar'; known: \\['drawn', 'perfect'"):
+        Tracking(0, "sonar")
