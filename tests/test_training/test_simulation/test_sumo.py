@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from models.road_users import road_users_spec
 from training.simulation.behaviours import make_behaviour
 from training.simulation.bicycle import DT_S
+from training.simulation.fleets import KINDS
+from training.simulation.simulator import MAX_VEHICLES, ROADS, SOURCES, run_episode
 from training.simulation.sumo.ego import centres
 from training.simulation.sumo.maps import NO_EDGE_M, is_inside
 from training.simulation.sumo.networks import NETWORKS
 from training.simulation.sumo.process import is_installed, road_map
-from training.simulation.sumo.users import KINDS
 from training.simulation.sumo.world import SumoSimulation, as_sumo
 from world_model_client.scene import FORWARD_RIGHT_DOWN
 
@@ -246,7 +248,7 @@ def test_leaving_the_road_ends_the_episode() -> None:
     for seed in range(4):
         world = SumoSimulation(seed, "curves", 0.0)
         for _ in range(80):
-            if world.step(STEER):
+            if world.step(STEER)[1]:
                 break
         causes.append(world.cause)
         if world.cause == 2:
@@ -287,3 +289,54 @@ def test_without_sumo_the_error_says_what_to_install(monkeypatch: pytest.MonkeyP
 
     with pytest.raises(ModuleNotFoundError, match="pip install"):
         road_map.__wrapped__("freeway", 0)
+
+
+@needs_sumo
+def test_an_episode_holds_those_who_come_nearest() -> None:
+    seed = next(i for i in range(20) if len(SumoSimulation(i, "freeway", 0.0).users) > 18)
+    episode = run_episode(seed, "freeway", "careful", 40, surprising_share=0.0)
+    *_, world = drive(seed, "freeway", "careful", share=0.0, steps=40)
+
+    rows = 1 + episode.vehicle_id
+    assert len({*rows}) == MAX_VEHICLES
+    np.testing.assert_allclose(episode.size, world.sizes[rows], rtol=1e-6)
+    assert episode.kind.tolist() == world.kinds[rows].tolist()
+    apart = np.hypot(*(world.poses[1:, :2] - world.poses[0, :2]).T)
+    assert {*np.argsort(apart)[:4]} <= {*episode.vehicle_id}
+    shown = episode.vehicles[-1, :, :2] - episode.ego[-1, :2]
+    true = world.poses[rows, :2] - world.poses[0, :2]
+    np.testing.assert_allclose(shown, true, atol=1e-3)
+    assert SOURCES[episode.source] == "sumo"
+    assert ROADS[episode.environment] == "freeway"
+
+
+@needs_sumo
+def test_states_show_who_is_there_with_true_sizes() -> None:
+    spec = road_users_spec()
+    world = SumoSimulation(3, "arterial", 0.0)
+    for _ in range(20):
+        world.step(COAST)
+
+    state = world.state(spec)
+
+    assert spec.geometry is not None
+    assert state[spec.state_index("length")] == pytest.approx(world.sizes[0, 0])
+    there = world.sizes[1:][world.present[1:]]
+    for slot in spec.geometry.slots:
+        length = float(state[spec.state_index(str(slot.length))])
+        assert np.abs(there[:, 0] - length).min() < 1e-5
+
+
+@needs_sumo
+def test_who_leaves_his_route_at_a_junction_is_neither_off_the_road_nor_recorded_there() -> None:
+    cut = 0
+    for seed in range(30):
+        episode = run_episode(seed, "town", "white", 140, surprising_share=0.0)
+        ends_early = episode.steps < 140 and episode.cause == 0
+        cut += ends_early
+        if ends_early:
+            assert episode.ego_features[-1, 3:5].min() >= 0
+        if cut == 2:
+            break
+
+    assert cut

@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from models.road_users import ROAD_USERS
+from training.simulation.fleets import KINDS, draw_build
 from training.simulation.sumo.networks import Attributes
 
-KINDS = tuple(user.kind for user in ROAD_USERS)
 PEDESTRIAN, BICYCLE = KINDS.index("pedestrian"), KINDS.index("bicycle")
 
 EGO = "ego"
@@ -115,14 +114,8 @@ def draw_user(name: str, shares: Mapping[str, float], rng: np.random.Generator) 
         shares: How often it is of a kind; they need not sum to 1.
         rng: Source of the draw.
     """
-    weights = np.array(list(shares.values()))
-    kind = KINDS.index(str(rng.choice(list(shares), p=weights / weights.sum())))
-    length, width = (rng.uniform(*sizes) for sizes in (_size(kind)))
-    return User(name, kind, round(length, 3), round(width, 3))
-
-
-def _size(kind: int) -> tuple[tuple[float, float], tuple[float, float]]:
-    return ROAD_USERS[kind].length_m, ROAD_USERS[kind].width_m
+    build = draw_build(rng, dict(shares))
+    return User(name, build.kind, round(build.length_m, 3), round(build.width_m, 3))
 
 
 def draw_temper(user: User, rng: np.random.Generator, factor: float) -> Attributes:

@@ -17,6 +17,7 @@ from training.simulation.sumo.process import Session, road_map
 from training.simulation.sumo.scenes import Scene, draw_scene
 from training.simulation.sumo.sudden import Sudden
 from training.simulation.sumo.users import EGO, PEDESTRIAN
+from training.simulation.worlds import CAUSES, PROVOKED_S, World, reward_of
 from world_model_client.scene.frames import wrapped
 from world_model_client.scene.rectangles import gap
 
@@ -35,16 +36,12 @@ _NEW_SHARE, _STANDING_MPS = 0.3, 0.1
 _WALKER_MPS2, _WALKER_RADPS = 6.0, 3.0
 """What a pedestrian can do: SUMO moves him aside, and from path to path, by jumps."""
 
-_PROVOKED_S = 2.5
-"""A crash so soon after the other one's lapse began counts as provoked by it."""
 
-_CAUSES = ("none", "crash", "off_road")
+class SumoSimulation(World):
+    """A network of SUMO with the ego and traffic, driven step by step; see `World`.
 
-
-class SumoSimulation:
-    """A network with the ego and traffic, driven step by step; see `simulator.Simulation`.
-
-    Only one can be stepped in a process: opening the next one ends it.
+    Only one can be stepped in a process: opening the next one ends it. It is cut where the ego
+    leaves its route though the road has no edges there, and where the network ends.
 
     Args:
         seed: The same seed and actions give the same future, bit for bit, with one version of SUMO.
@@ -52,25 +49,14 @@ class SumoSimulation:
         surprising_share: Of the others, how many have a lapse in store.
 
     Attributes:
-        environment: As given.
-        rng: Source of everything random; spawn from it what must depend on the seed alone.
-        ego: The car we drive.
-        users: Everybody else.
-        pace: Usual speed of this traffic, m/s.
-        poses: [1 + others, 4] x, y, heading, speed now, the ego first.
-        poses_before: The same one step ago; equal to `poses` before the first step.
-        present: [1 + others] whether each one is there.
-        sizes: [1 + others, 2] lengths and widths.
-        kinds: [1 + others] index in the table of kinds.
-        features: The six ego features now.
-        cause: Why it is over, 0 while it goes on.
-        is_cut: Whether it cannot go on, though nothing happened: the ego left its route where the
-            road has no edges, or the network ended.
-        is_provoked: Whether it ended in a crash with somebody whose lapse had begun shortly before.
+        users: Everybody but the ego.
         hit: Index of the one that was hit among the others, -1 for nobody.
     """
 
+    ego: SumoEgo
+
     def __init__(self, seed: int, environment: str, surprising_share: float) -> None:
+        super().__init__()
         self.environment = environment
         self.rng = np.random.default_rng(seed)
         network = NETWORKS[environment]
@@ -83,7 +69,7 @@ class SumoSimulation:
                 break
         self.ego = SumoEgo(scene.ego, scene.route, roads, start, self._api)
         self._sudden = Sudden(self._api, self.users, self.ego)
-        self.cause, self.is_cut, self.is_provoked, self.hit = 0, False, False, -1
+        self.hit = -1
         self._show(start)
         self.poses_before = self.poses
 
@@ -159,15 +145,8 @@ class SumoSimulation:
             for i, value in enumerate(self.ego.moved(pose))
         ]
 
-    def step(self, action: NDArray[Any]) -> int:
-        """Drive one step.
-
-        Args:
-            action: [3] steer, throttle, brake.
-
-        Returns:
-            The cause if it is over, 0 if not.
-        """
+    def step(self, action: NDArray[Any]) -> tuple[float, int]:
+        """See `World`."""
         pose = bicycle_step(self.poses[0], action, length=self.ego.length)
         self._sudden.act(self._steps, self.poses[1:], self.present[1:])
         try:
@@ -175,13 +154,13 @@ class SumoSimulation:
             self._session.step()
         except self._api.TraCIException:
             self.is_cut = True
-            return 0
+            return reward_of(self.features, 0), 0
         self._steps += 1
         self.poses_before = self.poses
         self._read()
         self._show(pose)
         self._judge()
-        return self.cause
+        return reward_of(self.features, self.cause), self.cause
 
     def _gaps(self, ego: Floats) -> Floats:
         """Return the gaps [M] in m from an ego's pose [4] to all others; infinite to the far."""
@@ -201,15 +180,15 @@ class SumoSimulation:
         gaps = self._gaps(self.poses[0])
         hit = np.flatnonzero(gaps < 0)
         if len(hit):
-            self.cause = _CAUSES.index("crash")
+            self.cause = CAUSES.index("crash")
             self.hit = int(np.argmin(gaps))
             self.is_provoked = any(
-                self._sudden.began_within(int(i), self._steps, _PROVOKED_S) for i in hit
+                self._sudden.began_within(int(i), self._steps, PROVOKED_S) for i in hit
             )
         elif self.ego.is_lost:
             self.is_cut = True
         elif min(self.features[3:5]) < 0:
-            self.cause = _CAUSES.index("off_road")
+            self.cause = CAUSES.index("off_road")
 
 
 def _within(change: float, rate: float) -> float:
