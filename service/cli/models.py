@@ -74,15 +74,34 @@ _allow_unguaranteed = click.option(
     help="Who is on the road: only cars of 5 x 2 m, or all kinds of road users with sizes of their "
     "own, on highways of 2 to 8 lanes.  [default: what the bundled model knows]",
 )
+@click.option(
+    "--source",
+    type=click.Choice(["highway-env", "sumo"]),
+    default="highway-env",
+    show_default=True,
+    help="Which simulator; the fleet of sumo is mixed.",
+)
 @click.option("--workers", type=int, default=None, help="Processes.  [default: one a usable CPU]")
 def collect(
-    folder: Path, transitions: int, seed: int, fleet: str | None, workers: int | None
+    folder: Path,
+    transitions: int,
+    seed: int,
+    fleet: str | None,
+    source: str,
+    workers: int | None,
 ) -> None:
-    """Record episodes of the simulator into FOLDER; goes on where an earlier call stopped."""
+    """Record episodes of a simulator into FOLDER; goes on where an earlier call stopped."""
     with _long():
         from training.dataset.collect import collect as run_collect
 
-        run_collect(folder, transitions=transitions, seed=seed, fleet=fleet, workers=workers)
+        run_collect(
+            folder,
+            transitions=transitions,
+            seed=seed,
+            fleet=fleet,
+            source=source,
+            workers=workers,
+        )
 
 
 @click.command("check-data")

@@ -176,11 +176,15 @@ def test_collect_passes_its_options(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setattr(training.dataset.collect, "collect", fake_collect)
 
     options = ("--transitions", "500", "--seed", "7", "--workers", "1")
-    for fleet, given in ((None, ()), ("mixed", ("--fleet", "mixed"))):
+    for fleet, source, given in (
+        (None, "highway-env", ()),
+        ("mixed", "sumo", ("--fleet", "mixed", "--source", "sumo")),
+    ):
         result = invoke("collect", tmp_path, *options, *given)
 
         assert result.exit_code == 0
-        wanted = {"transitions": 500, "seed": 7, "fleet": fleet, "workers": 1}
+        rest = {"fleet": fleet, "source": source, "workers": 1}
+        wanted = {"transitions": 500, "seed": 7, **rest}
         assert seen == {"folder": tmp_path, **wanted}
 
 

@@ -11,8 +11,7 @@ from training.simulation.behaviours import BEHAVIOURS
 from training.simulation.bicycle import DT_S, bicycle_step
 from training.simulation.fleets import CAR
 from training.simulation.rectangles import rectangle_gap
-from training.simulation.roads import ENVIRONMENTS
-from training.simulation.simulator import CAUSES, MAX_VEHICLES, Episode
+from training.simulation.simulator import CAUSES, MAX_VEHICLES, ROADS, Episode
 
 ROAD_HALF_WIDTH_M = 6.0
 OTHER_COLUMN = 2
@@ -96,7 +95,7 @@ def save_store(folder: Path, episodes: list[Episode], per_shard: int = 7) -> Epi
     for start in range(0, len(episodes), per_shard):
         paths.append(shard_path(folder, len(paths)))
         write_shard(paths[-1], episodes[start : start + per_shard], {"seed": 0})
-    names = {"environments": list(ENVIRONMENTS), "behaviours": list(BEHAVIOURS)}
+    names = {"environments": list(ROADS), "behaviours": list(BEHAVIOURS)}
     write_manifest(folder, paths, names)
     return load_store(folder)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -34,14 +34,24 @@ from training.running.progress import Progress
 from training.running.stopping import begin_worker, starting_workers
 from training.simulation.behaviours import BEHAVIOURS, SHARES
 from training.simulation.bicycle import DT_S
-from training.simulation.fleets import DEFAULT_FLEET, check_fleet
-from training.simulation.roads import ENVIRONMENTS
-from training.simulation.simulator import CAUSES, MAX_STEPS, draw_episode, run_episode
+from training.simulation.fleets import DEFAULT_FLEET, MIXED, check_fleet
+from training.simulation.simulator import (
+    CAUSES,
+    MAX_STEPS,
+    ROADS,
+    SOURCE_ROADS,
+    SOURCES,
+    draw_episode,
+    run_episode,
+)
 from training.simulation.vehicles import SURPRISING_SHARE
 
 EPISODES_PER_SHARD = 50
-ENVIRONMENT_SHARES = {"highway": 0.54, "merge": 0.15, "racetrack": 0.24, "roundabout": 0.07}
-"""How often an episode is on each road; see `dataset.UNSEEN_ENVIRONMENT`."""
+ENVIRONMENT_SHARES = SOURCE_ROADS["highway-env"]
+"""How often an episode of highway-env is on each road; see `dataset.UNSEEN_ENVIRONMENT`."""
+
+PACKAGES = {"highway-env": ("highway-env", "gymnasium"), "sumo": ("eclipse-sumo", "libsumo")}
+"""What decides the episodes of a source beside our own code; the simulator itself comes first."""
 
 Counts = dict[str, int]
 
@@ -54,6 +64,7 @@ def collect(
     environments: dict[str, float] | None = None,
     surprising_share: float = SURPRISING_SHARE,
     fleet: str | None = None,
+    source: str = SOURCES[0],
     workers: int | None = None,
     progress: bool = True,
     on_transitions: Callable[[int], object] = lambda done: None,
@@ -67,23 +78,25 @@ def collect(
         folder: Created if missing.
         transitions: Least number of transitions.
         seed: Of everything.
-        environments: Share of each environment; `ENVIRONMENT_SHARES` by default.
+        environments: Share of each road of the source; those of `SOURCE_ROADS` by default.
         surprising_share: Of the drivers, how many have a sudden manoeuvre in store.
-        fleet: One of `fleets.FLEETS`: cars of 5 x 2 m, or everybody; None: `DEFAULT_FLEET`.
+        fleet: One of `fleets.FLEETS`: cars of 5 x 2 m, or everybody; None: `DEFAULT_FLEET`. That of
+            SUMO is mixed.
+        source: One of `SOURCES`: which simulator.
         workers: Processes; one per usable CPU by default. 1 runs in this process.
         progress: Whether to show how far it is.
         on_transitions: Called with the number of transitions recorded so far, now and then.
 
     Raises:
-        ValueError: An argument makes no sense, or the folder holds shards of other settings.
+        ValueError: An argument makes no sense, the simulator is not installed, or the folder holds
+            shards of other settings.
         FolderLockedError: Another command writes the folder.
         ChildProcessError: A worker process was killed.
         KeyboardInterrupt: Passed on; whole shards are kept, and its notes say how many there are.
     """
     if transitions < 1:
         raise ValueError(f"transitions must be at least 1, got {transitions}")
-    shares = ENVIRONMENT_SHARES if environments is None else environments
-    settings = _settings(seed, shares, surprising_share, fleet or DEFAULT_FLEET)
+    settings = _settings(source, seed, environments, surprising_share, fleet)
     with locked(folder, "collecting"):
         counts = _existing_counts(folder, settings)
         (folder / MANIFEST).unlink(missing_ok=True)  # absent means unfinished
@@ -110,13 +123,23 @@ def fleet_of(manifest: Mapping[str, Any]) -> str:
 
 
 def _settings(
-    seed: int, environments: dict[str, float], surprising_share: float, fleet: str
+    source: str,
+    seed: int,
+    environments: dict[str, float] | None,
+    surprising_share: float,
+    fleet: str | None,
 ) -> dict[str, Any]:
     """Return all that decides what is recorded, as JSON, after checking it."""
+    if source not in SOURCES:
+        raise ValueError(f"unknown source {source!r}; known: {list(SOURCES)}")
+    if source == "sumo" and fleet not in (None, MIXED):
+        raise ValueError(f"the fleet of source 'sumo' is {MIXED!r}, got {fleet!r}")
+    fleet = fleet or (MIXED if source == "sumo" else DEFAULT_FLEET)
     check_fleet(fleet)
-    unknown = sorted(set(environments) - set(ENVIRONMENTS))
-    if unknown:
-        raise ValueError(f"unknown environments {unknown}; known: {list(ENVIRONMENTS)}")
+    known = SOURCE_ROADS[source]
+    environments = known if environments is None else environments
+    if unknown := sorted(set(environments) - set(known)):
+        raise ValueError(f"unknown environments {unknown}; known: {list(known)}")
     if min(environments.values(), default=0) < 0 or sum(environments.values()) <= 0:
         raise ValueError(f"environment shares must not be negative, nor all 0: {environments}")
     return {
@@ -130,8 +153,23 @@ def _settings(
         "behaviour_shares": dict(zip(BEHAVIOURS, SHARES, strict=True)),
         "surprising_share": surprising_share,
         "fleet": fleet,
-        "highway_env": version("highway-env"),
+        "source": source,
+        "simulator": _version(PACKAGES[source][0]),
     }
+
+
+def _version(package: str) -> str:
+    """Return the version of an installed package.
+
+    Raises:
+        ValueError: It is not installed.
+    """
+    try:
+        return version(package)
+    except PackageNotFoundError as exc:
+        raise ValueError(
+            f"{package} is not installed: pip install 'world-model-service[training]'"
+        ) from exc
 
 
 def _existing_counts(folder: Path, settings: dict[str, Any]) -> dict[int, Counts]:
@@ -300,9 +338,9 @@ def _finish(
             path.unlink()
     manifest = {
         **settings,
-        "environments": list(ENVIRONMENTS),
+        "environments": list(ROADS),
         "behaviours": list(BEHAVIOURS),
-        "libraries": {name: version(name) for name in ("highway-env", "numpy", "gymnasium")},
+        "libraries": {name: _version(name) for name in (*PACKAGES[settings["source"]], "numpy")},
         "counts": _sum({index: counts[index] for index in range(wanted)}),
     }
     write_manifest(folder, paths, manifest)

@@ -17,12 +17,12 @@ from training.dataset.episodes import Episodes
 from training.dataset.features import followed_states, tracked_states
 from training.dataset.store import EpisodeStore
 from training.dataset.trackers import Tracking, report
-from training.simulation.simulator import HIGHWAY
+from training.simulation.simulator import HIGHWAY, UNSEEN
 
 SPLIT_SHARES = {"train": 0.56, "validation": 0.08, "calibration": 0.18, "test": 0.18}
 ENOUGH_EPISODES = math.ceil(1 / min(SPLIT_SHARES.values()))
 """So many, or more, leave no part of a split empty."""
-UNSEEN_ENVIRONMENT = "roundabout"
+UNSEEN_ENVIRONMENT = UNSEEN["highway-env"]
 """Never trained or calibrated on: it shows how a model does on roads it has not seen."""
 KEEP_DISTANCE_M = 15.0
 """A neighbour that comes nearer than this within a window may matter to its outcome."""
@@ -98,15 +98,15 @@ class Windows:
 
 
 def split_episodes(store: EpisodeStore, seed: int) -> dict[str, NDArray[np.int64]]:
-    """Split episodes at random by `SPLIT_SHARES`; those of the unseen environment go apart.
+    """Split episodes at random by `SPLIT_SHARES`; those of each source's unseen road go apart.
 
     Returns:
         `train` for weights, `validation` to watch training and calibrate probabilities,
         `calibration` for thresholds, `test` for what is reported, and `unseen`.
     """
     names = store.environment_names
-    code = names.index(UNSEEN_ENVIRONMENT) if UNSEEN_ENVIRONMENT in names else -1
-    is_unseen = store.environment == code
+    codes = [names.index(road) for road in UNSEEN.values() if road in names]
+    is_unseen = np.isin(store.environment, codes)
     parts = split_at_random(np.flatnonzero(~is_unseen), seed)
     return {**parts, "unseen": np.flatnonzero(is_unseen).astype(np.int64)}
 

@@ -15,30 +15,58 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.highway import highway_spec
-from models.spec import Spec
 from training.simulation.behaviours import BEHAVIOURS, SHARES, make_behaviour
 from training.simulation.bicycle import DT_S
 from training.simulation.fleets import DEFAULT_FLEET
 from training.simulation.rectangles import rectangle_gap
 from training.simulation.roads import ENVIRONMENTS, ego_features
 from training.simulation.scenes import build_road
-from training.simulation.slots import slot_features, whole_turns
-from training.simulation.states import encoder_of
+from training.simulation.sumo.networks import NETWORKS
+from training.simulation.sumo.world import SumoSimulation
 from training.simulation.vehicles import SURPRISING_SHARE, Traffic
 from training.simulation.walkers import Walker
+from training.simulation.worlds import CAUSES, HIGHWAY, PROVOKED_S, World, reward_of
+
+__all__ = [
+    "CAUSES",
+    "HIGHWAY",
+    "MAX_STEPS",
+    "MAX_VEHICLES",
+    "ROADS",
+    "SOURCES",
+    "SOURCE_ROADS",
+    "UNSEEN",
+    "Episode",
+    "Simulation",
+    "draw_episode",
+    "open_world",
+    "run_episode",
+    "source_of",
+]
 
 MAX_STEPS = 140
 MAX_VEHICLES = 16
 
-CAUSES = ("none", "crash", "off_road")
-SOURCES = ("highway-env", "sumo")
-"""Simulators that episodes come from."""
+SOURCE_ROADS = {
+    "highway-env": {"highway": 0.54, "merge": 0.15, "racetrack": 0.24, "roundabout": 0.07},
+    "sumo": {
+        "freeway": 0.30,
+        "curves": 0.13,
+        "ring": 0.10,
+        "arterial": 0.20,
+        "town": 0.20,
+        "harbour": 0.07,
+    },
+}
+"""Simulators that episodes come from, and how often an episode is on each of their roads."""
 
-HIGHWAY = highway_spec()
+SOURCES = tuple(SOURCE_ROADS)
 
-PROVOKED_S = 2.5
-"""A crash so soon after the other car began a sudden manoeuvre counts as provoked by it."""
+ROADS = (*ENVIRONMENTS, *NETWORKS)
+"""All roads of all sources, by their numbers in recordings."""
+
+UNSEEN = {"highway-env": "roundabout", "sumo": "harbour"}
+"""Of each source the road that nothing is trained or calibrated on."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +75,7 @@ class Episode:
 
     Attributes:
         seed: Reproduces the episode, given environment and behaviour.
-        environment: Index into `ENVIRONMENTS`.
+        environment: Index into `ROADS`.
         behaviour: Index into `BEHAVIOURS`.
         cause: Index into `CAUSES`.
         provoked: 1 if the car that was hit had begun a sudden manoeuvre shortly before.
@@ -89,18 +117,6 @@ class Episode:
         return len(self.ego) - 1
 
 
-def reward_of(features: list[float], cause: int) -> float:
-    """Return the reward of the step that led to a state.
-
-    -1 if the step ended in a crash or off the road, else
-    0.6 clip(speed / 30 m/s, 0, 1) + 0.4 (1 - min(|lane offset| / 2 m, 1)), hence in [-1, 1].
-    """
-    if cause:
-        return -1.0
-    speed, offset = features[0], features[1]
-    return 0.6 * min(max(speed / 30, 0), 1) + 0.4 * (1 - min(abs(offset) / 2, 1))
-
-
 def _poses(vehicles: list[Any]) -> NDArray[np.float64]:
     return np.array([[*v.position, v.heading, v.speed] for v in vehicles]).reshape(-1, 4)
 
@@ -120,8 +136,8 @@ def _is_hit(poses: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[n
     return np.asarray(gaps < 0)
 
 
-class Simulation:
-    """A road with the ego and traffic, driven step by step.
+class Simulation(World):
+    """A road of highway-env with the ego and traffic, driven step by step; see `World`.
 
     Args:
         seed: The same seed and actions give the same future, bit for bit.
@@ -132,24 +148,14 @@ class Simulation:
             and highways have 2 to 8 lanes.
 
     Attributes:
-        environment: As given.
-        rng: Source of everything random; spawn from it what must depend on the seed alone.
         road: highway-env's.
-        ego: The vehicle we drive.
         others: The other road users.
-        sizes: [1 + others, 2] length and width of everybody, m, the ego first.
-        kinds: [1 + others] index into `fleets.KINDS`.
-        pace: Usual speed of this traffic, m/s.
-        poses: [1 + others, 4] x, y, heading, speed now, the ego first.
-        poses_before: The same one step ago; equal to `poses` before the first step.
-        features: The six ego features now.
-        cause: Index into `CAUSES`: why it is over, 0 while it goes on.
-        is_provoked: Whether it ended in a crash with somebody who had begun a sudden manoeuvre
-            within `PROVOKED_S`.
 
     Raises:
         ValueError: No environment or no fleet has that name.
     """
+
+    ego: Any
 
     def __init__(
         self,
@@ -158,6 +164,7 @@ class Simulation:
         surprising_share: float = SURPRISING_SHARE,
         fleet: str = DEFAULT_FLEET,
     ) -> None:
+        super().__init__()
         self.environment = environment
         self.rng = np.random.default_rng(seed)
         self.road, self.ego, self.pace = build_road(environment, self.rng, surprising_share, fleet)
@@ -167,45 +174,11 @@ class Simulation:
         self.kinds = np.array([build.kind for build in builds])
         self.poses = _poses([self.ego, *self.others])
         self.poses_before = self.poses
+        self.present = np.ones(len(self.poses), np.bool_)
         self.features = ego_features(self.road.network, self.ego)
-        self.cause = 0
-        self.is_provoked = False
-        self._encoder = encoder_of(HIGHWAY)
-
-    def state(self, spec: Spec = HIGHWAY) -> NDArray[np.float32]:
-        """Return the state [S] of a spec as a perfect tracker delivers it now.
-
-        Args:
-            spec: A layout of `models.highway` or `models.road_users`. One without sizes gets the
-                true centres, whatever size everybody has.
-        """
-        # Looked for only if it is another spec: to hash one takes as long as to write its state.
-        encoder = self._encoder if self._encoder.spec is spec else encoder_of(spec)
-        self._encoder = encoder
-        ego, sizes = self.poses[:1], self.sizes[None]
-        # Columns for all slots even where there are fewer others.
-        missing = max(0, encoder.slot_count - len(self.others))
-        present = np.pad(np.ones((1, len(self.others))), ((0, 0), (0, missing)))
-        others, before, theirs = (
-            np.pad(x, ((0, 0), (0, missing), (0, 0)))
-            for x in (self.poses[None, 1:], self.poses_before[None, 1:], sizes[:, 1:])
-        )
-        columns, near = encoder.choose(ego, sizes[:, 0], others, theirs, present)
-        slots = slot_features(ego, others[:, columns[0]], before[:, columns[0]], near)
-        slots[..., 3] -= whole_turns(slots[..., 3])
-        features = np.array([self.features], np.float32)
-        states = encoder.encode(features, sizes[:, 0], slots, theirs[:, columns[0]])
-        return np.asarray(states[0])
 
     def step(self, action: NDArray[Any]) -> tuple[float, int]:
-        """Drive one step.
-
-        Args:
-            action: [3] steer, throttle, brake.
-
-        Returns:
-            The reward, and the cause if it is over (an index into `CAUSES`, 0 if not).
-        """
+        """See `World`."""
         self.ego.drive(action)
         self.road.act()
         self.road.step(DT_S)
@@ -229,6 +202,35 @@ class Simulation:
         return copy.deepcopy(self, {id(x): x for x in shared})
 
 
+def source_of(environment: str) -> str:
+    """Return the one of `SOURCES` that has a road.
+
+    Raises:
+        ValueError: None has.
+    """
+    for source, roads in SOURCE_ROADS.items():
+        if environment in roads:
+            return source
+    raise ValueError(f"unknown environment {environment!r}; known: {list(ROADS)}")
+
+
+def open_world(
+    seed: int,
+    environment: str,
+    surprising_share: float = SURPRISING_SHARE,
+    fleet: str = DEFAULT_FLEET,
+) -> World:
+    """Return a simulation on a road of any source; see `run_episode`.
+
+    Raises:
+        ValueError: No environment or no fleet has that name.
+        ModuleNotFoundError: The source's simulator is not installed.
+    """
+    if source_of(environment) == "sumo":
+        return SumoSimulation(seed, environment, surprising_share)
+    return Simulation(seed, environment, surprising_share, fleet)
+
+
 def run_episode(
     seed: int,
     environment: str,
@@ -241,72 +243,93 @@ def run_episode(
 
     Args:
         seed: The same seed gives the same episode, bit for bit.
-        environment: One of `ENVIRONMENTS`.
+        environment: One of `ROADS`.
         behaviour: One of `BEHAVIOURS`.
         steps: Truncation.
         surprising_share: Of the drivers, how many have a sudden manoeuvre in store.
-        fleet: One of `fleets.FLEETS`.
+        fleet: One of `fleets.FLEETS`; SUMO's are always mixed.
 
     Returns:
         What happened.
     """
-    world = Simulation(seed, environment, surprising_share, fleet)
+    world = open_world(seed, environment, surprising_share, fleet)
     driver = make_behaviour(behaviour, world.rng.spawn(1)[0], world.pace)
-    frames, features = [world.poses], [world.features]
+    frames, present, features = [world.poses], [world.present], [world.features]
     actions: list[NDArray[np.float32]] = []
     rewards: list[float] = []
-    while len(actions) < steps and not world.cause:
+    while len(actions) < steps and not (world.cause or world.is_cut):
         actions.append(driver.action(world.ego))
         rewards.append(world.step(actions[-1])[0])
+        if world.is_cut and len(actions) > 1:
+            # What came of the step is outside of what the road is known for.
+            del actions[-1], rewards[-1]
+            break
         frames.append(world.poses)
+        present.append(world.present)
         features.append(world.features)
     codes = (
-        ENVIRONMENTS.index(environment),
+        ROADS.index(environment),
         BEHAVIOURS.index(behaviour),
         world.cause,
         int(world.is_provoked),
     )
-    return _record(world, seed, codes, np.stack(frames), features, np.array(actions), rewards)
+    return _record(
+        world, seed, codes, (np.stack(frames), np.stack(present)), features, actions, rewards
+    )
 
 
 def _record(
-    world: Simulation,
+    world: World,
     seed: int,
     codes: tuple[int, int, int, int],
-    frames: NDArray[np.float64],
+    seen: tuple[NDArray[np.float64], NDArray[np.bool_]],
     features: list[list[float]],
-    actions: NDArray[np.float32],
+    actions: list[NDArray[np.float32]],
     rewards: list[float],
 ) -> Episode:
-    """Pack frames [T+1, 1 + others, 4] (ego first) and the rest into fixed columns."""
-    count, columns = len(frames), frames.shape[1] - 1
-    frames = frames.copy()
+    """Pack frames [T+1, 1 + others, 4] (ego first), who was present, and the rest into columns."""
+    frames, present = seen[0].copy(), seen[1]
     frames[..., :2] -= frames[0, 0, :2].copy()
+    chosen = 1 + _who_matters(frames, present)
+    count, columns = len(frames), len(chosen)
+    there = present[:, chosen]
     vehicles = np.zeros((count, MAX_VEHICLES, 4), np.float32)
-    vehicles[:, :columns] = frames[:, 1:]
-    present = np.zeros((count, MAX_VEHICLES), np.uint8)
-    present[:, :columns] = 1
+    vehicles[:, :columns] = np.where(there[..., None], frames[:, chosen], 0.0)
+    presence = np.zeros((count, MAX_VEHICLES), np.uint8)
+    presence[:, :columns] = there
     identities = np.full(MAX_VEHICLES, -1, np.int32)
-    identities[:columns] = np.arange(columns)
+    identities[:columns] = chosen - 1
     size = np.zeros((MAX_VEHICLES, 2), np.float32)
-    size[:columns] = world.sizes[1:]
+    size[:columns] = world.sizes[chosen]
     kind = np.full(MAX_VEHICLES, -1, np.int8)
-    kind[:columns] = world.kinds[1:]
+    kind[:columns] = world.kinds[chosen]
     return Episode(
         seed,
         *codes,
         ego=frames[:, 0].astype(np.float32),
         ego_features=np.array(features, np.float32),
         vehicles=vehicles,
-        present=present,
+        present=presence,
         vehicle_id=identities,
-        action=np.concatenate([actions, np.zeros((1, 3), np.float32)]),
+        action=np.concatenate([np.array(actions), np.zeros((1, 3), np.float32)]),
         reward=np.array([*rewards, 0.0], np.float32),
         size=size,
         kind=kind,
         ego_size=world.sizes[0].astype(np.float32),
         ego_kind=int(world.kinds[0]),
+        source=SOURCES.index(source_of(world.environment)),
     )
+
+
+def _who_matters(frames: NDArray[np.float64], present: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return which of the others [n] get a column: those who come nearest, in their own order."""
+    apart = np.hypot(*np.moveaxis(frames[:, 1:, :2] - frames[:, :1, :2], -1, 0))
+    apart = np.where(present[:, 1:], apart, np.inf)
+    # By the best rank that each one has in any frame, then by distance.
+    ranks = np.argsort(np.argsort(apart, axis=1, kind="stable"), axis=1, kind="stable")
+    order = np.lexsort((apart.min(axis=0), ranks.min(axis=0)))
+    order = order[np.isfinite(apart.min(axis=0)[order])]
+    return np.sort(order[:MAX_VEHICLES])
 
 
 def draw_episode(seed: int, environments: dict[str, float]) -> tuple[str, str]:

@@ -4,7 +4,9 @@ import json
 import re
 import signal
 import sys
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,12 +29,14 @@ from training.simulation.roads import ENVIRONMENTS
 from training.simulation.simulator import (
     CAUSES,
     MAX_VEHICLES,
+    SOURCES,
     Episode,
     Simulation,
     draw_episode,
-    reward_of,
     run_episode,
 )
+from training.simulation.sumo.process import is_installed
+from training.simulation.worlds import reward_of
 
 HIGHWAY = {"highway": 1.0}
 
@@ -389,3 +393,43 @@ def test_episode_leaves_the_road_at_the_first_negative_edge() -> None:
 )
 def test_reward_follows_its_formula(speed: float, offset: float, cause: int, reward: float) -> None:
     assert reward_of([speed, offset, 0, 0, 0, 0], cause) == pytest.approx(reward)
+
+
+@pytest.mark.skipif(not is_installed(), reason="needs SUMO: pip install eclipse-sumo libsumo")
+def test_collect_records_sumo_with_any_number_of_workers(tmp_path: Path) -> None:
+    for workers in (1, 2):
+        collect(
+            tmp_path / str(workers),
+            transitions=60,
+            seed=5,
+            environments={"freeway": 1.0, "ring": 1.0},
+            source="sumo",
+            workers=workers,
+            progress=False,
+        )
+
+    one, two = (load_store(tmp_path / str(workers)) for workers in (1, 2))
+    assert one.fingerprint == two.fingerprint
+    assert (one.source == SOURCES.index("sumo")).all()
+    names = {one.environment_names[code] for code in one.environment}
+    assert names <= {"freeway", "ring"}
+    assert one.manifest["fleet"] == "mixed"
+    assert one.manifest["simulator"] == version("eclipse-sumo")
+    assert (one.size[one.kind >= 0] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"source": "carla"}, "unknown source 'carla'"),
+        ({"source": "sumo", "fleet": "cars"}, "the fleet of source 'sumo' is 'mixed', got 'cars'"),
+        ({"source": "sumo", "environments": {"highway": 1.0}}, "unknown environments"),
+        ({"environments": {"freeway": 1.0}}, "unknown environments"),
+    ],
+    ids=["source", "fleet", "road of the other", "road of sumo"],
+)
+def test_collect_refuses_what_a_source_has_not(
+    tmp_path: Path, options: dict[str, Any], match: str
+) -> None:
+    with pytest.raises(ValueError, match=match):
+        collect(tmp_path, transitions=10, seed=1, **options)

@@ -9,6 +9,7 @@ from tests.test_training.driving import drive, mixed_episodes, save_store
 from training.dataset.store import EpisodeStore
 from training.dataset.windows import SPLIT_SHARES, make_windows, split_episodes
 from training.simulation.roads import ENVIRONMENTS
+from training.simulation.simulator import ROADS
 
 ROUNDABOUT = ENVIRONMENTS.index("roundabout")
 
@@ -26,6 +27,17 @@ def test_episodes_are_split_without_overlap_and_by_share(store: EpisodeStore) ->
     assert sorted(np.concatenate(list(parts.values()))) == list(range(110))
     for name, share in SPLIT_SHARES.items():
         assert len(parts[name]) == pytest.approx(100 * share, abs=1)
+
+
+def test_each_source_has_an_unseen_road(tmp_path: Path) -> None:
+    roads = [ROADS.index(name) for name in ("highway", "harbour", "town", "roundabout") * 3]
+    store = save_store(tmp_path, [drive(i, environment=road) for i, road in enumerate(roads)])
+
+    parts = split_episodes(store, seed=0)
+
+    names = {store.environment_names[code] for code in store.environment[parts["unseen"]]}
+    assert names == {"harbour", "roundabout"}
+    assert len(parts["unseen"]) == 6
 
 
 def test_the_unseen_environment_is_in_no_other_part(store: EpisodeStore) -> None:

@@ -268,6 +268,7 @@ def test_slots_of_road_users_are_filled_by_the_nearest_rectangles() -> None:
     places = np.array([[9.5, 4], [-9.5, 4], [9.5, -4], [-9.5, -4], [10.9, 3.5]])
     world.poses = np.vstack([ego, *([*(ego[:2] + xy), ego[2], 20.0] for xy in places)])
     world.poses_before = world.poses
+    world.present = np.ones(len(world.poses), np.bool_)
     world.sizes = np.array([CAR[1:]] * 5 + [(19.0, 2.5)])
     state, cars = world.state(SPEC), world.state()
     lengths = [feature(state, f"neighbour_{i}_length") for i in range(1, 5)]
