@@ -76,10 +76,10 @@ _allow_unguaranteed = click.option(
 )
 @click.option(
     "--source",
-    type=click.Choice(["highway-env", "sumo"]),
+    type=click.Choice(["highway-env", "sumo", "all"]),
     default="highway-env",
     show_default=True,
-    help="Which simulator; the fleet of sumo is mixed.",
+    help="Which simulator, or as many episodes of each; with sumo, the fleet is mixed.",
 )
 @click.option("--workers", type=int, default=None, help="Processes.  [default: one a usable CPU]")
 def collect(

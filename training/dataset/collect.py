@@ -8,7 +8,7 @@ of shards, from the first on, that holds enough transitions.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from models.backends.cpus import usable_cpus
-from models.highway import highway_spec
 from training.dataset.overlap import collected_seeds
 from training.dataset.store import (
     MANIFEST,
@@ -34,7 +33,7 @@ from training.running.progress import Progress
 from training.running.stopping import begin_worker, starting_workers
 from training.simulation.behaviours import BEHAVIOURS, SHARES
 from training.simulation.bicycle import DT_S
-from training.simulation.fleets import DEFAULT_FLEET, MIXED, check_fleet
+from training.simulation.fleets import DEFAULT_FLEET, MIXED, check_fleet, spec_of
 from training.simulation.simulator import (
     CAUSES,
     MAX_STEPS,
@@ -52,6 +51,9 @@ ENVIRONMENT_SHARES = SOURCE_ROADS["highway-env"]
 
 PACKAGES = {"highway-env": ("highway-env", "gymnasium"), "sumo": ("eclipse-sumo", "libsumo")}
 """What decides the episodes of a source beside our own code; the simulator itself comes first."""
+
+ALL = "all"
+"""In place of a source: as many episodes of each."""
 
 Counts = dict[str, int]
 
@@ -82,7 +84,7 @@ def collect(
         surprising_share: Of the drivers, how many have a sudden manoeuvre in store.
         fleet: One of `fleets.FLEETS`: cars of 5 x 2 m, or everybody; None: `DEFAULT_FLEET`. That of
             SUMO is mixed.
-        source: One of `SOURCES`: which simulator.
+        source: One of `SOURCES`: which simulator; or `ALL`.
         workers: Processes; one per usable CPU by default. 1 runs in this process.
         progress: Whether to show how far it is.
         on_transitions: Called with the number of transitions recorded so far, now and then.
@@ -117,11 +119,6 @@ def collect(
         _finish(folder, settings, counts, transitions)
 
 
-def fleet_of(manifest: Mapping[str, Any]) -> str:
-    """Return the fleet of recordings, for more of the same kind."""
-    return str(manifest.get("fleet", DEFAULT_FLEET))
-
-
 def _settings(
     source: str,
     seed: int,
@@ -130,13 +127,14 @@ def _settings(
     fleet: str | None,
 ) -> dict[str, Any]:
     """Return all that decides what is recorded, as JSON, after checking it."""
-    if source not in SOURCES:
-        raise ValueError(f"unknown source {source!r}; known: {list(SOURCES)}")
-    if source == "sumo" and fleet not in (None, MIXED):
-        raise ValueError(f"the fleet of source 'sumo' is {MIXED!r}, got {fleet!r}")
-    fleet = fleet or (MIXED if source == "sumo" else DEFAULT_FLEET)
+    if source not in (*SOURCES, ALL):
+        raise ValueError(f"unknown source {source!r}; known: {[*SOURCES, ALL]}")
+    sources = _sources(source)
+    if "sumo" in sources and fleet not in (None, MIXED):
+        raise ValueError(f"the fleet of source {source!r} is {MIXED!r}, got {fleet!r}")
+    fleet = fleet or (MIXED if "sumo" in sources else DEFAULT_FLEET)
     check_fleet(fleet)
-    known = SOURCE_ROADS[source]
+    known = {road: x for each in sources for road, x in SOURCE_ROADS[each].items()}
     environments = known if environments is None else environments
     if unknown := sorted(set(environments) - set(known)):
         raise ValueError(f"unknown environments {unknown}; known: {list(known)}")
@@ -144,7 +142,7 @@ def _settings(
         raise ValueError(f"environment shares must not be negative, nor all 0: {environments}")
     return {
         "schema_version": SCHEMA_VERSION,
-        "spec": highway_spec().name,
+        "spec": spec_of(fleet).name,
         "seed": seed,
         "dt_s": DT_S,
         "max_steps": MAX_STEPS,
@@ -154,8 +152,17 @@ def _settings(
         "surprising_share": surprising_share,
         "fleet": fleet,
         "source": source,
-        "simulator": _version(PACKAGES[source][0]),
+        "simulator": ", ".join(_version(PACKAGES[each][0]) for each in sources),
     }
+
+
+def _sources(source: str) -> tuple[str, ...]:
+    """Return the simulators that a setting names."""
+    return SOURCES if source == ALL else (source,)
+
+
+def _packages(source: str) -> list[str]:
+    return [name for each in _sources(source) for name in PACKAGES[each]] + ["numpy"]
 
 
 def _version(package: str) -> str:
@@ -340,7 +347,7 @@ def _finish(
         **settings,
         "environments": list(ROADS),
         "behaviours": list(BEHAVIOURS),
-        "libraries": {name: _version(name) for name in (*PACKAGES[settings["source"]], "numpy")},
+        "libraries": {name: _version(name) for name in _packages(settings["source"])},
         "counts": _sum({index: counts[index] for index in range(wanted)}),
     }
     write_manifest(folder, paths, manifest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from models.spec import Spec
 from training.dataset.episodes import FORMAT, Episodes, load_episodes
 from training.dataset.store import EpisodeStore, load_store, read_manifest
+from training.dataset.tracker_models import DRAWN
 from training.dataset.trackers import Tracking
 from training.dataset.windows import (
     Windows,
@@ -21,6 +23,7 @@ from training.dataset.windows import (
     split_at_random,
     split_episodes,
 )
+from training.simulation.fleets import CARS, spec_of
 from training.simulation.simulator import CAUSES, HIGHWAY
 
 Indices = NDArray[np.int64]
@@ -217,15 +220,34 @@ class Own:
         return cut_windows(self.episodes, episodes, horizon, stride)
 
 
-def open_dataset(folder: Path) -> Dataset:
+def fleet_of(manifest: Mapping[str, Any]) -> str:
+    """Return the fleet of recordings, for more of the same kind."""
+    return str(manifest.get("fleet", CARS))  # those before there were others
+
+
+def open_dataset(folder: Path, tracks: str | None = None) -> Dataset:
     """Read a finished data set of either format into memory.
 
+    Args:
+        folder: Of the data set.
+        tracks: By which trackers simulated episodes are seen, see `Tracking.model`; None: all that
+            is seen is true of cars of one size, and mixed fleets are seen by drawn trackers.
+
     Raises:
-        ValueError: It is unfinished or broken, or has changed since it was written.
+        ValueError: It is unfinished or broken, or has changed since it was written; or trackers are
+            asked for, and it holds what was measured by others.
     """
     if read_manifest(folder).get("format") == FORMAT:
+        if tracks is not None:
+            raise ValueError(
+                f"{folder} holds recordings, which were seen as they are: tracks {tracks!r} can be "
+                "asked for with those of world-model collect only"
+            )
         return Own(load_episodes(folder))
-    return Simulated(load_store(folder))
+    store = load_store(folder)
+    fleet = fleet_of(store.manifest)
+    model = tracks or (None if fleet == CARS else DRAWN)
+    return Simulated(store, spec_of(fleet), Tracking(model=model) if model else None)
 
 
 def require_simulated(folder: Path, what: str) -> None:

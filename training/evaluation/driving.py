@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.backends.cpus import usable_cpus
-from training.dataset.collect import ENVIRONMENT_SHARES, collect, fleet_of
+from training.dataset.collect import ENVIRONMENT_SHARES, collect
+from training.dataset.sources import fleet_of
 from training.dataset.store import load_store
 from training.dataset.windows import UNSEEN_ENVIRONMENT, Windows, make_windows
 from training.evaluation.baselines import FULL_PHYSICS, baselines_of

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from models.highway import VEHICLE_LENGTH_M, VEHICLE_WIDTH_M
-from models.road_users import ROAD_USERS
+from models.highway import VEHICLE_LENGTH_M, VEHICLE_WIDTH_M, highway_spec
+from models.road_users import ROAD_USERS, road_users_spec
+from models.spec import Spec
 
 KINDS = tuple(user.kind for user in ROAD_USERS)
 """Kinds by their numbers in recordings."""
@@ -69,6 +70,11 @@ def check_fleet(fleet: str) -> None:
     """
     if fleet not in FLEETS:
         raise ValueError(f"unknown fleet {fleet!r}; known: {list(FLEETS)}")
+
+
+def spec_of(fleet: str) -> Spec:
+    """Return the spec of states that say all of a fleet that a model needs to know."""
+    return road_users_spec() if fleet == MIXED else highway_spec()
 
 
 def draw_build(
