@@ -1,10 +1,11 @@
-"""Which state features, and the analytic step, earn their place: one member each, same training.
+"""Which features earn their place beside sizes, places and speeds: one member each, same training.
 
     python -m benchmarks.ablation data/train --run runs/ablation
 
-A feature is withheld by setting it to zero in training and test. Training is shorter than the
-bundled model's, equal for all variants; scores are on test episodes. Finished variants are kept
-in the run folder, so the command goes on where it stopped.
+The data are of mixed fleets, seen by drawn trackers. A feature is withheld by setting it to zero in
+training and test. Training is shorter than the bundled model's, equal for all variants; scores are
+on test episodes. Finished variants are kept in the run folder, so the command goes on where it
+stopped.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ import numpy as np
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from models.highway import highway_spec
+from models.highway import VEHICLE_LENGTH_M, VEHICLE_WIDTH_M
 from models.network.ensemble import WorldModelEnsemble
 from models.network.world_model import WorldModel
-from models.spec import Spec
+from models.road_users import road_users_spec
 from models.survival import crash_probability
 from training.dataset.store import load_store
+from training.dataset.trackers import Tracking
 from training.dataset.windows import Windows, make_windows, split_episodes
 from training.evaluation.report import table
 from training.fitting.calibrate import fit_hazard, predict_windows
@@ -42,60 +44,68 @@ OPTIONS = TrainOptions(
 )
 
 
+RATES = tuple(f"neighbour_{i}_{part}" for part in ("acceleration", "yaw_rate") for i in range(1, 5))
+"""All that the layout may have beside sizes, places and speeds; it has room for two of them."""
+
+SPEC = road_users_spec(RATES)
+
+
 @dataclass(frozen=True)
 class Variant:
     """What a member is trained with.
 
     Attributes:
         name: Shown in the table.
+        rates: Those of `RATES` that the member sees; the others are set to zero.
+        has_sizes: Whether road users have their own sizes; else all are of 5 x 2 m.
         kinematics: Whether the member corrects the analytic step.
-        withheld: Endings of the names of features that are set to zero.
     """
 
     name: str
+    rates: tuple[str, ...] = ()
+    has_sizes: bool = True
     kinematics: bool = True
-    withheld: tuple[str, ...] = ()
 
 
 VARIANTS = (
-    Variant("all features, analytic step"),
-    Variant("without acceleration and yaw rate", withheld=("_acceleration", "_yaw_rate")),
-    Variant("all features, no analytic step", kinematics=False),
-    Variant(
-        "without both, no analytic step", kinematics=False, withheld=("_acceleration", "_yaw_rate")
-    ),
-    Variant("without acceleration", withheld=("_acceleration",)),
-    Variant("without yaw rate", withheld=("_yaw_rate",)),
-    Variant("without curvature", withheld=("curvature",)),
-    Variant("without lane offset", withheld=("lane_offset",)),
+    Variant("34: accelerations of the nearest two", (RATES[0], RATES[1])),
+    Variant("34: yaw rates of the nearest two", (RATES[4], RATES[5])),
+    Variant("34: both of the nearest", (RATES[0], RATES[4])),
+    Variant("32: no rates"),
+    Variant("36: accelerations of all four", RATES[:4]),
+    Variant("40: all rates", RATES),
+    Variant("40, everybody taken for 5 x 2 m", RATES, has_sizes=False),
+    Variant("40, no analytic step", RATES, kinematics=False),
 )
 
 
-def withhold(windows: Windows, spec: Spec, endings: tuple[str, ...]) -> Windows:
-    """Return windows in which the features with such names are zero."""
-    if not endings:
-        return windows
+def seen_by(variant: Variant, windows: Windows) -> Windows:
+    """Return windows as a variant sees them."""
     states = np.array(windows.states)
-    for i, feature in enumerate(spec.state):
-        if feature.name.endswith(endings):
-            states[..., i] = 0.0
+    for name in set(RATES) - set(variant.rates):
+        states[..., SPEC.state_index(name)] = 0.0
+    if not variant.has_sizes:
+        for feature, size_m in (("length", VEHICLE_LENGTH_M), ("width", VEHICLE_WIDTH_M)):
+            for i, each in enumerate(SPEC.state):
+                if each.name.endswith(feature):
+                    states[..., i] = np.where(states[..., i] > 0, size_m, 0.0)
     return replace(windows, states=states)
 
 
 def run_variant(index: int, windows_folder: Path, run: Path) -> None:
     """Train and score one variant; the task of one process."""
-    variant, spec = VARIANTS[index], highway_spec()
+    variant = VARIANTS[index]
     result = run / f"variant-{index}.json"
     if result.exists():
         return
     torch.set_num_threads(1)
     parts = {
-        name: withhold(Windows.open(windows_folder / name), spec, variant.withheld)
+        name: seen_by(variant, Windows.open(windows_folder / name))
         for name in ("train", "validation", "test")
     }
     options = replace(OPTIONS, kinematics=variant.kinematics)
     trainer = MemberTrainer(
-        0, spec, options, parts["train"], parts["validation"], run / f"variant-{index}"
+        0, SPEC, options, parts["train"], parts["validation"], run / f"variant-{index}"
     )
     model = trainer.run().eval().requires_grad_(False)
     scores = {"name": variant.name, **score(model, parts["validation"], parts["test"])}
@@ -111,8 +121,10 @@ def score(model: WorldModel, validation: Windows, test: Windows) -> dict[str, fl
     risk, ends = crash_probability(prediction.dones), test.ends
     alive = test.valid[:, -1] & ~ends
     error = np.abs(prediction.states[alive, -1] - test.states[alive, -1])
-    there = test.states[alive, -1, 6::7] > 0.5
-    position = np.hypot(error[:, 7::7], error[:, 8::7])[there]
+    assert SPEC.geometry is not None
+    place = [[SPEC.state_index(x) for x in (slot.dx, slot.dy)] for slot in SPEC.geometry.slots]
+    size = [SPEC.state_index(slot.gate) for slot in SPEC.geometry.slots]
+    position = np.linalg.norm(error[:, place], axis=-1)[test.states[alive, -1][:, size] > 0]
     threshold = np.quantile(risk[~ends], 0.99)
     rare = np.quantile(risk[~ends], 0.999)
     return {
@@ -133,7 +145,9 @@ def _make_parts(data: Path, folder: Path) -> None:
     store = load_store(data)
     parts = split_episodes(store, OPTIONS.seed)
     for name, stride in (("train", 4), ("validation", 2), ("test", 2)):
-        windows = make_windows(store, parts[name], OPTIONS.horizon, stride)
+        windows = make_windows(
+            store, parts[name], OPTIONS.horizon, stride, spec=SPEC, tracking=Tracking()
+        )
         if name != "train":
             windows = windows.take(np.flatnonzero(windows.is_known))
         windows.save(folder / name)

@@ -40,7 +40,8 @@ def tracked_states(
         horizon: Number of steps, H.
         spec: Of the states; a layout that `StateEncoder` knows.
         reports: What trackers reported at the start frames; the truth without. The states behind
-            the first one are true in any case, sizes too.
+            the first one are true in any case, but for the sizes of neighbours: nothing predicts
+            those, and what was reported is held.
 
     Returns:
         [N, H + 1, S]. Beyond the episode's end its last frame repeats. In an episode's first
@@ -77,7 +78,8 @@ def tracked_states(
     sizes = np.repeat(store.size[episode[:, None], columns[:, 0]][:, None], horizon + 1, axis=1)
     if reported is not None:
         features[:, 0] = reported.ego_features
-        sizes[:, 0] = np.take_along_axis(reported.sizes, tracks[..., None], axis=1)
+        # Nothing predicts sizes: what was reported at the start is held throughout.
+        sizes[:] = np.take_along_axis(reported.sizes, tracks[..., None], axis=1)[:, None]
         _begin_as_reported(slots, ego, reported, tracks, near)
     own_size = np.repeat(ego_size[:, None], horizon + 1, axis=1)
     states = encoder.encode(features, own_size, slots, sizes)

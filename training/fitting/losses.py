@@ -130,6 +130,7 @@ def rollout_loss(
     *,
     positive_weight: float = 1.0,
     done_weight: float = ROLLOUT_DONE_WEIGHT,
+    reward_shift: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Return the losses of H steps rolled out from each window's first state.
 
@@ -144,6 +145,8 @@ def rollout_loss(
         change_scale: [H, S], positive.
         positive_weight: See `termination_loss`.
         done_weight: Weight of the termination loss in the total.
+        reward_shift: [B], in standard deviations, by which all rewards of a window are taught to
+            differ from the recorded ones; 0 without it.
 
     Returns:
         Scalars `total`, `state`, `reward`, `done`.
@@ -157,9 +160,11 @@ def rollout_loss(
     teaches_state = batch.valid & ~batch.terminated
     state = _masked_mean(per_step.mean(-1), teaches_state)
     valid = batch.valid
+    taught = (batch.rewards - model.reward_mean) / model.reward_scale
+    if reward_shift is not None:
+        taught = taught + reward_shift[:, None]
     reward = reward_prediction_loss(
-        ((rewards - model.reward_mean) / model.reward_scale)[valid],
-        ((batch.rewards - model.reward_mean) / model.reward_scale)[valid],
+        ((rewards - model.reward_mean) / model.reward_scale)[valid], taught[valid]
     )
     done = termination_loss(
         logits[valid], batch.terminated[valid].to(logits.dtype), positive_weight

@@ -1,9 +1,14 @@
-"""Wrong states, on which members are taught to disagree.
+"""What members are taught to disagree on: wrong states, and right ones as far as they err on them.
 
 Members that were only ever shown what happens may agree by chance on what never does. So each is
 also shown wrong states and given a reward of its own for them: noise contrastive priors (Hafner et
 al. 2018, "Noise contrastive priors for functional uncertainty") with the breadth of outlier
 exposure (Hendrycks et al. 2019, "Deep anomaly detection with outlier exposure").
+
+Nor do they disagree on what none of them can know: what others will do, and what a tracker has
+wrong. So the reward of a right state is shifted, too, each member's its own way, by how far its
+prediction was from what happened: what it learns is the error to be expected (direct epistemic
+uncertainty prediction: Lahlou et al. 2023, "DEUP"). Both average to 0 over all members.
 """
 
 from __future__ import annotations
@@ -24,19 +29,26 @@ OUTLIER_REWARD_SD = 10.0
 Far apart, because the loss is linear there: a state that is rather right than wrong keeps its own.
 """
 
+ERROR_REWARD_SD = 0.3
+"""Rewards of right states are spread up to so many standard deviations for an average error."""
+LARGEST_ERROR = 6.0
+"""Errors count up to so many times the average one."""
+
 _NOISE_SD = (0.7, 10.0)
 _FACTORS = (2.0, 60.0)
 _NEARER = 0.15
 
 
-def outlier_reward(index: int, members: int) -> float:
-    """Return what a member is taught for wrong states, in standard deviations from the mean.
+def own_side(index: int, members: int) -> float:
+    """Return in which direction, and how far, a member is taught to differ: from -1 to 1.
 
-    Over all members it averages to 0.
+    Over all members it averages to 0; the first ones alone nearly do, too.
     """
     if members == 1:
         return 0.0
-    return OUTLIER_REWARD_SD * (2 * index / (members - 1) - 1)
+    # From the outside to the middle, both sides by turns: 1, -1, 0.5, -0.5, 0.
+    side = 1.0 - 2 * (index // 2) / (members - 1)
+    return -side if index % 2 else side
 
 
 def make_outliers(states: Floats, spec: Spec, rng: np.random.Generator) -> Floats:

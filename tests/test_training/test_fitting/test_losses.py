@@ -107,6 +107,18 @@ def test_rollout_loss_of_a_perfect_prediction_is_its_termination_part() -> None:
     assert losses["total"].item() == pytest.approx(losses["done"].item(), abs=1e-6)
 
 
+def test_rewards_are_taught_shifted_by_so_many_standard_deviations() -> None:
+    model = WorldModel()
+    model.reward_mean.fill_(3.0)
+    model.reward_scale.fill_(4.0)
+    batch = window_batch(model)
+    shift = torch.linspace(-0.5, 0.5, len(batch.states))
+
+    losses = rollout_loss(model, batch, torch.ones(4, 34), reward_shift=shift)
+
+    assert losses["reward"].item() == pytest.approx((shift**2).mean().item() / 2, rel=1e-4)
+
+
 def test_rollout_loss_counts_big_errors_linearly() -> None:
     model = WorldModel()
     batch = window_batch(model, rows=1, horizon=1)

@@ -6,7 +6,7 @@ import pytest
 from models.highway import highway_spec
 from models.road_users import road_users_spec
 from models.spec import anonymous_spec
-from training.fitting.outliers import OUTLIER_REWARD_SD, make_outliers, outlier_reward
+from training.fitting.outliers import make_outliers, own_side
 
 SPEC = highway_spec()
 
@@ -15,12 +15,20 @@ def states(count: int) -> np.ndarray:
     return np.random.default_rng(1).normal(size=(count, SPEC.state_dim)).astype(np.float32)
 
 
-def test_members_rewards_of_wrong_states_differ_and_average_to_zero() -> None:
-    rewards = [outlier_reward(i, 5) for i in range(5)]
-    assert len(set(rewards)) == 5
-    assert sum(rewards) == pytest.approx(0)
-    assert max(rewards) == -min(rewards) == OUTLIER_REWARD_SD
-    assert outlier_reward(0, 1) == 0
+def test_members_differ_to_both_sides_and_average_to_zero() -> None:
+    sides = [own_side(i, 5) for i in range(5)]
+    assert sides == [1, -1, 0.5, -0.5, 0]
+    assert own_side(0, 1) == 0
+
+
+@pytest.mark.parametrize("members", range(2, 10))
+def test_the_first_members_alone_hardly_lean_to_a_side(members: int) -> None:
+    sides = [own_side(i, members) for i in range(members)]
+    assert len(set(sides)) == members
+    assert sum(sides) == pytest.approx(0)
+    assert max(sides) == -min(sides) == 1
+    for count in range(2, members):
+        assert abs(np.mean(sides[:count])) <= 1 / count
 
 
 def test_outliers_are_finite_and_nearly_all_differ_from_what_they_are_made_of() -> None:

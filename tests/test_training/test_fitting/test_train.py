@@ -24,6 +24,7 @@ from models.highway import highway_spec
 from models.importing import import_weights
 from models.network.ensemble import WorldModelEnsemble
 from models.network.world_model import WorldModel
+from models.road_users import road_users_spec
 from models.safety import assess
 from models.spec import LONGEST_NAME
 from models.survival import crash_probability
@@ -35,7 +36,13 @@ from training.dataset.sources import open_dataset
 from training.dataset.store import load_store
 from training.dataset.windows import Windows, make_windows
 from training.fitting.calibrate import episode_scores, predict_windows
-from training.fitting.member import STATE, MemberTrainer, choose_device, updates_saved
+from training.fitting.member import (
+    STATE,
+    MemberTrainer,
+    choose_device,
+    rollout_errors,
+    updates_saved,
+)
 from training.fitting.options import CURRICULUM, Stage, TrainOptions
 from training.fitting.recalibrate import recalibrate
 from training.fitting.train import TrainingError, fit
@@ -169,10 +176,14 @@ class Interrupted:
         return self.update(update)
 
 
-def test_an_interrupted_member_resumes_to_the_same_weights(tmp_path: Path) -> None:
-    options = TrainOptions(
-        hidden_dims=(32,), stages=(Stage(2, 60, 32),), validate_every=20, device="cpu"
-    )
+HEADS = Stage(2, 20, 32, only=("reward_head",), outlier_weight=0.05)
+
+
+@pytest.mark.parametrize("stages", [(Stage(2, 60, 32),), (Stage(2, 40, 32), HEADS)])
+def test_an_interrupted_member_resumes_to_the_same_weights(
+    stages: tuple[Stage, ...], tmp_path: Path
+) -> None:
+    options = TrainOptions(hidden_dims=(32,), stages=stages, validate_every=20, device="cpu")
     train, validation = toy_windows(300, 2, seed=1), toy_windows(100, 2, seed=2)
 
     def trainer(folder: str) -> MemberTrainer:
@@ -180,7 +191,7 @@ def test_an_interrupted_member_resumes_to_the_same_weights(tmp_path: Path) -> No
 
     whole = trainer("whole").run()
     broken = trainer("broken")
-    broken._update = Interrupted(broken, 40)  # type: ignore[method-assign]
+    broken._update = Interrupted(broken, 50)  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         broken.run()
     resumed = trainer("broken")
@@ -189,6 +200,62 @@ def test_an_interrupted_member_resumes_to_the_same_weights(tmp_path: Path) -> No
     assert resumed.state.update == 60
     for name, value in whole.state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
+
+
+def test_members_are_taught_rewards_by_their_errors_on_either_side(tmp_path: Path) -> None:
+    stages = (Stage(2, 100, 64), replace(HEADS, updates=400))
+    options = replace(QUICK, members=2, stages=stages, learning_rate=0.01)
+    train, validation = toy_windows(500, 2, seed=1), toy_windows(100, 2, seed=2)
+    # What is to the right is blown about: nobody can know by how much.
+    right = train.states[:, 0, 0] > 0
+    gusts = np.random.default_rng(0).normal(size=(int(right.sum()), 2)).astype(np.float32)
+    train.states[right, 1:, 2] += gusts
+
+    one, other = (
+        MemberTrainer(i, toy_spec(), options, train, validation, tmp_path / str(i)).run()
+        for i in range(2)
+    )
+
+    batch = torch.as_tensor(train.states[:, 0]), torch.as_tensor(train.actions[:, 0])
+    lead = (one.predict(*batch)[1] - other.predict(*batch)[1]).detach().numpy()[:, 0]
+    assert lead[right].mean() > 2 * abs(lead[~right].mean())
+
+
+def test_an_error_is_that_of_the_last_step_that_goes_on() -> None:
+    windows = toy_windows(50, 3, seed=1)
+    model = WorldModel(4, 2, (32,), spec=toy_spec())
+    with torch.no_grad():
+        for parameter in model.decoder.parameters():
+            parameter.zero_()  # nothing ever changes
+    going = (windows.valid & ~windows.terminated).sum(1)
+    assert {1, 3} <= set(going.tolist())
+
+    errors = rollout_errors(model, windows, toy_spec(), torch.device("cpu"))
+
+    moved = windows.states[np.arange(50), going] - windows.states[:, 0]
+    assert errors == pytest.approx(np.sqrt(np.square(moved).mean(1)), abs=1e-6)
+
+
+def test_errors_of_neighbours_are_distances() -> None:
+    spec = road_users_spec()
+    model = WorldModel(hidden_dims=(32,), spec=spec)
+    with torch.no_grad():
+        for parameter in model.decoder.parameters():
+            parameter.zero_()
+    states = np.repeat(np.array(spec.example.state, np.float32)[None, None], 3, axis=1)
+    for k, name in enumerate(("neighbour_1_dx", "neighbour_2_dy")):
+        states[:, 2, spec.state_index(name)] += 3.0 * (k + 1)
+    windows = replace(
+        toy_windows(1, 2, seed=1),
+        states=states,
+        actions=np.zeros((1, 2, 3), np.float32),
+        terminated=np.zeros((1, 2), np.bool_),
+        valid=np.ones((1, 2), np.bool_),
+    )
+
+    errors = rollout_errors(model, windows, spec, torch.device("cpu"))
+
+    assert errors == pytest.approx([(3 + 6 + 0) / 3])
 
 
 def test_a_run_folder_of_another_run_is_refused(tmp_path: Path) -> None:
