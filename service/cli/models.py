@@ -306,9 +306,9 @@ def evaluate(
         from training.dataset.examples import export_held_out
         from training.dataset.sources import require_simulated
         from training.evaluation.evaluate import evaluate as run_evaluate
-        from training.evaluation.evaluate import model_card_table, write_metrics
+        from training.evaluation.evaluate import write_metrics
         from training.evaluation.parts import remove_parts
-        from training.evaluation.report import update_model_card
+        from training.evaluation.report import summary_text, update_model_card
         from training.running.progress import Progress
 
         for what, is_asked_for in (("--examples", examples), ("--closed-loop", closed_loop)):
@@ -335,7 +335,7 @@ def evaluate(
             if model_card is not None:
                 update_model_card(model_card, metrics, report)
             remove_parts(report)  # only now nothing of it is needed again
-        click.echo(model_card_table(metrics))
+        click.echo(summary_text(metrics))
 
 
 @click.command("import")
@@ -346,9 +346,9 @@ def evaluate(
 )
 @click.option(
     "--spec",
-    metavar="FILE|highway",
+    metavar="FILE|highway|road-users",
     default=None,
-    help="What the numbers mean: a file like a checkpoint's spec.json, or the bundled model's. "
+    help="What the numbers mean: a file like a checkpoint's spec.json, or one of our layouts. "
     "Without it they are called state_0, ..., and calibrate finds no recordings that fit.",
 )
 @click.option(
@@ -387,4 +387,93 @@ def import_(
         click.echo(f"Wrote {out}, version {version}, members {checkpoint.member_count}")
 
 
-COMMANDS = (collect, check_data, train, calibrate, evaluate, import_)
+@click.command("import-tracks")
+@click.argument("sources", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("out", type=_FOLDER)
+@click.option(
+    "--spec",
+    metavar="FOLDER|FILE|highway|road-users",
+    default=None,
+    help="What states are made for: a checkpoint, a file like its spec.json, or one of our "
+    "layouts.  [default: the bundled model]",
+)
+@click.option(
+    "--road",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=None,
+    help="Description of the roads of all tables among SOURCES.  [default: of NAME.csv the file "
+    "NAME.road.json, NAME.road.csv or NAME.road.parquet beside it, if there is one]",
+)
+@click.option(
+    "--frame",
+    type=click.Choice(["iso8855", "forward-right-down"]),
+    default="iso8855",
+    show_default=True,
+    help="Axes of the tables: y to the left of x, or to its right. CommonRoad has the first.",
+)
+@click.option(
+    "--filter",
+    "filter_",
+    type=click.Choice(["causal", "smooth"]),
+    default="causal",
+    show_default=True,
+    help="States as a client would have sent them at the moment, with the smoothed truth beside "
+    "them, or the smoothed truth alone: what better tracks would give.",
+)
+@click.option(
+    "--share",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="So many of the vehicles that can be the ego are, at random; at least one a source.",
+)
+@click.option("--seed", default=0, show_default=True, help="Decides which vehicles.")
+@click.option(
+    "--least-s",
+    type=click.FloatRange(min=0.1),
+    default=2.0,
+    show_default=True,
+    help="Shorter episodes are left out, in s.",
+)
+@click.option(
+    "--overlap-m",
+    type=click.FloatRange(min=0),
+    default=0.1,
+    show_default=True,
+    help="Rectangles that overlap by more have crashed, in m: recorded sizes are not exact.",
+)
+def import_tracks(
+    sources: tuple[Path, ...],
+    out: Path,
+    spec: str | None,
+    road: Path | None,
+    frame: str,
+    filter_: str,
+    share: float,
+    seed: int,
+    least_s: float,
+    overlap_m: float,
+) -> None:
+    """Make episodes of recorded traffic in OUT: each vehicle in view is the ego in turn.
+
+    SOURCES are CommonRoad scenarios (.xml) and tables of tracks (.csv, .parquet) as
+    docs/recordings.md describes them. It says what could not be used, and why. It needs the
+    extra tracks.
+    """
+    with _long("An unfinished OUT has to be removed."):
+        try:
+            from training.recordings.egos import Options
+            from training.recordings.importing import import_tracks as run_import
+        except ModuleNotFoundError as exc:
+            raise click.ClickException(
+                f"{exc.name} is missing: pip install 'world-model-service[tracks]'"
+            ) from exc
+
+        options = Options(is_causal=filter_ == "causal", least_s=least_s, overlap_m=overlap_m)
+        made, dt_s = run_import(
+            sources, out, spec=spec, road=road, frame=frame, options=options, share=share, seed=seed
+        )
+    click.echo(made.text(dt_s))
+
+
+COMMANDS = (collect, check_data, train, calibrate, evaluate, import_, import_tracks)

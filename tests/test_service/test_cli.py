@@ -244,7 +244,7 @@ def test_evaluate_writes_what_it_is_asked_for(
 
     record(training.evaluation.evaluate, "evaluate", {"the": "metrics"})
     record(training.evaluation.evaluate, "write_metrics")
-    record(training.evaluation.evaluate, "model_card_table", "the table")
+    record(training.evaluation.report, "summary_text", "the table")
     record(training.dataset.examples, "export_held_out")
     monkeypatch.setattr(training.dataset.sources, "require_simulated", lambda *_: None)
     record(training.evaluation.report, "update_model_card")
@@ -261,7 +261,7 @@ def test_evaluate_writes_what_it_is_asked_for(
     assert done == {
         "evaluate": (tmp_path, tmp_path, report, ("quick", True)),
         **written,
-        "model_card_table": ({"the": "metrics"},),
+        "summary_text": ({"the": "metrics"},),
         "export_held_out": (tmp_path, tmp_path, examples),
         "update_model_card": (card, {"the": "metrics"}, report),
     }

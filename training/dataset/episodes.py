@@ -6,12 +6,14 @@ has T + 1 states. `dataset.json` holds
     format, version   "world-model-episodes", 1
     spec              meaning of the features, as in a checkpoint's spec.json
     origin            where the episodes come from, for people
+    recordings        if of recorded traffic: SHA-256 sums of its files, by name
     counts            episodes, steps, ended
     shards            names of the files, in order
     fingerprint       SHA-256 over the shards' own SHA-256 sums
 
 and a shard of E episodes with F frames the arrays of `EPISODE_ARRAYS` and `FRAME_ARRAYS`;
-`slot_ids` is there only if the identities of neighbours are known.
+`slot_ids` is there only if the identities of neighbours are known, `true_states` only if `states`
+are what was measured and not the truth.
 """
 
 from __future__ import annotations
@@ -54,6 +56,14 @@ episode's last."""
 SLOT_IDS = "slot_ids"
 """[F, slots] int64: who is in each slot; -1 in an empty one."""
 NOBODY = -1
+TRUE_STATES = "true_states"
+"""[F, S] float32: the truth where `states` are what was measured at the moment, with its noise and
+lag. Windows start in `states`, and these are their targets; slots hold the same neighbours."""
+OPTIONAL_ARRAYS: dict[str, np.dtype[Any]] = {
+    SLOT_IDS: np.dtype(np.int64),
+    TRUE_STATES: np.dtype(np.float32),
+}
+"""Each in all shards or in none."""
 
 
 class EpisodeError(ValueError):
@@ -64,7 +74,7 @@ class Fault(NamedTuple):
     """What is wrong with a number of a frame.
 
     Attributes:
-        array: Of `FRAME_ARRAYS`.
+        array: Of `FRAME_ARRAYS`, or `true_states`.
         row: Of the array.
         problem: What is there, and what is allowed.
     """
@@ -95,12 +105,15 @@ def faults_in(
     """Yield what is wrong with the numbers of frames, the first of each kind and feature.
 
     Args:
-        arrays: Of `FRAME_ARRAYS`, of one episode or more.
+        arrays: Of `FRAME_ARRAYS`, and `true_states` if there are any, of one episode or more.
         spec: Of their features.
         last: The episodes' last frames, in which no step begins.
     """
     begins = begins_step(len(arrays["rewards"]), last)
-    for name, features in (("states", spec.state), ("actions", spec.action)):
+    kinds = (("states", spec.state), ("actions", spec.action), (TRUE_STATES, spec.state))
+    for name, features in kinds:
+        if name not in arrays:
+            continue
         for column, feature in enumerate(features):
             values = arrays[name][:, column]
             fits = (values >= np.float32(feature.low)) & (values <= np.float32(feature.high))
@@ -117,12 +130,13 @@ def faults_in(
     if is_wrong.any():
         row = int(np.argmax(is_wrong))
         yield Fault("rewards", row, f"is {arrays['rewards'][row]}, but must be finite")
-    for slot in spec.geometry.slots if spec.geometry else ():
-        for name, is_wrong, allowed in _slot_faults(arrays["states"], slot, spec):
-            if is_wrong.any():
-                row = int(np.argmax(is_wrong))
-                value = arrays["states"][row, spec.state_index(name)]
-                yield Fault("states", row, f"{name} is {value:g}, but must be {allowed}")
+    for array in ("states", TRUE_STATES):
+        for slot in spec.geometry.slots if spec.geometry and array in arrays else ():
+            for name, is_wrong, allowed in _slot_faults(arrays[array], slot, spec):
+                if is_wrong.any():
+                    row = int(np.argmax(is_wrong))
+                    value = arrays[array][row, spec.state_index(name)]
+                    yield Fault(array, row, f"{name} is {value:g}, but must be {allowed}")
 
 
 def _slot_faults(
@@ -152,6 +166,7 @@ class Episodes:
         frame_count: [E], T + 1.
         terminated: [E].
         slot_ids: [F, slots], or None if a slot is one neighbour throughout an episode.
+        true_states: [F, S] what the states were in truth, or None if `states` are that.
         fingerprint: SHA-256 over the shards, hexadecimal.
         manifest: What `dataset.json` says, but for the spec.
     """
@@ -164,6 +179,7 @@ class Episodes:
     frame_count: NDArray[np.int64]
     terminated: NDArray[np.uint8]
     slot_ids: NDArray[np.int64] | None
+    true_states: NDArray[np.float32] | None
     fingerprint: str
     manifest: dict[str, Any]
 
@@ -181,8 +197,9 @@ def load_episodes(folder: Path) -> Episodes:
         arrays = read_shard(path, spec)
         for fault in shard_faults(arrays, spec):
             raise EpisodeError(f"{path}, {fault} (world-model check-data lists all faults)")
-        if index and (SLOT_IDS in arrays) != (SLOT_IDS in shards[0]):
-            raise EpisodeError(f"{path}: {SLOT_IDS} must be in all shards or in none")
+        for name in OPTIONAL_ARRAYS:
+            if index and (name in arrays) != (name in shards[0]):
+                raise EpisodeError(f"{path}: {name} must be in all shards or in none")
         shards.append(arrays)
     starts = np.cumsum([0, *(len(x["states"]) for x in shards[:-1])])
     for shard, start in zip(shards, starts, strict=True):
@@ -191,6 +208,7 @@ def load_episodes(folder: Path) -> Episodes:
     return Episodes(
         spec=spec,
         slot_ids=joined.pop(SLOT_IDS, None),
+        true_states=joined.pop(TRUE_STATES, None),
         fingerprint=manifest["fingerprint"],
         manifest={name: x for name, x in manifest.items() if name != "spec"},
         **joined,
@@ -239,14 +257,19 @@ def read_shard(path: Path, spec: Spec) -> dict[str, NDArray[Any]]:
         EpisodeError: It is none, or an array is missing, unknown, or of another type or shape.
     """
     slots = len(spec.geometry.slots) if spec.geometry else 0
-    widths = {"states": (spec.state_dim,), "actions": (spec.action_dim,), SLOT_IDS: (slots,)}
+    widths = {
+        "states": (spec.state_dim,),
+        "actions": (spec.action_dim,),
+        SLOT_IDS: (slots,),
+        TRUE_STATES: (spec.state_dim,),
+    }
     of_episodes = {name: (kind.name, ()) for name, kind in EPISODE_ARRAYS.items()}
     of_frames = {
         name: (kind.name, widths.get(name, ()))
-        for name, kind in {**FRAME_ARRAYS, SLOT_IDS: np.dtype(np.int64)}.items()
+        for name, kind in {**FRAME_ARRAYS, **OPTIONAL_ARRAYS}.items()
     }
     try:
-        arrays = read_arrays(path, of_episodes, of_frames, optional=(SLOT_IDS,))
+        arrays = read_arrays(path, of_episodes, of_frames, optional=OPTIONAL_ARRAYS)
     except ValueError as exc:
         raise EpisodeError(str(exc)) from exc
     if (arrays["terminated"] > 1).any():

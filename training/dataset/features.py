@@ -113,7 +113,8 @@ def followed_states(episodes: Episodes, frames: NDArray[np.int64]) -> NDArray[np
 
     Where identities are known, the neighbours of the first frame are followed through whatever
     slots they are in later; who is in none is absent. Headings do not jump by whole turns. What a
-    later slot does not hold of them, as an acceleration, stays as it was last.
+    later slot does not hold of them, as an acceleration, stays as it was last. Where the truth was
+    recorded beside what was measured, all but the first states are true ones.
 
     Args:
         episodes: Where the frames are.
@@ -123,6 +124,8 @@ def followed_states(episodes: Episodes, frames: NDArray[np.int64]) -> NDArray[np
         [N, H + 1, S].
     """
     states = episodes.states[frames]
+    if episodes.true_states is not None:
+        states[:, 1:] = episodes.true_states[frames[:, 1:]]
     geometry, index = episodes.spec.geometry, episodes.spec.state_index
     if geometry is None or not geometry.slots:
         return states

@@ -1,4 +1,8 @@
-"""Which episodes of a data set a model may know: by seed if simulated, else by content."""
+"""Which episodes of a data set a model may know: by seed if simulated, else by content.
+
+Recorded traffic is known by its files, too: the same vehicles through another filter are other
+states, but no other traffic.
+"""
 
 from __future__ import annotations
 
@@ -124,9 +128,20 @@ def _overlap(note: Mapping[str, Any], data: Dataset) -> NDArray[np.bool_] | None
     """Return which episodes a note of `origin_note` covers; None if nobody knows."""
     known = _known(note)
     kind = note.get("episode_keys", {"kind": "seed"})["kind"]
+    recorded = _recordings(data.manifest)
+    if recorded & _recordings(note.get("dataset")):
+        return np.ones(len(data), np.bool_)  # the same traffic, however it was filtered
+    if recorded and known is not None and kind == "seed":
+        return np.zeros(len(data), np.bool_)  # simulated episodes are no recorded ones
     if known is None or kind != data.key_kind:
         return None
     return np.isin(_cut(data.keys(), is_sorted=False), known)
+
+
+def _recordings(manifest: object) -> set[str]:
+    """Return the SHA-256 sums of the recordings that a data set was made of."""
+    found = manifest.get("recordings") if isinstance(manifest, Mapping) else None
+    return {*map(str, found.values())} if isinstance(found, Mapping) else set()
 
 
 def _known(note: Mapping[str, Any]) -> Keys | None:

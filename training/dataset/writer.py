@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,7 +13,14 @@ from safetensors.numpy import save_file
 
 from models.slots import EmptySlots
 from models.spec import Spec
-from training.dataset.episodes import FORMAT, SLOT_IDS, VERSION, EpisodeError, faults_in
+from training.dataset.episodes import (
+    FORMAT,
+    SLOT_IDS,
+    TRUE_STATES,
+    VERSION,
+    EpisodeError,
+    faults_in,
+)
 from training.dataset.store import MANIFEST, shard_path, write_document
 
 _SHARD_FRAMES = 2**17
@@ -25,12 +33,21 @@ class EpisodeWriter:
         folder: Made if missing; must be empty.
         spec: Meaning of the features.
         origin: Where the episodes come from, for people.
+        recordings: If they were made of recorded traffic: the SHA-256 sums of its files, by name.
+            They say that the episodes are of no simulator.
 
     Raises:
         EpisodeError: The folder is not empty, or the spec is none.
     """
 
-    def __init__(self, folder: Path | str, spec: Spec, *, origin: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        spec: Spec,
+        *,
+        origin: str = "",
+        recordings: Mapping[str, str] | None = None,
+    ) -> None:
         self._folder = Path(folder)
         if not isinstance(spec, Spec):
             raise EpisodeError(
@@ -44,9 +61,11 @@ class EpisodeWriter:
         self._is_open = False
         self._spec = spec
         self._origin = origin
+        self._recordings = {} if recordings is None else {"recordings": {**recordings}}
         self._empty_slots = EmptySlots(spec)
         self._slots = len(spec.geometry.slots) if spec.geometry else 0
-        self._has_ids: bool | None = None
+        self._given: frozenset[str] | None = None
+        """The optional arrays that all episodes have."""
         self._waiting: list[dict[str, NDArray[Any]]] = []
         self._frames = 0
         """In what waits."""
@@ -78,6 +97,7 @@ class EpisodeWriter:
         *,
         ended: bool | np.bool_,
         slot_ids: ArrayLike | None = None,
+        true_states: ArrayLike | None = None,
     ) -> None:
         """Add an episode of T steps.
 
@@ -90,6 +110,10 @@ class EpisodeWriter:
             slot_ids: [T + 1, slots] whole numbers: who is in each neighbour slot, below 0 if
                 nobody is. Without them a slot is taken for one neighbour throughout an episode.
                 All episodes have them, or none.
+            true_states: [T + 1, S]: what the states were in truth, if `states` are what was
+                measured at the moment, with its noise and lag. Training and evaluation start in
+                `states`, and compare predictions with these. A slot holds the same neighbour in
+                both. All episodes have them, or none.
 
         Raises:
             EpisodeError: Something does not fit; the message names it. Nothing is added.
@@ -104,18 +128,24 @@ class EpisodeWriter:
             raise EpisodeError(f"{number}: ended is {ended!r}, but must be one True or False")
         if slot_ids is not None and not self._slots:
             raise EpisodeError(f"{number}: slot_ids are given, but the spec has no neighbour slots")
-        spec, ids = self._spec, slot_ids is not None
-        if self._has_ids not in (None, ids):
-            raise EpisodeError(f"{number}: slot_ids must be given for all episodes or for none")
+        spec = self._spec
+        optional = {SLOT_IDS: slot_ids, TRUE_STATES: true_states}
+        names = frozenset(name for name, values in optional.items() if values is not None)
+        if self._given is not None and self._given != names:
+            name = min(self._given ^ names)
+            raise EpisodeError(f"{number}: {name} must be given for all episodes or for none")
         given = {
             "states": _array("states", states, (None, spec.state_dim), number),
             "actions": _array("actions", actions, (None, spec.action_dim), number),
             "rewards": _array("rewards", rewards, (None,), number),
         }
         steps = len(given["actions"])
-        if ids:
+        if slot_ids is not None:
             given[SLOT_IDS] = _array(SLOT_IDS, slot_ids, (None, self._slots), number, np.int64)
-        for name, count in (("states", steps + 1), ("rewards", steps), (SLOT_IDS, steps + 1)):
+        if true_states is not None:
+            given[TRUE_STATES] = _array(TRUE_STATES, true_states, (None, spec.state_dim), number)
+        counts = {"states": steps + 1, "rewards": steps, **dict.fromkeys(optional, steps + 1)}
+        for name, count in counts.items():
             if name in given and len(given[name]) != count:
                 raise EpisodeError(
                     f"{number}: {name} has {len(given[name])} rows, but {count} belong to "
@@ -123,12 +153,13 @@ class EpisodeWriter:
                 )
         if not steps:
             raise EpisodeError(f"{number}: it has no step")
-        given["states"] = self._empty_slots.cleared(np.ascontiguousarray(given["states"]))
+        for name in {"states", TRUE_STATES} & given.keys():
+            given[name] = self._empty_slots.cleared(np.ascontiguousarray(given[name]))
         for name in ("actions", "rewards"):
             given[name] = np.concatenate([given[name], np.zeros_like(given[name][:1])])
         for fault in faults_in(given, spec, np.array([steps])):
             raise EpisodeError(f"{number}: {fault}")
-        self._has_ids = ids
+        self._given = names
         self._waiting.append({**given, "terminated": np.array([ended], np.uint8)})
         self.episodes += 1
         self._steps += steps
@@ -164,6 +195,7 @@ class EpisodeWriter:
                 "format": FORMAT,
                 "version": VERSION,
                 "origin": self._origin,
+                **self._recordings,
                 "spec": self._spec.to_json(),
                 "counts": counts,
             },

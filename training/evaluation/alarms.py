@@ -128,10 +128,10 @@ def guarantee_scores(
         dt_s: Length of a step.
 
     Returns:
-        None if the checkpoint carries no guarantee.
+        None if the checkpoint carries no guarantee, or no window ends.
     """
     guarantee = notes.get("conformal") or {}
-    if guarantee.get("threshold") is None or crash_threshold is None:
+    if guarantee.get("threshold") is None or crash_threshold is None or not windows.ends.any():
         return None
     scores = episode_scores(probability, windows, round(guarantee["lead_s"] / dt_s))
 

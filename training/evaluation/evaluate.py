@@ -4,6 +4,9 @@ Any spec's: errors of states, rewards and terminations, uncertainty, verdicts. W
 are those of `highway_spec`, beside baselines of physics; where the episodes are those of our
 simulator, in other futures of the same states and among other drivers, too.
 
+Where too few episodes end to fix thresholds and to score terminations by, as in recordings without
+a crash, what needs none of it is reported, of all episodes that were not trained on.
+
 Validation windows fix the baselines' probabilities, as they fixed the model's; calibration windows
 fix everyone's thresholds. All that is reported comes from test windows, from roads that nobody was
 fitted to, and from drives simulated for the purpose; see `judgements` and `driving`.
@@ -24,17 +27,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.checkpoint import Checkpoint, load_checkpoint
+from models.checkpoint import load_checkpoint
 from training.dataset.overlap import HeldOut, held_out
 from training.dataset.sources import Dataset, Simulated, open_dataset
-from training.dataset.windows import ENOUGH_EPISODES, Windows
 from training.evaluation import driving, judgements
 from training.evaluation.driving_plots import draw_driving
 from training.evaluation.judgements import STRIDE, Curves, Trial
-from training.evaluation.methods import Lineup
 from training.evaluation.metrics import Risk
 from training.evaluation.parts import FOLDER, Parts, code_version, remove_parts
-from training.evaluation.plots import draw_all
+from training.evaluation.plots import draw_all, draw_states
+from training.evaluation.preparing import Cutter, prepared
 from training.evaluation.report import rounded, write_metrics, write_report
 from training.evaluation.tables import model_card_table
 from training.running.locks import locked
@@ -44,16 +46,14 @@ __all__ = ["evaluate", "model_card_table", "write_metrics"]
 
 DEFAULT_HORIZON = 16
 BRANCH_STATES, PROVOKED_TRANSITIONS = 240, 80_000
-_CALIBRATION_STRIDE = 4
-"""Quantiles gain nothing from windows that overlap even more."""
 _QUICK_BOOTSTRAP = 50
 _QUICK_WINDOWS = 20_000
-_EPISODES_AT_ONCE = 10
 
 _EPISODE_S = {
     "prepare": 0.02,
     "methods": 0.02,
     "termination": 0.01,
+    "neighbours": 0.003,
     "trust": 0.005,
     "corruptions": 0.005,
     "divergence": 0.01,
@@ -98,8 +98,8 @@ def evaluate(
 
     Raises:
         FolderLockedError: Another command writes the report.
-        ValueError: The checkpoint has other features than the dataset, or the dataset too few
-            episodes, or not both such that end and such that do not.
+        ValueError: The checkpoint has other features than the dataset, or no window of it goes on
+            for the whole horizon.
     """
     checkpoint, data = load_checkpoint(checkpoint_folder), open_dataset(store_folder)
     if difference := checkpoint.spec.difference_to(data.spec):
@@ -111,10 +111,9 @@ def evaluate(
     held = held_out(checkpoint.training, data)
     for warning in held.warnings:
         print(f"WARNING: {warning}", file=sys.stderr)
-    _check_split(store_folder, data, held.episodes)
     horizon = checkpoint.calibration.horizon or DEFAULT_HORIZON
     seed = int(checkpoint.training.get("split_seed", 0))
-    cut = _Cutter(data, horizon, _QUICK_WINDOWS if quick else None)
+    cut = Cutter(data, horizon, _QUICK_WINDOWS if quick else None)
     metrics: dict[str, Any] = {
         "model_version": checkpoint.version,
         "is_quick": quick,
@@ -130,24 +129,73 @@ def evaluate(
     shown.extend(sum(costs.values()))
     with locked(report, "evaluating"), _one_thread(), nullcontext() if progress else shown:
         parts = Parts(report / FOLDER, {**metrics, "options": options, "code": code_version()})
-        evaluation = _Evaluation(parts, shown, costs)
+        evaluation = _Evaluation(parts, shown, costs, options)
         with evaluation.step("prepare"):
-            lineup = _fit(checkpoint, cut, held.episodes)
-            test = Trial.of(data, lineup, cut(held.episodes["test"], STRIDE), bootstrap)
-            _check_outcomes(test.windows, "test", data.spec.dt_s)
-        found, risks, curves = _judge(test, evaluation)
-        metrics |= found
-        metrics["unseen"] = metrics["branches"] = None
-        if isinstance(data, Simulated):
-            _judge_elsewhere(test, metrics, evaluation, cut, held.episodes["unseen"], options)
-        metrics = rounded(metrics)
-        write_report(report, metrics)
-        draw_all(report, metrics, test, risks, curves)
-        if test.knows_corruptions:
-            draw_driving(report, metrics, test)
+            test, lacking = prepared(store_folder, checkpoint, cut, held, bootstrap)
+        if lacking:
+            metrics = _report_without_ends(report, metrics, lacking, test, evaluation)
+        else:
+            metrics = _report(report, metrics, test, evaluation, cut, held.episodes["unseen"])
     if not keep_parts:
         remove_parts(report)
     return metrics
+
+
+def _report(
+    report: Path,
+    metrics: dict[str, Any],
+    test: Trial,
+    evaluation: _Evaluation,
+    cut: Cutter,
+    unseen: NDArray[np.int64],
+) -> dict[str, Any]:
+    found, risks, curves = _judge(test, evaluation)
+    metrics |= found
+    metrics["unseen"] = metrics["branches"] = metrics["lacking"] = None
+    if isinstance(test.data, Simulated):
+        _judge_elsewhere(test, metrics, evaluation, cut, unseen)
+    metrics = rounded(metrics)
+    write_report(report, metrics)
+    draw_all(report, metrics, test, risks, curves)
+    if test.knows_corruptions:
+        draw_driving(report, metrics, test)
+    return metrics
+
+
+def _report_without_ends(
+    report: Path, metrics: dict[str, Any], lacking: str, test: Trial, evaluation: _Evaluation
+) -> dict[str, Any]:
+    """Report what needs no thresholds of its own; what does is None."""
+    print(f"WARNING: terminations are not scored: {lacking}", file=sys.stderr)
+    windows = test.windows
+    metrics |= dict.fromkeys(
+        ("methods", "termination", "reliability", "corruptions", "unseen", "branches")
+    )
+    metrics |= {
+        "lacking": lacking,
+        "windows": len(windows),
+        "judged_episodes": len(np.unique(windows.episode)),
+        **_judge_states(test, evaluation),
+    }
+    metrics = rounded(metrics)
+    write_report(report, metrics)
+    draw_states(report, metrics, test, _curves_without_ends(test, metrics))
+    return metrics
+
+
+def _judge_states(test: Trial, evaluation: _Evaluation) -> dict[str, Any]:
+    """Return all results that no threshold of the evaluation's own is needed for."""
+    kept = evaluation.kept
+    return {
+        **judgements.states(test),
+        "neighbours": kept("neighbours", lambda: judgements.neighbours(test)),
+        **kept("trust", lambda: judgements.trust(test)),
+    }
+
+
+def _curves_without_ends(test: Trial, metrics: dict[str, Any]) -> Curves:
+    found = metrics["neighbours"]
+    return judgements.still_curves(test) if found is None else judgements.neighbour_curves(found)
 
 
 def _described(data: Dataset, seed: int, horizon: int, held: HeldOut) -> dict[str, Any]:
@@ -169,7 +217,8 @@ def _costs(episodes: int, options: Mapping[str, int], data: Dataset) -> dict[str
     """Return how long each part takes, roughly, in seconds of one machine; for the time left."""
     costs = {name: seconds * episodes for name, seconds in _EPISODE_S.items()}
     if not isinstance(data, Simulated):
-        return {name: costs[name] for name in ("prepare", "methods", "termination", "trust")}
+        names = ("prepare", "methods", "termination", "neighbours", "trust")
+        return {name: costs[name] for name in names}
     return {
         **costs,
         "provoked": _TRANSITION_S * options["provoked_transitions"],
@@ -184,6 +233,7 @@ class _Evaluation:
     parts: Parts
     progress: Progress
     costs: Mapping[str, float]
+    options: Mapping[str, int]
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[Callable[[float], None]]:
@@ -228,8 +278,7 @@ def _judge(test: Trial, evaluation: _Evaluation) -> tuple[dict[str, Any], dict[s
     kept = evaluation.kept
     metrics["termination"] = kept("termination", lambda: judgements.termination(test, risks))
     metrics["reliability"] = judgements.reliabilities(test, risks)
-    metrics |= judgements.states(test)
-    metrics |= kept("trust", lambda: judgements.trust(test))
+    metrics |= _judge_states(test, evaluation)
     metrics["corruptions"] = None
     if test.knows_corruptions:
         metrics["corruptions"] = kept("corruptions", lambda: driving.corruptions(test))
@@ -242,12 +291,12 @@ def _judge_elsewhere(
     test: Trial,
     metrics: dict[str, Any],
     evaluation: _Evaluation,
-    cut: _Cutter,
+    cut: Cutter,
     unseen: NDArray[np.int64],
-    options: Mapping[str, int],
 ) -> None:
     """Add the results on unseen roads, on provoked crashes, and on several futures."""
     kept, parts, termination = evaluation.kept, evaluation.parts, metrics["termination"]
+    options = evaluation.options
 
     def elsewhere() -> Any:
         if not len(unseen):
@@ -283,62 +332,3 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-class _Cutter:
-    """Cuts windows of episodes: of all, or of as many at random as a quick evaluation takes.
-
-    Args:
-        data: Where the episodes are.
-        horizon: Steps of a window.
-        most: Windows of whole episodes that are enough; None: all.
-    """
-
-    def __init__(self, data: Dataset, horizon: int, most: int | None) -> None:
-        self.data = data
-        self._horizon = horizon
-        self._most = most
-
-    def __call__(self, episodes: NDArray[np.int64], stride: int) -> Windows:
-        """Return windows of the episodes, in their order."""
-        if self._most is None:
-            return self.data.windows(episodes, self._horizon, stride)
-        order = np.random.default_rng(0).permutation(episodes)
-        parts: list[Windows] = []
-        for start in range(0, len(order), _EPISODES_AT_ONCE):
-            some = np.sort(order[start : start + _EPISODES_AT_ONCE])
-            parts.append(self.data.windows(some, self._horizon, stride))
-            if sum(map(len, parts)) >= self._most:
-                break
-        joined = Windows.joined(parts)
-        return joined.take(np.lexsort((joined.start_step, joined.episode)))
-
-
-def _fit(checkpoint: Checkpoint, cut: _Cutter, episodes: dict[str, NDArray[np.int64]]) -> Lineup:
-    """Fit the rivals' probabilities and everyone's thresholds."""
-    known = {}
-    for name, stride in (("validation", STRIDE), ("calibration", _CALIBRATION_STRIDE)):
-        windows = cut(episodes[name], stride)
-        known[name] = windows.take(windows.is_known)
-        _check_outcomes(known[name], name, checkpoint.spec.dt_s)
-    return Lineup.fit(checkpoint, known["validation"], known["calibration"])
-
-
-def _check_split(folder: Path, data: Dataset, episodes: dict[str, NDArray[np.int64]]) -> None:
-    for name in ("validation", "calibration", "test"):
-        if not len(episodes[name]):
-            raise ValueError(
-                f"{folder} holds {len(data)} episodes, of which the split leaves none for {name}: "
-                f"record {ENOUGH_EPISODES} or more, of both that end and that do not"
-            )
-
-
-def _check_outcomes(windows: Windows, part: str, dt_s: float) -> None:
-    ends, count = windows.ends, len(np.unique(windows.episode))
-    if not ends.any() or ends.all():
-        needed = "episodes that end" if not ends.any() else "episodes that go on for longer"
-        raise ValueError(
-            f"the {part} split has {len(windows)} windows of known outcome within "
-            f"{windows.horizon * dt_s:g} s, of {count} episodes, {int(ends.sum())} of which "
-            f"terminate: {needed} are needed, too"
-        )

@@ -19,6 +19,7 @@ from training.evaluation.alarms import false_alarms, guarantee_scores, warning_s
 from training.evaluation.feature_errors import feature_errors
 from training.evaluation.methods import MODEL, Lineup, model_risk
 from training.evaluation.metrics import FALSE_ALARM_RATES, Risk, compare, reliability
+from training.evaluation.physics import has_neighbours, neighbour_errors
 from training.evaluation.state_errors import (
     Sums,
     compare_final_errors,
@@ -141,10 +142,7 @@ def methods(trial: Trial) -> tuple[dict[str, Any], dict[str, Risk], Curves]:
                 predicted[:, -1], true[:, -1], episode, len(names), trial.spec
             )
         else:
-            still = np.broadcast_to(true[:, :1], true.shape)
-            for who, what in ((name, predicted), (PERSISTENCE, still)):
-                error = overall_error(what, true, trial.scale).mean(0)
-                curves[who] = {"error of all features, standard deviations": np.r_[0.0, error]}
+            curves = still_curves(trial)
     if sums:
         for name, errors in compare_final_errors(sums, draws, MODEL).items():
             table[name]["final_errors"] = errors
@@ -218,7 +216,7 @@ def trust(trial: Trial) -> dict[str, Any]:
     alive = survivors(windows)
     predicted, true = prediction.states[alive], windows.states[alive]
     errors = {}
-    if trial.knows_physics:
+    if has_neighbours(trial.spec):
         errors["neighbour_m"] = nearest_error(predicted, true, trial.spec)
     overall = overall_error(predicted, true, trial.scale)
     errors["all_sd"] = overall, np.ones(overall.shape, bool)
@@ -241,6 +239,41 @@ def trust(trial: Trial) -> dict[str, Any]:
             checkpoint, prediction, trial.data.labels, windows, STRIDE, draws
         ),
         "reward": reward_scores(prediction.rewards[alive], windows.rewards[alive]),
+    }
+
+
+def neighbours(trial: Trial) -> dict[str, Any] | None:
+    """Return the errors of neighbours beside those of physics, see `neighbour_errors`.
+
+    None of a spec without neighbours, and where baselines of physics are compared in whole.
+    """
+    spec, alive = trial.lineup.checkpoint.spec, survivors(trial.windows)
+    if trial.knows_physics or not has_neighbours(spec):
+        return None
+    predicted = trial.prediction.states[alive]
+    return neighbour_errors(spec, trial.windows.take(alive), predicted, trial.bootstrap)
+
+
+def neighbour_curves(found: dict[str, Any]) -> Curves:
+    """Return the mean errors by step of what `neighbours` returned."""
+    return {
+        name: {"neighbour position error, m": np.array(errors["by_step"])}
+        for name, errors in found.items()
+    }
+
+
+def still_curves(trial: Trial) -> Curves:
+    """Return the mean error of all features by step, beside that of a prediction of no change."""
+    alive = survivors(trial.windows)
+    true = trial.windows.states[alive]
+    still = np.broadcast_to(true[:, :1], true.shape)
+    return {
+        who: {
+            "error of all features, standard deviations": np.r_[
+                0.0, overall_error(what, true, trial.scale).mean(0)
+            ]
+        }
+        for who, what in ((MODEL, trial.prediction.states[alive]), (PERSISTENCE, still))
     }
 
 

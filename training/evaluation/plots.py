@@ -15,6 +15,7 @@ from sklearn.metrics import roc_curve
 from training.evaluation.judgements import Curves, Trial
 from training.evaluation.methods import MODEL
 from training.evaluation.metrics import Risk, lead_times
+from training.evaluation.physics import has_neighbours
 from training.evaluation.state_errors import nearest_error, overall_error, survivors
 from training.evaluation.tables import best_rival
 
@@ -63,7 +64,12 @@ def draw_all(
     thresholds = trial.lineup.thresholds
     leads = {n: lead_times(risks[n].score >= thresholds[n]["1"], windows, dt_s) for n in shown}
     plot_lead_times(leads, dt_s, folder / "lead_time.png")
-    errors = metrics["features"]
+    draw_states(folder, metrics, trial, curves)
+
+
+def draw_states(folder: Path, metrics: dict[str, Any], trial: Trial, curves: Curves) -> None:
+    """Write `report.STATE_PLOTS`; the arguments are those of `draw_all`."""
+    errors, dt_s = metrics["features"], trial.dt_s
     driven = f"{errors['windows']} windows of {errors['episodes']} episodes"
     plot_errors_by_step(
         curves, dt_s, f"Mean errors by time ahead ({driven})", folder / "errors_by_step.png"
@@ -76,8 +82,9 @@ def _draw_uncertainty(trial: Trial, driven: str, path: Path) -> None:
     alive = survivors(trial.windows)
     predicted, true = trial.prediction.states[alive], trial.windows.states[alive]
     disagreement = trial.prediction.disagreement[alive]
-    if trial.knows_physics:
-        near, seen = nearest_error(predicted, true, trial.spec)
+    spec = trial.spec
+    near, seen = nearest_error(predicted, true, spec) if has_neighbours(spec) else (None, None)
+    if near is not None and seen is not None and seen.any():
         error, disagreement, name = near[seen], disagreement[seen], "neighbours' mean error, m"
     else:
         overall = overall_error(predicted, true, trial.scale)

@@ -20,6 +20,7 @@ from training.evaluation.tables import (
     feature_table,
     final_error_table,
     model_card_table,
+    neighbour_table,
     number,
     overall_verdict_table,
     part_table,
@@ -35,13 +36,17 @@ __all__ = ["model_card_table", "number", "report_text", "table", "update_model_c
 RESULTS_START = "<!-- results: written by `world-model evaluate --model-card` -->"
 RESULTS_END = "<!-- end of results -->"
 
+STATE_PLOTS = {
+    "errors_by_step.png": "Errors by step, against the baselines",
+    "features.png": "Errors of each feature, beside those of a prediction that nothing changes",
+    "uncertainty.png": "Does disagreement announce error?",
+}
+"""Drawn without ends, too."""
 PLOTS = {
     "roc.png": "Recall against false alarms near zero",
     "reliability.png": "Are the probabilities honest?",
     "lead_time.png": "How early the first warning comes",
-    "errors_by_step.png": "Errors by step, against the baselines",
-    "features.png": "Errors of each feature, beside those of a prediction that nothing changes",
-    "uncertainty.png": "Does disagreement announce error?",
+    **STATE_PLOTS,
 }
 PHYSICS_PLOTS = {
     "trajectories.png": "Neighbours in the ego frame: true grey, predicted blue",
@@ -85,8 +90,10 @@ def write_metrics(checkpoint_folder: Path, metrics: dict[str, Any]) -> None:
     The service shows it with the model; the report folder holds the rest.
 
     Raises:
-        ValueError: The folder holds another version than was judged: it was written meanwhile.
+        ValueError: Terminations were not scored, or the folder holds another version than was
+            judged: it was written meanwhile.
     """
+    _refuse_unscored(checkpoint_folder, metrics)
     if (version := checkpoint_version(checkpoint_folder)) != metrics["model_version"]:
         raise ValueError(
             f"{checkpoint_folder} holds the version {version} now, but {metrics['model_version']} "
@@ -106,6 +113,13 @@ def write_metrics(checkpoint_folder: Path, metrics: dict[str, Any]) -> None:
     write_json(checkpoint_folder / METRICS, summary)
 
 
+def _refuse_unscored(path: Path, metrics: dict[str, Any]) -> None:
+    if metrics.get("lacking"):
+        raise ValueError(
+            f"{path} stays as it is: terminations are not scored, since {metrics['lacking']}"
+        )
+
+
 def _final_errors(metrics: dict[str, Any]) -> dict[str, float | None]:
     """Return the mean errors after the last step, by quantity or by feature."""
     errors = metrics["methods"][MODEL]["final_errors"]
@@ -122,7 +136,7 @@ def write_report(folder: Path, metrics: dict[str, Any]) -> None:
 
 def report_text(metrics: dict[str, Any]) -> str:
     """Return the whole report, plots included by name."""
-    plots = dict(PLOTS)
+    plots = dict(STATE_PLOTS if metrics.get("lacking") else PLOTS)
     if metrics["corruptions"] is not None:
         plots |= PHYSICS_PLOTS
     if "closed_loop" in metrics:
@@ -167,8 +181,9 @@ def update_model_card(path: Path, metrics: dict[str, Any], report: Path) -> None
         report: Folder of its report, to which the card refers for all others.
 
     Raises:
-        ValueError: The file lacks the markers.
+        ValueError: The file lacks the markers, or terminations were not scored.
     """
+    _refuse_unscored(path, metrics)
     link = os.path.relpath(report / "report.md", path.parent)
     results = "\n".join(
         [
@@ -182,12 +197,39 @@ def update_model_card(path: Path, metrics: dict[str, Any], report: Path) -> None
     replace_between(path, RESULTS_START, RESULTS_END, f"{results}\n")
 
 
+def summary_text(metrics: dict[str, Any]) -> str:
+    """Return what matters most: how well ends are foreseen, or else what else there is."""
+    if not metrics["lacking"]:
+        return model_card_table(metrics)
+    parts = (_unscored, _neighbours, _uncertainty, _verdicts)
+    return "\n".join(line for part in parts for line in part(metrics))
+
+
+def _unscored(metrics: dict[str, Any]) -> list[str]:
+    return [
+        "### Terminations\n",
+        f"Not scored (AUROC, average precision, recall, alarms at given rates, honesty of "
+        f"probabilities, guarantee): {metrics['lacking']}. What follows is of "
+        f"{metrics['windows']} windows of all {metrics['judged_episodes']} episodes that the model "
+        "was not trained on.\n",
+    ]
+
+
 def _sections(metrics: dict[str, Any]) -> list[str]:
+    if metrics.get("lacking"):
+        return [
+            *_unscored(metrics),
+            *_states(metrics),
+            *_neighbours(metrics),
+            *_uncertainty(metrics),
+            *_verdicts(metrics),
+        ]
     return [
         model_card_table(metrics),
         *_environments(metrics["termination"]),
         *_hard_cases(metrics),
         *_states(metrics),
+        *_neighbours(metrics),
         *_uncertainty(metrics),
         *_guarantee(metrics),
         *_verdicts(metrics),
@@ -232,7 +274,7 @@ def _hard_cases(metrics: dict[str, Any]) -> list[str]:
 
 def _states(metrics: dict[str, Any]) -> list[str]:
     errors, methods = metrics["features"], metrics["methods"]
-    has_quantities = methods[MODEL]["states"] is not None
+    has_quantities = methods is not None and methods[MODEL]["states"] is not None
     return [
         "### Errors of states\n",
         *([final_error_table(methods), step_table(methods)] if has_quantities else []),
@@ -244,6 +286,20 @@ def _states(metrics: dict[str, Any]) -> list[str]:
         "truth under recorded actions"
         f"{', off physics under all others' if has_quantities else ''}.\n",
         divergence_table(metrics["divergence"]),
+    ]
+
+
+def _neighbours(metrics: dict[str, Any]) -> list[str]:
+    found, data = metrics["neighbours"], metrics["dataset"]
+    if found is None:
+        return []
+    return [
+        "### Neighbours beside physics\n",
+        f"Mean error of the neighbours' positions after {data['horizon'] * data['dt_s']:.4g} s. "
+        "Physics gets the same states and actions: the ego moves as a bicycle, the others go on "
+        "with their speed, or keep their acceleration and turn rate too, as far as the state has "
+        "them.\n",
+        neighbour_table(found),
     ]
 
 
@@ -330,7 +386,7 @@ def _closed_loop(metrics: dict[str, Any]) -> list[str]:
 
 def _verdicts(metrics: dict[str, Any]) -> list[str]:
     verdicts, data = metrics["verdicts"], metrics["dataset"]
-    alarms, overall = verdicts["careful_alarms"], verdicts["all"]
+    alarms, unknowns, overall = (verdicts[x] for x in ("careful_alarms", "unknowns", "all"))
     threshold = verdicts["crash_threshold"]
     reasons = ", ".join(f"{rule} {number(x, 4)}" for rule, x in overall["reasons"].items())
     return [
@@ -342,5 +398,6 @@ def _verdicts(metrics: dict[str, Any]) -> list[str]:
         verdict_table(verdicts),
         f"False alarms in {number(alarms['minutes'], 1)} minutes of {data['calm']}, unsafe "
         f"windows in a row counted once, a window every {data['stride'] * data['dt_s']:g} s: "
-        f"{ranged(alarms['per_minute'], alarms['interval'], 2)} a minute.\n",
+        f"{ranged(alarms['per_minute'], alarms['interval'], 2)} a minute; `unknown`, counted "
+        f"likewise: {ranged(unknowns['per_minute'], unknowns['interval'], 2)}.\n",
     ]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.slots import is_filled
 from models.spec import Spec
 from training.dataset.windows import Windows
 from training.evaluation.baselines import slot_velocity
@@ -250,18 +251,37 @@ def overall_error(predicted: Floats, true: Floats, scale: Floats) -> Floats:
         return np.asarray(np.sqrt(np.square((predicted[:, 1:] - true[:, 1:]) / scale).mean(-1)))
 
 
-def nearest_error(predicted: Floats, true: Floats, spec: Spec = HIGHWAY) -> tuple[Floats, Booleans]:
+def position_errors(predicted: Floats, true: Floats, spec: Spec) -> tuple[Floats, Booleans]:
+    """Return how far neighbours are from where they were predicted.
+
+    Args:
+        predicted: [..., S].
+        true: [..., S].
+        spec: With neighbour slots.
+
+    Returns:
+        [..., slots] in m, and where a neighbour is in truth [..., slots].
+    """
+    assert spec.geometry is not None
+    slots = spec.geometry.slots
+    dx, dy = ([spec.state_index(getattr(slot, name)) for slot in slots] for name in ("dx", "dy"))
+    there = np.stack([is_filled(true, slot, spec) for slot in slots], axis=-1)
+    off_x, off_y = (predicted[..., columns] - true[..., columns] for columns in (dx, dy))
+    return np.hypot(off_x, off_y), there
+
+
+def nearest_error(predicted: Floats, true: Floats, spec: Spec) -> tuple[Floats, Booleans]:
     """Return the error of the neighbours' positions after each step of rollouts.
 
     Args:
         predicted: [N, H+1, S].
         true: [N, H+1, S].
-        spec: Of the states.
+        spec: With neighbour slots.
 
     Returns:
         Their mean [N, H] in m, whether there are neighbours [N, H].
     """
-    position, _, there = neighbour_error(predicted[:, 1:], true[:, 1:], spec)
+    position, there = position_errors(predicted[:, 1:], true[:, 1:], spec)
     seen = there.sum(-1)
     return np.sum(position * there, -1) / np.maximum(seen, 1), seen > 0
 

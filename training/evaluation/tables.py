@@ -210,6 +210,19 @@ def final_error_table(methods: Mapping[str, Any]) -> str:
     return table(header, rows)
 
 
+def neighbour_table(found: Mapping[str, Any]) -> str:
+    """Return the errors of neighbours after the last step, and the model's difference."""
+    rows = [
+        [
+            name,
+            ranged(errors["mean"], errors["interval"], 3),
+            "-" if name == MODEL else ranged(errors["lead"], errors["lead_interval"], 3),
+        ]
+        for name, errors in found.items()
+    ]
+    return table(("method", "neighbour, m", "model's minus this"), rows)
+
+
 def divergence_table(divergence: Mapping[str, Any]) -> str:
     """Return how many rollouts diverged, by kind of actions."""
     rows = [

@@ -68,6 +68,7 @@ def verdict_scores(
         "crash_threshold": checkpoint.limits.crash_threshold,
         "all": _overall(judged, verdicts, windows, draws),
         "careful_alarms": false_alarms(unsafe, windows, goes_on, stride, draws, dt_s),
+        "unknowns": false_alarms(unknown, windows, goes_on, stride, draws, dt_s),
         "behaviours": {
             labels.behaviours[code]: rates(windows.behaviour == code)
             for code in np.unique(windows.behaviour)

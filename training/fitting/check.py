@@ -16,7 +16,9 @@ from models.conformal import Guarantee
 from models.spec import Feature, Spec
 from training.dataset.episodes import (
     FORMAT,
+    OPTIONAL_ARRAYS,
     SLOT_IDS,
+    TRUE_STATES,
     EpisodeError,
     begins_step,
     paths_of,
@@ -75,7 +77,7 @@ class _Seen:
     rewards: _Range
     steps: list[NDArray[np.int64]] = field(default_factory=list)
     terminated: list[NDArray[np.uint8]] = field(default_factory=list)
-    has_ids: bool = False
+    given: frozenset[str] = frozenset()
 
 
 def check(folder: Path, seed: int = 0) -> Report:
@@ -130,9 +132,10 @@ def _look(path: Path, spec: Spec, seen: _Seen, faults: list[str]) -> None:
         return
     faults.extend(f"{path}, {fault}" for fault in islice(shard_faults(arrays, spec), _MOST_FAULTS))
     counts = arrays["frame_count"]
-    if seen.steps and (SLOT_IDS in arrays) != seen.has_ids:
-        faults.append(f"{path}: {SLOT_IDS} must be in all shards or in none")
-    seen.has_ids = SLOT_IDS in arrays
+    given = frozenset(OPTIONAL_ARRAYS) & arrays.keys()
+    if seen.steps and given != seen.given:
+        faults.append(f"{path}: {min(given ^ seen.given)} must be in all shards or in none")
+    seen.given = given
     begins = begins_step(len(arrays["rewards"]), arrays["frame_start"] + counts - 1)
     seen.states.add(arrays["states"])
     seen.actions.add(arrays["actions"][begins])
@@ -161,11 +164,13 @@ def _described(spec: Spec, manifest: dict[str, Any], seen: _Seen, seed: int) -> 
         "",
         *_outlook(steps, terminated, parts),
     ]
-    if spec.geometry is not None and spec.geometry.slots and not seen.has_ids:
+    if spec.geometry is not None and spec.geometry.slots and SLOT_IDS not in seen.given:
         lines.append(
             "No slot_ids: each slot is taken for one neighbour throughout an episode. If your "
             "slots change hands, give the writer slot_ids."
         )
+    if TRUE_STATES in seen.given:
+        lines.append(f"{TRUE_STATES} are what predictions are compared with; above are states.")
     return "\n".join(lines)
 
 

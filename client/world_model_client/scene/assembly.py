@@ -81,6 +81,7 @@ def assemble(
     others: Floats,
     present: Flags,
     range_m: float = RANGE_M,
+    columns: Indices | None = None,
 ) -> Assembled:
     """Return the states of N moments.
 
@@ -99,6 +100,8 @@ def assemble(
         others: [N, K, 8] `OTHER_COLUMNS`; turned by pi if they reverse: rectangles are symmetric.
         present: [N, K] whether a column holds somebody.
         range_m: Who is farther away is left out, by centres.
+        columns: [N, slots] who is in each slot, -1 for nobody; None: as said above. So the truth
+            is put into the slots that were chosen by what was measured.
     """
     ego, others = np.asarray(ego, np.float64), np.asarray(others, np.float64)
     missing = layout.slot_count - others.shape[1]
@@ -116,7 +119,8 @@ def assemble(
         seen = seen._replace(dx=dx, dy=dy)
     squared = np.square(seen.dx) + np.square(seen.dy)
     near = present & (squared <= range_m**2)
-    columns = _chosen(layout, np.where(near, squared, np.inf), gaps, near)
+    if columns is None:
+        columns = _chosen(layout, np.where(near, squared, np.inf), gaps, near)
     values, is_there = _values(layout, frame, ego, place, seen, columns)
     clipped = _clip_rates(layout, values, is_there)
     values = np.clip(values, layout.saturations[:, 0], layout.saturations[:, 1])

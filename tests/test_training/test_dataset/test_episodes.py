@@ -507,3 +507,74 @@ def test_the_check_says_that_no_episode_ends(tmp_path: Path) -> None:
     assert check(tmp_path / "data").faults == (
         "no episode ends: there is nothing to learn an end from",
     )
+
+
+def test_windows_start_in_what_was_measured_and_aim_at_the_truth(tmp_path: Path) -> None:
+    spec = road_users_spec()
+    column, ids = spec.state_index, np.array([[7, 8, -1, -1], [8, 7, -1, -1], [8, 7, -1, -1]])
+    true = np.zeros((3, spec.state_dim), np.float32)
+    for frame, order in enumerate(ids.tolist()):
+        for slot, who in enumerate(order[:2], 1):
+            true[frame, column(f"neighbour_{slot}_length")] = 4.0
+            true[frame, column(f"neighbour_{slot}_width")] = 2.0
+            true[frame, column(f"neighbour_{slot}_dx")] = who + frame
+            true[frame, column(f"neighbour_{slot}_heading")] = 3.1
+    measured = true.copy()
+    measured[:, column("speed")] = [1, 2, 3]
+    measured[:, column("neighbour_1_dx")] += 0.5
+    measured[:, column("neighbour_2_heading")] = -3.1
+
+    with EpisodeWriter(tmp_path / "data", spec) as writer:
+        steps = np.zeros((2, 3)), np.zeros(2)
+        writer.add(measured, *steps, ended=False, slot_ids=ids, true_states=true)
+    windows = open_dataset(tmp_path / "data").windows(np.array([0]), horizon=2, stride=1)
+
+    assert windows.states[:, :, column("speed")].tolist() == [[1, 0, 0], [2, 0, 0]]
+    # Number 7 is first in the first frame, and second afterwards.
+    assert windows.states[0, :, column("neighbour_1_dx")].tolist() == [7.5, 8, 9]
+    assert windows.states[1, :, column("neighbour_1_dx")].tolist() == [9.5, 10, 10]
+    turned = 3.1 - 2 * np.pi
+    assert windows.states[0, :, column("neighbour_2_heading")] == pytest.approx(
+        [-3.1] + [turned] * 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("true_states", "message"),
+    [
+        (np.zeros((2, 4)), "true_states has 2 rows, but 4 belong to 3 actions"),
+        (np.full((4, 4), 11.0), r"true_states\[0\]: x is 11, but the spec allows -10 to 10 m"),
+        (None, "true_states must be given for all episodes or for none"),
+    ],
+    ids=["short", "beyond", "missing"],
+)
+def test_true_states_that_do_not_fit_are_named(
+    tmp_path: Path, true_states: Any, message: str
+) -> None:
+    with EpisodeWriter(tmp_path / "data", SPEC) as writer:
+        writer.add(**episode(2), ended=True, true_states=np.zeros((3, 4)))
+        with pytest.raises(EpisodeError, match=message):
+            writer.add(**episode(3), ended=False, true_states=true_states)
+
+    report = check(tmp_path / "data")
+    assert "true_states are what predictions are compared with" in report.text
+    read = load_episodes(tmp_path / "data").true_states
+    assert read is not None
+    assert read.shape == (3, 4)
+
+
+def test_empty_slots_are_cleared_in_the_truth_too_and_its_slots_are_checked(tmp_path: Path) -> None:
+    spec = road_users_spec()
+    states = np.zeros((2, spec.state_dim), np.float32)
+    left, half = states.copy(), states.copy()
+    left[:, spec.state_index("neighbour_3_dx")] = 5.0
+    half[1, spec.state_index("neighbour_2_length")] = 4.0
+    steps = np.zeros((1, 3)), np.zeros(1)
+    with EpisodeWriter(tmp_path / "data", spec) as writer:
+        writer.add(states, *steps, ended=False, true_states=left)
+        with pytest.raises(EpisodeError, match=r"true_states\[1\]: neighbour_2_width is 0, but"):
+            writer.add(states, *steps, ended=False, true_states=half)
+
+    read = load_episodes(tmp_path / "data").true_states
+    assert read is not None
+    assert not read.any()

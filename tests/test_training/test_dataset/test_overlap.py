@@ -25,9 +25,9 @@ def simulated(folder: Path, seeds: list[int]) -> Dataset:
     return open_dataset(folder)
 
 
-def own(folder: Path, numbers: list[int]) -> Dataset:
+def own(folder: Path, numbers: list[int], recordings: dict[str, str] | None = None) -> Dataset:
     """Return episodes of another spec, each decided by its number."""
-    with EpisodeWriter(folder, toy_spec()) as writer:
+    with EpisodeWriter(folder, toy_spec(), recordings=recordings) as writer:
         for number in numbers:
             states = np.random.default_rng(number).uniform(-1, 1, (4, 4))
             writer.add(states, np.zeros((3, 2)), np.zeros(3), ended=number % 2 == 0)
@@ -107,6 +107,31 @@ def test_a_checkpoint_that_does_not_say_is_told_of(
 
     assert held.note["origin"] == "unknown"
     assert "nobody knows which of the 10 episodes" in held.warnings[0]
+
+
+def test_recorded_traffic_is_no_simulated_one(tmp_path: Path) -> None:
+    data = own(tmp_path, list(range(10)), {"a.csv": "aa"})
+    held = held_out({"dataset": MANIFEST, "fingerprint": "another"}, data)
+    assert held.note["origin"] == "other data"
+    assert (held.note["may_be_trained_on"], held.warnings) == (0, [])
+
+
+def test_the_same_recordings_through_another_filter_are_known(tmp_path: Path) -> None:
+    trained = origin_note(own(tmp_path / "old", [1, 2], {"a.csv": "aa", "b.csv": "bb"}))
+    other = own(tmp_path / "new", list(range(50, 60)), {"c.csv": "cc"})
+    assert held_out(trained, other).warnings == []
+    same = own(tmp_path / "same", list(range(50, 60)), {"c.csv": "cc", "renamed.csv": "bb"})
+    with pytest.raises(ValueError, match="all 10 episodes may have been trained on"):
+        held_out(trained, same)
+
+
+@pytest.mark.parametrize("recordings", [None, 5, ["aa"], {"a": ["b"]}])
+def test_a_manifest_that_says_nonsense_of_recordings_is_taken_as_it_is(
+    tmp_path: Path, recordings: object
+) -> None:
+    data = own(tmp_path, list(range(10)))
+    data.manifest["recordings"] = recordings
+    assert len(held_out(origin_note(data), data).warnings) == 0
 
 
 def test_episodes_that_calibrate_used_are_counted_and_kept(tmp_path: Path) -> None:

@@ -20,8 +20,15 @@ from models.checkpoint import (
 from models.network.ensemble import WorldModelEnsemble
 from tests.test_training.toy import DT_S, toy_spec, write_toy_episodes
 from training.evaluation import evaluate as evaluate_module
+from training.evaluation import preparing
 from training.evaluation.evaluate import evaluate, model_card_table, write_metrics
-from training.evaluation.report import PHYSICS_PLOTS, PLOTS
+from training.evaluation.report import (
+    PHYSICS_PLOTS,
+    PLOTS,
+    STATE_PLOTS,
+    summary_text,
+    update_model_card,
+)
 from training.running.locks import LOCK
 
 HORIZON = 6
@@ -143,7 +150,7 @@ def test_a_quick_evaluation_takes_some_whole_episodes_and_says_so(
     room: Path, metrics: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(evaluate_module, "_QUICK_WINDOWS", 60)
-    monkeypatch.setattr(evaluate_module, "_EPISODES_AT_ONCE", 2)
+    monkeypatch.setattr(preparing, "_EPISODES_AT_ONCE", 2)
 
     quick = evaluate(room / "checkpoint", room / "data", tmp_path / "report", quick=True)
 
@@ -180,19 +187,62 @@ def test_a_model_that_explodes_is_reported(room: Path, tmp_path: Path) -> None:
     assert found["verdicts"]["all"]["safe"]["share"] == 0
 
 
-@pytest.mark.parametrize(
-    ("count", "reach_m", "message"),
-    [
-        (60, 9.0, "0 of which terminate: episodes that end are needed, too"),
-        (60, 0.0, "of which terminate: episodes that go on for longer are needed, too"),
-        (3, 1.2, "holds 3 episodes, of which the split leaves none for validation: record 13 or"),
-    ],
-    ids=["none ends", "all end", "few"],
-)
-def test_data_that_show_nothing_are_refused_with_what_is_needed(
-    room: Path, tmp_path: Path, count: int, reach_m: float, message: str
-) -> None:
-    write_toy_episodes(tmp_path / "data", count, reach_m=reach_m)
+def test_data_that_show_nothing_are_refused_with_what_is_needed(room: Path, tmp_path: Path) -> None:
+    write_toy_episodes(tmp_path / "data", 60, reach_m=0.0)
+    message = "of which terminate: episodes that go on for longer are needed, too"
     with pytest.raises(ValueError, match=message):
         evaluate(room / "checkpoint", tmp_path / "data", tmp_path / "report")
     assert not list((tmp_path / "report").glob("report.*"))
+
+
+@pytest.mark.parametrize(
+    ("count", "reach_m", "episodes", "message"),
+    [
+        (60, 9.0, 60, "0 of which terminate: episodes that end are needed, too"),
+        (3, 1.2, 3, "holds 3 episodes, of which the split leaves none for validation: record 13"),
+    ],
+    ids=["none ends", "few"],
+)
+def test_without_ends_the_rest_is_reported_of_all_episodes(
+    room: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    count: int,
+    reach_m: float,
+    episodes: int,
+    message: str,
+) -> None:
+    write_toy_episodes(tmp_path / "data", count, reach_m=reach_m)
+    folder = tmp_path / "report"
+
+    found = evaluate(room / "checkpoint", tmp_path / "data", folder, bootstrap=5)
+
+    assert message in found["lacking"]
+    assert f"WARNING: terminations are not scored: {found['lacking']}" in capsys.readouterr().err
+    assert found["termination"] is found["methods"] is found["neighbours"] is None
+    assert found["judged_episodes"] == found["verdicts"]["all"]["episodes"] == episodes
+    assert found["verdicts"]["unknowns"]["alarms"] == 0
+    assert -1 <= found["uncertainty"]["end"]["all_sd"]["spearman"] <= 1
+    if not reach_m < 9:
+        assert found["guarantee"] is None
+        assert found["verdicts"]["all"]["safe_of_ending"]["share"] is None
+    assert {path.name for path in folder.glob("*.png")} == {*STATE_PLOTS}
+    text = (folder / "report.md").read_text()
+    assert "Not scored (AUROC, average precision" in text
+    assert message in text
+    assert "`unknown`, counted likewise: " in text
+    assert all(part in text for part in summary_text(found).split("\n\n"))
+
+
+def test_what_is_not_scored_is_written_beside_no_weights(room: Path, tmp_path: Path) -> None:
+    write_toy_episodes(tmp_path / "data", 20, reach_m=9.0)
+    found = evaluate(room / "checkpoint", tmp_path / "data", tmp_path / "report", bootstrap=2)
+    card = tmp_path / "card.md"
+    card.write_text("as it was")
+    message = "stays as it is: terminations are not scored, since"
+    with pytest.raises(ValueError, match=message):
+        write_metrics(room / "checkpoint", found)
+    with pytest.raises(ValueError, match=message):
+        update_model_card(card, found, tmp_path / "report")
+    assert card.read_text() == "as it was"
+    assert not (room / "checkpoint" / "metrics.json").exists()

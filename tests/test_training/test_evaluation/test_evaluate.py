@@ -31,6 +31,7 @@ from training.evaluation.evaluate import evaluate, model_card_table, write_metri
 from training.evaluation.judgements import Trial
 from training.evaluation.metrics import SCORES
 from training.evaluation.parts import FOLDER, Parts, remove_parts
+from training.evaluation.physics import CONSTANT_RATES, CONSTANT_VELOCITY
 from training.evaluation.report import (
     PHYSICS_PLOTS,
     PLOTS,
@@ -387,13 +388,28 @@ def test_evaluate_refuses_a_checkpoint_of_another_spec(room: Path) -> None:
         evaluate(room / "other", room / "store", room / "nowhere")
 
 
-@pytest.mark.parametrize("ahead_m", [pytest.param(130.0, id="nothing_terminates")])
-def test_evaluate_refuses_a_dataset_without_both_outcomes(
+@pytest.mark.parametrize("ahead_m", [90.0, 130.0], ids=["in sight", "nobody in sight"])
+def test_without_ends_neighbours_are_compared_with_physics(
     room: Path, tmp_path: Path, ahead_m: float
 ) -> None:
     save_store(tmp_path / "store", [drive(i, ahead_m=ahead_m) for i in range(20)])
-    with pytest.raises(ValueError, match="0 of which terminate: episodes that end are needed, too"):
-        evaluate(room / "checkpoint", tmp_path / "store", tmp_path / "report")
+
+    found = evaluate(room / "checkpoint", tmp_path / "store", tmp_path / "report", bootstrap=5)
+
+    assert "0 of which terminate: episodes that end are needed, too" in found["lacking"]
+    assert "### Neighbours beside physics" in (tmp_path / "report" / "report.md").read_text()
+    assert set(found["uncertainty"]["end"]) == {"neighbour_m", "all_sd"}
+    errors = found["neighbours"]
+    assert list(errors) == ["model", CONSTANT_VELOCITY, CONSTANT_RATES]
+    assert len(errors["model"]["by_step"]) == HORIZON + 1
+    if ahead_m > 100:
+        assert errors["model"]["mean"] is None
+        return
+    assert errors["model"]["lead"] == 0
+    # In this drive everybody goes straight on: physics is right, and an untrained model is not.
+    for name in (CONSTANT_VELOCITY, CONSTANT_RATES):
+        assert errors[name]["mean"] < errors["model"]["mean"]
+        assert errors[name]["lead"] > 0
 
 
 def test_report_numbers_show_nothing_as_a_dash() -> None:

@@ -158,7 +158,7 @@ def test_errors_to_announce_are_those_after_each_step() -> None:
     predicted = true.copy()
     predicted[0, 2, 0] = 6.0
     predicted[0, HORIZON, SPEC.state_index("neighbour_1_dx")] = 4.0
-    near, seen = nearest_error(predicted, true)
+    near, seen = nearest_error(predicted, true, highway_spec())
     overall = overall_error(predicted, true, np.full(SPEC.state_dim, 2.0))
     assert near.shape == seen.shape == overall.shape == (2, HORIZON)
     assert near[0, -1] == 4.0

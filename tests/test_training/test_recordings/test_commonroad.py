@@ -1,0 +1,169 @@
+"""CommonRoad scenarios: obstacles and lanelets to recordings, and what is refused by line."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.test_training.traffic import COURSE, lanelet, place, rows, write_scenario
+from training.dataset.episodes import load_episodes
+from training.recordings import commonroad, scenario_check
+from training.recordings.commonroad import read_commonroad
+from training.recordings.egos import Options, Scene
+from training.recordings.importing import import_tracks
+from training.recordings.layouts import target_of
+from training.recordings.recording import RecordingError, Unused
+
+LANES = (
+    lanelet(100, 3.5, right=101),
+    lanelet(101, 0.0, left=100, end_m=100.0, after=102),
+    lanelet(102, 0.0, start_m=100.0, before=101),
+)
+
+
+def traffic() -> list[dict[str, Any]]:
+    return rows("1", left_m=0.5) + rows(
+        "2", ahead_m=30.0, left_m=3.5, speed=18.0, kind="truck", length=9.0, width=2.5
+    )
+
+
+def test_obstacles_are_tracks_and_lanelets_side_by_side_are_roads(tmp_path: Path) -> None:
+    recording = read_commonroad(
+        write_scenario(tmp_path / "a.xml", traffic(), lanes=LANES), Unused()
+    )
+
+    car, truck = recording.tracks
+    assert (car.id, car.kind, truck.kind, truck.length) == ("1", "car", "truck", 9.0)
+    assert car.times_s == pytest.approx(np.arange(41) / 10)
+    assert (car.x[0], car.y[0]) == pytest.approx(place(0.0, 0.5))
+    assert car.heading == pytest.approx([COURSE] * 41)
+    assert car.speed == pytest.approx([20.0] * 41)
+    assert recording.has_roads
+    names = [each.name for each in recording.carriageways]
+    assert names == ["lanelets 100, 101", "lanelets 102"]
+    x, y = place(150.0, 0.5)
+    poses = np.array([[x, y, COURSE, 20.0]])
+    found, is_on, _ = recording.carriageways[1].place(poses, recording.frame)
+    assert is_on.all()
+    assert found.lane_offset == pytest.approx([0.5])
+    assert found.left_edge == pytest.approx([1.25])
+    assert found.right_edge == pytest.approx([2.25])
+
+
+def test_a_scenario_becomes_episodes_like_a_table(tmp_path: Path) -> None:
+    path = write_scenario(tmp_path / "a.xml", traffic(), lanes=LANES)
+    made, dt_s = import_tracks([path], tmp_path / "out", spec="road-users", progress=False)
+    found = load_episodes(tmp_path / "out")
+    assert (made.egos, made.steps, dt_s) == (2, 160, 0.05)
+    offset = found.states[:81, found.spec.state_index("lane_offset")]
+    assert offset == pytest.approx(-0.5, abs=1e-3)
+    other = found.states[0, found.spec.state_index("neighbour_1_length")]
+    assert other == 9.0
+
+
+def test_who_stands_all_the_time_is_there_all_the_time(tmp_path: Path) -> None:
+    parked = rows("7", ahead_m=50.0, left_m=-1.0, speed=0.0, seconds=0.0)
+    path = write_scenario(tmp_path / "a.xml", rows("1", left_m=3.5), standing=parked)
+    import_tracks([path], tmp_path / "out", spec="road-users", progress=False)
+    found = load_episodes(tmp_path / "out")
+    gap = found.states[:, found.spec.state_index("neighbour_1_dx")]
+    assert gap == pytest.approx(50.0 - np.arange(81), abs=1e-2)
+
+
+def test_without_lanelets_everybody_is_on_a_straight_lane_without_edges(tmp_path: Path) -> None:
+    recording = read_commonroad(write_scenario(tmp_path / "a.xml", traffic()), Unused())
+    assert not recording.has_roads
+    scene = Scene(recording, target_of("highway"), Options(), Unused())
+    assert [len(list(scene.episodes(x))) for x in scene.candidates()] == [1, 1]
+
+
+def test_lanelets_that_make_no_road_are_named_and_nobody_is_on_them(tmp_path: Path) -> None:
+    swapped = (
+        lanelet(100, 0.0).replace("leftB", "X").replace("rightB", "leftB").replace("X", "rightB")
+    )
+    path = write_scenario(tmp_path / "a.xml", traffic(), lanes=[swapped])
+    with pytest.raises(RecordingError, match=r"1 x lanelets that make no road: a\.xml lanelets"):
+        import_tracks([path], tmp_path / "out", progress=False)
+
+
+def test_states_of_one_time_step_are_told(tmp_path: Path) -> None:
+    given = traffic()
+    given.insert(5, {**given[4], "x": 0.0})
+    path = write_scenario(tmp_path / "a.xml", given)
+    recording = read_commonroad(path, unused := Unused())
+    assert unused.names == {"states of a time step that has one already": ["1"]}
+    assert len(recording.tracks[0].times_s) == 41
+
+
+def test_sets_are_not_taken_for_places(tmp_path: Path) -> None:
+    text = write_scenario(tmp_path / "a.xml", traffic()).read_text()
+    at = text.index("<point>")
+    circle = text[:at] + "<circle><radius>1</radius></circle>" + text[text.index("</point>") + 8 :]
+    (tmp_path / "a.xml").write_text(circle)
+    recording = read_commonroad(tmp_path / "a.xml", unused := Unused())
+    assert [track.id for track in recording.tracks] == ["2"]
+    assert unused.names == {"uncertain states, of sets or intervals": ["1"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("<x>[^<]*", "<x>nan"), r", line \d+: x is 'nan' \(allowed: -1e\+09 to 1e\+09 m\)"),
+        (("<y>[^<]*", "<y>1e400"), r", line \d+: y is '1e400' \(allowed"),
+        (("<x>[^<]*", "<x>left"), r", line \d+: x is 'left' \(allowed"),
+        (("<length>[^<]*", "<length>-4"), r", line \d+: length is '-4' \(allowed: above 0 to 100"),
+        (("<width>[^<]*", "<width>"), r", line \d+: width is missing \(allowed"),
+        (("<time>\n<exact>0", "<time>\n<exact>1.5"), r"time/exact is '1.5' \(allowed: whole numb"),
+        (("<time>\n<exact>0", "<time>\n<exact>9999999"), r"time/exact is '9999999' \(allowed"),
+        (("<exact>0.5", "<exact>90.5"), r"orientation/exact is '90.5.*' \(allowed: .*not degrees"),
+        (('Size="0.1"', 'Size="0"'), r", line 2: timeStepSize is '0' \(allowed: above 0 to 0.5 s"),
+        (('Size="0.1"', 'Size="nan"'), "line 2: timeStepSize is 'nan'"),
+        (('timeStepSize="0.1"', ""), "line 2: timeStepSize is missing"),
+        (("2018b", "1999"), "is no whole CommonRoad scenario: .*not supported"),
+        (('obstacle id="2"', 'obstacle id="1"'), "line .*: <obstacle> has the id 1 of line 3"),
+        (("</commonRoad>", ""), "is no whole XML file: no element found"),
+        (("commonRoad ", "osm "), "line 2: begins with <osm> .allowed: <commonRoad>"),
+        (
+            ("<commonRoad", '<!-- <commonRoad --><!DOCTYPE a [<!ENTITY b "c">]><commonRoad'),
+            "line 2: has a DOCTYPE",
+        ),
+        (("<type>car</type>", "<type>" + "<a>" * 70 + "</a>" * 70 + "</type>"), "64 levels"),
+        (("<orientation>[^/]*/exact>\n</orientation>", ""), "is no whole CommonRoad scenario: "),
+        (("<obstacle.*</obstacle>", ""), "has no obstacle with a trajectory"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_line_and_element(
+    tmp_path: Path, change: tuple[str, str], message: str
+) -> None:
+    path = write_scenario(tmp_path / "a.xml", traffic())
+    text = re.sub(change[0], change[1].replace("\\", ""), path.read_text(), count=1, flags=re.S)
+    assert text != path.read_text()
+    path.write_text(text)
+    with pytest.raises(RecordingError, match=f"^{path}.*{message}") as refused:
+        read_commonroad(path, Unused())
+    assert "\n" not in str(refused.value)
+
+
+def test_headings_in_degrees_are_refused(tmp_path: Path) -> None:
+    degrees = [{**row, "heading": math.degrees(COURSE)} for row in traffic()]
+    path = write_scenario(tmp_path / "a.xml", degrees)
+    with pytest.raises(RecordingError, match=r"a.xml, orientation: .*in rad, not in degrees"):
+        read_commonroad(path, Unused())
+
+
+def test_large_scenarios_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parked = rows("7", ahead_m=50.0, speed=0.0, seconds=0.0)
+    path = write_scenario(tmp_path / "a.xml", traffic(), standing=parked)
+    monkeypatch.setattr(commonroad, "MOST_STATIC_STATES", 40)
+    with pytest.raises(RecordingError, match=r"these are 41 states \(allowed: 40"):
+        read_commonroad(path, Unused())
+    monkeypatch.setattr(scenario_check, "MOST_BYTES", 100)
+    with pytest.raises(RecordingError, match=r"bytes \(allowed: 100\)"):
+        read_commonroad(path, Unused())
+    with pytest.raises(RecordingError, match="cannot be read: No such file"):
+        read_commonroad(tmp_path / "b.xml", Unused())

@@ -1,0 +1,240 @@
+"""CommonRoad scenarios (Althoff, Koschi, Manzinger 2017), by `commonroad-io`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import ParseError
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.recordings.recording import (
+    Recording,
+    RecordingError,
+    Track,
+    Unused,
+    kind_of,
+    size_of,
+    whole_tracks,
+)
+from training.recordings.roads import Carriageway
+from training.recordings.scenario_check import check_scenario
+from training.recordings.units import check_units
+from world_model_client.errors import InvalidInputError, printable
+from world_model_client.scene import Polylines, Road
+
+SUFFIX = ".xml"
+
+_AHEAD_M, _BEHIND_M = 40.0, 10.0
+"""Centre lines go on for so long past a lanelet's ends, for the curvature that is ahead."""
+
+MOST_STATIC_STATES = 1_000_000
+_MOST_LANES = 64
+_BROKEN = (
+    ParseError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What the reader raises where a scenario is not as it should be."""
+
+Floats = NDArray[np.floating[Any]]
+
+
+def read_commonroad(path: Path, unused: Unused) -> Recording:
+    """Read a scenario: obstacles as tracks, lanelets as roads.
+
+    Args:
+        path: Of the XML file.
+        unused: Takes what cannot be used.
+
+    Raises:
+        RecordingError: It is no scenario.
+    """
+    scenario = _open(path)
+    try:
+        tracks = list(_tracks(path, scenario, unused))
+        carriageways = tuple(_carriageways(scenario.lanelet_network.lanelets, unused))
+    except RecordingError:
+        raise
+    except _BROKEN as exc:
+        raise RecordingError(f"{path} is no whole CommonRoad scenario: {_line(exc)}") from exc
+    if not tracks:
+        raise RecordingError(f"{path} has no obstacle with a trajectory")
+    check_units(str(path), tracks, ("orientation", "velocity"))
+    has_roads = bool(scenario.lanelet_network.lanelets)
+    return Recording(path.name, whole_tracks(tracks, unused), carriageways, has_roads)
+
+
+def _open(path: Path) -> Any:
+    """Return the scenario of a file."""
+    with warnings.catch_warnings():
+        # It imports a module of SciPy by an old name.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from commonroad.common.file_reader import CommonRoadFileReader
+    check_scenario(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            scenario, _ = CommonRoadFileReader(str(path)).open()
+    except _BROKEN as exc:
+        raise RecordingError(f"{path} is no whole CommonRoad scenario: {_line(exc)}") from exc
+    return scenario
+
+
+def _tracks(path: Path, scenario: Any, unused: Unused) -> Iterator[Track]:
+    last = max(
+        (
+            obstacle.prediction.final_time_step
+            for obstacle in scenario.dynamic_obstacles
+            if obstacle.prediction is not None
+        ),
+        default=0,
+    )
+    if (standing := (last + 1) * len(scenario.static_obstacles)) > MOST_STATIC_STATES:
+        raise RecordingError(
+            f"{path} has static obstacles at so many time steps that these are {standing} states "
+            f"(allowed: {MOST_STATIC_STATES}; split it by time)"
+        )
+    everybody = [(each, False) for each in scenario.dynamic_obstacles]
+    everybody += [(each, True) for each in scenario.static_obstacles]
+    for obstacle, is_static in everybody:
+        name, kind = str(obstacle.obstacle_id), kind_of(str(obstacle.obstacle_type.value))
+        trajectory = getattr(getattr(obstacle, "prediction", None), "trajectory", None)
+        if trajectory is None and not is_static:
+            unused.add("no trajectory, but sets or nothing", name)
+            continue
+        size = size_of(kind, *_size(obstacle.obstacle_shape))
+        if size is None:
+            unused.add("no size, and none is usual for its class", name)
+            continue
+        states = [obstacle.initial_state, *(trajectory.state_list if trajectory else ())]
+        rows = _rows(states)
+        if rows is None:
+            unused.add("uncertain states, of sets or intervals", name)
+            continue
+        if is_static:
+            rows = np.repeat(rows, last + 1, axis=0)
+            rows[:, 0] = np.arange(last + 1)
+        order = np.unique(rows[:, 0], return_index=True)[1]
+        if len(order) < len(rows):
+            unused.add("states of a time step that has one already", name)
+        steps, x, y, heading, speed = rows[order].T
+        is_given = bool(np.isfinite(speed).all())
+        yield Track(
+            name, kind, *size, steps * scenario.dt, x, y, heading, speed if is_given else None
+        )
+
+
+def _size(shape: Any) -> tuple[float | None, float | None]:
+    """Return length and width of a shape; of a polygon those of the box around it."""
+    if hasattr(shape, "length") and hasattr(shape, "width"):
+        return float(shape.length), float(shape.width)
+    if hasattr(shape, "radius"):
+        return 2 * float(shape.radius), 2 * float(shape.radius)
+    if hasattr(shape, "vertices"):
+        length, width = np.ptp(np.asarray(shape.vertices, np.float64), axis=0).tolist()
+        return length, width
+    return None, None
+
+
+def _rows(states: list[Any]) -> Floats | None:
+    """Return time steps, x, y, orientation and speed [n, 5]; None if they are no numbers."""
+    rows = []
+    for state in states:
+        place = getattr(state, "position", None)
+        values = [
+            getattr(state, "time_step", None),
+            *(place if isinstance(place, np.ndarray) and place.shape == (2,) else (None, None)),
+            getattr(state, "orientation", None),
+        ]
+        if not all(isinstance(x, int | float | np.number) and np.isfinite(x) for x in values):
+            return None
+        speed = getattr(state, "velocity", None)
+        if speed is not None and not isinstance(speed, int | float | np.number):
+            return None
+        rows.append([*map(float, values), np.nan if speed is None else float(speed)])
+    return np.array(rows)
+
+
+def _carriageways(lanelets: list[Any], unused: Unused) -> Iterator[Carriageway]:
+    """Yield the roads: adjacent lanelets of the same direction, from left to right."""
+    by_id = {lanelet.lanelet_id: lanelet for lanelet in lanelets}
+    done: set[int] = set()
+    for lanelet in lanelets:
+        if lanelet.lanelet_id in done:
+            continue
+        lanes = _side_by_side(lanelet, by_id)
+        done.update(each.lanelet_id for each in lanes)
+        name = f"lanelets {', '.join(str(each.lanelet_id) for each in lanes)}"
+        lines = [np.asarray(each.center_vertices, np.float64) for each in lanes]
+        try:
+            road = Road(
+                [_continued(each, by_id) for each in lanes],
+                np.asarray(lanes[0].left_vertices, np.float64),
+                np.asarray(lanes[-1].right_vertices, np.float64),
+            )
+            road.locate(np.zeros((1, 4)))
+            yield Carriageway(name, road, Polylines(lines, [name] * len(lines)))
+        except InvalidInputError:
+            unused.add("lanelets that make no road", name)
+
+
+def _side_by_side(lanelet: Any, by_id: Mapping[int, Any]) -> list[Any]:
+    """Return a lanelet and those beside it, from left to right."""
+    lanes, seen = [lanelet], {lanelet.lanelet_id}
+    for side, place in (("left", 0), ("right", None)):
+        at = lanelet
+        while len(lanes) < _MOST_LANES:
+            beside = getattr(at, f"adj_{side}")
+            if not getattr(at, f"adj_{side}_same_direction") or beside in seen:
+                break
+            at = by_id.get(beside)
+            if at is None:
+                break
+            seen.add(beside)
+            lanes.insert(len(lanes) if place is None else place, at)
+    return lanes
+
+
+def _continued(lanelet: Any, by_id: Mapping[int, Any]) -> Floats:
+    """Return a centre line that goes on, as straight as it can, past both ends."""
+    line = np.asarray(lanelet.center_vertices, np.float64)
+    ahead = _chain(lanelet, by_id, "successor", _AHEAD_M)
+    behind = _chain(lanelet, by_id, "predecessor", _BEHIND_M)
+    return np.concatenate([*reversed(behind), line, *ahead])
+
+
+def _chain(lanelet: Any, by_id: Mapping[int, Any], name: str, length_m: float) -> list[Floats]:
+    """Return the centre lines of those that follow on a lanelet, up to a length."""
+    found: list[Floats] = []
+    seen, at = {lanelet.lanelet_id}, lanelet
+    while length_m > 0:
+        others = [by_id[x] for x in getattr(at, name) if x in by_id and x not in seen]
+        if not others:
+            break
+        heading = _end_heading(at, -1 if name == "successor" else 0)
+        start = 0 if name == "successor" else -1
+        at = max(others, key=lambda each: np.cos(_end_heading(each, start) - heading))
+        seen.add(at.lanelet_id)
+        line = np.asarray(at.center_vertices, np.float64)
+        found.append(line)
+        length_m -= float(np.hypot(*np.diff(line, axis=0).T).sum())
+    return found
+
+
+def _end_heading(lanelet: Any, end: int) -> float:
+    line = np.asarray(lanelet.center_vertices, np.float64)
+    x, y = line[1] - line[0] if end == 0 else line[-1] - line[-2]
+    return float(np.arctan2(y, x))
+
+
+def _line(error: BaseException) -> str:
+    return printable((str(error).splitlines() or [""])[0] or type(error).__name__, 300)
