@@ -31,7 +31,7 @@ class Stage:
 CURRICULUM = (
     Stage(1, 2000, 512),
     Stage(4, 800, 256),
-    Stage(16, 3000, 256),
+    Stage(16, 5000, 256),
     Stage(16, 1500, 512, only=("done_head", "reward_head"), outlier_weight=0.05),
     Stage(1, 1000, 512, only=("reward_head",), outlier_weight=0.05),
 )
