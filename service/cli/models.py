@@ -257,6 +257,15 @@ def calibrate(
 @click.argument("data", type=_DATA_FOLDER)
 @click.option("--report", type=_FOLDER, required=True, help="Folder for tables and plots.")
 @click.option(
+    "--tracks",
+    type=click.Choice(["perfect", "reference", "ngsim", "drawn"]),
+    multiple=True,
+    help="How trackers see the episodes of a simulator, one option for each way: perfectly, with "
+    "the errors of the reference or of NGSIM, or with errors drawn for each episode. Every source "
+    "is judged in all ways, all else in the first.  [default: perfect and reference for mixed "
+    "fleets]",
+)
+@click.option(
     "--quick",
     is_flag=True,
     help="Minutes in place of hours: fewer windows and resamples, and nothing is simulated.",
@@ -291,6 +300,7 @@ def evaluate(
     checkpoint: Path,
     data: Path,
     report: Path,
+    tracks: tuple[str, ...],
     quick: bool,
     examples: Path | None,
     model_card: Path | None,
@@ -311,7 +321,8 @@ def evaluate(
         from training.evaluation.report import summary_text, update_model_card
         from training.running.progress import Progress
 
-        for what, is_asked_for in (("--examples", examples), ("--closed-loop", closed_loop)):
+        needed = {"--examples": examples, "--closed-loop": closed_loop, "--tracks": tracks}
+        for what, is_asked_for in needed.items():
             if is_asked_for:  # before anything is judged, which takes an hour
                 require_simulated(data, what)
         key = next(iter(Settings().keys()), None) if closed_loop else None
@@ -322,7 +333,13 @@ def evaluate(
 
                 progress.extend(closed_loop_cost(drives))
             metrics = run_evaluate(
-                checkpoint, data, report, quick=quick, progress=progress, keep_parts=True
+                checkpoint,
+                data,
+                report,
+                tracks=tracks,
+                quick=quick,
+                progress=progress,
+                keep_parts=True,
             )
             if closed_loop:
                 add_closed_loop(

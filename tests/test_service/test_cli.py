@@ -237,7 +237,7 @@ def test_evaluate_writes_what_it_is_asked_for(
 
     def record(module: ModuleType, name: str, result: Any = None) -> None:
         def fake(*arguments: Any, **options: Any) -> Any:
-            done[name] = (*arguments, *(x for x in options.items() if x[0] == "quick"))
+            done[name] = (*arguments, *(x for x in options.items() if x[0] in ("quick", "tracks")))
             return result
 
         monkeypatch.setattr(module, name, fake)
@@ -254,12 +254,13 @@ def test_evaluate_writes_what_it_is_asked_for(
     options = ("--report", report, "--examples", examples, "--model-card", card)
     flags = ("--update-checkpoint",) if is_asked_for else ()
 
-    result = invoke("evaluate", tmp_path, tmp_path, "--quick", *options, *flags)
+    tracks = ("--tracks", "ngsim", "--tracks", "perfect")
+    result = invoke("evaluate", tmp_path, tmp_path, "--quick", *tracks, *options, *flags)
 
     assert result.stdout == "the table\n"
     written = {"write_metrics": (tmp_path, {"the": "metrics"})} if is_asked_for else {}
     assert done == {
-        "evaluate": (tmp_path, tmp_path, report, ("quick", True)),
+        "evaluate": (tmp_path, tmp_path, report, ("tracks", ("ngsim", "perfect")), ("quick", True)),
         **written,
         "summary_text": ({"the": "metrics"},),
         "export_held_out": (tmp_path, tmp_path, examples),
@@ -267,7 +268,9 @@ def test_evaluate_writes_what_it_is_asked_for(
     }
 
 
-@pytest.mark.parametrize("option", [["--closed-loop"], ["--examples", "x"]], ids=lambda x: x[0])
+@pytest.mark.parametrize(
+    "option", [["--closed-loop"], ["--examples", "x"], ["--tracks", "ngsim"]], ids=lambda x: x[0]
+)
 def test_evaluate_says_at_once_what_other_recordings_cannot_give(
     tmp_path: Path, option: list[str]
 ) -> None:

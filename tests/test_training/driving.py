@@ -9,7 +9,7 @@ import numpy as np
 from training.dataset.store import EpisodeStore, load_store, shard_path, write_manifest, write_shard
 from training.simulation.behaviours import BEHAVIOURS
 from training.simulation.bicycle import DT_S, bicycle_step
-from training.simulation.fleets import CAR
+from training.simulation.fleets import CAR, CARS
 from training.simulation.rectangles import rectangle_gap
 from training.simulation.simulator import CAUSES, MAX_VEHICLES, ROADS, Episode
 
@@ -88,14 +88,16 @@ def _episode(
     )
 
 
-def save_store(folder: Path, episodes: list[Episode], per_shard: int = 7) -> EpisodeStore:
+def save_store(
+    folder: Path, episodes: list[Episode], per_shard: int = 7, fleet: str = CARS
+) -> EpisodeStore:
     """Write episodes as a finished dataset and load it."""
     folder.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
     for start in range(0, len(episodes), per_shard):
         paths.append(shard_path(folder, len(paths)))
         write_shard(paths[-1], episodes[start : start + per_shard], {"seed": 0})
-    names = {"environments": list(ROADS), "behaviours": list(BEHAVIOURS)}
+    names = {"environments": list(ROADS), "behaviours": list(BEHAVIOURS), "fleet": fleet}
     write_manifest(folder, paths, names)
     return load_store(folder)
 

@@ -15,9 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.highway import NEIGHBOUR_COUNT
 from models.spec import FORWARD_RIGHT_DOWN, Spec
-from training.dataset.features import EGO_COUNT, SLOT_COUNT
 from training.dataset.windows import Windows
 from training.simulation.bicycle import DT_S, bicycle_step
 from training.simulation.rectangles import Sizes, rectangle_gap
@@ -49,10 +47,9 @@ class BaselinePrediction:
     score: NDArray[np.float64]
 
 
-def slots_of(states: Floats) -> Floats:
-    """Return the neighbour part of states [..., 34] of `HIGHWAY` as [..., 4, 7]."""
-    slots: Floats = states[..., EGO_COUNT:].reshape(*states.shape[:-1], NEIGHBOUR_COUNT, SLOT_COUNT)
-    return slots
+def slots_of(states: Floats, spec: Spec = HIGHWAY) -> Floats:
+    """Return the neighbours of states [..., S] as [..., slots, 7], see `Decoded.slots`."""
+    return encoder_of(spec).decode(states).slots
 
 
 def slot_velocity(slots: Floats) -> tuple[Floats, Floats]:
@@ -83,12 +80,19 @@ def margin(states: Floats, spec: Spec = HIGHWAY) -> Floats:
     The smallest of the rectangle gaps to present neighbours and the distances to both edges;
     negative once it happened.
     """
+    nearest: Floats = np.minimum(gaps_of(states, spec).min(-1), edges_of(states, spec).min(-1))
+    return nearest
+
+
+def gaps_of(states: Floats, spec: Spec = HIGHWAY) -> Floats:
+    """Return how far the ego is from its neighbours [..., slots] in m; `FAR_M` if nobody is there.
+
+    Negative where rectangles overlap.
+    """
     seen = encoder_of(spec).decode(states)
     slots = seen.slots
     gaps = rectangle_gap(slots[..., 1], slots[..., 2], slots[..., 3], *_sizes(seen))
-    gaps = np.where(slots[..., 0] > 0.5, gaps, FAR_M)
-    nearest: Floats = np.minimum(gaps.min(-1), edges_of(states, spec).min(-1))
-    return nearest
+    return np.where(slots[..., 0] > 0.5, gaps, FAR_M)
 
 
 def _sizes(seen: Decoded) -> tuple[Sizes, Sizes]:

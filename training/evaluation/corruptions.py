@@ -1,7 +1,8 @@
 """Named ways in which a state can be wrong, to see whether a model notices.
 
 Some leave a state that other traffic could really be in: one state alone cannot show those. They
-are here too, marked `plausible`, as what is not to be expected of any detector.
+are here too, marked `plausible`, as what is not to be expected of any detector. What a layout does
+not hold is left out of a way: without accelerations, nothing of them is exchanged.
 """
 
 from __future__ import annotations
@@ -12,16 +13,81 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.dataset.features import EGO_COUNT
-from training.evaluation.baselines import slots_of
+from models.spec import Slot, Spec
+from training.simulation.simulator import HIGHWAY
+from training.simulation.states import EGO_FEATURES
 
 States = NDArray[np.float32]
-Change = Callable[[States, States, np.random.Generator], None]
 
-SPEED, OFFSET, SIN_ERROR, LEFT, RIGHT, CURVATURE = range(6)
-PRESENCE, DX, DY, HEADING, SLOT_SPEED, ACCELERATION, YAW_RATE = range(7)
+SPEED, OFFSET, SIN_ERROR, LEFT, RIGHT, CURVATURE = range(len(EGO_FEATURES))
+PRESENCE, DX, DY, HEADING, SLOT_SPEED, ACCELERATION, YAW_RATE, LENGTH, WIDTH = range(9)
+_PARTS = ("presence", "dx", "dy", "heading", "speed", "acceleration", "yaw_rate", "length", "width")
 _FEET = 1 / 0.3048
 _G_MPS2 = 9.80665
+
+
+class Scene:
+    """States by what their numbers mean; what is written here goes into them.
+
+    Args:
+        states: [N, S], written to.
+        spec: Of the states, with kinematics and slots.
+
+    Attributes:
+        states: As given.
+        slots: [N, slots, 9] presence, dx, dy, heading, speed, acceleration, yaw rate, length and
+            width of each slot, a copy: `write_slots` puts back what the layout has of it.
+        ego_columns: Those of `EGO_FEATURES`.
+        ego_size_columns: Those of the ego's length and width; none in a layout without sizes.
+    """
+
+    def __init__(self, states: States, spec: Spec) -> None:
+        geometry, car = spec.geometry, spec.kinematics
+        assert geometry is not None
+        assert car is not None
+        self.states, self._usual = states, (geometry.length_m, geometry.width_m)
+        self.ego_columns = [spec.state_index(getattr(car, name)) for name in EGO_FEATURES]
+        self.ego_size_columns = [spec.state_index(name) for name in geometry.size_features]
+        columns = np.array([_columns(slot, spec) for slot in geometry.slots])
+        self._has = columns >= 0
+        self._columns = columns[self._has]
+        self.slots = self.of_slots(states)
+        gates = self._has[:, PRESENCE], self.slots[..., PRESENCE], self.slots[..., LENGTH] > 0
+        self.slots[..., PRESENCE] = np.where(*gates)
+        self._given = self.slots.copy()
+
+    def own(self, *parts: int) -> list[int]:
+        """Return the columns of some of `EGO_FEATURES`."""
+        return [self.ego_columns[part] for part in parts]
+
+    def has(self, part: int) -> NDArray[np.bool_]:
+        """Return which slots have a part [slots]."""
+        return np.asarray(self._has[:, part])
+
+    def of_slots(self, values: States) -> States:
+        """Return the numbers of the slots [N, slots, 9] in values [N, S]; 0 where there is none."""
+        slots = np.zeros((len(values), *self._has.shape), values.dtype)
+        slots[..., self._has] = values[..., self._columns]
+        return slots
+
+    def put_size(self, slot: int) -> None:
+        """Give whoever is in a slot the usual size."""
+        self.slots[:, slot, [LENGTH, WIDTH]] = self._usual
+
+    def write_slots(self) -> None:
+        """Write into the states what has changed in the slots."""
+        changed = (self.slots != self._given)[..., self._has]
+        values = self.slots[..., self._has]
+        self.states[..., self._columns] = np.where(changed, values, self.states[..., self._columns])
+
+
+def _columns(slot: Slot, spec: Spec) -> list[int]:
+    """Return the columns of `_PARTS`; -1 for what a slot has not."""
+    names = (getattr(slot, part) for part in _PARTS)
+    return [-1 if name is None else spec.state_index(name) for name in names]
+
+
+Change = Callable[[Scene, np.random.Generator], None]
 
 
 @dataclass(frozen=True)
@@ -30,8 +96,7 @@ class Corruption:
 
     Attributes:
         name: For the report.
-        change: Writes into states [N, S] and their slots [N, 4, 7], a view of the same numbers,
-            given a source of randomness.
+        change: Makes a scene wrong, given a source of randomness.
         plausible: Whether the result may be a real state of other traffic.
     """
 
@@ -39,10 +104,12 @@ class Corruption:
     change: Change
     plausible: bool = False
 
-    def apply(self, states: States, seed: int = 0) -> States:
-        """Return states [N, S] made wrong; `seed` decides what is random."""
+    def apply(self, states: States, seed: int = 0, spec: Spec = HIGHWAY) -> States:
+        """Return states [N, S] of a spec made wrong; `seed` decides what is random."""
         wrong = np.array(states, np.float32, order="C")
-        self.change(wrong, slots_of(wrong), np.random.default_rng(seed))
+        scene = Scene(wrong, spec)
+        self.change(scene, np.random.default_rng(seed))
+        scene.write_slots()
         return wrong
 
 
@@ -63,91 +130,94 @@ def _named(name: str, *, plausible: bool = False) -> Callable[[Change], Change]:
 
 
 @_named("features in reversed order")
-def _reversed(states: States, slots: States, rng: np.random.Generator) -> None:
-    states[:] = states[:, ::-1].copy()
+def _reversed(scene: Scene, rng: np.random.Generator) -> None:
+    scene.states[:] = scene.states[:, ::-1].copy()
 
 
 @_named("features shifted by one")
-def _shifted(states: States, slots: States, rng: np.random.Generator) -> None:
-    states[:] = np.roll(states, 1, axis=1)
+def _shifted(scene: Scene, rng: np.random.Generator) -> None:
+    scene.states[:] = np.roll(scene.states, 1, axis=1)
 
 
 @_named("features shuffled")
-def _shuffled(states: States, slots: States, rng: np.random.Generator) -> None:
-    states[:] = states[:, rng.permutation(states.shape[1])]
+def _shuffled(scene: Scene, rng: np.random.Generator) -> None:
+    scene.states[:] = scene.states[:, rng.permutation(scene.states.shape[1])]
 
 
 @_named("speed and lane offset swapped")
-def _speed_for_offset(states: States, slots: States, rng: np.random.Generator) -> None:
-    states[:, [SPEED, OFFSET]] = states[:, [OFFSET, SPEED]]
+def _speed_for_offset(scene: Scene, rng: np.random.Generator) -> None:
+    scene.states[:, scene.own(SPEED, OFFSET)] = scene.states[:, scene.own(OFFSET, SPEED)]
 
 
 @_named("dx and dy swapped")
-def _dx_for_dy(states: States, slots: States, rng: np.random.Generator) -> None:
-    slots[..., [DX, DY]] = slots[..., [DY, DX]]
+def _dx_for_dy(scene: Scene, rng: np.random.Generator) -> None:
+    scene.slots[..., [DX, DY]] = scene.slots[..., [DY, DX]]
 
 
 @_named("heading and speed swapped")
-def _heading_for_speed(states: States, slots: States, rng: np.random.Generator) -> None:
-    slots[..., [HEADING, SLOT_SPEED]] = slots[..., [SLOT_SPEED, HEADING]]
+def _heading_for_speed(scene: Scene, rng: np.random.Generator) -> None:
+    scene.slots[..., [HEADING, SLOT_SPEED]] = scene.slots[..., [SLOT_SPEED, HEADING]]
 
 
 @_named("acceleration and speed swapped")
-def _acceleration_for_speed(states: States, slots: States, rng: np.random.Generator) -> None:
-    slots[..., [ACCELERATION, SLOT_SPEED]] = slots[..., [SLOT_SPEED, ACCELERATION]]
+def _acceleration_for_speed(scene: Scene, rng: np.random.Generator) -> None:
+    some = scene.slots[:, scene.has(ACCELERATION)]
+    some[..., [ACCELERATION, SLOT_SPEED]] = some[..., [SLOT_SPEED, ACCELERATION]]
+    scene.slots[:, scene.has(ACCELERATION)] = some
 
 
 # Units.
 
 
 @_named("all speeds in km/h")
-def _kmh(states: States, slots: States, rng: np.random.Generator) -> None:
-    states[:, SPEED] *= 3.6
-    slots[..., SLOT_SPEED] *= 3.6
+def _kmh(scene: Scene, rng: np.random.Generator) -> None:
+    scene.states[:, scene.own(SPEED)] *= 3.6
+    scene.slots[..., SLOT_SPEED] *= 3.6
 
 
 @_named("neighbours' speeds in km/h")
-def _neighbours_kmh(states: States, slots: States, rng: np.random.Generator) -> None:
-    slots[..., SLOT_SPEED] *= 3.6
+def _neighbours_kmh(scene: Scene, rng: np.random.Generator) -> None:
+    scene.slots[..., SLOT_SPEED] *= 3.6
 
 
 @_named("all distances in feet")
-def _feet(states: States, slots: States, rng: np.random.Generator) -> None:
-    states[:, [OFFSET, LEFT, RIGHT]] *= _FEET
-    slots[..., [DX, DY]] *= _FEET
+def _feet(scene: Scene, rng: np.random.Generator) -> None:
+    scene.states[:, [*scene.own(OFFSET, LEFT, RIGHT), *scene.ego_size_columns]] *= _FEET
+    scene.slots[..., [DX, DY, LENGTH, WIDTH]] *= _FEET
 
 
 @_named("neighbours' distances in cm")
-def _centimetres(states: States, slots: States, rng: np.random.Generator) -> None:
-    slots[..., [DX, DY]] *= 100
+def _centimetres(scene: Scene, rng: np.random.Generator) -> None:
+    scene.slots[..., [DX, DY]] *= 100
 
 
 @_named("angles in degrees")
-def _degrees(states: States, slots: States, rng: np.random.Generator) -> None:
-    slots[..., [HEADING, YAW_RATE]] *= 180 / np.pi
+def _degrees(scene: Scene, rng: np.random.Generator) -> None:
+    scene.slots[..., [HEADING, YAW_RATE]] *= 180 / np.pi
 
 
 @_named("accelerations in g", plausible=True)
-def _in_g(states: States, slots: States, rng: np.random.Generator) -> None:
-    slots[..., ACCELERATION] /= _G_MPS2
+def _in_g(scene: Scene, rng: np.random.Generator) -> None:
+    scene.slots[..., ACCELERATION] /= _G_MPS2
 
 
 # Frames and signs.
 
 
 @_named("neighbours' speeds relative to the ego")
-def _relative(states: States, slots: States, rng: np.random.Generator) -> None:
-    slots[..., SLOT_SPEED] -= states[:, None, SPEED] * slots[..., PRESENCE]
+def _relative(scene: Scene, rng: np.random.Generator) -> None:
+    own = scene.states[:, scene.own(SPEED)]
+    scene.slots[..., SLOT_SPEED] -= own * scene.slots[..., PRESENCE]
 
 
 @_named("neighbours' speeds negative")
-def _negative(states: States, slots: States, rng: np.random.Generator) -> None:
-    slots[..., SLOT_SPEED] *= -1
+def _negative(scene: Scene, rng: np.random.Generator) -> None:
+    scene.slots[..., SLOT_SPEED] *= -1
 
 
 @_named("neighbours in the world frame")
-def _world(states: States, slots: States, rng: np.random.Generator) -> None:
-    turn = rng.uniform(-np.pi, np.pi, (len(states), 1))
+def _world(scene: Scene, rng: np.random.Generator) -> None:
+    slots, turn = scene.slots, _random_turns(scene, rng)
     dx, dy = slots[..., DX].copy(), slots[..., DY].copy()
     slots[..., DX] = np.cos(turn) * dx - np.sin(turn) * dy
     slots[..., DY] = np.sin(turn) * dx + np.cos(turn) * dy
@@ -155,119 +225,136 @@ def _world(states: States, slots: States, rng: np.random.Generator) -> None:
 
 
 @_named("headings in the world frame")
-def _world_headings(states: States, slots: States, rng: np.random.Generator) -> None:
-    slots[..., HEADING] += rng.uniform(-np.pi, np.pi, (len(states), 1)) * slots[..., PRESENCE]
+def _world_headings(scene: Scene, rng: np.random.Generator) -> None:
+    scene.slots[..., HEADING] += _random_turns(scene, rng) * scene.slots[..., PRESENCE]
 
 
 @_named("left and right mirrored for neighbours", plausible=True)
-def _mirrored(states: States, slots: States, rng: np.random.Generator) -> None:
-    slots[..., [DY, HEADING, YAW_RATE]] *= -1
+def _mirrored(scene: Scene, rng: np.random.Generator) -> None:
+    scene.slots[..., [DY, HEADING, YAW_RATE]] *= -1
 
 
 @_named("ahead and behind mirrored", plausible=True)
-def _turned_round(states: States, slots: States, rng: np.random.Generator) -> None:
-    slots[..., DX] *= -1
+def _turned_round(scene: Scene, rng: np.random.Generator) -> None:
+    scene.slots[..., DX] *= -1
 
 
 @_named("road edges swapped", plausible=True)
-def _edges(states: States, slots: States, rng: np.random.Generator) -> None:
-    states[:, [LEFT, RIGHT]] = states[:, [RIGHT, LEFT]]
+def _edges(scene: Scene, rng: np.random.Generator) -> None:
+    scene.states[:, scene.own(LEFT, RIGHT)] = scene.states[:, scene.own(RIGHT, LEFT)]
 
 
 @_named("heading error with the wrong sign", plausible=True)
-def _heading_error(states: States, slots: States, rng: np.random.Generator) -> None:
-    states[:, SIN_ERROR] *= -1
+def _heading_error(scene: Scene, rng: np.random.Generator) -> None:
+    scene.states[:, scene.own(SIN_ERROR)] *= -1
 
 
 @_named("curvature with the wrong sign", plausible=True)
-def _curvature(states: States, slots: States, rng: np.random.Generator) -> None:
-    states[:, CURVATURE] *= -1
+def _curvature(scene: Scene, rng: np.random.Generator) -> None:
+    scene.states[:, scene.own(CURVATURE)] *= -1
 
 
 # Sensors that fail.
 
 
 @_named("all features zero")
-def _zero(states: States, slots: States, rng: np.random.Generator) -> None:
-    states[:] = 0
+def _zero(scene: Scene, rng: np.random.Generator) -> None:
+    scene.states[:] = 0
 
 
 @_named("neighbours present, but all else zero")
-def _zero_slots(states: States, slots: States, rng: np.random.Generator) -> None:
-    slots[..., DX:] = 0
+def _zero_slots(scene: Scene, rng: np.random.Generator) -> None:
+    scene.slots[..., DX:LENGTH] = 0
 
 
 @_named("the nearest car in all slots")
-def _repeated(states: States, slots: States, rng: np.random.Generator) -> None:
-    slots[:] = slots[:, :1].copy()
+def _repeated(scene: Scene, rng: np.random.Generator) -> None:
+    scene.slots[:] = scene.slots[:, :1].copy()
 
 
 @_named("presence one half")
-def _half_there(states: States, slots: States, rng: np.random.Generator) -> None:
-    slots[..., PRESENCE] *= 0.5
+def _half_there(scene: Scene, rng: np.random.Generator) -> None:
+    scene.slots[..., PRESENCE] *= 0.5
 
 
 @_named("noise of 3 standard deviations")
-def _loud(states: States, slots: States, rng: np.random.Generator) -> None:
-    _add_noise(states, slots, rng, 3.0)
+def _loud(scene: Scene, rng: np.random.Generator) -> None:
+    _add_noise(scene, rng, 3.0)
 
 
 @_named("noise of 1 standard deviation")
-def _noisy(states: States, slots: States, rng: np.random.Generator) -> None:
-    _add_noise(states, slots, rng, 1.0)
+def _noisy(scene: Scene, rng: np.random.Generator) -> None:
+    _add_noise(scene, rng, 1.0)
 
 
 @_named("noise of 0.1 standard deviations", plausible=True)
-def _quiet(states: States, slots: States, rng: np.random.Generator) -> None:
-    _add_noise(states, slots, rng, 0.1)
+def _quiet(scene: Scene, rng: np.random.Generator) -> None:
+    _add_noise(scene, rng, 0.1)
 
 
 @_named("no neighbours reported", plausible=True)
-def _blind(states: States, slots: States, rng: np.random.Generator) -> None:
-    slots[:] = 0
+def _blind(scene: Scene, rng: np.random.Generator) -> None:
+    scene.slots[:] = 0
 
 
 @_named("ego speed stuck at 0", plausible=True)
-def _stuck(states: States, slots: States, rng: np.random.Generator) -> None:
-    states[:, SPEED] = 0
+def _stuck(scene: Scene, rng: np.random.Generator) -> None:
+    scene.states[:, scene.own(SPEED)] = 0
 
 
 # States that never occur.
 
 
 @_named("a neighbour inside the ego")
-def _inside(states: States, slots: States, rng: np.random.Generator) -> None:
-    ahead, aside = rng.uniform(-1.5, 1.5, len(states)), rng.uniform(-0.5, 0.5, len(states))
-    _put_first(slots, ahead, aside, speed=states[:, SPEED])
+def _inside(scene: Scene, rng: np.random.Generator) -> None:
+    count = len(scene.states)
+    ahead, aside = rng.uniform(-1.5, 1.5, count), rng.uniform(-0.5, 0.5, count)
+    _put_first(scene, ahead, aside, speed=scene.states[:, scene.own(SPEED)[0]])
 
 
 @_named("a neighbour at 40 m/s against the traffic")
-def _wrong_way(states: States, slots: States, rng: np.random.Generator) -> None:
-    ahead, aside = rng.uniform(15, 60, len(states)), rng.uniform(-2, 2, len(states))
-    _put_first(slots, ahead, aside, heading=-np.pi, speed=40.0)
+def _wrong_way(scene: Scene, rng: np.random.Generator) -> None:
+    count = len(scene.states)
+    ahead, aside = rng.uniform(15, 60, count), rng.uniform(-2, 2, count)
+    _put_first(scene, ahead, aside, heading=-np.pi, speed=40.0)
 
 
 @_named("a neighbour spinning ahead")
-def _spinning(states: States, slots: States, rng: np.random.Generator) -> None:
-    ahead, aside = rng.uniform(8, 30, len(states)), rng.uniform(-2, 2, len(states))
-    _put_first(slots, ahead, aside, speed=25.0, yaw_rate=3.5)
+def _spinning(scene: Scene, rng: np.random.Generator) -> None:
+    count = len(scene.states)
+    ahead, aside = rng.uniform(8, 30, count), rng.uniform(-2, 2, count)
+    if scene.has(YAW_RATE)[0]:  # without turn rates it would be an ordinary car
+        _put_first(scene, ahead, aside, speed=25.0, yaw_rate=3.5)
 
 
 @_named("the ego far off the road")
-def _off_road(states: States, slots: States, rng: np.random.Generator) -> None:
-    beyond = states[:, RIGHT] + rng.uniform(4, 10, len(states)).astype(np.float32)
-    states[:, OFFSET] += beyond
-    states[:, LEFT] += beyond
-    states[:, RIGHT] -= beyond
+def _off_road(scene: Scene, rng: np.random.Generator) -> None:
+    states, (offset, left, right) = scene.states, scene.own(OFFSET, LEFT, RIGHT)
+    beyond = states[:, right] + rng.uniform(4, 10, len(states)).astype(np.float32)
+    states[:, offset] += beyond
+    states[:, left] += beyond
+    states[:, right] -= beyond
 
 
 @_named("the ego at 60 to 80 m/s")
-def _too_fast(states: States, slots: States, rng: np.random.Generator) -> None:
-    states[:, SPEED] = rng.uniform(60, 80, len(states))
+def _too_fast(scene: Scene, rng: np.random.Generator) -> None:
+    scene.states[:, scene.own(SPEED)[0]] = rng.uniform(60, 80, len(scene.states))
+
+
+@_named("lengths and widths swapped")
+def _length_for_width(scene: Scene, rng: np.random.Generator) -> None:
+    columns = scene.ego_size_columns
+    scene.states[:, columns] = scene.states[:, columns[::-1]]
+    scene.slots[..., [LENGTH, WIDTH]] = scene.slots[..., [WIDTH, LENGTH]]
+
+
+def _random_turns(scene: Scene, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Return an angle for each state [N, 1]."""
+    return rng.uniform(-np.pi, np.pi, (len(scene.states), 1))
 
 
 def _put_first(
-    slots: States,
+    scene: Scene,
     ahead: NDArray[np.float64],
     aside: NDArray[np.float64],
     *,
@@ -275,22 +362,24 @@ def _put_first(
     speed: float | States,
     yaw_rate: float = 0.0,
 ) -> None:
-    """Put a car into the first slot."""
-    slots[:, 0, ACCELERATION] = 0
+    """Put a vehicle of the usual size into the first slot."""
+    scene.put_size(0)
     for feature, value in (
         (PRESENCE, 1.0),
         (DX, ahead),
         (DY, aside),
         (HEADING, heading),
         (SLOT_SPEED, speed),
+        (ACCELERATION, 0.0),
         (YAW_RATE, yaw_rate),
     ):
-        slots[:, 0, feature] = value
+        scene.slots[:, 0, feature] = value
 
 
-def _add_noise(states: States, slots: States, rng: np.random.Generator, deviations: float) -> None:
-    """Add noise to all features of what is there, in standard deviations of the given states."""
-    present = slots[..., :1].copy()
+def _add_noise(scene: Scene, rng: np.random.Generator, deviations: float) -> None:
+    """Add noise to what moves of all that is there, in standard deviations of the given states."""
+    states = scene.states
     noise = rng.normal(size=states.shape).astype(np.float32) * states.std(0) * deviations
-    states[:, :EGO_COUNT] += noise[:, :EGO_COUNT]
-    slots[..., DX:] += slots_of(noise)[..., DX:] * present
+    present = scene.slots[..., :1].copy()
+    states[:, scene.ego_columns] += noise[:, scene.ego_columns]
+    scene.slots[..., DX:LENGTH] += scene.of_slots(noise)[..., DX:LENGTH] * present

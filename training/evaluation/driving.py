@@ -46,7 +46,9 @@ def elsewhere(unseen: Trial) -> tuple[dict[str, Any] | None, dict[str, Any] | No
     if not unseen.has_both_outcomes:
         return None, None
     table, risks, _ = methods(unseen)
-    results = {"environment": UNSEEN_ENVIRONMENT, "methods": table, **trust(unseen)}
+    environments = unseen.data.labels.environments
+    roads = [environments[code] for code in np.unique(unseen.windows.environment)]
+    results = {"environment": ", ".join(roads), "methods": table, **trust(unseen)}
     return results, compare_risks(unseen, risks, unseen.windows)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of what only the features of `models.highway.highway_spec` show."""
+"""Pictures of what only features show that physics can read."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from models.spec import Spec
 from models.survival import crash_probability_by_step
 from training.dataset.windows import Windows
 from training.evaluation.baselines import slots_of
@@ -33,7 +34,7 @@ class Example:
         predicted: [H+1, S].
         crash_probability: [H], up to each step.
         ended_at: Step at which it terminated, 0 if it did not.
-        dt_s: Length of a step.
+        spec: Of the states.
     """
 
     title: str
@@ -41,7 +42,7 @@ class Example:
     predicted: Floats
     crash_probability: Floats
     ended_at: int
-    dt_s: float
+    spec: Spec
 
 
 def draw_driving(folder: Path, metrics: dict[str, Any], trial: Trial) -> None:
@@ -54,7 +55,7 @@ def draw_driving(folder: Path, metrics: dict[str, Any], trial: Trial) -> None:
     """
     prediction, threshold = trial.prediction, trial.lineup.checkpoint.limits.crash_threshold
     by_step = crash_probability_by_step(prediction.dones)
-    examples = pick_examples(trial.windows, prediction.states, by_step, trial.dt_s)
+    examples = pick_examples(trial.windows, prediction.states, by_step, trial.spec)
     plot_trajectories(examples, threshold, folder / "trajectories.png")
     wrong = metrics["corruptions"]
     title = f"Wrong states against clean ones ({wrong['windows']} windows at most in each way)"
@@ -62,7 +63,7 @@ def draw_driving(folder: Path, metrics: dict[str, Any], trial: Trial) -> None:
 
 
 def pick_examples(
-    windows: Windows, predicted: Floats, crash_probability: Floats, dt_s: float
+    windows: Windows, predicted: Floats, crash_probability: Floats, spec: Spec
 ) -> list[Example]:
     """Return windows to look at: some that terminate late, some that are driven on.
 
@@ -70,7 +71,7 @@ def pick_examples(
         windows: N windows.
         predicted: [N, H+1, S].
         crash_probability: [N, H], up to each step.
-        dt_s: Length of a step.
+        spec: Of the states.
     """
     ended_at = steps_to_end(windows)
     late = np.flatnonzero(ended_at > windows.horizon // 2)
@@ -87,7 +88,7 @@ def pick_examples(
                     predicted[row],
                     crash_probability[row],
                     int(ended_at[row]),
-                    dt_s,
+                    spec,
                 )
             )
     return examples
@@ -99,14 +100,15 @@ def plot_trajectories(examples: Sequence[Example], threshold: float | None, path
     grid = figure.subplots(2, len(examples), squeeze=False)
     for column, example in enumerate(examples):
         _draw_neighbours(grid[0][column], example)
+        dt_s = example.spec.dt_s
         axes = grid[1][column]
-        time = np.arange(1, len(example.crash_probability) + 1) * example.dt_s
+        time = np.arange(1, len(example.crash_probability) + 1) * dt_s
         axes.plot(time, example.crash_probability, color="tab:red", label="crash probability")
         if threshold is not None:
             label = "served threshold"
             axes.axhline(threshold, color="tab:orange", linestyle="--", lw=1, label=label)
         if example.ended_at:
-            end_s = example.ended_at * example.dt_s
+            end_s = example.ended_at * dt_s
             axes.axvline(end_s, color="black", linestyle=":", label="the end")
         axes.set(ylim=(-0.02, 1.02), xlabel="s", ylabel="crash probability")
     handles: dict[str, Any] = {}
@@ -120,7 +122,7 @@ def plot_trajectories(examples: Sequence[Example], threshold: float | None, path
 
 
 def _draw_neighbours(axes: Any, example: Example) -> None:
-    true, predicted = slots_of(example.true), slots_of(example.predicted)
+    true, predicted = (slots_of(x, example.spec) for x in (example.true, example.predicted))
     axes.plot([0], [0], "k^", label="ego")
     # After the end the last state repeats; only what was driven is drawn.
     driven = slice(0, example.ended_at + 1 if example.ended_at else None)

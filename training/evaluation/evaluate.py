@@ -39,6 +39,7 @@ from training.evaluation.plots import draw_all, draw_states
 from training.evaluation.preparing import Cutter, prepared
 from training.evaluation.report import rounded, write_metrics, write_report
 from training.evaluation.tables import model_card_table
+from training.evaluation.tracks import by_source, part_names, seen_by, tracks_of
 from training.running.locks import locked
 from training.running.progress import Progress
 
@@ -60,7 +61,7 @@ _EPISODE_S = {
     "unseen": 0.01,
 }
 """Seconds an episode of the data set; as `_TRANSITION_S` and `_BRANCH_S`, measured on two cores."""
-_TRANSITION_S, _BRANCH_S = 0.001, 0.5
+_TRANSITION_S, _BRANCH_S, _TRACKS_S = 0.001, 0.5, 0.02
 
 
 def evaluate(
@@ -71,6 +72,7 @@ def evaluate(
     bootstrap: int = 200,
     branch_states: int = BRANCH_STATES,
     provoked_transitions: int = PROVOKED_TRANSITIONS,
+    tracks: tuple[str, ...] = (),
     quick: bool = False,
     progress: Progress | None = None,
     keep_parts: bool = False,
@@ -87,6 +89,9 @@ def evaluate(
         bootstrap: Resamples for the 95 % intervals; 0 leaves intervals out.
         branch_states: States from which other futures are simulated; 0 leaves those out.
         provoked_transitions: To simulate among sudden drivers; 0 leaves those out.
+        tracks: By which trackers simulated episodes are seen, see `Tracking.model`; each source is
+            judged as each of them sees it, all else as the first one does. None: those of
+            `tracks_of`.
         quick: Minutes in place of hours: at most `_QUICK_WINDOWS` windows a part, of episodes at
             random, few resamples, and nothing is simulated.
         progress: Of a command that does more than this; one of its own by default.
@@ -99,9 +104,13 @@ def evaluate(
     Raises:
         FolderLockedError: Another command writes the report.
         ValueError: The checkpoint has other features than the dataset, or no window of it goes on
-            for the whole horizon.
+            for the whole horizon; or trackers are asked for that there are none of.
     """
-    checkpoint, data = load_checkpoint(checkpoint_folder), open_dataset(store_folder)
+    checkpoint = load_checkpoint(checkpoint_folder)
+    data = open_dataset(store_folder, *tracks[:1])
+    if isinstance(data, Simulated):
+        tracks = tracks_of(data, tracks)
+        data = seen_by(data, tracks[0]) if tracks else data
     if difference := checkpoint.spec.difference_to(data.spec):
         raise ValueError(
             f"{checkpoint_folder} has other features than {store_folder}: {difference}"
@@ -123,6 +132,7 @@ def evaluate(
         "bootstrap": bootstrap,
         "branch_states": branch_states,
         "provoked_transitions": provoked_transitions,
+        "tracks": list(tracks),
     }
     costs = _costs(sum(len(part) for part in held.episodes.values()), options, data)
     shown = progress or Progress("evaluating", 0.0)
@@ -135,7 +145,7 @@ def evaluate(
         if lacking:
             metrics = _report_without_ends(report, metrics, lacking, test, evaluation)
         else:
-            metrics = _report(report, metrics, test, evaluation, cut, held.episodes["unseen"])
+            metrics = _report(report, metrics, test, evaluation, cut, held.episodes)
     if not keep_parts:
         remove_parts(report)
     return metrics
@@ -147,17 +157,20 @@ def _report(
     test: Trial,
     evaluation: _Evaluation,
     cut: Cutter,
-    unseen: NDArray[np.int64],
+    episodes: Mapping[str, NDArray[np.int64]],
 ) -> dict[str, Any]:
     found, risks, curves = _judge(test, evaluation)
     metrics |= found
-    metrics["unseen"] = metrics["branches"] = metrics["lacking"] = None
+    metrics |= dict.fromkeys(("unseen", "branches", "lacking", "sources"))
+    tracks = evaluation.options["tracks"]
+    if tracks and test.knows_physics:
+        metrics["sources"] = by_source(test, tuple(tracks), cut, episodes, evaluation.kept_arrays)
     if isinstance(test.data, Simulated):
-        _judge_elsewhere(test, metrics, evaluation, cut, unseen)
+        _judge_elsewhere(test, metrics, evaluation, cut, episodes["unseen"])
     metrics = rounded(metrics)
     write_report(report, metrics)
     draw_all(report, metrics, test, risks, curves)
-    if test.knows_corruptions:
+    if test.knows_physics:
         draw_driving(report, metrics, test)
     return metrics
 
@@ -169,7 +182,10 @@ def _report_without_ends(
     print(f"WARNING: terminations are not scored: {lacking}", file=sys.stderr)
     windows = test.windows
     metrics |= dict.fromkeys(
-        ("methods", "termination", "reliability", "corruptions", "unseen", "branches")
+        (
+            *("methods", "termination", "reliability", "corruptions", "unseen", "branches"),
+            "sources",
+        )
     )
     metrics |= {
         "lacking": lacking,
@@ -213,7 +229,7 @@ def _described(data: Dataset, seed: int, horizon: int, held: HeldOut) -> dict[st
     }
 
 
-def _costs(episodes: int, options: Mapping[str, int], data: Dataset) -> dict[str, float]:
+def _costs(episodes: int, options: Mapping[str, Any], data: Dataset) -> dict[str, float]:
     """Return how long each part takes, roughly, in seconds of one machine; for the time left."""
     costs = {name: seconds * episodes for name, seconds in _EPISODE_S.items()}
     if not isinstance(data, Simulated):
@@ -221,6 +237,7 @@ def _costs(episodes: int, options: Mapping[str, int], data: Dataset) -> dict[str
         return {name: costs[name] for name in names}
     return {
         **costs,
+        **dict.fromkeys(part_names(tuple(options["tracks"])), _TRACKS_S * episodes),
         "provoked": _TRANSITION_S * options["provoked_transitions"],
         "branches": _BRANCH_S * options["branch_states"],
     }
@@ -233,7 +250,7 @@ class _Evaluation:
     parts: Parts
     progress: Progress
     costs: Mapping[str, float]
-    options: Mapping[str, int]
+    options: Mapping[str, Any]
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[Callable[[float], None]]:
@@ -255,6 +272,13 @@ class _Evaluation:
         """Return a part's result; see `Parts.kept`."""
         with self.step(name):
             return self.parts.kept(name, compute)
+
+    def kept_arrays(
+        self, name: str, compute: Callable[[], tuple[Any, dict[str, NDArray[Any]]]]
+    ) -> tuple[Any, dict[str, NDArray[Any]]]:
+        """Return a part's result and arrays; see `Parts.kept_with_arrays`."""
+        with self.step(name):
+            return self.parts.kept_with_arrays(name, compute)
 
 
 def _judge(test: Trial, evaluation: _Evaluation) -> tuple[dict[str, Any], dict[str, Risk], Curves]:
@@ -280,9 +304,8 @@ def _judge(test: Trial, evaluation: _Evaluation) -> tuple[dict[str, Any], dict[s
     metrics["reliability"] = judgements.reliabilities(test, risks)
     metrics |= _judge_states(test, evaluation)
     metrics["corruptions"] = None
-    if test.knows_corruptions:
-        metrics["corruptions"] = kept("corruptions", lambda: driving.corruptions(test))
     if test.knows_physics:
+        metrics["corruptions"] = kept("corruptions", lambda: driving.corruptions(test))
         metrics["divergence"] |= kept("divergence", lambda: driving.divergences(test))
     return metrics, risks, curves
 

@@ -37,7 +37,6 @@ from training.evaluation.state_errors import (
 )
 from training.evaluation.verdicts import verdict_scores
 from training.fitting.calibrate import Prediction, predict_windows
-from training.simulation.simulator import HIGHWAY
 
 Floats = NDArray[np.floating[Any]]
 Curves = dict[str, dict[str, Floats]]
@@ -80,11 +79,6 @@ class Trial:
     def knows_physics(self) -> bool:
         """Whether the features are those of which physics can be computed."""
         return bool(self.lineup.rivals)
-
-    @property
-    def knows_corruptions(self) -> bool:
-        """Whether the features are those of `HIGHWAY`, of which it is known how they go wrong."""
-        return self.knows_physics and not self.spec.difference_to(HIGHWAY)
 
     @property
     def spec(self) -> Spec:

@@ -15,7 +15,7 @@ from training.evaluation.judgements import STRIDE, Trial
 from training.evaluation.methods import Lineup
 from training.evaluation.state_errors import survivors
 
-_CALIBRATION_STRIDE = 4
+CALIBRATION_STRIDE = 4
 """Quantiles gain nothing from windows that overlap even more."""
 _EPISODES_AT_ONCE = 10
 
@@ -33,6 +33,10 @@ class Cutter:
         self.data = data
         self._horizon = horizon
         self._most = most
+
+    def of(self, data: Dataset) -> Cutter:
+        """Return one that cuts windows of other data in the same way."""
+        return Cutter(data, self._horizon, self._most)
 
     def __call__(self, episodes: NDArray[np.int64], stride: int) -> Windows:
         """Return windows of the episodes, in their order."""
@@ -63,7 +67,7 @@ def prepared(
     parts, dt_s = held.episodes, checkpoint.spec.dt_s
     known: dict[str, Windows] = {}
     lacking = _lacking_split(folder, len(cut.data), parts)
-    for name, stride in (("validation", STRIDE), ("calibration", _CALIBRATION_STRIDE)):
+    for name, stride in (("validation", STRIDE), ("calibration", CALIBRATION_STRIDE)):
         if not lacking:
             windows = cut(parts[name], stride)
             known[name] = windows.take(windows.is_known)

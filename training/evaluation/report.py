@@ -11,11 +11,11 @@ from typing import Any
 
 from models.checkpoint import METRICS, checkpoint_version
 from training.evaluation.methods import MODEL
+from training.evaluation.source_tables import card_sections, source_sections, summary_of
 from training.evaluation.tables import (
     ahead_table,
     choice_table,
     closed_loop_table,
-    corruption_table,
     divergence_table,
     feature_table,
     final_error_table,
@@ -29,6 +29,7 @@ from training.evaluation.tables import (
     table,
     verdict_table,
 )
+from training.evaluation.trust_sections import corruption_section, guarantee_section
 from training.running.files import replace_between, whole_file
 
 __all__ = ["model_card_table", "number", "report_text", "table", "update_model_card"]
@@ -110,6 +111,8 @@ def write_metrics(checkpoint_folder: Path, metrics: dict[str, Any]) -> None:
         "guarantee": metrics["guarantee"],
         "verdicts": metrics["verdicts"],
     }
+    if metrics.get("sources") is not None:
+        summary["sources"] = summary_of(metrics["sources"])
     write_json(checkpoint_folder / METRICS, summary)
 
 
@@ -187,8 +190,9 @@ def update_model_card(path: Path, metrics: dict[str, Any], report: Path) -> None
     link = os.path.relpath(report / "report.md", path.parent)
     results = "\n".join(
         [
+            *card_sections(metrics),
             model_card_table(metrics),
-            *_guarantee(metrics),
+            *guarantee_section(metrics),
             *_verdicts(metrics),
             "By environment, in hard cases, of states and of uncertainty, and in the closed loop: "
             f"see the [report]({link}).\n",
@@ -200,7 +204,7 @@ def update_model_card(path: Path, metrics: dict[str, Any], report: Path) -> None
 def summary_text(metrics: dict[str, Any]) -> str:
     """Return what matters most: how well ends are foreseen, or else what else there is."""
     if not metrics["lacking"]:
-        return model_card_table(metrics)
+        return "\n".join([*card_sections(metrics), model_card_table(metrics)])
     parts = (_unscored, _neighbours, _uncertainty, _verdicts)
     return "\n".join(line for part in parts for line in part(metrics))
 
@@ -225,13 +229,14 @@ def _sections(metrics: dict[str, Any]) -> list[str]:
             *_verdicts(metrics),
         ]
     return [
+        *source_sections(metrics),
         model_card_table(metrics),
         *_environments(metrics["termination"]),
         *_hard_cases(metrics),
         *_states(metrics),
         *_neighbours(metrics),
         *_uncertainty(metrics),
-        *_guarantee(metrics),
+        *guarantee_section(metrics),
         *_verdicts(metrics),
         *_closed_loop(metrics),
     ]
@@ -322,60 +327,7 @@ def _uncertainty(metrics: dict[str, Any]) -> list[str]:
         f"Reward: mean error {number(reward['first_step_mae'])} at the first step, "
         f"{number(reward['sum_mae'])} summed.\n",
     ]
-    return [*lines, *_corruptions(metrics["corruptions"])]
-
-
-def _corruptions(wrong: dict[str, Any] | None) -> list[str]:
-    if wrong is None:
-        return []
-    impossible, plausible = wrong["impossible"], wrong["plausible"]
-    return [
-        f"{wrong['windows']} test states made wrong in {impossible['corruptions']} ways that leave "
-        f"impossible states: AUROC of disagreement against clean ones "
-        f"{ranged(impossible['auroc'], impossible['interval'], 3)} over all, at least 0.95 in "
-        f"{impossible['noticed']} of the ways, {number(impossible['lowest_auroc'])} at the lowest. "
-        f"{number(impossible['unknown'])} of them get `unknown`, {number(impossible['safe'])} "
-        f"`safe`. In {plausible['corruptions']} ways (*) that may leave a real state: "
-        f"{ranged(plausible['auroc'], plausible['interval'], 3)}, `unknown` "
-        f"{number(plausible['unknown'])}, `safe` {number(plausible['safe'])}.\n",
-        corruption_table(wrong),
-    ]
-
-
-def _guarantee(metrics: dict[str, Any]) -> list[str]:
-    guarantee = metrics["guarantee"]
-    if guarantee is None:
-        return []
-    unseen = (metrics["unseen"] or {}).get("guarantee")
-    rows = [
-        [
-            name,
-            str(realised["episodes"]),
-            *(
-                f"{ranged(realised[kind]['missed'], realised[kind]['interval'])}"
-                for kind in ("guaranteed", "served")
-            ),
-        ]
-        for name, realised in (("test", guarantee), ("unseen", unseen))
-        if realised is not None
-    ]
-    guaranteed, served = (guarantee[kind]["threshold"] for kind in ("guaranteed", "served"))
-    return [
-        "### Guarantee\n",
-        f"An episode that ends gets no alarm {guarantee['lead_s']:g} s before or earlier with "
-        f"probability at most {guarantee['alpha']:g}: split conformal prediction on "
-        f"{guarantee['calibration_episodes']} calibration episodes that end. It holds for drives "
-        "like those, hence not for unseen roads. Missed episodes:\n",
-        table(
-            (
-                "part",
-                "episodes",
-                f"at the guarantee's threshold {guaranteed:.4g}",
-                f"at the threshold served, {served:.4g}",
-            ),
-            rows,
-        ),
-    ]
+    return [*lines, *corruption_section(metrics["corruptions"])]
 
 
 def _closed_loop(metrics: dict[str, Any]) -> list[str]:

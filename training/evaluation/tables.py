@@ -254,12 +254,15 @@ def corruption_table(corruptions: Mapping[str, Any]) -> str:
     def row(name: str, scores: Mapping[str, Any]) -> list[str]:
         reasons = ", ".join(f"{rule} {number(x, 2)}" for rule, x in scores["reasons"].items())
         answers = (number(scores[answer], 3) for answer in ("safe", "unsafe", "unknown"))
-        return [name, ranged(scores.get("auroc"), scores.get("interval"), 3), *answers, reasons]
+        told = scores.get("told") or {"windows": 0, "auroc": None, "interval": None}
+        cells = (ranged(x.get("auroc"), x.get("interval"), 3) for x in (scores, told))
+        return [name, *cells, str(told["windows"]), *answers, reasons]
 
     rows = [row("(clean)", corruptions["clean"])]
     for name, scores in corruptions["corruptions"].items():
         rows.append(row(f"{name} *" if scores["plausible"] else name, scores))
-    return table(("state", "AUROC", "safe", "unsafe", "unknown", "reasons"), rows)
+    told = "AUROC where physics can tell", "states"
+    return table(("state", "AUROC", *told, "safe", "unsafe", "unknown", "reasons"), rows)
 
 
 def feature_table(errors: Mapping[str, Any], dt_s: float) -> str:

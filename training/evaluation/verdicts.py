@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 
 from models.checkpoint import Checkpoint
 from models.safety import SAFE, UNKNOWN, UNSAFE, VERDICTS, Verdict, assess
+from models.saturation import Saturations
 from training.dataset.sources import Labels
 from training.dataset.windows import Windows
 from training.evaluation.alarms import false_alarms, summarise_leads
 from training.evaluation.bootstrap import draw_counts, episode_share, percentile_interval
 from training.evaluation.corruptions import CORRUPTIONS
+from training.evaluation.doubt import impossible
 from training.evaluation.metrics import FALSE_ALARM_RATES, SCORES, Risk, Scorecard, lead_times
 from training.fitting.calibrate import Prediction, predict_windows
 
@@ -120,13 +122,18 @@ def corruption_scores(checkpoint: Checkpoint, windows: Windows, draws: int) -> d
     Returns:
         What is answered on `clean` states; by `corruptions`: AUROC of disagreement with its
         interval, answers, reasons, whether it is plausible, over states that the corruption
-        changes; of `impossible` and of `plausible` ones all together the AUROC, how many are
-        `noticed`, the lowest AUROC, and mean answers.
+        changes, and what `told` holds: the same of those that physics finds `impossible` too,
+        though not what they were made of, against clean ones that it finds possible; of
+        `impossible` and of `plausible` ones all together the AUROC, how many are `noticed`, the
+        lowest AUROC, and mean answers.
     """
+    spec = checkpoint.spec
     clean = predict_windows(checkpoint.ensemble, windows)
+    was_possible = ~impossible(windows.states[:, 0], spec)
     table, outcomes = {}, {}
     for number, corruption in enumerate(CORRUPTIONS):
-        start = corruption.apply(windows.states[:, 0], seed=number)
+        start = corruption.apply(windows.states[:, 0], seed=number, spec=spec)
+        start = Saturations(spec).applied(start)  # as those of requests
         states = np.array(windows.states)
         states[:, 0] = start
         rows = np.flatnonzero((start != windows.states[:, 0]).any(1))
@@ -134,12 +141,15 @@ def corruption_scores(checkpoint: Checkpoint, windows: Windows, draws: int) -> d
             continue
         part = replace(windows, states=states).take(rows)
         prediction = predict_windows(checkpoint.ensemble, part)
+        verdicts = judge(checkpoint, prediction)
         outcomes[corruption.name] = rows, prediction.uncertainty
+        is_told = was_possible[rows] & impossible(start[rows], spec)
         table[corruption.name] = {
             "plausible": corruption.plausible,
             "windows": len(rows),
             **_separation(clean.uncertainty, [outcomes[corruption.name]], draws),
-            **_answers(judge(checkpoint, prediction)),
+            **_answers(verdicts),
+            "told": _told(clean, prediction, verdicts, rows, is_told, was_possible, draws),
         }
     summary = {}
     for kind, plausible in (("impossible", False), ("plausible", True)):
@@ -154,6 +164,28 @@ def corruption_scores(checkpoint: Checkpoint, windows: Windows, draws: int) -> d
         }
     answers = _answers(judge(checkpoint, clean))
     return {"windows": len(windows), "clean": answers, "corruptions": table, **summary}
+
+
+def _told(
+    clean: Prediction,
+    prediction: Prediction,
+    verdicts: list[Verdict],
+    rows: NDArray[np.int64],
+    is_told: Booleans,
+    was_possible: Booleans,
+    draws: int,
+) -> dict[str, Any]:
+    """Return what is noticed of corrupted states [n] that physics can tell from clean ones [N]."""
+    some, possible = np.flatnonzero(is_told), np.flatnonzero(was_possible)
+    if not len(some):
+        return {"windows": 0, "auroc": None, "interval": [None, None], "refused": None}
+    place = np.searchsorted(possible, rows[some])
+    kept = [verdicts[i] for i in some]
+    return {
+        "windows": len(some),
+        **_separation(clean.uncertainty[possible], [(place, prediction.uncertainty[some])], draws),
+        "refused": float(np.mean([verdict.verdict != SAFE for verdict in kept])),
+    }
 
 
 def _answers(verdicts: list[Verdict]) -> dict[str, Any]:

@@ -4,43 +4,92 @@ import numpy as np
 import pytest
 
 from models.highway import highway_spec
+from models.road_users import road_users_spec
+from models.spec import Spec
 from training.evaluation.baselines import slots_of
 from training.evaluation.corruptions import CORRUPTIONS, Corruption
+from training.simulation.fleets import CARS, MIXED
 from training.simulation.simulator import Simulation
 
 SPEC = highway_spec()
+SPECS = [SPEC, road_users_spec()]
+WITHOUT_EFFECT = {
+    "highway": {"lengths and widths swapped"},
+    "road-users": {"presence one half", "a neighbour spinning ahead"},
+}
+"""Ways to be wrong that a layout has no features for."""
 BY_NAME = {corruption.name: corruption for corruption in CORRUPTIONS}
 PLAIN_NAMES = [name.replace(" ", "_") for name in BY_NAME]
 
 
-@pytest.fixture(scope="module")
-def states() -> np.ndarray:
+def real_states(spec: Spec) -> np.ndarray:
     """Real states of a straight road and of bends."""
+    fleet = CARS if spec == SPEC else MIXED
     found = []
     for seed, environment in enumerate(["highway", *["racetrack"] * 5]):
-        world = Simulation(seed, environment)
+        world = Simulation(seed, environment, fleet=fleet)
         for _ in range(4):
             world.step(np.array([0.1, 0.3, 0.0]))
-            found.append(world.state())
+            found.append(world.state(spec))
     return np.array(found)
+
+
+@pytest.fixture(scope="module")
+def states() -> np.ndarray:
+    return real_states(SPEC)
+
+
+@pytest.fixture(scope="module")
+def states_by_spec(states: np.ndarray) -> dict[str, np.ndarray]:
+    return {SPEC.name: states, SPECS[1].name: real_states(SPECS[1])}
 
 
 def value(states: np.ndarray, name: str) -> np.ndarray:
     return states[:, SPEC.state_index(name)]
 
 
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
 @pytest.mark.parametrize("corruption", CORRUPTIONS, ids=PLAIN_NAMES)
 def test_a_corruption_changes_states_and_leaves_its_input(
-    corruption: Corruption, states: np.ndarray
+    corruption: Corruption, spec: Spec, states_by_spec: dict[str, np.ndarray]
 ) -> None:
+    states = states_by_spec[spec.name]
     before = states.copy()
-    wrong = corruption.apply(states, seed=3)
+    wrong = corruption.apply(states, 3, spec)
     assert (states == before).all()
     assert wrong.shape == states.shape
     assert wrong.dtype == np.float32
     assert np.isfinite(wrong).all()
-    assert (wrong != states).any()
-    assert (wrong == corruption.apply(states, seed=3)).all()
+    assert (wrong != states).any() == (corruption.name not in WITHOUT_EFFECT[spec.name])
+    assert (wrong == corruption.apply(states, 3, spec)).all()
+
+
+def test_corruptions_find_features_by_name(states_by_spec: dict[str, np.ndarray]) -> None:
+    spec = SPECS[1]
+    states = states_by_spec[spec.name]
+    expected = states.copy()
+    for slot in spec.geometry.slots if spec.geometry else ():
+        columns = [spec.state_index(slot.dx), spec.state_index(slot.dy)]
+        expected[:, columns] = states[:, columns[::-1]]
+    assert (BY_NAME["dx and dy swapped"].apply(states, spec=spec) == expected).all()
+
+    expected = states.copy()
+    edges = [spec.state_index(name) for name in ("left_edge", "right_edge")]
+    expected[:, edges] = states[:, edges[::-1]]
+    assert (BY_NAME["road edges swapped"].apply(states, spec=spec) == expected).all()
+
+    wrong = BY_NAME["left and right mirrored for neighbours"].apply(states, spec=spec)
+    is_turned = np.array([f.name.endswith(("_dy", "_heading", "_yaw_rate")) for f in spec.state])
+    assert (wrong == np.where(is_turned, -states, states)).all()
+
+
+def test_a_neighbour_that_is_put_into_an_empty_slot_has_a_size() -> None:
+    spec = SPECS[1]
+    empty = np.zeros((3, spec.state_dim), np.float32)
+    wrong = BY_NAME["a neighbour inside the ego"].apply(empty, spec=spec)
+    assert (wrong[:, spec.state_index("neighbour_1_length")] == 5).all()
+    assert (wrong[:, spec.state_index("neighbour_1_width")] == 2).all()
+    assert (wrong[:, spec.state_index("neighbour_2_length")] == 0).all()
 
 
 def test_names_are_unique() -> None:
@@ -90,7 +139,7 @@ def test_off_road_states_keep_the_road_s_width(states: np.ndarray) -> None:
 
 def test_noise_leaves_empty_slots_empty(states: np.ndarray) -> None:
     alone = states.copy()
-    slots_of(alone)[:, 2:] = 0
+    alone[:, SPEC.state_index("neighbour_3_presence") :] = 0
     wrong = BY_NAME["noise of 3 standard deviations"].apply(alone)
     assert (slots_of(wrong)[:, 2:] == 0).all()
     assert (slots_of(wrong)[:, 0, 0] == slots_of(alone)[:, 0, 0]).all()

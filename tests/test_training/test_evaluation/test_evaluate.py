@@ -253,6 +253,20 @@ def test_evaluate_gives_verdicts_by_behaviour_and_cause(metrics: dict[str, Any])
     assert set(metrics["verdicts"]["causes"]) == {"crash", "off_road"}
 
 
+def test_cars_of_one_size_are_judged_by_source_only_if_asked_for(
+    room: Path, metrics: dict[str, Any], tmp_path: Path
+) -> None:
+    assert metrics["sources"] is None
+    assert "By source" not in (room / "report" / "report.md").read_text()
+    asked = evaluate(
+        room / "checkpoint", room / "store", tmp_path, tracks=("ngsim",), quick=True, bootstrap=2
+    )
+    assert [*asked["sources"]["found"]["ngsim"]] == [
+        "highway-env",
+        "highway-env, roundabout (never trained on)",
+    ]
+
+
 def test_evaluate_checks_the_guarantee(metrics: dict[str, Any]) -> None:
     guarantee = metrics["guarantee"]
     assert guarantee["calibration_episodes"] == 99
