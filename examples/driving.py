@@ -13,6 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from examples.scene import fleet_of, sight_of
+from examples.spec import HIGHWAY
+from models.spec import Spec
 from training.closed_loop.comparison import TRAINED_ROADS
 from training.evaluation.bootstrap import (
     draw_counts,
@@ -22,6 +25,7 @@ from training.evaluation.bootstrap import (
 )
 from training.simulation.behaviours import make_behaviour
 from training.simulation.bicycle import DT_S
+from training.simulation.fleets import CARS
 from training.simulation.simulator import CAUSES, MAX_STEPS, Simulation, draw_episode
 
 FIRST_SEED = 7_000_000
@@ -70,15 +74,16 @@ def recorded_behaviour(name: str) -> MakePolicy:
     return make
 
 
-def drive(seed: int, make_policy: MakePolicy, steps: int = MAX_STEPS) -> Drive:
+def drive(seed: int, make_policy: MakePolicy, steps: int = MAX_STEPS, fleet: str = CARS) -> Drive:
     """Drive one episode until it terminates, or for `steps`.
 
     Args:
         seed: Decides the road and the traffic.
         make_policy: What drives.
         steps: Truncation, at least 1.
+        fleet: Who is on the road.
     """
-    world = Simulation(seed, draw_episode(seed, TRAINED_ROADS)[0])
+    world = Simulation(seed, draw_episode(seed, TRAINED_ROADS)[0], fleet=fleet)
     policy = make_policy(world)
     distance_m, reward, count = 0.0, 0.0, 0
     while count < steps and not world.cause:
@@ -90,7 +95,12 @@ def drive(seed: int, make_policy: MakePolicy, steps: int = MAX_STEPS) -> Drive:
 
 
 def drive_all(
-    name: str, make_policy: MakePolicy, seeds: Sequence[int], *, at_once: int = 1
+    name: str,
+    make_policy: MakePolicy,
+    seeds: Sequence[int],
+    *,
+    at_once: int = 1,
+    fleet: str = CARS,
 ) -> list[Drive]:
     """Drive episodes in the order of their seeds.
 
@@ -99,14 +109,15 @@ def drive_all(
         make_policy: What drives.
         seeds: One an episode.
         at_once: More than 1 helps a policy that waits for a service.
+        fleet: Who is on the road.
     """
     with ThreadPoolExecutor(at_once) as pool:
-        drives = pool.map(lambda seed: drive(seed, make_policy), seeds)
+        drives = pool.map(lambda seed: drive(seed, make_policy, fleet=fleet), seeds)
         return list(tqdm(drives, total=len(seeds), desc=name, unit="episode"))
 
 
-def recorded_states(episodes: int) -> list[NDArray[np.float32]]:
-    """Return the states [T, 34] of each of so many recorded episodes, the last ones left out.
+def recorded_states(episodes: int, spec: Spec = HIGHWAY) -> list[NDArray[np.float32]]:
+    """Return the states [T, S] of each of so many recorded episodes, the last ones left out.
 
     The behaviour is the one that the seed stands for, as in a data set.
     """
@@ -114,24 +125,38 @@ def recorded_states(episodes: int) -> list[NDArray[np.float32]]:
     seeds = range(FIRST_START_SEED, FIRST_START_SEED + episodes)
     for seed in tqdm(seeds, desc="start states", unit="episode"):
         road, behaviour = draw_episode(seed, TRAINED_ROADS)
-        world = Simulation(seed, road)
+        world, see = Simulation(seed, road, fleet=fleet_of(spec)), sight_of(spec)
         policy = recorded_behaviour(behaviour)(world)
         seen: list[NDArray[np.float32]] = []
         while len(seen) < MAX_STEPS and not world.cause:
-            seen.append(world.state())
+            seen.append(see(world))
             world.step(policy(world))
         states.append(np.stack(seen))
     return states
 
 
 def compare(
-    name: str, make_policy: MakePolicy, episodes: int, *, at_once: int = 1
+    name: str,
+    make_policy: MakePolicy,
+    episodes: int,
+    *,
+    at_once: int = 1,
+    spec: Spec = HIGHWAY,
 ) -> dict[str, dict[str, Any]]:
-    """Return the `score` of a policy, and of the `RIVALS` on the same roads in the same traffic."""
-    seeds = range(FIRST_SEED, FIRST_SEED + episodes)
-    scores = {name: score(drive_all(name, make_policy, seeds, at_once=at_once))}
+    """Return the `score` of a policy, and of the `RIVALS` on the same roads in the same traffic.
+
+    Args:
+        name: Of the policy.
+        make_policy: What drives.
+        episodes: Their number.
+        at_once: See `drive_all`.
+        spec: Of the policy's model, which decides the traffic: see `scene.fleet_of`.
+    """
+    seeds, fleet = range(FIRST_SEED, FIRST_SEED + episodes), fleet_of(spec)
+    scores = {name: score(drive_all(name, make_policy, seeds, at_once=at_once, fleet=fleet))}
     return scores | {
-        rival: score(drive_all(rival, recorded_behaviour(rival), seeds)) for rival in RIVALS
+        rival: score(drive_all(rival, recorded_behaviour(rival), seeds, fleet=fleet))
+        for rival in RIVALS
     }
 
 

@@ -22,14 +22,15 @@ from torch import Tensor, nn
 from torch.nn.functional import softsign
 from tqdm import tqdm
 
-from examples.driving import Action, MakePolicy, compare, recorded_states, write_document
-from examples.outlook import crash_probability, expected_return, value
-from examples.spec import check_spec
+from examples.driving import Action, MakePolicy, Policy, compare, recorded_states, write_document
+from examples.outlook import crash_probability, expected_return, neighbours, value
+from examples.scene import sight_of
+from examples.spec import HIGHWAY, known_spec
 from models.checkpoint import Checkpoint, load_checkpoint
 from models.highway import NEIGHBOUR_COUNT
 from models.network.world_model import WorldModel
+from models.spec import Spec
 from training.simulation.simulator import Simulation
-from training.simulation.slots import EGO_COUNT, SLOT_COUNT
 
 NAME = "imagined policy"
 HORIZON = 16
@@ -47,13 +48,15 @@ class DrivingPolicy(nn.Module):
 
     Args:
         model: A member of the world model; its normalisers serve the policy.
+        spec: Of its states.
     """
 
     state_mean: Tensor
     state_scale: Tensor
 
-    def __init__(self, model: WorldModel) -> None:
+    def __init__(self, model: WorldModel, spec: Spec = HIGHWAY) -> None:
         super().__init__()
+        self.spec = spec
         self.register_buffer("state_mean", model.state_mean.clone())
         self.register_buffer("state_scale", model.state_scale.clone())
         self.net = nn.Sequential(
@@ -68,9 +71,9 @@ class DrivingPolicy(nn.Module):
             nn.init.normal_(x, std=0.01)
 
     def forward(self, state: Tensor) -> Tensor:
-        """Return actions [B, 3] for states [B, 34]: steer, and throttle or brake, never both."""
-        slots = torch.unflatten(state[:, EGO_COUNT:], 1, (-1, SLOT_COUNT))
-        _, dx, dy, _, speed, _, _ = torch.unbind(slots, -1)
+        """Return actions [B, 3] for states [B, S]: steer, and throttle or brake, never both."""
+        around = neighbours(state, self.spec)
+        dx, dy, speed = around.dx, around.dy, around.speed
         # Positions vary by tens of metres, but a lane is 4 m wide: near cars in finer units.
         near = torch.cat([softsign(dx / 10), softsign(dy / 3), (speed - state[:, :1]) / 10], dim=-1)
         normalised = (state - self.state_mean) / self.state_scale
@@ -80,14 +83,18 @@ class DrivingPolicy(nn.Module):
 
 
 def imagine(
-    model: WorldModel, policy: Callable[[Tensor], Tensor], state: Tensor
+    model: WorldModel,
+    policy: Callable[[Tensor], Tensor],
+    state: Tensor,
+    spec: Spec = HIGHWAY,
 ) -> dict[str, Tensor]:
     """Let a policy drive inside a model; differentiable in the policy's weights.
 
     Args:
         model: A member of the world model.
-        policy: States [B, 34] to actions [B, 3].
-        state: [B, 34].
+        policy: States [B, S] to actions [B, 3].
+        state: [B, S].
+        spec: Of the states.
 
     Returns:
         [B] each: `value`, what training maximises; `returns`, the expected sum of the model's
@@ -101,7 +108,7 @@ def imagine(
     hazards = torch.cat(dones, dim=-1)
     returns = expected_return(torch.cat(rewards, dim=-1), hazards)
     crash = crash_probability(hazards)
-    worth = value(returns, crash, state)
+    worth = value(returns, crash, state, spec)
     return {"value": worth, "returns": returns, "crash_probability": crash}
 
 
@@ -112,7 +119,7 @@ def train(
 
     Args:
         checkpoint: The world model; it stays as it is.
-        starts: States [T, 34] by episode; at least two episodes.
+        starts: States [T, S] by episode; at least two episodes.
         updates: Steps of the optimiser.
         seed: Of weights and batches.
 
@@ -124,15 +131,15 @@ def train(
     rng = np.random.default_rng(seed)
     held_out = torch.cat(starts[::HELD_OUT])[::HELD_OUT]  # neighbouring frames are nearly the same
     states = torch.cat([x for i, x in enumerate(starts) if i % HELD_OUT])
-    members = list(checkpoint.ensemble.members)
-    policy = DrivingPolicy(members[0])
+    members, spec = list(checkpoint.ensemble.members), checkpoint.spec
+    policy = DrivingPolicy(members[0], spec)
     optimiser = torch.optim.Adam(policy.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, updates)
     history = [{"update": 0.0} | expectation(members, policy, held_out)]
     for update in tqdm(range(1, updates + 1), desc="training", unit="update"):
         rows = torch.from_numpy(rng.integers(len(states), size=BATCH))
         member = members[int(rng.integers(len(members)))]
-        loss = -imagine(member, policy, states[rows])["value"].mean()
+        loss = -imagine(member, policy, states[rows], spec)["value"].mean()
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -146,19 +153,24 @@ def train(
 def expectation(
     members: list[WorldModel], policy: DrivingPolicy, states: Tensor
 ) -> dict[str, float]:
-    """Return the means of what `imagine` returns, over members and states [B, 34]."""
-    imagined = [imagine(member, policy, states) for member in members]
+    """Return the means of what `imagine` returns, over members and states [B, S]."""
+    imagined = [imagine(member, policy, states, policy.spec) for member in members]
     return {name: float(torch.stack([x[name] for x in imagined]).mean()) for name in imagined[0]}
 
 
 def as_driver(policy: DrivingPolicy) -> MakePolicy:
     """Return a trained policy as one that drives in the simulator."""
 
-    @torch.no_grad()
-    def act(world: Simulation) -> Action:
-        return np.asarray(policy(torch.from_numpy(world.state())[None])[0])
+    def make(world: Simulation) -> Policy:
+        see = sight_of(policy.spec)
 
-    return lambda world: act
+        @torch.no_grad()
+        def act(world: Simulation) -> Action:
+            return np.asarray(policy(torch.from_numpy(see(world))[None])[0])
+
+        return act
+
+    return make
 
 
 @click.command()
@@ -176,10 +188,12 @@ def main(checkpoint: Path, starts: int, updates: int, episodes: int, out: Path) 
     """Train a policy in a model's imagination, then drive unseen episodes with it."""
     torch.set_num_threads(1)  # products this small gain nothing from threads
     model = load_checkpoint(checkpoint)
-    check_spec([feature.name for feature in model.spec.state])
+    spec = known_spec([feature.name for feature in model.spec.state])
     start = time.perf_counter()
-    policy, history = train(model, [torch.from_numpy(x) for x in recorded_states(starts)], updates)
-    scores = compare(NAME, as_driver(policy), episodes)
+    policy, history = train(
+        model, [torch.from_numpy(x) for x in recorded_states(starts, spec)], updates
+    )
+    scores = compare(NAME, as_driver(policy), episodes, spec=spec)
     document = {
         "model_version": model.version,
         "starts": starts,

@@ -28,10 +28,14 @@ from examples.monitor import (
     ask,
     brake_in_lane,
     decide,
-    evaluated_horizon,
+    served,
 )
-from training.closed_loop.comparison import CARS, FIRST_SEED, TRAINED_ROADS, drive_fleet
-from training.closed_loop.drives import Drive, draw_reckless
+from examples.scene import fleet_of, sight_of
+from examples.spec import HIGHWAY
+from models.spec import Spec
+from training.closed_loop.arms import CARS, drive_fleet
+from training.closed_loop.comparison import FIRST_SEED, TRAINED_ROADS
+from training.closed_loop.drives import Drive, Outcome, draw_reckless
 from training.closed_loop.manoeuvres import hold
 from training.closed_loop.monitors import Choice, Monitor, NoMonitor, Opinion
 from training.closed_loop.results import NO_MONITOR, compare_arms
@@ -84,11 +88,13 @@ class Naive:
     Attributes:
         client: Of the service.
         horizon: Steps of a plan.
+        spec: Of the states.
         outage: When the service is silent.
     """
 
     client: AsyncClient
     horizon: int
+    spec: Spec = HIGHWAY
     outage: Outage = field(default_factory=Outage)
 
     async def choose(self, states: Floats, wanted: Floats) -> Choice:
@@ -101,7 +107,7 @@ class Naive:
         )
         verdicts = np.array([[answer["verdict"]] for answer in await asyncio.gather(*calls)])
         is_unsafe = verdicts[:, 0] == "unsafe"
-        brake = np.stack([brake_in_lane(state, 1)[0] for state in states])
+        brake = np.stack([brake_in_lane(state, 1, self.spec)[0] for state in states])
         actions = np.where(is_unsafe[:, None], brake, wanted)
         return Choice(actions, is_unsafe, Opinion(verdicts, np.zeros(verdicts.shape), np.empty(0)))
 
@@ -113,12 +119,14 @@ class Watched:
     Attributes:
         client: Of the service.
         horizon: Steps of a plan.
+        spec: Of the states.
         outage: When the service is silent.
         checks_stopping: Whether it looks beyond the horizon.
     """
 
     client: AsyncClient
     horizon: int
+    spec: Spec = HIGHWAY
     outage: Outage = field(default_factory=Outage)
     checks_stopping: bool = True
 
@@ -131,14 +139,15 @@ class Watched:
         plans = hold(wanted, self.horizon)
         cars = list(zip(np.asarray(states, np.float64), plans, strict=True))
         if self.outage.is_now():
-            return _choice([decide(*car, None) for car in cars], None)
+            return _choice([decide(*car, None, self.spec) for car in cars], None)
         started = time.perf_counter()
-        answers = await asyncio.gather(*(ask(self.client, *car, PATIENCE_S) for car in cars))
+        calls = (ask(self.client, *car, PATIENCE_S, self.spec) for car in cars)
+        answers = await asyncio.gather(*calls)
         took = np.full(len(cars), time.perf_counter() - started)
         judged = [self._seen(answer) for answer in answers if answer is not None]
         if len(judged) < len(cars):
             raise ConnectionError("the service gives no answer: see the log")
-        decisions = [decide(*car, x) for car, x in zip(cars, judged, strict=True)]
+        decisions = [decide(*car, x, self.spec) for car, x in zip(cars, judged, strict=True)]
         verdicts = np.array([[x.verdict for x in row] for row in judged])
         risks = np.array([[x.risk for x in row] for row in judged])
         return _choice(decisions, Opinion(verdicts, risks, took))
@@ -155,27 +164,31 @@ def _choice(decisions: Sequence[Decision], opinion: Opinion | None) -> Choice:
     return Choice(actions, np.array([x.is_alarm for x in decisions]), opinion)
 
 
-def reckless(seed: int) -> Drive:
+def drive_of(seed: int, environment: str, behaviour: str, spec: Spec) -> Drive:
+    """Return a drive in the traffic that a model knows, seen as a planner's program sees it."""
+    world = Simulation(seed, environment, fleet=fleet_of(spec))
+    driver = make_behaviour(behaviour, world.rng.spawn(1)[0], world.pace)
+    return Drive(seed, environment, behaviour, world, driver, sight_of(spec))
+
+
+def reckless(seed: int, spec: Spec = HIGHWAY) -> Drive:
     """Return the drive of a reckless driver on one of the trained roads."""
-    return Drive.start(seed, TRAINED_ROADS)
+    return drive_of(seed, *draw_reckless(seed, TRAINED_ROADS), spec)
 
 
-def reckless_elsewhere(seed: int) -> Drive:
+def reckless_elsewhere(seed: int, spec: Spec = HIGHWAY) -> Drive:
     """Return the drive of a reckless driver on the road that was never trained on."""
-    return Drive.start(seed, {UNSEEN_ENVIRONMENT: 1.0})
+    return drive_of(seed, *draw_reckless(seed, {UNSEEN_ENVIRONMENT: 1.0}), spec)
 
 
-def careful(seed: int) -> Drive:
+def careful(seed: int, spec: Spec = HIGHWAY) -> Drive:
     """Return the drive of a careful driver on one of the trained roads."""
-    environment = draw_reckless(seed, TRAINED_ROADS)[0]
-    world = Simulation(seed, environment)
-    driver = make_behaviour("careful", world.rng.spawn(1)[0], world.pace)
-    return Drive(seed, environment, "careful", world, driver)
+    return drive_of(seed, draw_reckless(seed, TRAINED_ROADS)[0], "careful", spec)
 
 
-def into_queue(seed: int) -> Drive:
+def into_queue(seed: int, spec: Spec = HIGHWAY) -> Drive:
     """Return the drive of a driver who does not see a slow car ahead in every lane."""
-    world = Simulation(seed, "highway", surprising_share=0.0)
+    world = Simulation(seed, "highway", surprising_share=0.0, fleet=fleet_of(spec))
     road, (start, end, _) = world.road, world.ego.lane_index
     along, _ = road.network.get_lane(world.ego.lane_index).local_coordinates(world.ego.position)
     along += QUEUE_AHEAD_S * world.ego.speed
@@ -185,8 +198,12 @@ def into_queue(seed: int) -> Drive:
     world.others = road.vehicles[1:]
     world.poses = np.array([[*car.position, car.heading, car.speed] for car in road.vehicles])
     world.poses_before = world.poses
+    builds = [car.build for car in road.vehicles]
+    world.sizes = np.array([[build.length_m, build.width_m] for build in builds])
+    world.kinds = np.array([build.kind for build in builds])
+    world.present = np.ones(len(builds), np.bool_)
     driver = LaneDriver(world.rng.spawn(1)[0], world.pace, blind=True)
-    return Drive(seed, "highway", "blind", world, driver)
+    return Drive(seed, "highway", "blind", world, driver, sight_of(spec))
 
 
 @dataclass(frozen=True)
@@ -195,13 +212,13 @@ class Part:
 
     Attributes:
         title: For the table.
-        start: Returns the drive that a seed stands for.
+        start: Returns the drive that a seed stands for, in the traffic that a spec knows.
         share: Of the number of drives that was asked for.
         arms: Names of what `arms_of` returns; `NO_MONITOR` is always driven.
     """
 
     title: str
-    start: Callable[[int], Drive]
+    start: Callable[[int, Spec], Drive]
     share: float
     arms: tuple[str, ...]
 
@@ -235,23 +252,26 @@ PARTS = (
 )
 
 
-def arms_of(client: AsyncClient, horizon: int) -> dict[str, Monitor]:
+def arms_of(client: AsyncClient, spec: Spec, horizon: int) -> dict[str, Monitor]:
     """Return fresh monitors by name."""
     return {
         NO_MONITOR: NoMonitor(),
-        NAIVE: Naive(client, horizon),
-        NO_STOPPING_CHECK: Watched(client, horizon, checks_stopping=False),
-        MONITOR: Watched(client, horizon),
-        SILENT + NAIVE: Naive(client, horizon, Outage(SILENCE_STEPS)),
-        SILENT + MONITOR: Watched(client, horizon, Outage(SILENCE_STEPS)),
+        NAIVE: Naive(client, horizon, spec),
+        NO_STOPPING_CHECK: Watched(client, horizon, spec, checks_stopping=False),
+        MONITOR: Watched(client, horizon, spec),
+        SILENT + NAIVE: Naive(client, horizon, spec, Outage(SILENCE_STEPS)),
+        SILENT + MONITOR: Watched(client, horizon, spec, Outage(SILENCE_STEPS)),
     }
 
 
-async def score_part(client: AsyncClient, horizon: int, part: Part, seeds: range) -> dict[str, Any]:
+async def score_part(
+    client: AsyncClient, spec: Spec, horizon: int, part: Part, seeds: range
+) -> dict[str, Any]:
     """Drive all arms of a part; return what `compare_arms` does, by arm.
 
     Args:
         client: Of the service.
+        spec: Of its model.
         horizon: Steps of a plan.
         part: What to drive.
         seeds: One a drive.
@@ -260,20 +280,23 @@ async def score_part(client: AsyncClient, horizon: int, part: Part, seeds: range
         WorldModelError: The service refused or failed.
         ConnectionError: It gave no answer.
     """
-    made = arms_of(client, horizon)
+    made = arms_of(client, spec, horizon)
     names = (NO_MONITOR, *part.arms)
     with tqdm(total=len(names) * len(seeds), desc=part.title, unit="drive") as bar:
 
-        async def drive_arm(name: str) -> list[Drive]:
-            done: list[Drive] = []
+        def start(seed: int) -> Drive:
+            return part.start(seed, spec)
+
+        async def drive_arm(name: str) -> list[Outcome]:
+            done: list[Outcome] = []
 
             def note(drive: Drive) -> None:
-                done.append(drive)
+                done.append(drive.outcome)
                 bar.update()
 
             # One fleet an arm: only so does each step of an outage meet the same cars again.
-            await drive_fleet(made[name], seeds, part.start, CARS, note)
-            return sorted(done, key=lambda drive: drive.seed)
+            await drive_fleet(made[name], seeds, start, CARS, note)
+            return sorted(done, key=lambda outcome: outcome.seed)
 
         # At once: while one arm waits for the service, another is simulated.
         drives = await asyncio.gather(*(drive_arm(name) for name in names))
@@ -289,14 +312,15 @@ async def score(url: str, drives: int, first_seed: int) -> dict[str, Any]:
         ConnectionError: It gave no answer.
     """
     async with AsyncClient(url, timeout_s=2 * PATIENCE_S) as client:
-        horizon = await evaluated_horizon(client)
+        spec, horizon = await served(client)
         model = await client.model()
         started, parts = time.perf_counter(), {}
         for part in PARTS:
             seeds = range(first_seed, first_seed + max(1, round(part.share * drives)))
-            parts[part.title] = await score_part(client, horizon, part, seeds)
+            parts[part.title] = await score_part(client, spec, horizon, part, seeds)
     return {
         "model_version": model["version"],
+        "fleet": fleet_of(spec),
         "first_seed": first_seed,
         "horizon": horizon,
         "seconds": time.perf_counter() - started,

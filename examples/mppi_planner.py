@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 
 from examples.driving import Action, MakePolicy, Policy, compare, write_document
 from examples.outlook import value
-from examples.spec import check_spec
+from examples.scene import sight_of
+from examples.spec import HIGHWAY, known_spec
+from models.spec import Spec
 from training.simulation.simulator import Simulation
 from world_model_client import Client
 
@@ -55,16 +57,18 @@ class Planner:
     Args:
         client: Of the service; may be shared by planners in several threads.
         rng: Source of candidates.
+        spec: Of the states.
     """
 
-    def __init__(self, client: Client, rng: np.random.Generator) -> None:
+    def __init__(self, client: Client, rng: np.random.Generator, spec: Spec = HIGHWAY) -> None:
         self.client = client
+        self.spec = spec
         self.rng = rng
         self.plan: Floats = np.zeros((HORIZON, 2))
         self.steps = 0
 
     def action(self, state: Floats) -> Action:
-        """Return the action [3] for a state [34], the next one of a sequence of states.
+        """Return the action [3] for a state [S], the next one of a sequence of states.
 
         Raises:
             ServiceError: The service refused or failed.
@@ -73,7 +77,7 @@ class Planner:
         if self.steps % EXECUTED == 0:
             candidates = self.draw()
             answer = self.client.rollout(state, to_actions(candidates), outputs=OUTPUTS)
-            self.plan = average(candidates, worth(answer))
+            self.plan = average(candidates, worth(answer, self.spec))
         action = to_actions(self.plan[0])
         self.plan = np.concatenate([self.plan[1:], self.plan[-1:]])
         self.steps += 1
@@ -109,20 +113,20 @@ def to_actions(controls: Floats) -> Action:
     return np.stack([steer, pedal.clip(0, 1), (-pedal).clip(0, 1)], axis=-1).astype(np.float32)
 
 
-def worth(answer: dict[str, Any]) -> Floats:
+def worth(answer: dict[str, Any], spec: Spec = HIGHWAY) -> Floats:
     """Return what candidates [K] are worth, from the service's answer with `OUTPUTS`."""
     returns, crash, uncertainty, final = (
         torch.tensor(answer[name], dtype=torch.float64) for name in OUTPUTS
     )
-    return np.asarray(value(returns, crash, final) - UNCERTAINTY_COST * uncertainty)
+    return np.asarray(value(returns, crash, final, spec) - UNCERTAINTY_COST * uncertainty)
 
 
-def planner(client: Client) -> MakePolicy:
-    """Return the planner as a policy."""
+def planner(client: Client, spec: Spec = HIGHWAY) -> MakePolicy:
+    """Return the planner as a policy, which sees states of a spec."""
 
     def make(world: Simulation) -> Policy:
-        mind = Planner(client, world.rng.spawn(1)[0])
-        return lambda world: mind.action(world.state())
+        mind, see = Planner(client, world.rng.spawn(1)[0], spec), sight_of(spec)
+        return lambda world: mind.action(see(world))
 
     return make
 
@@ -137,9 +141,9 @@ def main(url: str, episodes: int, at_once: int, out: Path) -> None:
     torch.set_num_threads(1)  # products this small gain nothing from threads
     with Client(url, timeout_s=60.0) as client:
         model = client.model()
-        check_spec([feature["name"] for feature in model["features"]["state"]])
+        spec = known_spec([feature["name"] for feature in model["features"]["state"]])
         start = time.perf_counter()
-        scores = compare(NAME, planner(client), episodes, at_once=at_once)
+        scores = compare(NAME, planner(client, spec), episodes, at_once=at_once, spec=spec)
     document = {
         "model_version": model["version"],
         "candidates": CANDIDATES,

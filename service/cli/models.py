@@ -282,14 +282,31 @@ def calibrate(
 @click.option(
     "--closed-loop",
     is_flag=True,
-    help="Also serve CHECKPOINT and let it monitor a reckless driver in the simulator.",
+    help="Also serve CHECKPOINT and let it monitor a reckless driver in the simulators.",
 )
 @click.option(
     "--drives",
     type=click.IntRange(min=1),
     default=300,
     show_default=True,
-    help="Drives of the closed loop with each monitor.",
+    help="Drives of the closed loop with each monitor, in each simulator.",
+)
+@click.option(
+    "--drive-fleet",
+    type=click.Choice(["cars", "mixed"]),
+    help="Who is on the road in the closed loop.  [default: as in DATA]",
+)
+@click.option(
+    "--drive-source",
+    type=click.Choice(["highway-env", "sumo", "all"]),
+    help="Which simulators the closed loop drives in; the fleet of sumo is mixed.  "
+    "[default: as in DATA]",
+)
+@click.option(
+    "--drive-tracks",
+    type=click.Choice(["true", "perfect", "reference", "ngsim", "drawn"]),
+    help="How monitors see the others in the closed loop: as they are, or by which tracker. "
+    "Crashes are judged by the truth.  [default: drawn in mixed fleets, true among cars]",
 )
 @click.option(
     "--update-checkpoint",
@@ -306,6 +323,9 @@ def evaluate(
     model_card: Path | None,
     closed_loop: bool,
     drives: int,
+    drive_fleet: str | None,
+    drive_source: str | None,
+    drive_tracks: str | None,
     update_checkpoint: bool,
 ) -> None:
     """Judge CHECKPOINT on held-out episodes of DATA; beside physics where it knows the features.
@@ -329,9 +349,14 @@ def evaluate(
 
         with Progress("evaluating", 0.0) as progress:
             if closed_loop:
-                from training.closed_loop.served import add_closed_loop, closed_loop_cost
+                from training.closed_loop.served import (
+                    add_closed_loop,
+                    closed_loop_cost,
+                    traffic_of,
+                )
 
-                progress.extend(closed_loop_cost(drives))
+                traffic = traffic_of(data, drive_fleet, drive_source, drive_tracks)
+                progress.extend(closed_loop_cost(drives, len(traffic.sources)))
             metrics = run_evaluate(
                 checkpoint,
                 data,
@@ -343,7 +368,14 @@ def evaluate(
             )
             if closed_loop:
                 add_closed_loop(
-                    metrics, checkpoint, data, report, drives, api_key=key, progress=progress
+                    metrics,
+                    checkpoint,
+                    data,
+                    report,
+                    drives,
+                    traffic=traffic,
+                    api_key=key,
+                    progress=progress,
                 )
             if update_checkpoint:
                 write_metrics(checkpoint, metrics)

@@ -31,7 +31,7 @@ from examples.outlook import (
     steering_strain,
     value,
 )
-from examples.spec import check_spec
+from examples.spec import known_spec
 from models import survival as outcomes
 from models.checkpoint import Architecture, Checkpoint, load_checkpoint, save_checkpoint
 from models.highway import highway_spec
@@ -156,7 +156,7 @@ def test_value_falls_with_crash_probability_and_strain_and_rises_with_speed() ->
 
 def test_another_spec_is_refused_with_both_sides_named() -> None:
     with pytest.raises(ValueError, match=r"puck.*neighbour_1_dx"):
-        check_spec(["puck"])
+        known_spec(["puck"])
 
 
 def some_drive(cause: int = 0, distance_m: float = 140.0) -> Drive:

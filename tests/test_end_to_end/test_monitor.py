@@ -33,16 +33,17 @@ from examples.monitor import (
     brake_in_lane,
     candidates,
     decide,
-    evaluated_horizon,
     is_avoidable,
     judgements_of,
     keeps_standing,
     reserve_m,
+    served,
     watch,
 )
 from models.highway import highway_spec
 from tests.test_end_to_end.conftest import Server, Start
 from training.closed_loop import drives
+from training.simulation.simulator import Simulation
 from world_model_client import AsyncClient
 
 SPEC = highway_spec()
@@ -579,7 +580,7 @@ def server(start: Start) -> Server:
 
 async def judge(server: Server, state: Floats, plan: Floats) -> list[Judgement]:
     async with AsyncClient(server.url) as client:
-        assert await evaluated_horizon(client) == HORIZON
+        assert await served(client) == (SPEC, HORIZON)
         answer = await ask(client, state, plan, PATIENCE_S)
     assert answer is not None
     return answer
@@ -618,10 +619,10 @@ async def test_a_model_without_calibration_or_of_another_spec_is_refused() -> No
     model = {"features": {"state": names}, "thresholds": {"evaluated_horizon": None}}
     async with answering(always(200, model)) as client:
         with pytest.raises(ValueError, match="never calibrated"):
-            await evaluated_horizon(client)
+            await served(client)
     async with answering(always(200, model | {"features": {"state": names[:3]}})) as client:
         with pytest.raises(ValueError, match="highway"):
-            await evaluated_horizon(client)
+            await served(client)
 
 
 def test_the_score_compares_all_arms_and_fills_the_page(
@@ -662,6 +663,7 @@ def test_the_end_of_a_queue_is_in_every_lane_and_a_driver_who_sees_nothing_hits_
 ) -> None:
     drive = monitor_score.into_queue(seed)
     world = drive.world
+    assert isinstance(world, Simulation)
     ahead = [x for x in world.state()[7:34:7] if x]
 
     lanes = {vehicle.lane_index for vehicle in world.others}
@@ -669,7 +671,7 @@ def test_the_end_of_a_queue_is_in_every_lane_and_a_driver_who_sees_nothing_hits_
     assert ahead == pytest.approx([monitor_score.QUEUE_AHEAD_S * world.ego.speed] * len(ahead), 0.1)
     while not drive.is_over:
         world.step(drive.driver.action(world.ego))
-        drive.speeds.append(world.features[0])
+        drive.outcome.speeds.append(world.features[0])
     assert world.cause == 1
 
 

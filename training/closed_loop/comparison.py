@@ -1,34 +1,40 @@
-"""A reckless driver in the simulator, with and without a monitor: does it prevent crashes?
+"""A reckless driver in simulators, with and without a monitor: does it prevent crashes?
 
 Every arm drives the same seeds: the same roads, traffic and driver's choices. Only what the monitor
-lets pass differs.
+lets pass differs. Drives are shared out among processes; finished ones are on disk.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import safe_open
 
-from training.closed_loop.drives import RECKLESS, Drive
-from training.closed_loop.monitors import (
-    BrakeMonitor,
-    FallbackMonitor,
-    Judge,
-    Monitor,
-    NoMonitor,
-    Shield,
+from training.closed_loop.arms import (
+    CARS,
+    MONITORS,
+    SHIELD,
+    TRAINED,
+    TUNING,
+    UNSEEN_PART,
+    Arm,
+    Course,
+    Driving,
+    drive_course,
+    trained_roads,
 )
-from training.closed_loop.results import MODEL, NO_MONITOR, PHYSICS, compare_arms
-from training.dataset.collect import ENVIRONMENT_SHARES
+from training.closed_loop.drives import RECKLESS, Outcome, Setup
+from training.closed_loop.log import DriveLog, Tally
+from training.closed_loop.monitors import JudgeSource
+from training.closed_loop.results import MODEL, PHYSICS, VELOCITY, compare_arms
 from training.dataset.store import load_manifest, shard_names
-from training.dataset.windows import UNSEEN_ENVIRONMENT
+from training.fitting.parallel import run_in_processes
 from training.simulation.bicycle import DT_S
+from training.simulation.simulator import SOURCES, UNSEEN
 
 FIRST_SEED = 20_000_000
 """Seeds of the drives count up from here; `check_unseen` holds them against a data set's."""
@@ -36,22 +42,18 @@ FIRST_SEED = 20_000_000
 FIRST_TUNING_SEED = 30_000_000
 """Those of the drives that fix the shields' thresholds."""
 
-TRAINED_ROADS = {k: x for k, x in ENVIRONMENT_SHARES.items() if k != UNSEEN_ENVIRONMENT}
+TRAINED_ROADS = trained_roads(SOURCES[0])
 
 SHIELD_LIMIT = 0.08
 """Share of the tuning steps that a shield may override: 10 % are allowed, and drives differ."""
 
+_MARGINS_M = (-0.7, -0.5, -0.3, -0.1, 0.1)
 SHIELD_THRESHOLDS = {
     MODEL: (0.003, 0.01, 0.03, 0.1, 0.3),
-    PHYSICS: (-0.7, -0.5, -0.3, -0.1, 0.1),
+    PHYSICS: _MARGINS_M,
+    VELOCITY: _MARGINS_M,
 }
 """Risks tried, strictest first: crash probability; minus the smallest margin, m."""
-
-_KINDS = 3
-"""Monitors that `monitors_of` makes of a judge."""
-
-CARS = 24
-"""Driven at once, in two fleets: while one waits for the judge, the other is simulated."""
 
 
 def check_unseen(data: Path, seeds: Iterable[int]) -> None:
@@ -75,11 +77,17 @@ def seeds_of(episodes: int) -> list[int]:
     return [*_seeds(FIRST_SEED, episodes), *_seeds(FIRST_TUNING_SEED, few)]
 
 
-def most_drives(episodes: int) -> int:
-    """Return how many drives `compare_monitors` makes at most."""
-    arms = 1 + len(SHIELD_THRESHOLDS) * _KINDS
-    tuning = sum(len(thresholds) for thresholds in SHIELD_THRESHOLDS.values())
-    return arms * (episodes + _few(episodes)) + tuning * _few(episodes)
+def most_drives(episodes: int, sources: int = 1, judges: Sequence[str] = (MODEL, PHYSICS)) -> int:
+    """Return how many drives `compare_monitors` makes at most.
+
+    Args:
+        episodes: Per arm and source, on trained roads.
+        sources: How many.
+        judges: Names of the judges.
+    """
+    arms = 1 + len(judges) * len(MONITORS)
+    tuning = sum(len(SHIELD_THRESHOLDS[name]) for name in judges)
+    return sources * (arms * (episodes + _few(episodes)) + tuning * _few(episodes))
 
 
 def _few(episodes: int) -> int:
@@ -90,154 +98,157 @@ def _seeds(first: int, count: int) -> range:
     return range(first, first + count)
 
 
-async def drive_fleet(
-    monitor: Monitor,
-    seeds: Sequence[int],
-    start: Callable[[int], Drive],
-    cars: int,
-    done: Callable[[Drive], None],
-) -> None:
-    """Drive all seeds, some at once, a step of each between two calls of the monitor.
-
-    Args:
-        monitor: Decides.
-        seeds: One per drive.
-        start: Returns the drive that a seed stands for.
-        cars: How many at once.
-        done: Called with each drive that is over.
-    """
-    waiting, active = list(reversed(seeds)), list[Drive]()
-    while waiting or active:
-        while waiting and len(active) < cars:
-            active.append(start(waiting.pop()))
-        states = np.stack([drive.world.state() for drive in active])
-        wanted = np.stack([drive.driver.action(drive.world.ego) for drive in active])
-        choice = await monitor.choose(states, wanted)
-        for row, drive in enumerate(active):
-            drive.step(choice, row)
-            if drive.is_over:
-                done(drive)
-            await asyncio.sleep(0)  # lets the other fleet's answers in
-        active = [drive for drive in active if not drive.is_over]
-
-
-async def drive_all(
-    monitor: Monitor,
-    seeds: Sequence[int],
-    environments: dict[str, float],
-    tick: Callable[[], object] = lambda: None,
-) -> list[Drive]:
-    """Drive all seeds in two fleets; return them in the order of their seeds.
-
-    Args:
-        monitor: Decides.
-        seeds: One per drive.
-        environments: Share of each environment.
-        tick: Called after each drive.
-    """
-    drives: list[Drive] = []
-
-    def done(drive: Drive) -> None:
-        drives.append(drive)
-        tick()
-
-    start = partial(Drive.start, environments=environments)
-    fleets = (drive_fleet(monitor, seeds[i::2], start, CARS // 2, done) for i in (0, 1))
-    await asyncio.gather(*fleets)
-    return sorted(drives, key=lambda drive: drive.seed)
-
-
-async def tune_shield(
-    judge: Judge,
-    horizon: int,
-    thresholds: Sequence[float],
-    seeds: Sequence[int],
-    tick: Callable[[], object] = lambda: None,
+def tune_shield(
+    driving: Driving, name: str, judge: JudgeSource, courses: Sequence[Course]
 ) -> tuple[float, list[dict[str, float]]]:
     """Return the strictest threshold with which a shield overrides few enough steps.
 
     Args:
+        driving: How.
+        name: Of the judge, one of `SHIELD_THRESHOLDS`; also that of the log.
         judge: Whom it asks.
-        horizon: Steps, H.
-        thresholds: What to try, strictest first.
-        seeds: Drives on trained roads that are not reported.
-        tick: Called after each drive.
+        courses: Drives that are not reported, of all sources.
 
     Returns:
         The threshold, the last one if none overrides at most `SHIELD_LIMIT`; and what was tried.
     """
-    tried: list[dict[str, float]] = []
-    for threshold in thresholds:
-        drives = await drive_all(Shield(judge, horizon, threshold), seeds, TRAINED_ROADS, tick)
+    log, tried = DriveLog(driving.folder, f"{TUNING}-{name}"), list[dict[str, float]]()
+    for threshold in SHIELD_THRESHOLDS[name]:
+        arm = Arm(f"{SHIELD}, {name}, {threshold:g}", SHIELD, judge, threshold)
+        drives = [x for course in courses for x in driving.drive(arm, course, log)]
         steps = sum(len(drive.speeds) for drive in drives)
         overridden = sum(drive.overridden for drive in drives) / steps
-        terminated = float(np.mean([drive.world.cause > 0 for drive in drives]))
+        terminated = float(np.mean([drive.cause > 0 for drive in drives]))
         tried.append({"threshold": threshold, "overridden": overridden, "terminated": terminated})
         if overridden <= SHIELD_LIMIT:
             break
     return tried[-1]["threshold"], tried
 
 
-def monitors_of(judge: Judge, horizon: int, shield_threshold: float) -> dict[str, Monitor]:
-    """Return the monitors that ask a judge, by name."""
-    return {
-        "brake": BrakeMonitor(judge, horizon),
-        "fallbacks": FallbackMonitor(judge, horizon),
-        "shield": Shield(judge, horizon, shield_threshold),
-    }
+def _tune(driving: Driving, name: str, judge: JudgeSource, courses: Sequence[Course]) -> None:
+    """Do what `tune_shield` does in a process of its own: the log keeps it."""
+    tune_shield(driving, name, judge, courses)
 
 
-async def compare_monitors(
-    judges: Mapping[str, Judge],
-    horizon: int,
-    episodes: int,
-    on_drive: Callable[[str], None] = lambda arm: None,
-) -> dict[str, Any]:
-    """Drive every arm on the same seeds, on trained roads and on the unseen one.
+def arms_of(judges: Mapping[str, JudgeSource], thresholds: Mapping[str, float]) -> list[Arm]:
+    """Return all arms: no monitor, and each kind with each judge.
 
     Args:
-        judges: By name, `MODEL` and `PHYSICS`.
+        judges: By name.
+        thresholds: Of their shields, by name.
+    """
+    return [
+        Arm(),
+        *(
+            Arm(f"{kind}, {name}", kind, judge, thresholds[name])
+            for name, judge in judges.items()
+            for kind in MONITORS
+        ),
+    ]
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where and by how many processes drives are made.
+
+    Attributes:
+        folder: Of the logs; another comparison needs another one.
+        workers: Processes at once; 1 drives in this one.
+        on_drives: Called with the number of drives made so far, now and then.
+    """
+
+    folder: Path
+    workers: int = 1
+    on_drives: Callable[[int], object] = lambda count: None
+
+    def run(self, target: Callable[..., None], tasks: Sequence[tuple[Any, ...]]) -> None:
+        """Call `target(*task)` for all tasks."""
+        tally = Tally(self.folder)
+        if self.workers > 1:
+            run_in_processes(target, tasks, self.workers, lambda: self.on_drives(tally.count()))
+            return
+        for task in tasks:
+            target(*task)
+            self.on_drives(tally.count())
+
+
+def compare_monitors(
+    judges: Mapping[str, JudgeSource],
+    horizon: int,
+    episodes: int,
+    workshop: Workshop,
+    setup: Setup | None = None,
+    sources: Sequence[str] = SOURCES[:1],
+) -> dict[str, Any]:
+    """Drive every arm on the same seeds, on trained roads and on the unseen one of each source.
+
+    Args:
+        judges: By name, of `SHIELD_THRESHOLDS`.
         horizon: Steps, H.
-        episodes: Drives an arm on trained roads; a fifth of them fix each shield's threshold, on
-            other seeds, and a fifth are driven on the unseen road.
-        on_drive: Called with the name of the arm after each drive.
+        episodes: Drives an arm and source on trained roads; a fifth of them fix each shield's
+            threshold, on other seeds of all sources, and a fifth are driven on the unseen road.
+        workshop: Where and by how many processes.
+        setup: Of all drives; `Setup()` by default.
+        sources: Some of `simulator.SOURCES`.
 
     Returns:
-        Plain JSON: the set-up, what was tuned, and the results by road and arm.
+        Plain JSON: the set-up, what was tuned, and the results by source, road and arm.
     """
-    few = _few(episodes)
-    monitors: dict[str, Monitor] = {NO_MONITOR: NoMonitor()}
-    tuning: dict[str, Any] = {}
-    for name, judge in judges.items():
-        seeds = _seeds(FIRST_TUNING_SEED, few)
-        tick = partial(on_drive, f"tuning, {name}")
-        chosen, tried = await tune_shield(judge, horizon, SHIELD_THRESHOLDS[name], seeds, tick)
-        tuning[name] = {"threshold": chosen, "tried": tried}
-        made = monitors_of(judge, horizon, chosen)
-        monitors |= {f"{kind}, {name}": monitor for kind, monitor in made.items()}
-    results = {}
-    for part, roads, count in (
-        ("trained", TRAINED_ROADS, episodes),
-        ("unseen", {UNSEEN_ENVIRONMENT: 1.0}, few),
-    ):
-        seeds = _seeds(FIRST_SEED, count)
-        drives = {
-            arm: await drive_all(monitor, seeds, roads, partial(on_drive, f"{arm}, {part}"))
-            for arm, monitor in monitors.items()
-        }
-        results[part] = compare_arms(drives)
+    setup, few = setup or Setup(), _few(episodes)
+    workers = workshop.workers
+    driving = Driving(workshop.folder, setup, horizon, max(1, CARS // workers))
+    tuned = [Course(source, TUNING, _seeds(FIRST_TUNING_SEED, few)) for source in sources]
+    # Processes write down what they drive; here it is only read.
+    workshop.run(_tune, [(driving, *judge, tuned) for judge in judges.items()])
+    found = {name: tune_shield(driving, name, judge, tuned) for name, judge in judges.items()}
+    arms = arms_of(judges, {name: threshold for name, (threshold, _) in found.items()})
+    courses = [
+        Course(source, part, _seeds(FIRST_SEED, count))
+        for source in sources
+        for part, count in ((TRAINED, episodes), (UNSEEN_PART, few))
+    ]
+    shares = [
+        (f"{course.source}-{course.part}-{i}", driving, arms, share)
+        for course in courses
+        for i, share in enumerate(_shared_out(course, workers))
+    ]
+    workshop.run(drive_course, shares)
+    logs = [DriveLog(workshop.folder, name) for name, *_ in shares]
+    results: dict[str, Any] = {source: {} for source in sources}
+    for course in courses:
+        drives = {arm.name: _collected(logs, arm, course) for arm in arms}
+        results[course.source][course.part] = compare_arms(drives)
     return {
         "first_seed": FIRST_SEED,
         "horizon_s": horizon * DT_S,
         "cars_at_once": CARS,
         "behaviours": RECKLESS,
-        "roads": TRAINED_ROADS,
-        "unseen_road": UNSEEN_ENVIRONMENT,
+        "fleet": setup.fleet,
+        "tracks": None if setup.tracking is None else setup.tracking.model,
+        "roads": {source: trained_roads(source) for source in sources},
+        "unseen_roads": {source: UNSEEN[source] for source in sources},
         "tuning": {
             "first_seed": FIRST_TUNING_SEED,
-            "episodes": few,
+            "episodes": few * len(sources),
             "limit": SHIELD_LIMIT,
-            "judges": tuning,
+            "judges": {
+                name: {"threshold": threshold, "tried": tried}
+                for name, (threshold, tried) in found.items()
+            },
         },
         "results": results,
     }
+
+
+def _shared_out(course: Course, workers: int) -> list[Course]:
+    """Return a course in parts for so many processes."""
+    parts = (course.seeds[i::workers] for i in range(workers))
+    return [replace(course, seeds=seeds) for seeds in parts if len(seeds)]
+
+
+def _collected(logs: Sequence[DriveLog], arm: Arm, course: Course) -> list[Outcome]:
+    """Return the drives of an arm in the order of the course's seeds."""
+    known: dict[int, Outcome] = {}
+    for log in logs:
+        known |= log.of(arm.name, course.source, course.part)
+    return [known[seed] for seed in course.seeds]

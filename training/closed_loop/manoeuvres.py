@@ -1,7 +1,7 @@
 """Fallback manoeuvres: what a monitor can do instead of what a policy wants, as action sequences.
 
 Sequences are open loop once sent, so the feedback that keeps a lane is computed beforehand, on a
-bicycle rolled forward from the state. Layouts are those of `spec.highway_spec`.
+bicycle rolled forward from the state, of the ego's own length where a state has one.
 """
 
 from __future__ import annotations
@@ -11,15 +11,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.highway import highway_spec
+from models.spec import Spec
 from training.simulation.bicycle import (
     FULL_BRAKE_MPS2,
     FULL_THROTTLE_MPS2,
-    LENGTH_M,
     bicycle_step,
     steering_limit,
 )
+from training.simulation.states import encoder_of
 
 Floats = NDArray[np.floating[Any]]
+
+HIGHWAY = highway_spec()
 
 PEDALS_MPS2 = {
     "full brake": -FULL_BRAKE_MPS2,
@@ -47,37 +51,41 @@ def hold(actions: Floats, horizon: int) -> NDArray[np.float32]:
     return np.repeat(np.asarray(actions, np.float32)[:, None], horizon, axis=1)
 
 
-def manoeuvres(states: Floats, horizon: int, first: Floats | None = None) -> NDArray[np.float32]:
+def manoeuvres(
+    states: Floats, horizon: int, first: Floats | None = None, spec: Spec = HIGHWAY
+) -> NDArray[np.float32]:
     """Return every one of `MANOEUVRES` for each of N cars.
 
     Args:
-        states: [N, 34].
+        states: [N, S].
         horizon: Steps, H.
         first: [N, 3], an action that comes before the manoeuvre; none if missing.
+        spec: Of the states, one that `training.simulation.states` knows.
 
     Returns:
         [N, 12, H, 3], `first` included if it is given.
     """
-    states = np.asarray(states, np.float64)[:, None]
-    offset, curvature = states[..., 1], states[..., 5]
-    room = np.stack([-states[..., 3], states[..., 4]]) + offset  # of the edges from the lane
+    seen = encoder_of(spec).decode(np.asarray(states, np.float64)[:, None])
+    speed, offset, sin_error, left, right, curvature = np.moveaxis(seen.ego, -1, 0)
+    length = seen.ego_size[..., 0]
+    room = np.stack([-left, right]) + offset  # of the edges from the lane
     room += np.array([EDGE_MARGIN_M, -EDGE_MARGIN_M])[:, None, None]
     pedal = np.tile(list(PEDALS_MPS2.values()), len(SHIFTS_M))
     shift = np.repeat(list(SHIFTS_M.values()), len(PEDALS_MPS2))
     # A car that is beyond a margin may stay there: its manoeuvre is not the moment to correct it.
     target = np.clip(shift, np.minimum(room[0], offset), np.maximum(room[1], offset))
     # In the lane's frame: along m, to the right m, heading error rad, speed m/s.
-    error = np.arcsin(np.clip(states[..., 2], -1, 1))
-    pose = np.stack([np.zeros_like(offset), offset, error, states[..., 0]], axis=-1)
+    error = np.arcsin(np.clip(sin_error, -1, 1))
+    pose = np.stack([np.zeros_like(offset), offset, error, speed], axis=-1)
     pose = np.repeat(pose, len(MANOEUVRES), axis=1)
     actions = np.empty((*pose.shape[:2], horizon, 3), np.float32)
     for k in range(horizon):
         if k == 0 and first is not None:
             action = np.broadcast_to(np.asarray(first)[:, None], (*pose.shape[:2], 3))
         else:
-            action = _follow(pose, target, curvature, pedal)
+            action = _follow(pose, target, curvature, pedal, length)
         actions[:, :, k] = action
-        moved = bicycle_step(pose, action)
+        moved = bicycle_step(pose, action, length=length)
         # The lane turns on the way, and bends away to the side by half of that.
         along = moved[..., 0] - pose[..., 0]
         moved[..., 1] -= curvature * along**2 / 2
@@ -86,7 +94,9 @@ def manoeuvres(states: Floats, horizon: int, first: Floats | None = None) -> NDA
     return actions
 
 
-def _follow(pose: Floats, target: Floats, curvature: Floats, pedal: Floats) -> Floats:
+def _follow(
+    pose: Floats, target: Floats, curvature: Floats, pedal: Floats, length: Floats
+) -> Floats:
     """Return the actions [..., 3] that bring cars to a lateral target, heading first.
 
     The lateral error becomes a heading, the heading error a turn rate on top of the lane's, and
@@ -95,10 +105,11 @@ def _follow(pose: Floats, target: Floats, curvature: Floats, pedal: Floats) -> F
     speed = np.maximum(pose[..., 3], 1.0)
     back = np.arctan2((target - pose[..., 1]) / _RETURN_S, speed)
     heading = np.clip(back, -_MOST_HEADING_RAD, _MOST_HEADING_RAD)
-    bend = np.arcsin(LENGTH_M / 2 * curvature)  # a turning car's centre slips sideways by so much
+    # A turning car's centre slips sideways by so much.
+    bend = np.arcsin(np.clip(length / 2 * curvature, -_MOST_SIN, _MOST_SIN))
     rate = (heading - bend - pose[..., 2]) / _HEADING_S + speed * curvature
-    slip = np.arcsin(np.clip(LENGTH_M / 2 * rate / speed, -_MOST_SIN, _MOST_SIN))
-    steer = np.arctan(2 * np.tan(slip)) / steering_limit(pose[..., 3])
+    slip = np.arcsin(np.clip(length / 2 * rate / speed, -_MOST_SIN, _MOST_SIN))
+    steer = np.arctan(2 * np.tan(slip)) / steering_limit(pose[..., 3], length)
     throttle, brake = pedal / FULL_THROTTLE_MPS2, -pedal / FULL_BRAKE_MPS2
     actions = np.stack(np.broadcast_arrays(steer, throttle, brake), axis=-1)
     return np.asarray(np.clip(actions, [-1, 0, 0], [1, 1, 1]))

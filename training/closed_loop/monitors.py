@@ -1,11 +1,13 @@
 """Monitors of a driver: each step they let its action pass, or take another one instead.
 
 A monitor asks a judge how risky action sequences are: the service, or physics.
-Both take N cars at once.
+Both take N cars at once, and states of any spec that physics can read.
 """
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.safety import SAFE, UNKNOWN, UNSAFE
-from training.closed_loop.manoeuvres import MANOEUVRES, hold, manoeuvres
+from models.spec import Spec
+from training.closed_loop.manoeuvres import HIGHWAY, MANOEUVRES, hold, manoeuvres
 from training.evaluation.baselines import margin, physics_rollout
 
 Floats = NDArray[np.floating[Any]]
@@ -60,29 +63,50 @@ class Judge(Protocol):
         """Judge K sequences of each of N cars.
 
         Args:
-            states: [N, 34].
+            states: [N, S].
             sequences: [N, K, H, 3].
             threshold: Risk from which a sequence is unsafe; the judge's own if None.
         """
 
 
+class JudgeSource(Protocol):
+    """Where a process gets a judge from; it can be sent to another process."""
+
+    def opened(self) -> AbstractAsyncContextManager[Judge]:
+        """Return the judge, for as long as the block runs."""
+
+
 @dataclass(frozen=True)
 class PhysicsJudge:
-    """The strongest physics baseline in the model's place, see `baselines.FULL_PHYSICS`.
+    """A physics baseline in the model's place, with the same states; see `baselines`.
+
+    It is its own `JudgeSource`.
 
     Attributes:
         threshold: Risk from which a sequence is unsafe: minus the smallest margin on the way, m.
+        spec: Of the states.
+        turning: Whether neighbours keep acceleration and turn rate (`baselines.FULL_PHYSICS`), or
+            go straight on at their speed.
     """
 
     threshold: float
+    spec: Spec = HIGHWAY
+    turning: bool = True
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[Judge]:
+        """See `JudgeSource`."""
+        yield self
 
     async def judge(self, states: Floats, sequences: Floats, threshold: float | None) -> Opinion:
         """Judge K sequences of each of N cars; it always knows."""
         threshold = self.threshold if threshold is None else threshold
         cars, count, horizon, _ = sequences.shape
         start = np.repeat(states, count, axis=0)
-        predicted = physics_rollout(start, sequences.reshape(cars * count, horizon, -1))
-        risk = -margin(predicted[:, 1:]).min(1).reshape(cars, count)
+        predicted = physics_rollout(
+            start, sequences.reshape(cars * count, horizon, -1), self.spec, turning=self.turning
+        )
+        risk = -margin(predicted[:, 1:], self.spec).min(1).reshape(cars, count)
         return Opinion(np.where(risk < threshold, SAFE, UNSAFE), risk, np.empty(0))
 
 
@@ -108,7 +132,7 @@ class Monitor(Protocol):
         """Decide for N cars.
 
         Args:
-            states: [N, 34].
+            states: [N, S].
             wanted: [N, 3], the drivers' actions.
         """
 
@@ -129,16 +153,18 @@ class BrakeMonitor:
     Attributes:
         judge: Whom it asks.
         horizon: Steps, H.
+        spec: Of the states.
     """
 
     judge: Judge
     horizon: int
+    spec: Spec = HIGHWAY
 
     async def choose(self, states: Floats, wanted: Floats) -> Choice:
         """Ask about one sequence per car."""
         opinion = await self.judge.judge(states, hold(wanted, self.horizon)[:, None], None)
         is_overridden = ~opinion.is_safe[:, 0]
-        brake = manoeuvres(states, 1)[:, 0, 0]
+        brake = manoeuvres(states, 1, spec=self.spec)[:, 0, 0]
         actions = np.where(is_overridden[:, None], brake, wanted)
         return Choice(actions, is_overridden, opinion)
 
@@ -152,15 +178,18 @@ class FallbackMonitor:
     Attributes:
         judge: Whom it asks.
         horizon: Steps, H.
+        spec: Of the states.
     """
 
     judge: Judge
     horizon: int
+    spec: Spec = HIGHWAY
 
     async def choose(self, states: Floats, wanted: Floats) -> Choice:
         """Ask about 1 + `len(MANOEUVRES)` sequences per car."""
         held = hold(wanted, self.horizon)[:, None]
-        sequences = np.concatenate([held, manoeuvres(states, self.horizon)], axis=1)
+        ways_out = manoeuvres(states, self.horizon, spec=self.spec)
+        sequences = np.concatenate([held, ways_out], axis=1)
         opinion = await self.judge.judge(states, sequences, None)
         best = np.where(opinion.is_safe[:, 0], 0, opinion.safest())
         return Choice(sequences[np.arange(len(best)), best, 0], best > 0, opinion)
@@ -177,16 +206,20 @@ class Shield:
         judge: Whom it asks.
         horizon: Steps, H.
         threshold: Risk from which a sequence is unsafe.
+        spec: Of the states.
     """
 
     judge: Judge
     horizon: int
     threshold: float
+    spec: Spec = HIGHWAY
 
     async def choose(self, states: Floats, wanted: Floats) -> Choice:
         """Ask about 2 `len(MANOEUVRES)` sequences per car."""
         count = len(MANOEUVRES)
-        after, now = manoeuvres(states, self.horizon, wanted), manoeuvres(states, self.horizon)
+        after, now = (
+            manoeuvres(states, self.horizon, first, self.spec) for first in (wanted, None)
+        )
         sequences = np.concatenate([after, now], axis=1)
         opinion = await self.judge.judge(states, sequences, self.threshold)
         is_overridden = np.asarray(~opinion.is_safe[:, :count].any(1))

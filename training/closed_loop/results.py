@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from training.closed_loop.drives import Drive
+from training.closed_loop.drives import Outcome
 from training.evaluation.bootstrap import (
     draw_counts,
     percentile_interval,
@@ -22,29 +22,36 @@ from training.simulation.bicycle import DT_S
 from training.simulation.simulator import CAUSES
 
 NO_MONITOR = "no monitor"
-MODEL, PHYSICS = "model", "physics"
+MODEL, PHYSICS, VELOCITY = "model", "physics", "constant velocity"
+"""Names of judges: the model; bicycle + constant turn rate; bicycle + constant velocity."""
 
 _DRAWS = 1000
 _DPI = 90
-_COLORS = {MODEL: "tab:blue", PHYSICS: "tab:orange", NO_MONITOR: "grey"}
+_COLORS = {
+    MODEL: "tab:blue",
+    PHYSICS: "tab:orange",
+    VELOCITY: "tab:green",
+    NO_MONITOR: "grey",
+}
+_RIVALS = {PHYSICS: "above_physics", VELOCITY: "above_velocity"}
 
 Floats = NDArray[np.float64]
 
 
-def compare_arms(drives: Mapping[str, Sequence[Drive]]) -> dict[str, Any]:
+def compare_arms(drives: Mapping[str, Sequence[Outcome]]) -> dict[str, Any]:
     """Return the results of all arms, which drove the same seeds.
 
     Differences are paired: resamples draw the same seeds for all arms.
 
     Args:
         drives: By arm, in the order of seeds; `NO_MONITOR` among them. Arms that end in
-            ", model" and ", physics" are held against each other.
+            ", model" are held against those of both kinds of physics.
 
     Returns:
         By arm what `arm_scores` returns; `prevented`, the share of terminations without a monitor
         that did not happen; `speed_kept`, the mean speed as a share of that without a monitor,
-        over the steps that both drove; and `above_physics`, the model's terminated share minus
-        that of physics; each with its interval.
+        over the steps that both drove; and `above_physics` and `above_velocity`, the model's
+        terminated share minus that of physics; each with its interval.
     """
     base = drives[NO_MONITOR]
     counts = draw_counts(len(base), _DRAWS)
@@ -57,18 +64,18 @@ def compare_arms(drives: Mapping[str, Sequence[Drive]]) -> dict[str, Any]:
         scores["prevented_interval"] = list(percentile_interval(1 - drawn))
         kept, drawn = ratio_draws(*_common_speeds(part, base), counts)
         scores["speed_kept"], scores["speed_kept_interval"] = kept, list(percentile_interval(drawn))
-        rival = arm.replace(MODEL, PHYSICS)
-        if arm != rival and rival in drives:
-            above = ended[arm] - ended[rival]
-            scores["above_physics"] = float(above.mean())
-            scores["above_physics_interval"] = list(
-                percentile_interval(counts @ above / len(above))
-            )
+        kind, _, judge = arm.rpartition(", ")
+        for rival, name in _RIVALS.items():
+            if judge == MODEL and f"{kind}, {rival}" in drives:
+                above = ended[arm] - ended[f"{kind}, {rival}"]
+                scores[name] = float(above.mean())
+                drawn = counts @ above / len(above)
+                scores[f"{name}_interval"] = list(percentile_interval(drawn))
         results[arm] = scores
     return results
 
 
-def arm_scores(drives: Sequence[Drive]) -> dict[str, Any]:
+def arm_scores(drives: Sequence[Outcome]) -> dict[str, Any]:
     """Return what happened in the drives of one arm, as plain JSON."""
     steps = sum(len(drive.speeds) for drive in drives)
     distance_m = DT_S * sum(sum(drive.speeds) for drive in drives)
@@ -80,11 +87,11 @@ def arm_scores(drives: Sequence[Drive]) -> dict[str, Any]:
         "terminated": terminated / len(drives),
         "terminated_interval": list(share_interval(terminated, len(drives))),
         **{
-            cause: sum(drive.world.cause == code for drive in drives) / len(drives)
+            cause: sum(drive.cause == code for drive in drives) / len(drives)
             for code, cause in enumerate(CAUSES)
             if code
         },
-        "provoked": sum(drive.world.is_provoked for drive in drives) / len(drives),
+        "provoked": sum(drive.is_provoked for drive in drives) / len(drives),
         "per_km": 1000 * terminated / distance_m,
         "mean_speed_mps": distance_m / (steps * DT_S),
         "overridden": sum(drive.overridden for drive in drives) / steps,
@@ -97,11 +104,11 @@ def arm_scores(drives: Sequence[Drive]) -> dict[str, Any]:
     }
 
 
-def _terminated(drives: Sequence[Drive]) -> Floats:
-    return np.array([float(drive.world.cause > 0) for drive in drives])
+def _terminated(drives: Sequence[Outcome]) -> Floats:
+    return np.array([float(drive.cause > 0) for drive in drives])
 
 
-def _common_speeds(drives: Sequence[Drive], base: Sequence[Drive]) -> tuple[Floats, Floats]:
+def _common_speeds(drives: Sequence[Outcome], base: Sequence[Outcome]) -> tuple[Floats, Floats]:
     """Return the sums of speeds, of both, over the steps that both drove of each seed."""
     sums = []
     for drive, other in zip(drives, base, strict=True):
@@ -117,27 +124,38 @@ def _quantile_ms(seconds: Floats, quantile: float) -> float | None:
 
 
 def plot_closed_loop(results: Mapping[str, Any], path: Path) -> None:
-    """Draw, by arm on trained roads, the terminated share, the speed, and the steps overridden."""
-    arms = results["results"]["trained"]
-    names = list(reversed(arms))
-    figure = Figure(figsize=(9, 0.36 * len(names) + 1.9))
-    episodes = next(iter(arms.values()))["episodes"]
+    """Draw, by source and arm on trained roads, terminations, the speed, and steps overridden."""
+    sources = results["results"]
+    names = list(reversed(next(iter(sources.values()))["trained"]))
+    figure = Figure(figsize=(9, (0.36 * len(names) + 0.8) * len(sources) + 1.1))
     figure.suptitle(
-        f"What monitors prevent, and what it costs ({episodes} drives each, 95 % intervals)",
+        "What monitors prevent, and what it costs (95 % intervals)",
         fontsize="medium",
     )
-    left, middle, right = figure.subplots(1, 3, sharey=True)
+    grid = figure.subplots(len(sources), 3, sharey=True, squeeze=False)
+    for row, (source, parts) in zip(grid, sources.items(), strict=True):
+        _draw_arms(row, source, names, parts["trained"])
+    judges = {name.rpartition(", ")[2] for name in names}
+    shown = {judge: color for judge, color in _COLORS.items() if judge in judges}
+    handles = [Patch(color=color, label=judge) for judge, color in shown.items()]
+    figure.legend(handles=handles, fontsize="small", loc="lower center", ncols=len(handles))
+    figure.tight_layout(rect=(0, 0.06 / len(sources), 1, 1))
+    figure.savefig(path, dpi=_DPI)
+
+
+def _draw_arms(
+    axes: Sequence[Any], source: str, names: Sequence[str], arms: Mapping[str, Any]
+) -> None:
+    """Draw the three plots of a source; names from the bottom to the top."""
+    left, middle, right = axes
     colors = [_COLORS[name.rpartition(", ")[2]] for name in names]
     shares = np.array([arms[name]["terminated"] for name in names])
     low, high = np.array([arms[name]["terminated_interval"] for name in names]).T
     errors = np.maximum([shares - low, high - shares], 0)
     left.barh(names, shares, xerr=errors, color=colors, ecolor="grey")
     left.set(xlabel="terminated share of drives", xlim=(0, None))
+    left.set_title(f"{source}, {arms[names[0]]['episodes']} drives each", fontsize="small")
     middle.barh(names, [arms[name]["mean_speed_mps"] for name in names], color=colors)
     middle.set(xlabel="mean speed, m/s")
     right.barh(names, [100 * arms[name]["overridden"] for name in names], color=colors)
     right.set(xlabel="steps overridden, %")
-    handles = [Patch(color=color, label=judge) for judge, color in _COLORS.items()]
-    figure.legend(handles=handles, fontsize="small", loc="lower center", ncols=len(handles))
-    figure.tight_layout(rect=(0, 0.06, 1, 1))
-    figure.savefig(path, dpi=_DPI)

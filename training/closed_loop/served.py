@@ -8,22 +8,40 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from training.closed_loop.comparison import check_unseen, compare_monitors, most_drives, seeds_of
-from training.closed_loop.monitors import Judge, Opinion, PhysicsJudge
-from training.closed_loop.results import MODEL, PHYSICS, plot_closed_loop
-from training.evaluation.baselines import FULL_PHYSICS
+from models.backends.cpus import usable_cpus
+from models.checkpoint import load_checkpoint
+from training.closed_loop.comparison import (
+    Workshop,
+    check_unseen,
+    compare_monitors,
+    most_drives,
+    seeds_of,
+)
+from training.closed_loop.drives import Setup
+from training.closed_loop.monitors import Judge, JudgeSource, Opinion, PhysicsJudge
+from training.closed_loop.results import MODEL, PHYSICS, VELOCITY, plot_closed_loop
+from training.dataset.collect import ALL
+from training.dataset.sources import fleet_of, tracks_of
+from training.dataset.store import read_manifest
+from training.dataset.tracker_models import DRAWN
+from training.dataset.trackers import Tracking
+from training.evaluation.baselines import FULL_PHYSICS, baselines_of
 from training.evaluation.evaluate import DEFAULT_HORIZON
+from training.evaluation.parts import FOLDER, Parts, code_version
 from training.evaluation.report import CLOSED_LOOP_PLOT, rounded, write_report
 from training.running.locks import locked
 from training.running.progress import Progress
+from training.simulation.fleets import CARS, MIXED, check_fleet
+from training.simulation.simulator import SOURCES
 from world_model_client import AsyncClient, Client
 
 Floats = NDArray[np.floating[Any]]
@@ -44,6 +62,16 @@ _COMMAND = (
     "from service.cli import main; main()",
     "serve",
 )
+TRUE = "true"
+"""In place of trackers: all that monitors see is true."""
+
+_PHYSICS = {PHYSICS: (FULL_PHYSICS, True), VELOCITY: ("bicycle + constant velocity", False)}
+"""Judges by physics: their names in an evaluation, and whether neighbours turn."""
+
+_JUDGES = (MODEL, *_PHYSICS)
+_DRIVES = "closed-loop"
+"""Folder of finished drives, beside the parts of an evaluation."""
+
 _DRIVE_S = 0.5
 """A drive takes about so long, in the unit of `training.evaluation.evaluate`; for the time left."""
 
@@ -52,14 +80,14 @@ class ServiceJudge:
     """Asks the service about each car in a request of its own, all at once.
 
     Args:
-        client: Of a service that serves the highway spec.
+        client: Of a service whose model has the states that are judged.
     """
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
 
     async def judge(self, states: Floats, sequences: Floats, threshold: float | None) -> Opinion:
-        """Judge K sequences [N, K, H, 3] of each of N cars [N, 34].
+        """Judge K sequences [N, K, H, 3] of each of N cars [N, S].
 
         Raises:
             ServiceError: The service refused or failed.
@@ -91,6 +119,69 @@ def _risk(verdict: dict[str, Any]) -> float:
     return np.inf if probability is None else float(probability)
 
 
+@dataclass(frozen=True)
+class ServedJudge:
+    """The service as a `JudgeSource`.
+
+    Attributes:
+        url: Where it listens.
+        api_key: One that it accepts, if it asks for any.
+    """
+
+    url: str
+    api_key: str | None = None
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[Judge]:
+        """See `JudgeSource`."""
+        async with AsyncClient(self.url, api_key=self.api_key, timeout_s=2 * _DEADLINE_S) as client:
+            yield ServiceJudge(client)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What is driven in, and how monitors see it.
+
+    Attributes:
+        fleet: One of `fleets.FLEETS`.
+        sources: Some of `simulator.SOURCES`.
+        tracks: A name that `Tracking` knows; None: all that is seen is true.
+    """
+
+    fleet: str = CARS
+    sources: tuple[str, ...] = SOURCES[:1]
+    tracks: str | None = None
+
+
+def traffic_of(
+    data: Path, fleet: str | None = None, source: str | None = None, tracks: str | None = None
+) -> Traffic:
+    """Return the traffic of a data set, but for what is asked for.
+
+    Args:
+        data: What `world-model collect` recorded.
+        fleet: One of `fleets.FLEETS`.
+        source: One of `simulator.SOURCES`, or "all".
+        tracks: A name that `Tracking` knows, or `TRUE` for none.
+
+    Raises:
+        ValueError: There is no such traffic.
+    """
+    manifest = read_manifest(data)
+    source = source or str(manifest.get("source", SOURCES[0]))
+    if source not in (*SOURCES, ALL):
+        raise ValueError(f"unknown source {source!r}; known: {[*SOURCES, ALL]}")
+    sources = SOURCES if source == ALL else (source,)
+    fleet = fleet or (MIXED if "sumo" in sources else fleet_of(manifest))
+    if "sumo" in sources and fleet != MIXED:
+        raise ValueError(f"the fleet in SUMO is {MIXED!r}, got {fleet!r}")
+    check_fleet(fleet)
+    if tracks != TRUE:
+        tracks = tracks_of(fleet, tracks)
+        Tracking(model=tracks or DRAWN)  # refuses a name that is none
+    return Traffic(fleet, sources, None if tracks == TRUE else tracks)
+
+
 def add_closed_loop(
     metrics: dict[str, Any],
     checkpoint: Path,
@@ -98,33 +189,43 @@ def add_closed_loop(
     report: Path,
     episodes: int,
     *,
+    traffic: Traffic | None = None,
     api_key: str | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Drive with and without monitors, and add the results to an evaluation and its report.
+
+    Finished drives are kept beside the parts of the evaluation: another call goes on with them.
 
     Args:
         metrics: What `training.evaluation.evaluate.evaluate` returned; receives `closed_loop`.
         checkpoint: What was evaluated.
         data: On which data set.
         report: The folder of the report.
-        episodes: Drives per arm.
+        episodes: Drives per arm and source.
+        traffic: What `traffic_of` returned; that of the data set by default.
         api_key: One that the service accepts, if its environment sets any.
         progress: Of the whole command, which counts `closed_loop_cost` already; none by default.
 
     Raises:
-        ValueError: The data set holds one of the drives.
+        ValueError: The data set holds one of the drives, or physics cannot read the model's state.
         ServiceError: The service refuses or fails.
         UnreachableError: It does not answer.
         ChildProcessError: It does not start.
     """
-    threshold = metrics["methods"][FULL_PHYSICS]["thresholds"]["1"]
+    thresholds = {
+        name: metrics["methods"][method]["thresholds"]["1"]
+        for name, (method, _) in _PHYSICS.items()
+    }
     with locked(report, "driving the closed loop"):
         results = run_closed_loop(
             checkpoint,
             data,
-            physics_threshold=threshold,
+            physics_thresholds=thresholds,
             episodes=episodes,
+            traffic=traffic or traffic_of(data),
+            folder=report / FOLDER / _DRIVES,
+            workers=usable_cpus(),
             api_key=api_key,
             progress=progress,
         )
@@ -133,27 +234,34 @@ def add_closed_loop(
         write_report(report, metrics)
 
 
-def closed_loop_cost(episodes: int) -> float:
-    """Return how long so many drives per arm take, roughly; see `_DRIVE_S`."""
-    return _DRIVE_S * most_drives(episodes)
+def closed_loop_cost(episodes: int, sources: int = 1) -> float:
+    """Return how long so many drives per arm and source take, roughly; see `_DRIVE_S`."""
+    return _DRIVE_S * most_drives(episodes, sources, _JUDGES)
 
 
 def run_closed_loop(
     checkpoint: Path,
     data: Path,
     *,
-    physics_threshold: float,
+    physics_thresholds: Mapping[str, float],
     episodes: int,
+    traffic: Traffic | None = None,
+    folder: Path | None = None,
+    workers: int = 1,
     api_key: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Serve a checkpoint and drive with and without monitors.
 
     Args:
-        checkpoint: What to serve, of the highway spec.
+        checkpoint: What to serve, of a spec that physics can read.
         data: The data set it was trained on; none of its episodes is driven.
-        physics_threshold: Risk from which the physics baseline calls a sequence unsafe.
-        episodes: Drives per arm.
+        physics_thresholds: Risks from which physics calls a sequence unsafe, by judge.
+        episodes: Drives per arm and source.
+        traffic: What is driven in.
+        folder: Where finished drives are kept, for another call with the same arguments to go on
+            with; nowhere by default.
+        workers: Processes that drive at once; 1 drives in this one.
         api_key: One that the service accepts, if its environment sets any.
         progress: Of the whole command, which counts `closed_loop_cost` already; none by default.
 
@@ -161,43 +269,56 @@ def run_closed_loop(
         What `training.closed_loop.comparison.compare_monitors` returns.
 
     Raises:
-        ValueError: The data set holds one of the drives.
+        ValueError: The data set holds one of the drives, or physics cannot read the model's state.
         ServiceError: The service refuses or fails.
         UnreachableError: It does not answer.
         ChildProcessError: It does not start.
     """
     check_unseen(data, seeds_of(episodes))
-    shown = progress or Progress("driving", closed_loop_cost(episodes), is_shown=False)
-    done = 0
+    traffic = traffic or Traffic()
+    known = load_checkpoint(checkpoint)
+    if not baselines_of(known.spec):
+        raise ValueError(
+            f"the closed loop cannot drive {checkpoint}: physics cannot read the state of the "
+            f"spec {known.spec.name!r}"
+        )
+    tracking = Tracking(model=traffic.tracks) if traffic.tracks else None
+    setup = Setup(known.spec, traffic.fleet, tracking)
+    horizon = known.calibration.horizon or DEFAULT_HORIZON
+    judges: dict[str, JudgeSource] = {
+        name: PhysicsJudge(physics_thresholds[name], known.spec, turning)
+        for name, (_, turning) in _PHYSICS.items()
+    }
+    cost = closed_loop_cost(episodes, len(traffic.sources))
+    shown = progress or Progress("driving", cost, is_shown=False)
+    most, done = most_drives(episodes, len(traffic.sources), _JUDGES), 0
+    key = {
+        "model": known.version,
+        "episodes": episodes,
+        "traffic": vars(traffic),
+        "thresholds": physics_thresholds,
+        "code": code_version(),
+    }
+    with ExitStack() as stack:
+        folder = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        kept = Parts(folder, key).folder("logs")
+        kept.mkdir(exist_ok=True)
+        shown.note("closed loop")
+        url = stack.enter_context(_served(checkpoint))
+        on_share = stack.enter_context(shown.stretch(cost))
 
-    def on_drive(arm: str) -> None:
-        nonlocal done
-        done += 1
-        shown.note(f"closed loop: {arm}")
-        on_share(done / most_drives(episodes))
+        def on_drives(count: int) -> None:
+            nonlocal done
+            done = count
+            on_share(min(1.0, count / most))
 
-    try:
-        with _served(checkpoint) as url, shown.stretch(closed_loop_cost(episodes)) as on_share:
-            return asyncio.run(_compare(url, physics_threshold, episodes, api_key, on_drive))
-    except KeyboardInterrupt as exc:
-        exc.add_note(f"{done} of up to {most_drives(episodes)} drives done, which begin again")
-        raise
-
-
-async def _compare(
-    url: str,
-    physics_threshold: float,
-    episodes: int,
-    api_key: str | None,
-    on_drive: Callable[[str], None],
-) -> dict[str, Any]:
-    async with AsyncClient(url, api_key=api_key, timeout_s=2 * _DEADLINE_S) as client:
-        horizon = (await client.model())["thresholds"]["evaluated_horizon"] or DEFAULT_HORIZON
-        judges: dict[str, Judge] = {
-            MODEL: ServiceJudge(client),
-            PHYSICS: PhysicsJudge(physics_threshold),
-        }
-        return await compare_monitors(judges, horizon, episodes, on_drive)
+        workshop = Workshop(kept, workers, on_drives)
+        judges = {MODEL: ServedJudge(url, api_key), **judges}
+        try:
+            return compare_monitors(judges, horizon, episodes, workshop, setup, traffic.sources)
+        except KeyboardInterrupt as exc:
+            exc.add_note(f"{done} of up to {most} drives done")
+            raise
 
 
 @contextmanager

@@ -13,7 +13,13 @@ from training.dataset.episodes import Episodes
 from training.dataset.store import EpisodeStore
 from training.dataset.trackers import Reports
 from training.simulation.simulator import HIGHWAY
-from training.simulation.slots import EGO_COUNT, SLOT_COUNT, slot_features, whole_turns
+from training.simulation.slots import (
+    EGO_COUNT,
+    SLOT_COUNT,
+    reported_features,
+    slot_features,
+    whole_turns,
+)
 from training.simulation.states import encoder_of
 
 __all__ = ["EGO_COUNT", "SLOT_COUNT", "tracked_states"]
@@ -98,9 +104,7 @@ def _begin_as_reported(
     """Write what was reported into the first frames of slots [N, H + 1, slots, 7]."""
     poses = np.take_along_axis(reported.vehicles, tracks[..., None], axis=1)
     rates = np.take_along_axis(reported.rates, tracks[..., None], axis=1)
-    start = slot_features(ego, poses, poses, near)
-    start[..., -2:] = rates * near[..., None]
-    start[..., HEADING] -= whole_turns(start[..., HEADING])
+    start = reported_features(ego, poses, rates, near)
     # A reported heading may be on the other side of half a turn than the true one.
     ahead = start[..., HEADING] - slots[:, 0, :, HEADING]
     turns = 2 * np.pi * np.round(ahead / (2 * np.pi)) * (slots[:, 0, :, 0] > 0)

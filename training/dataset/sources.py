@@ -225,6 +225,16 @@ def fleet_of(manifest: Mapping[str, Any]) -> str:
     return str(manifest.get("fleet", CARS))  # those before there were others
 
 
+def tracks_of(fleet: str, tracks: str | None = None) -> str | None:
+    """Return by which trackers a fleet is seen, see `open_dataset`.
+
+    Args:
+        fleet: One of `fleets.FLEETS`.
+        tracks: What was asked for, if anything.
+    """
+    return tracks or (None if fleet == CARS else DRAWN)
+
+
 def open_dataset(folder: Path, tracks: str | None = None) -> Dataset:
     """Read a finished data set of either format into memory.
 
@@ -246,7 +256,7 @@ def open_dataset(folder: Path, tracks: str | None = None) -> Dataset:
         return Own(load_episodes(folder))
     store = load_store(folder)
     fleet = fleet_of(store.manifest)
-    model = tracks or (None if fleet == CARS else DRAWN)
+    model = tracks_of(fleet, tracks)
     return Simulated(store, spec_of(fleet), Tracking(model=model) if model else None)
 
 

@@ -1,8 +1,9 @@
-"""What trackers would have reported of recorded episodes: noise, lag, lost and exchanged tracks.
+"""What trackers report of episodes: noise, lag, lost and exchanged tracks.
 
-A window begins with what was reported, and goes on with what was true of those who were tracked:
-a model shall learn what comes of a scene that it sees badly. Each episode has a tracker of its own,
-see `training.dataset.tracker_models`.
+They go frame by frame, so that the same ones see recorded episodes (`report`) and a drive that is
+on its way (`training.closed_loop.sight`). A window of recordings begins with what was reported, and
+goes on with what was true of those who were tracked: a model shall learn what comes of a scene that
+it sees badly. Each episode has a tracker of its own, see `training.dataset.tracker_models`.
 
 - A track without a sample is moved on by its last motion (`world_model_client.scene.moved_on`), as
   the client's builder does; its targets are those of the road user that it lost. After `coast_s`
@@ -17,20 +18,20 @@ see `training.dataset.tracker_models`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import lfilter
 
 from training.dataset.store import EpisodeStore
+from training.dataset.tracker_faults import Booleans, Floats, draw_faults
 from training.dataset.tracker_models import DRAWN, TRACKERS, Tracker, draw_tracker
 from training.simulation.bicycle import DT_S
-from world_model_client.scene import TYPICAL_SIZES_M, filtered, moved_on
+from world_model_client.scene import TYPICAL_SIZES_M, moved_on
+from world_model_client.scene.tracks import History
 
-Floats = NDArray[np.float64]
-Booleans = NDArray[np.bool_]
 Indices = NDArray[np.int64]
 
 SIZE_MEMORY_S = 0.5
@@ -42,7 +43,6 @@ _SWAPPED_NEAR_EGO = 6
 
 _LEAST_SIZE_M, _LARGEST_SIZE_M = 0.2, (30.0, 4.0)
 _EPISODES_AT_ONCE = 128
-_EGO = 6
 _SAME_TIME_S = 1e-6
 
 
@@ -99,52 +99,242 @@ class Reports:
         return Reports(*(getattr(self, f.name)[rows] for f in fields(self)))
 
 
-class _Truth(NamedTuple):
-    """E episodes side by side, T frames each; behind an episode's end its last one repeats.
+class Moment(NamedTuple):
+    """What is true at one frame of E episodes side by side.
 
     Attributes:
-        frames: [T, E] of the store.
-        last: [E] last frame, from the episode's first.
-        ego: [T, E, 4].
-        features: [T, E, 6].
-        vehicles: [T, E, V, 4].
-        present: [T, E, V].
-        size: [E, V, 2].
-        typical: [E, V, 2] sizes of the kinds.
+        ego: [E, 4] x, y, heading, speed.
+        features: [E, 6] of the ego.
+        vehicles: [E, V, 4] like `ego`, of the others.
+        present: [E, V] whether each one is there.
     """
 
-    frames: Indices
-    last: Indices
     ego: Floats
     features: Floats
     vehicles: Floats
     present: Booleans
-    size: Floats
-    typical: Floats
 
 
-class _Faults(NamedTuple):
-    """What a tracker did wrong in one episode, of T frames.
+class Reported(NamedTuple):
+    """What was reported of it; see `Reports`.
 
     Attributes:
-        lag: Frames by which speeds are late.
-        source: [T, V].
-        is_measured: [T, V] whether a track has a sample of its own.
-        pose: [T, V, 4] errors along and across the ego, of headings, of speeds.
-        rates: [T, V, 2] errors of reported rates.
-        size_factors: [V, 2].
-        is_typical: [V].
-        ego: [T, 6] errors; of the heading in place of its sine.
+        ego_features: [E, 6].
+        vehicles: [E, V, 4].
+        sizes: [E, V, 2].
+        rates: [E, V, 2].
+        present: [E, V].
+        source: [E, V].
     """
 
-    lag: int
-    source: Indices
-    is_measured: Booleans
-    pose: Floats
+    ego_features: Floats
+    vehicles: Floats
+    sizes: Floats
     rates: Floats
-    size_factors: Floats
-    is_typical: Booleans
-    ego: Floats
+    present: Booleans
+    source: Indices
+
+
+class Trackers:
+    """The trackers of E episodes side by side, which see one frame after the other.
+
+    Args:
+        tracking: Which trackers.
+        seeds: [E] of the episodes.
+        counts: [E] frames of each one, at most; 2 at least.
+        size: [E, V, 2] true lengths and widths of the others.
+        typical: [E, V, 2] those of their kinds, see `typical_sizes`.
+    """
+
+    def __init__(
+        self,
+        tracking: Tracking,
+        seeds: Sequence[int] | NDArray[np.integer],
+        counts: Sequence[int] | NDArray[np.integer],
+        size: Floats,
+        typical: Floats,
+    ) -> None:
+        pairs = [tracking.tracker_of(int(seed)) for seed in seeds]
+        self._trackers = [tracker for tracker, _ in pairs]
+        frames, columns = int(max(counts)), size.shape[1]
+        faults = [
+            draw_faults(tracker, rng, int(count), columns).padded(frames)
+            for (tracker, rng), count in zip(pairs, counts, strict=True)
+        ]
+        self._swaps = [(each.swaps, each.chosen) for each in faults]
+        self._tracked, self._pose, self._rates, self._ego = (
+            np.stack([getattr(each, name) for each in faults], axis=1)
+            for name in ("is_tracked", "pose", "rates", "ego")
+        )
+        self._size, self._typical = size, typical
+        self._factors = np.stack([each.size_factors for each in faults])
+        self._is_typical = np.stack([each.is_typical for each in faults])[..., None]
+        self._speed_lag = _steps([tracker.speed_lag_s for tracker in self._trackers])
+        self._rate_lag = _steps([tracker.rate_lag_s or 0.0 for tracker in self._trackers])
+        self._coast_s = np.array([tracker.coast_s for tracker in self._trackers])
+        self._filters = _filters(self._trackers, columns)
+        shape = (len(pairs), columns)
+        self._step = -1
+        # By frame, for those that report late.
+        self._source = np.zeros((frames, *shape), np.int64)
+        self._speeds = np.zeros((frames, *shape))
+        self._changes = np.zeros((frames, *shape, 2))
+        self._vehicles = np.zeros((*shape, 4))
+        self._last = np.full(shape, -1)  # frame of each track's newest sample
+        self._last_motion = np.zeros((*shape, 6))
+
+    def update(self, now: Moment) -> Reported:
+        """Return what is reported of the next frame.
+
+        Args:
+            now: What is true; the first call is about the first frame.
+        """
+        self._step += 1
+        source = self._follow(now)
+        tracked = np.take_along_axis(now.vehicles, source[..., None], axis=1)
+        self._speeds[self._step] = tracked[..., 3]
+        sizes, shift = self._sizes(now, source, tracked)
+        errors = self._pose[self._step]
+        seen = tracked + _turned(errors, now.ego[:, 2]) + shift
+        late = _before(self._speeds, self._step, self._speed_lag)
+        seen[..., 3] = np.maximum(late + errors[..., 3], 0.0)
+        is_there = np.take_along_axis(now.present, source, axis=1)
+        is_measured = self._tracked[self._step] & is_there
+        rates = self._find_rates(now, source, seen, is_measured)
+        present = self._coast(seen, rates, is_measured)
+        features = _ego_features(now.features, self._ego[self._step])
+        return Reported(features, seen, sizes, rates, present, source)
+
+    def _follow(self, now: Moment) -> Indices:
+        """Return whom each track follows now [E, V]."""
+        step, columns = self._step, now.vehicles.shape[1]
+        source = self._source[step - 1].copy() if step else np.arange(columns)[None]
+        self._source[step] = source
+        for e, (frames, chosen) in enumerate(self._swaps):
+            for number in chosen[frames == step]:
+                _swap(self._source[step, e], now, e, float(number))
+        return np.asarray(self._source[step])
+
+    def _sizes(self, now: Moment, source: Indices, tracked: Floats) -> tuple[Floats, Floats]:
+        """Return reported sizes [E, V, 2], and by how much they move centres [E, V, 4].
+
+        A tracker sees the near end of a road user: where it takes the length for another, the
+        centre moves with the far end.
+        """
+        rows = np.arange(len(source))[:, None]
+        former = self._source[max(self._step - round(SIZE_MEMORY_S / DT_S), 0)]
+        known = np.where(self._is_typical, self._typical[rows, former], self._size[rows, former])
+        sizes = np.clip(known * self._factors, _LEAST_SIZE_M, _LARGEST_SIZE_M)
+        longer = (sizes[..., 0] - self._size[rows, source][..., 0]) / 2
+        offset = tracked[..., :2] - now.ego[:, None, :2]
+        cos, sin = np.cos(tracked[..., 2]), np.sin(tracked[..., 2])
+        ahead = longer * np.sign(offset[..., 0] * cos + offset[..., 1] * sin)
+        zero = np.zeros_like(ahead)
+        return sizes, np.stack([ahead * cos, ahead * sin, zero, zero], axis=-1)
+
+    def _find_rates(
+        self, now: Moment, source: Indices, seen: Floats, is_measured: Booleans
+    ) -> Floats:
+        """Return accelerations and turn rates [E, V, 2], by the filter or as trackers have them."""
+        if self._step:
+            change = (now.vehicles - self._vehicles)[..., [3, 2]]
+            change[..., 1] -= 2 * np.pi * np.round(change[..., 1] / (2 * np.pi))
+            self._changes[self._step] = change
+        self._vehicles = now.vehicles
+        late = _before(self._changes, self._step, self._rate_lag) / DT_S
+        rates = np.take_along_axis(late, source[..., None], axis=1) + self._rates[self._step]
+        for some, history in self._filters:
+            rows = np.flatnonzero(is_measured[some])
+            speeds, headings = (seen[some][..., part].ravel()[rows] for part in (3, 2))
+            history.add(rows, self._step * DT_S, speeds, headings)
+            found = np.zeros((len(some) * source.shape[1], 2))
+            found[rows] = np.stack(history.rates(rows, self._step * DT_S), axis=-1)
+            rates[some] = found.reshape(len(some), -1, 2)
+        return np.asarray(rates)
+
+    def _coast(self, seen: Floats, rates: Floats, is_measured: Booleans) -> Booleans:
+        """Move tracks without a sample on, in place; return which tracks are there [E, V]."""
+        self._last[is_measured] = self._step
+        self._last_motion[is_measured] = np.concatenate([seen, rates], axis=-1)[is_measured]
+        elapsed_s = (self._step - self._last) * DT_S
+        is_moved = ~is_measured & (self._last >= 0)
+        is_moved &= elapsed_s <= self._coast_s[:, None] + _SAME_TIME_S
+        motion = self._last_motion[is_moved]
+        seen[is_moved], rates[is_moved] = moved_on(motion, elapsed_s[is_moved]), motion[:, 4:]
+        return np.asarray(is_measured | is_moved)
+
+
+def _steps(seconds: Sequence[float]) -> Indices:
+    return np.array([round(each / DT_S) for each in seconds], np.int64)
+
+
+def _before(values: Floats, step: int, lag: Indices) -> Floats:
+    """Return what values [T, E, ...] were some frames [E] before a step, [E, ...]."""
+    return np.asarray(values[np.maximum(step - lag, 0), np.arange(len(lag))])
+
+
+def _filters(trackers: Sequence[Tracker], columns: int) -> list[tuple[list[int], History]]:
+    """Return the client's filters, and whose tracks each one has side by side."""
+    filters = []
+    asking = [i for i, tracker in enumerate(trackers) if tracker.rate_lag_s is None]
+    for window_s in sorted({trackers[i].filter_s for i in asking}):
+        some = [i for i in asking if trackers[i].filter_s == window_s]
+        samples = 2 + round(window_s / DT_S)
+        filters.append((some, History(len(some) * columns, window_s, samples)))
+    return filters
+
+
+def _swap(source: Indices, now: Moment, e: int, chosen: float) -> None:
+    """Exchange two tracks near the ego [V], in place, if there are two near each other.
+
+    Args:
+        source: [V] whom they follow.
+        now: What is true.
+        e: Number of the episode.
+        chosen: In [0, 1), which of those near the ego is one of them.
+    """
+    places, there = now.vehicles[e, :, :2], np.flatnonzero(now.present[e])
+    away = np.linalg.norm(places[there] - now.ego[e, :2], axis=-1)
+    near = there[np.argsort(away)[:_SWAPPED_NEAR_EGO]]
+    if len(near) < 2:
+        return
+    one = near[int(chosen * len(near))]
+    others = near[near != one]
+    apart = np.linalg.norm(places[others] - places[one], axis=-1)
+    if apart.min() <= _SWAP_RANGE_M:
+        other = others[np.argmin(apart)]
+        tracks = [int(np.argmax(source == x)) for x in (one, other)]
+        source[tracks] = source[tracks[::-1]]
+
+
+def _turned(errors: Floats, heading: Floats) -> Floats:
+    """Return errors [E, V, 4] along and across an ego of a heading [E] in the world."""
+    cos, sin = np.cos(heading)[..., None], np.sin(heading)[..., None]
+    along, across = errors[..., 0], errors[..., 1]
+    zero = np.zeros_like(along)
+    moved = (cos * along - sin * across, sin * along + cos * across, errors[..., 2], zero)
+    return np.stack(moved, axis=-1)
+
+
+def _ego_features(features: Floats, errors: Floats) -> Floats:
+    """Return the ego's features [E, 6] with errors."""
+    wrong = features + errors
+    wrong[..., 0] = np.maximum(wrong[..., 0], 0.0)
+    heading = np.arcsin(np.clip(features[..., 2], -1, 1)) + errors[..., 2]
+    wrong[..., 2] = np.where(errors[..., 2] == 0, features[..., 2], np.sin(heading))
+    return wrong
+
+
+def typical_sizes(kinds: NDArray[np.integer], names: Sequence[str], size: Floats) -> Floats:
+    """Return the sizes [..., 2] that road users are taken for where a tracker measures none.
+
+    Args:
+        kinds: [...] indices into `names`.
+        names: Of the kinds.
+        size: [..., 2] true ones, for kinds that nobody knows.
+    """
+    typical = np.array([TYPICAL_SIZES_M.get(name, (0.0, 0.0)) for name in names])[kinds]
+    return np.where(typical > 0, typical, size)
 
 
 def report(store: EpisodeStore, episodes: Indices, tracking: Tracking) -> Reports:
@@ -167,233 +357,28 @@ def report(store: EpisodeStore, episodes: Indices, tracking: Tracking) -> Report
 
 
 def _report(store: EpisodeStore, episodes: Indices, tracking: Tracking) -> Reports:
-    truth = _truth(store, episodes)
-    pairs = [tracking.tracker_of(seed) for seed in store.seed[episodes]]
-    trackers = [tracker for tracker, _ in pairs]
-    faults = [_draw(truth, e, *pair) for e, pair in enumerate(pairs)]
-    source = np.stack([each.source for each in faults], axis=1)
-    tracked = np.take_along_axis(truth.vehicles, source[..., None], axis=2)
-    lag = np.array([each.lag for each in faults])
-    errors = np.stack([each.pose for each in faults], axis=1)
-    sizes, shift = _sizes(truth, faults, source, tracked)
-    seen = tracked + _turned(errors, truth.ego[..., 2]) + shift
-    late = tracked[_earlier(truth, lag)][..., 3]
-    seen[..., 3] = np.maximum(late + errors[..., 3], 0.0)
-    is_measured = np.stack([each.is_measured for each in faults], axis=1)
-    rates = _rates(truth, trackers, faults, source, seen, is_measured)
-    coast_s = np.array([tracker.coast_s for tracker in trackers])
-    present = _coast(seen, rates, is_measured, coast_s)
-    features = _ego_features(truth.features, np.stack([each.ego for each in faults], axis=1))
-    recorded = np.arange(len(truth.frames)) <= truth.last[:, None]  # [E, T], as in the store
+    counts = store.frame_count[episodes].astype(np.int64)
+    size = store.size[episodes].astype(np.float64)
+    typical = typical_sizes(store.kind[episodes], store.kind_names, size)
+    trackers = Trackers(tracking, store.seed[episodes], counts, size, typical)
+    # Behind an episode's end its last frame repeats.
+    steps = np.minimum(np.arange(counts.max())[:, None], counts - 1)
+    frames = store.frame_start[episodes] + steps  # [T, E]
+    seen = [
+        trackers.update(
+            Moment(
+                store.ego[now].astype(np.float64),
+                store.ego_features[now].astype(np.float64),
+                store.vehicles[now].astype(np.float64),
+                store.present[now] > 0,
+            )
+        )
+        for now in frames
+    ]
+    recorded = np.arange(len(frames)) < counts[:, None]  # [E, T], as in the store
 
     def in_order(values: NDArray[Any]) -> NDArray[Any]:
         return np.asarray(np.swapaxes(values, 0, 1)[recorded])
 
-    return Reports(
-        frames=in_order(truth.frames),
-        ego_features=in_order(features),
-        vehicles=in_order(seen),
-        sizes=in_order(sizes),
-        rates=in_order(rates),
-        present=in_order(present),
-        source=in_order(source),
-    )
-
-
-def _truth(store: EpisodeStore, episodes: Indices) -> _Truth:
-    last = store.frame_count[episodes].astype(np.int64) - 1
-    steps = np.minimum(np.arange(last.max() + 1)[:, None], last)
-    frames = store.frame_start[episodes] + steps
-    usual = np.array([TYPICAL_SIZES_M.get(name, (0.0, 0.0)) for name in store.kind_names])
-    size = store.size[episodes].astype(np.float64)
-    typical = usual[store.kind[episodes]]
-    return _Truth(
-        frames=frames,
-        last=last,
-        ego=store.ego[frames].astype(np.float64),
-        features=store.ego_features[frames].astype(np.float64),
-        vehicles=store.vehicles[frames].astype(np.float64),
-        present=store.present[frames] > 0,
-        size=size,
-        typical=np.where(typical > 0, typical, size),
-    )
-
-
-def _draw(truth: _Truth, e: int, tracker: Tracker, rng: np.random.Generator) -> _Faults:
-    """Draw what a tracker does wrong in the batch's e-th episode."""
-    count, columns = int(truth.last[e]) + 1, truth.vehicles.shape[2]
-    shape = (count, columns, 4)
-    pose = rng.normal(size=shape) * tracker.white.as_row()
-    pose += _lasting(rng.normal(size=shape), tracker.correlation_s) * tracker.correlated.as_row()
-    pose += rng.normal(size=shape[1:]) * tracker.bias.as_row()
-    factors = 1 + tracker.size_share * rng.normal(size=(columns, 2))
-    rates = rng.normal(size=(count, columns, 2))
-    ego = rng.normal(size=(count, _EGO)) * (
-        *(tracker.ego_speed_mps, tracker.lane_offset_m, tracker.ego_heading_rad),
-        *(tracker.edge_m, tracker.edge_m, 0.0),
-    )
-    ego[:, 3:5] += rng.normal(size=2) * tracker.edge_bias_m
-    ego[:, 3] += ego[:, 1]
-    ego[:, 4] -= ego[:, 1]
-    missing = len(truth.frames) - count
-
-    def padded(values: NDArray[Any]) -> NDArray[Any]:
-        return np.pad(values, ((0, missing), *((0, 0),) * (values.ndim - 1)), mode="edge")
-
-    source = _swapped(truth, e, tracker.swaps_per_s, rng)
-    is_measured = _measured(tracker, count, columns, rng)
-    present = np.take_along_axis(truth.present[:count, e], source, axis=1)
-    return _Faults(
-        lag=round(tracker.speed_lag_s / DT_S),
-        source=padded(source),
-        is_measured=padded(is_measured & present),
-        pose=padded(pose),
-        rates=padded(rates * (tracker.acceleration_mps2, tracker.yaw_rate_radps)),
-        size_factors=np.clip(factors, 0.5, 1.6),
-        is_typical=np.asarray(rng.random(columns) < tracker.typical_share),
-        ego=padded(ego),
-    )
-
-
-def _lasting(white: Floats, correlation_s: float) -> Floats:
-    """Return errors [T, ...] of deviation 1 that last, made of independent ones."""
-    keep = float(np.exp(-DT_S / correlation_s))
-    fresh = np.sqrt(1 - keep**2)
-    white[0] /= fresh  # as if it had gone on for ever before
-    return np.asarray(lfilter([fresh], [1, -keep], white, axis=0))
-
-
-def _measured(tracker: Tracker, count: int, columns: int, rng: np.random.Generator) -> Booleans:
-    """Return when tracks [V] have begun and have not lost their road user, [T, V]."""
-    is_late = rng.random(columns) < tracker.late_share
-    begins = np.where(is_late, rng.integers(1, count, columns), 0)
-    measured: Booleans = np.arange(count)[:, None] >= begins
-    starts = np.argwhere(rng.random((count, columns)) < tracker.drops_per_s * DT_S)
-    lengths = np.ceil(rng.exponential(tracker.drop_s / DT_S, len(starts))).astype(int)
-    for (start, column), length in zip(starts, lengths, strict=True):
-        measured[start : start + length, column] = False
-    return measured
-
-
-def _swapped(truth: _Truth, e: int, swaps_per_s: float, rng: np.random.Generator) -> Indices:
-    """Return which road user each track follows [T, V]."""
-    count, columns = int(truth.last[e]) + 1, truth.vehicles.shape[2]
-    source = np.tile(np.arange(columns), (count, 1))
-    for frame in np.sort(rng.integers(1, count, rng.poisson(swaps_per_s * count * DT_S))):
-        places, chosen = truth.vehicles[frame, e, :, :2], rng.random()
-        there = np.flatnonzero(truth.present[frame, e])
-        away = np.linalg.norm(places[there] - truth.ego[frame, e, :2], axis=-1)
-        near = there[np.argsort(away)[:_SWAPPED_NEAR_EGO]]
-        if len(near) < 2:
-            continue
-        one = near[int(chosen * len(near))]
-        others = near[near != one]
-        apart = np.linalg.norm(places[others] - places[one], axis=-1)
-        if apart.min() <= _SWAP_RANGE_M:
-            other = others[np.argmin(apart)]
-            tracks = [int(np.argmax(source[frame] == x)) for x in (one, other)]
-            source[frame:, tracks] = source[frame:, tracks[::-1]]
-    return source
-
-
-def _earlier(truth: _Truth, lag: Indices) -> tuple[Indices, Indices]:
-    """Return where, in arrays [T, E, ...], the frames some frames ago are; `lag` is [E]."""
-    steps = np.arange(len(truth.frames))[:, None]
-    return np.maximum(steps - lag, 0), np.arange(len(lag))[None]
-
-
-def _turned(errors: Floats, heading: Floats) -> Floats:
-    """Return errors [T, E, V, 4] along and across an ego of a heading [T, E] in the world."""
-    cos, sin = np.cos(heading)[..., None], np.sin(heading)[..., None]
-    along, across = errors[..., 0], errors[..., 1]
-    zero = np.zeros_like(along)
-    moved = (cos * along - sin * across, sin * along + cos * across, errors[..., 2], zero)
-    return np.stack(moved, axis=-1)
-
-
-def _sizes(
-    truth: _Truth, faults: list[_Faults], source: Indices, tracked: Floats
-) -> tuple[Floats, Floats]:
-    """Return reported sizes [T, E, V, 2], and by how much they move centres [T, E, V, 4].
-
-    A tracker sees the near end of a road user: where it takes the length for another, the centre
-    moves with the far end.
-    """
-    rows = np.arange(source.shape[1])[None, :, None]
-    memory = np.full(source.shape[1], round(SIZE_MEMORY_S / DT_S))
-    former = source[_earlier(truth, memory)]
-    is_typical = np.stack([each.is_typical for each in faults])[..., None]
-    factors = np.stack([each.size_factors for each in faults])
-    known = np.where(is_typical, truth.typical[rows, former], truth.size[rows, former])
-    sizes = np.clip(known * factors, _LEAST_SIZE_M, _LARGEST_SIZE_M)
-    longer = (sizes[..., 0] - truth.size[rows, source][..., 0]) / 2
-    offset = tracked[..., :2] - truth.ego[:, :, None, :2]
-    cos, sin = np.cos(tracked[..., 2]), np.sin(tracked[..., 2])
-    ahead = longer * np.sign(offset[..., 0] * cos + offset[..., 1] * sin)
-    zero = np.zeros_like(ahead)
-    return sizes, np.stack([ahead * cos, ahead * sin, zero, zero], axis=-1)
-
-
-def _rates(
-    truth: _Truth,
-    trackers: list[Tracker],
-    faults: list[_Faults],
-    source: Indices,
-    seen: Floats,
-    is_measured: Booleans,
-) -> Floats:
-    """Return accelerations and turn rates [T, E, V, 2], by the filter or as a tracker has them."""
-    lag = np.array([round((tracker.rate_lag_s or 0.0) / DT_S) for tracker in trackers])
-    change = np.diff(truth.vehicles[..., [3, 2]], axis=0, prepend=truth.vehicles[:1, ..., [3, 2]])
-    change[..., 1] -= 2 * np.pi * np.round(change[..., 1] / (2 * np.pi))
-    true = np.take_along_axis(change[_earlier(truth, lag)] / DT_S, source[..., None], axis=2)
-    rates = true + np.stack([each.rates for each in faults], axis=1)
-    times = np.arange(len(seen)) * DT_S
-    windows = {tracker.filter_s for tracker in trackers if tracker.rate_lag_s is None}
-    for window_s in sorted(windows):
-        some = [
-            i
-            for i, tracker in enumerate(trackers)
-            if tracker.rate_lag_s is None and tracker.filter_s == window_s
-        ]
-        shape = (len(seen), -1)
-        part = seen[:, some]
-        found = filtered(
-            times,
-            part[..., 3].reshape(shape),
-            part[..., 2].reshape(shape),
-            is_measured[:, some].reshape(shape),
-            window_s,
-        )
-        rates[:, some] = np.stack(found, axis=-1).reshape(*part.shape[:3], 2)
-    return rates
-
-
-def _coast(seen: Floats, rates: Floats, is_measured: Booleans, coast_s: Floats) -> Booleans:
-    """Move tracks without a sample on, in place; return which tracks are there [T, E, V].
-
-    Args:
-        seen: [T, E, V, 4].
-        rates: [T, E, V, 2].
-        is_measured: [T, E, V].
-        coast_s: [E].
-    """
-    steps = np.arange(len(seen))[:, None, None]
-    last = np.maximum.accumulate(np.where(is_measured, steps, -1), axis=0)
-    elapsed_s = (steps - last) * DT_S
-    is_moved = ~is_measured & (last >= 0) & (elapsed_s <= coast_s[:, None] + _SAME_TIME_S)
-    _, episode, column = np.nonzero(is_moved)
-    before = last[is_moved], episode, column
-    motion = np.concatenate([seen[before], rates[before]], axis=-1)
-    seen[is_moved] = moved_on(motion, elapsed_s[is_moved])
-    rates[is_moved] = rates[before]
-    return np.asarray(is_measured | is_moved)
-
-
-def _ego_features(features: Floats, errors: Floats) -> Floats:
-    """Return the ego's features [T, E, 6] with errors."""
-    wrong = features + errors
-    wrong[..., 0] = np.maximum(wrong[..., 0], 0.0)
-    heading = np.arcsin(np.clip(features[..., 2], -1, 1)) + errors[..., 2]
-    wrong[..., 2] = np.where(errors[..., 2] == 0, features[..., 2], np.sin(heading))
-    return wrong
+    columns = (in_order(np.stack(column)) for column in zip(*seen, strict=True))
+    return Reports(in_order(frames), *columns)

@@ -338,28 +338,36 @@ def closed_loop_table(results: Mapping[str, Any]) -> str:
     thresholds = ", ".join(
         f"{number(judge['threshold'])} for {name}" for name, judge in tuning["judges"].items()
     )
-    roads = {
-        "trained": "On trained roads",
-        "unseen": f"On the road that was never trained on ({results['unseen_road']})",
-    }
+    seen = {None: "as they are"}.get(results["tracks"], f"by the trackers {results['tracks']!r}")
     return "\n".join(
         [
             f"A reckless driver (aggressive 40 %, bursts 40 %, planners' sequences 20 %) on seeds "
-            f"from {results['first_seed']} on, the same for all arms. A monitor sends one "
+            f"from {results['first_seed']} on, the same for all arms, in the fleet "
+            f"{results['fleet']!r}. Monitors see road users {seen}; crashes are judged by the "
+            "truth. A monitor sends one "
             f"`/safety-check` a step, {results['horizon_s']:g} s ahead, {results['cars_at_once']} "
-            "cars at once. brake: full brake in the lane unless holding the driver's action is "
+            "cars at once, in SUMO one a process. brake: full brake in the lane unless holding the "
+            "driver's action is "
             "safe. fallbacks: then the safest of 12 manoeuvres instead. shield: the driver's "
             "action passes while some manoeuvre after it is safe. physics: a bicycle and constant "
-            "turn rates in the model's place, its alarm threshold at 1 % false alarms. The "
+            "turn rates in the model's place, constant velocity: a bicycle and others that go "
+            "straight on, with the same states, their alarm thresholds at 1 % false alarms. The "
             f"shields' thresholds ({thresholds}) are the strictest that override at most "
             f"{100 * tuning['limit']:g} % of the steps of {tuning['episodes']} other drives.\n",
             *(
-                f"{title}:\n\n{_arm_table(parts[part])}"
-                for part, title in roads.items()
-                if part in parts
+                f"{_roads_title(source, part, results)}:\n\n{_arm_table(arms)}"
+                for source, found in parts.items()
+                for part, arms in found.items()
             ),
         ]
     )
+
+
+def _roads_title(source: str, part: str, results: Mapping[str, Any]) -> str:
+    if part == "unseen":
+        unseen = results["unseen_roads"][source]
+        return f"{source}, on the road that was never trained on ({unseen})"
+    return f"{source}, on trained roads"
 
 
 def _arm_table(arms: Mapping[str, Any]) -> str:
@@ -370,6 +378,7 @@ def _arm_table(arms: Mapping[str, Any]) -> str:
             " / ".join(number(x[cause]) for cause in CAUSES[1:]),
             ranged(x["prevented"], x["prevented_interval"], 2),
             ranged(x.get("above_physics"), x.get("above_physics_interval"), 3),
+            ranged(x.get("above_velocity"), x.get("above_velocity_interval"), 3),
             number(x["per_km"], 2),
             number(x["mean_speed_mps"], 1),
             ranged(x["speed_kept"], x["speed_kept_interval"], 2),
@@ -387,6 +396,7 @@ def _arm_table(arms: Mapping[str, Any]) -> str:
         "crash / off the road",
         "prevented",
         "above physics",
+        "above constant velocity",
         "per km",
         "mean speed, m/s",
         "speed kept",

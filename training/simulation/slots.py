@@ -74,6 +74,26 @@ def slot_features(
     return np.where(filled[..., None], features, 0.0).astype(np.float32)
 
 
+def reported_features(
+    ego: Floats, others: Floats, rates: Floats, filled: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """Return vehicles as a tracker with rates of its own reports them.
+
+    Args:
+        ego: [..., 4] x, y, heading, speed in the world frame.
+        others: [..., K, 4] likewise.
+        rates: [..., K, 2] acceleration, yaw rate.
+        filled: [..., K] whether the slot holds a vehicle.
+
+    Returns:
+        [..., K, 7] as `slot_features`, headings in [-pi, pi).
+    """
+    features = slot_features(ego, others, others, filled)
+    features[..., -2:] = rates * filled[..., None]
+    features[..., 3] -= whole_turns(features[..., 3])
+    return features
+
+
 def whole_turns(heading: Floats) -> Floats:
     """Return the multiple of 2 pi to take off headings [...] so that they are in [-pi, pi)."""
     turns: Floats = 2 * np.pi * np.floor((heading + np.pi) / (2 * np.pi))
