@@ -265,7 +265,8 @@ def _error(model: WorldModel, predicted: Tensor, true: Tensor, spec: Spec) -> Te
     gates = [spec.state_index(slot.gate) for slot in slots]
     is_there = true[:, gates] > torch.tensor([0.5 if slot.has_presence else 0.0 for slot in slots])
     off = [(predicted - true)[:, [spec.state_index(x) for x in (s.dx, s.dy)]] for s in slots]
-    return (torch.stack(off, 1).norm(dim=-1) * is_there).sum(1) / is_there.sum(1).clamp_min(1)
+    distance: Tensor = torch.linalg.vector_norm(torch.stack(off, 1), dim=-1)
+    return (distance * is_there).sum(1) / is_there.sum(1).clamp_min(1)
 
 
 def updates_saved(path: Path) -> int:

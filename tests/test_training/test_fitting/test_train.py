@@ -238,6 +238,7 @@ def test_an_error_is_that_of_the_last_step_that_goes_on() -> None:
 
 def test_errors_of_neighbours_are_distances() -> None:
     spec = road_users_spec()
+    assert spec.example is not None
     model = WorldModel(hidden_dims=(32,), spec=spec)
     with torch.no_grad():
         for parameter in model.decoder.parameters():

@@ -1,6 +1,6 @@
 """Three recorded scenes of NGSIM as CommonRoad scenarios, which are not part of the repository.
 
-WORLD_MODEL_COMMONROAD names the folder that holds them.
+COMMONROAD_SCENES names the folder that holds them.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ from training.evaluation.evaluate import evaluate
 from training.recordings.egos import Options
 from training.recordings.importing import Imported, import_tracks
 
-# Taken out: the service refuses variables of this prefix that are none of its settings.
-FOLDER = Path(os.environ.pop("WORLD_MODEL_COMMONROAD", "") or "/nowhere")
+FOLDER = Path(os.environ.get("COMMONROAD_SCENES") or "/nowhere")
 US_101, OTHER_US_101, LANKERSHIM = (
     f"USA_{name}_T-1.xml" for name in ("US101-26_1", "US101-5_1", "Lanker-1_3")
 )
 PRETRAINED = Path(models.__file__).parent / "pretrained"
 
 pytestmark = pytest.mark.skipif(
-    not FOLDER.is_dir(), reason="WORLD_MODEL_COMMONROAD names no folder of recorded scenes"
+    not FOLDER.is_dir(), reason="COMMONROAD_SCENES names no folder of recorded scenes"
 )
 
 
