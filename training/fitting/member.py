@@ -20,14 +20,8 @@ from models.spec import Spec
 from training.dataset.windows import Windows
 from training.fitting.losses import WindowBatch, outlier_loss, rollout_loss
 from training.fitting.normalise import fit_normalisers
-from training.fitting.options import TrainOptions
-from training.fitting.outliers import (
-    ERROR_REWARD_SD,
-    LARGEST_ERROR,
-    OUTLIER_REWARD_SD,
-    make_outliers,
-    own_side,
-)
+from training.fitting.options import Stage, TrainOptions
+from training.fitting.outliers import OUTLIER_REWARD_SD, error_shifts, make_outliers, own_side
 from training.running.files import whole_file
 from training.running.stopping import uninterrupted
 
@@ -88,7 +82,7 @@ class MemberTrainer:
         self.change_scale = torch.as_tensor(normalisers.change_scale, device=self.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=options.learning_rate)
         self.state = TrainingState()
-        self._errors: NDArray[np.float64] | None = None
+        self._reward_shifts: NDArray[np.float32] | None = None  # [N] of the training windows
         rows = np.random.default_rng(options.seed).permutation(len(validation))
         self.validation = validation.take(np.sort(rows[:_VALIDATION_WINDOWS]))
 
@@ -121,6 +115,7 @@ class MemberTrainer:
         first = self.state.update
         stop = min(self._validated + self.options.validate_every, self.options.updates)
         for update in range(first, stop):
+            self._find_reward_shifts(self.stages[update])
             # Stopped between updates, or weights would be saved that are half updated.
             with uninterrupted():
                 losses = self._update(update)
@@ -144,13 +139,14 @@ class MemberTrainer:
             parameter.requires_grad_(not stage.only or name.startswith(stage.only))
         rows = np.sort(self.rng.integers(len(self.train_windows), size=stage.rows))
         batch = to_batch(self.train_windows.take(rows), stage.horizon, self.device)
+        shifts = self._reward_shifts if _teaches_errors(stage) else None
         losses = rollout_loss(
             self.model,
             batch,
             self.change_scale[: stage.horizon],
             positive_weight=self.options.positive_weight,
             done_weight=self.options.done_weight,
-            reward_shift=self._reward_shift(rows) if stage.only and stage.outlier_weight else None,
+            reward_shift=None if shifts is None else torch.tensor(shifts[rows], device=self.device),
         )
         if stage.outlier_weight:
             losses["outliers"] = self._outlier_loss(batch)
@@ -168,17 +164,15 @@ class MemberTrainer:
         states = torch.as_tensor(wrong, device=self.device)
         return outlier_loss(self.model, states, batch.actions[:, 0], reward_sd)
 
-    def _reward_shift(self, rows: NDArray[np.int64]) -> Tensor:
-        """Return how far this member's rewards of some training windows are to be off [B], in sd.
+    def _find_reward_shifts(self, stage: Stage) -> None:
+        """Find how far this member's rewards are to be off, once its errors do not change any more.
 
-        By its own error on the window; in stages that leave alone what predicts states.
+        Takes a minute or more of many windows: not within an update, where signals wait.
         """
-        if self._errors is None:
+        if self._reward_shifts is None and _teaches_errors(stage):
             errors = rollout_errors(self.model, self.train_windows, self.spec, self.device)
-            errors /= max(float(errors.mean()), 1e-12)
             side = own_side(self.index, self.options.members)
-            self._errors = ERROR_REWARD_SD * side * np.minimum(errors, LARGEST_ERROR)
-        return torch.as_tensor(self._errors[rows], dtype=torch.float32, device=self.device)
+            self._reward_shifts = error_shifts(errors, side).astype(np.float32)
 
     def _schedule(self, update: int) -> float:
         """Return the share of the peak learning rate: linear warm-up, then a cosine to 1 %.
@@ -233,6 +227,11 @@ class MemberTrainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.rng.bit_generator.state = state["rng"]
         self.state = TrainingState(**state["progress"])
+
+
+def _teaches_errors(stage: Stage) -> bool:
+    """Return whether a stage leaves alone what predicts states, and teaches members to disagree."""
+    return bool(stage.only) and stage.outlier_weight > 0
 
 
 @torch.no_grad()

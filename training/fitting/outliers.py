@@ -32,7 +32,7 @@ Far apart, because the loss is linear there: a state that is rather right than w
 ERROR_REWARD_SD = 0.3
 """Rewards of right states are spread up to so many standard deviations for an average error."""
 LARGEST_ERROR = 6.0
-"""Errors count up to so many times the average one."""
+"""Errors count up to so many times the average one, which is taken of all but the largest 1 %."""
 
 _NOISE_SD = (0.7, 10.0)
 _FACTORS = (2.0, 60.0)
@@ -49,6 +49,21 @@ def own_side(index: int, members: int) -> float:
     # From the outside to the middle, both sides by turns: 1, -1, 0.5, -0.5, 0.
     side = 1.0 - 2 * (index // 2) / (members - 1)
     return -side if index % 2 else side
+
+
+def error_shifts(errors: NDArray[np.float64], side: float) -> NDArray[np.float64]:
+    """Return by how much a member's rewards of right states are to be off [N], in sd.
+
+    Args:
+        errors: [N] of the member; one that is no number counts as large.
+        side: The member's, see `own_side`.
+    """
+    errors = np.where(np.isfinite(errors), errors, np.inf)
+    usual = errors[errors <= np.quantile(errors, 0.99, method="lower")]
+    average = float(usual.mean())
+    if not 0 < average < np.inf:  # no error, or nothing but wild ones: nothing to be told apart
+        return np.zeros(len(errors))
+    return ERROR_REWARD_SD * side * np.minimum(errors / average, LARGEST_ERROR)
 
 
 def make_outliers(states: Floats, spec: Spec, rng: np.random.Generator) -> Floats:

@@ -6,7 +6,13 @@ import pytest
 from models.highway import highway_spec
 from models.road_users import road_users_spec
 from models.spec import anonymous_spec
-from training.fitting.outliers import make_outliers, own_side
+from training.fitting.outliers import (
+    ERROR_REWARD_SD,
+    LARGEST_ERROR,
+    error_shifts,
+    make_outliers,
+    own_side,
+)
 
 SPEC = highway_spec()
 
@@ -29,6 +35,29 @@ def test_the_first_members_alone_hardly_lean_to_a_side(members: int) -> None:
     assert max(sides) == -min(sides) == 1
     for count in range(2, members):
         assert abs(np.mean(sides[:count])) <= 1 / count
+
+
+def test_rewards_are_off_by_the_share_of_the_average_error() -> None:
+    errors = np.array([0.0, 1.0, 2.0, 3.0, 100.0])
+
+    shifts = error_shifts(errors, -0.5)
+
+    assert shifts == pytest.approx(-0.5 * ERROR_REWARD_SD * np.r_[errors[:4] / 1.5, LARGEST_ERROR])
+
+
+@pytest.mark.parametrize("wild", [1e30, np.inf, np.nan])
+def test_a_wild_error_leaves_the_shifts_of_others_as_they_are(wild: float) -> None:
+    usual = np.linspace(0, 2, 200)
+
+    shifts = error_shifts(np.append(usual, wild), 1.0)
+
+    assert shifts[:-1] == pytest.approx(ERROR_REWARD_SD * usual, rel=0.02)
+    assert shifts[-1] == ERROR_REWARD_SD * LARGEST_ERROR
+
+
+@pytest.mark.parametrize("error", [0.0, np.nan, np.inf])
+def test_errors_that_tell_nothing_apart_shift_nothing(error: float) -> None:
+    assert not error_shifts(np.full(10, error), 1.0).any()
 
 
 def test_outliers_are_finite_and_nearly_all_differ_from_what_they_are_made_of() -> None:

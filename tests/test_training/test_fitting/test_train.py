@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from models.checkpoint import (
     Architecture,
@@ -200,6 +201,30 @@ def test_an_interrupted_member_resumes_to_the_same_weights(
     assert resumed.state.update == 60
     for name, value in whole.state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
+
+
+def test_a_member_that_looks_for_its_errors_can_be_stopped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    went_on = []
+
+    def stopped(model: WorldModel, windows: Windows, *rest: object) -> NDArray[np.float64]:
+        signal.raise_signal(signal.SIGINT)
+        went_on.append(True)
+        return np.ones(len(windows))
+
+    monkeypatch.setattr("training.fitting.member.rollout_errors", stopped)
+    options = replace(QUICK, members=2, stages=(Stage(2, 20, 32), HEADS), validate_every=20)
+    train, validation = toy_windows(300, 2, seed=1), toy_windows(100, 2, seed=2)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            MemberTrainer(0, toy_spec(), options, train, validation, tmp_path).run()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+    assert not went_on
+    assert updates_saved(tmp_path / STATE) == 20
 
 
 def test_members_are_taught_rewards_by_their_errors_on_either_side(tmp_path: Path) -> None:
