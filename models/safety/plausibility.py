@@ -26,6 +26,10 @@ _LEAST_TOLERATED_M = 0.3
 """Of neighbours whose sizes are measured, those who are narrow may overlap by this: people walk
 side by side, and trackers are wrong by decimetres about each of two places."""
 
+_LEAST_SIZE_M = 0.1
+"""Nobody on a road is smaller: with a size in km, or what rounding leaves of one, nobody would be
+in the way. Trained ranges do not tell, as empty slots are zeros."""
+
 Faults = Iterator[str]
 Size = tuple[float, float]
 """Length and width, m."""
@@ -68,7 +72,7 @@ def faults_of(state: Sequence[float], limits: SafetyLimits) -> Faults:
 
 def _can_be(size: Size, limits: SafetyLimits) -> bool:
     longest_m, widest_m = limits.largest_m
-    return 0 < size[0] <= longest_m and 0 < size[1] <= widest_m
+    return _LEAST_SIZE_M <= size[0] <= longest_m and _LEAST_SIZE_M <= size[1] <= widest_m
 
 
 def _size_faults(size: Size, columns: tuple[int, ...], limits: SafetyLimits, whose: str) -> Faults:
@@ -76,9 +80,9 @@ def _size_faults(size: Size, columns: tuple[int, ...], limits: SafetyLimits, who
     for value, column, what, most_m in zip(
         size, columns, ("length", "width"), limits.largest_m, strict=True
     ):
-        if not 0 < value <= most_m:
+        if not _LEAST_SIZE_M <= value <= most_m:
             name = limits.feature_names[column]
-            allowed = f"which is above 0 and up to {most_m:g} m"
+            allowed = f"which is from {_LEAST_SIZE_M:g} to {most_m:g} m"
             yield f"{name} = {value:g} is no {what} {whose}, {allowed}"
 
 

@@ -491,14 +491,16 @@ def test_each_ones_own_size_says_what_can_be(values: dict[str, float], expected:
     [
         (
             {"neighbour_2_length": 4.0, "neighbour_2_dx": 9.0},
-            "neighbour_2_width = 0 is no width of somebody who is there, which is above 0 and up "
-            "to 4 m",
+            "neighbour_2_width = 0 is no width of somebody who is there, which is from 0.1 to 4 m",
         ),
         (user(2, 4.0, -2.0, 9.0, 0.0), "neighbour_2_width = -2 is no width of somebody"),
         (user(2, 4.0, 4.5, 9.0, 0.0), "neighbour_2_width = 4.5 is no width of somebody"),
+        (user(2, 0.0165, 2.5, 25.0, 0.0), "neighbour_2_length = 0.0165 is no length of somebody"),
+        (user(2, 1e-40, 2.5, 25.0, 0.0), "neighbour_2_length = 9.99995e-41 is no length of"),
+        (user(2, 16.5, 0.0025, 25.0, 0.0), "neighbour_2_width = 0.0025 is no width of somebody"),
         (user(2, 31.0, 2.0, 25.0, 0.0), "neighbour_2_length = 31 is no length of somebody"),
         (user(2, -1.0, 2.0, 9.0, 0.0), "neighbour_2_length = -1 is below 0"),
-        ({"length": 0.0}, "length = 0 is no length of the ego, which is above 0 and up to 30 m"),
+        ({"length": 0.0}, "length = 0 is no length of the ego, which is from 0.1 to 30 m"),
         ({"width": -1.0}, "width = -1 is no width of the ego"),
         ({"width": 4.25}, "width = 4.25 is no width of the ego"),
         ({"length": NAN}, "length = nan is no length of the ego"),
