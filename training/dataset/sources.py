@@ -23,7 +23,7 @@ from training.dataset.windows import (
     split_at_random,
     split_episodes,
 )
-from training.simulation.fleets import CARS, spec_of
+from training.simulation.fleets import CARS, check_fleet, spec_of
 from training.simulation.simulator import CAUSES, HIGHWAY
 
 Indices = NDArray[np.int64]
@@ -221,8 +221,14 @@ class Own:
 
 
 def fleet_of(manifest: Mapping[str, Any]) -> str:
-    """Return the fleet of recordings, for more of the same kind."""
-    return str(manifest.get("fleet", CARS))  # those before there were others
+    """Return the fleet of recordings, for more of the same kind.
+
+    Raises:
+        ValueError: It is none that is known.
+    """
+    fleet = manifest.get("fleet", CARS)  # those before there were others
+    check_fleet(fleet)
+    return str(fleet)
 
 
 def tracks_of(fleet: str, tracks: str | None = None) -> str | None:

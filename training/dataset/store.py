@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from models.checkpoint.files import json_text, read_json
+from models.road_users import LONGEST_M
 from training.dataset.arrays import Layout, read_arrays
 from training.running.files import whole_file
 from training.simulation.fleets import KINDS
@@ -317,11 +318,9 @@ def load_store(folder: Path) -> EpisodeStore:
     for path in shard_paths(folder, manifest):
         arrays = read_arrays(path, EPISODE_ARRAYS, FRAME_ARRAYS)
         for array, known in (*names.items(), ("ego_kind", names["kind"])):
-            if (arrays[array] >= len(known)).any():
-                raise ValueError(
-                    f"{path}: {array} is {arrays[array].max()}, but must be below {len(known)}"
-                )
+            _check_codes(path, array, arrays, len(known))
         _check_sizes(path, arrays)
+        _check_values(path, arrays)
         arrays["frame_start"] = arrays["frame_start"] + frames
         frames += len(arrays["reward"])
         shards.append(arrays)
@@ -336,19 +335,52 @@ def load_store(folder: Path) -> EpisodeStore:
     )
 
 
-def _check_sizes(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Refuse road users without a size: they would be nobody, or infinitely near.
+def _check_codes(path: Path, name: str, arrays: Mapping[str, NDArray[Any]], count: int) -> None:
+    """Refuse codes that stand for nothing.
 
     Raises:
-        ValueError: A size of somebody, or of the ego, is not above 0 and finite.
+        ValueError: One is not below the count, or below 0 where somebody is.
+    """
+    codes = arrays[name]
+    least = np.where(arrays["vehicle_id"] >= 0, 0, -1) if name == "kind" else 0
+    is_wrong = (codes >= count) | (codes < least)
+    if is_wrong.any():
+        raise ValueError(
+            f"{path}: {name} is {codes[is_wrong][0]}, but must be from 0 to {count - 1}"
+        )
+
+
+def _check_values(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse numbers that nobody recorded.
+
+    Raises:
+        ValueError: A number is not finite, an action is no share of what can be done, or a flag is
+            neither 0 nor 1.
+    """
+    for name, values in arrays.items():
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise ValueError(f"{path}: {name} holds numbers that are not finite")
+    largest = float(np.abs(arrays["action"]).max(initial=0.0))
+    if largest > 1:
+        raise ValueError(f"{path}: action holds {largest:g}, but must be from -1 to 1")
+    for name in ("terminated", "truncated", "provoked", "present"):
+        if (arrays[name] > 1).any():
+            raise ValueError(f"{path}: {name} is {arrays[name].max()}, but must be 0 or 1")
+
+
+def _check_sizes(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse road users without a size that can be: they would be nobody, or everywhere.
+
+    Raises:
+        ValueError: A size of somebody, or of the ego, is none that somebody has.
     """
     episode = np.repeat(np.arange(len(arrays["frame_count"])), arrays["frame_count"])
     is_there = np.zeros(arrays["kind"].shape, np.bool_)
     np.logical_or.at(is_there, episode, arrays["present"] > 0)
     for name, sizes in (("size", arrays["size"][is_there]), ("ego_size", arrays["ego_size"])):
-        is_wrong = ~((sizes > 0) & np.isfinite(sizes))
+        is_wrong = ~((sizes > 0) & (sizes <= LONGEST_M))
         if is_wrong.any():
             raise ValueError(
                 f"{path}: {name} holds {sizes[is_wrong][0]:g} for somebody who is there, but must "
-                "be above 0"
+                f"be above 0 and up to {LONGEST_M:g} m"
             )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.test_training.driving import drive, mixed_episodes, save_store
+from training.dataset.sources import fleet_of
 from training.dataset.store import (
     EPISODE_ARRAYS,
     FRAME_ARRAYS,
@@ -55,7 +56,9 @@ def test_store_names_what_its_codes_mean(tmp_path: Path) -> None:
     assert store.source_names[store.source[0]] == "highway-env"
 
 
-@pytest.mark.parametrize(("name", "value"), [("size", 0.0), ("ego_size", -1.0), ("size", np.nan)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("size", 0.0), ("ego_size", -1.0), ("size", np.nan), ("size", 1e6)]
+)
 def test_store_refuses_somebody_without_a_size(tmp_path: Path, name: str, value: float) -> None:
     episode = drive(0)
     wrong: Any = np.where(getattr(episode, name) > 0, value, 0).astype(np.float32)
@@ -67,8 +70,45 @@ def test_store_refuses_somebody_without_a_size(tmp_path: Path, name: str, value:
 def test_store_refuses_a_kind_that_the_manifest_does_not_name(tmp_path: Path, name: str) -> None:
     episode = drive(0)
     unknown: Any = np.full_like(episode.kind, 99) if name == "kind" else 99
-    with pytest.raises(ValueError, match=f"{name} is 99, but must be below 8"):
+    with pytest.raises(ValueError, match=f"{name} is 99, but must be from 0 to 7"):
         save_store(tmp_path, [replace(episode, **{name: unknown})])
+
+
+@pytest.mark.parametrize("code", [-1, -100])
+@pytest.mark.parametrize("name", ["kind", "ego_kind"])
+def test_store_refuses_a_kind_below_all(tmp_path: Path, name: str, code: int) -> None:
+    episode = drive(0)
+    wrong: Any = np.where(episode.kind >= 0, code, -1) if name == "kind" else code
+    wrong = wrong.astype(np.int8) if name == "kind" else wrong
+    with pytest.raises(ValueError, match=f"{name} is {code}, but must be from 0 to 7"):
+        save_store(tmp_path, [replace(episode, **{name: wrong})])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["ego", "ego_features", "vehicles", "action", "reward"])
+def test_store_refuses_numbers_that_are_not_finite(tmp_path: Path, name: str, value: float) -> None:
+    episode = drive(0)
+    wrong = getattr(episode, name).copy()
+    wrong.flat[-1] = value
+    with pytest.raises(ValueError, match=f"{name} holds numbers that are not finite"):
+        save_store(tmp_path, [replace(episode, **{name: wrong})])
+
+
+def test_store_refuses_actions_and_flags_that_are_none(tmp_path: Path) -> None:
+    episode = drive(0)
+    action, present = episode.action.copy(), episode.present.copy()
+    action[0, 0] = 1.5
+    present[0, np.flatnonzero(present[0])[0]] = 7
+    with pytest.raises(ValueError, match=r"action holds 1\.5, but must be from -1 to 1"):
+        save_store(tmp_path / "a", [replace(episode, action=action)])
+    with pytest.raises(ValueError, match="present is 7, but must be 0 or 1"):
+        save_store(tmp_path / "b", [replace(episode, present=present)])
+
+
+@pytest.mark.parametrize("fleet", ["x", [1], None, 3])
+def test_an_unknown_fleet_is_refused(fleet: object) -> None:
+    with pytest.raises(ValueError, match="unknown fleet"):
+        fleet_of({"fleet": fleet})
 
 
 def test_store_of_equal_episodes_has_equal_fingerprint(tmp_path: Path) -> None:
