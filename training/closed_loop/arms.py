@@ -22,7 +22,7 @@ from training.closed_loop.monitors import (
     Shield,
 )
 from training.closed_loop.results import NO_MONITOR
-from training.simulation.simulator import SOURCE_ROADS, UNSEEN
+from training.simulation.simulator import UNSEEN, trained_roads
 
 BRAKE, FALLBACKS, SHIELD = MONITORS = ("brake", "fallbacks", "shield")
 """Monitors that are made of a judge."""
@@ -73,11 +73,6 @@ class Course:
         """Share of each road."""
         unseen = UNSEEN[self.source]
         return {unseen: 1.0} if self.part == UNSEEN_PART else trained_roads(self.source)
-
-
-def trained_roads(source: str) -> dict[str, float]:
-    """Return the shares of a source's roads without the one that is kept for generalisation."""
-    return {road: x for road, x in SOURCE_ROADS[source].items() if road != UNSEEN[source]}
 
 
 def monitor_of(arm: Arm, judge: Judge | None, setup: Setup, horizon: int) -> Monitor:

@@ -25,7 +25,6 @@ from training.closed_loop.arms import (
     Course,
     Driving,
     drive_course,
-    trained_roads,
 )
 from training.closed_loop.drives import RECKLESS, Outcome, Setup
 from training.closed_loop.log import DriveLog, Tally
@@ -34,7 +33,7 @@ from training.closed_loop.results import MODEL, PHYSICS, VELOCITY, compare_arms
 from training.dataset.store import load_manifest, shard_names
 from training.fitting.parallel import run_in_processes
 from training.simulation.bicycle import DT_S
-from training.simulation.simulator import SOURCES, UNSEEN
+from training.simulation.simulator import SOURCES, UNSEEN, trained_roads
 
 FIRST_SEED = 20_000_000
 """Seeds of the drives count up from here; `check_unseen` holds them against a data set's."""

@@ -46,8 +46,6 @@ from training.simulation.simulator import (
 from training.simulation.vehicles import SURPRISING_SHARE
 
 EPISODES_PER_SHARD = 50
-ENVIRONMENT_SHARES = SOURCE_ROADS["highway-env"]
-"""How often an episode of highway-env is on each road; see `dataset.UNSEEN_ENVIRONMENT`."""
 
 PACKAGES = {"highway-env": ("highway-env", "gymnasium"), "sumo": ("eclipse-sumo", "libsumo")}
 """What decides the episodes of a source beside our own code; the simulator itself comes first."""

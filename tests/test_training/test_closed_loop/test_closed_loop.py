@@ -24,7 +24,6 @@ from training.closed_loop.arms import (
     drive_all,
     drive_course,
     monitor_of,
-    trained_roads,
 )
 from training.closed_loop.comparison import (
     FIRST_SEED,
@@ -58,6 +57,7 @@ from training.dataset.trackers import Tracking
 from training.dataset.windows import UNSEEN_ENVIRONMENT
 from training.evaluation.tables import closed_loop_table
 from training.simulation.behaviours import BEHAVIOURS
+from training.simulation.simulator import trained_roads
 from training.simulation.sumo import process
 
 HORIZON = 16
