@@ -29,7 +29,7 @@ from training.closed_loop.comparison import (
 from training.closed_loop.drives import Setup
 from training.closed_loop.monitors import Judge, JudgeSource, Opinion, PhysicsJudge
 from training.closed_loop.results import MODEL, PHYSICS, VELOCITY, plot_closed_loop
-from training.dataset.collect import ALL
+from training.dataset.collect import fleet_in, simulators_of
 from training.dataset.sources import fleet_of, tracks_of
 from training.dataset.store import read_manifest
 from training.dataset.tracker_models import DRAWN
@@ -40,7 +40,7 @@ from training.evaluation.parts import FOLDER, Parts, code_version
 from training.evaluation.report import CLOSED_LOOP_PLOT, rounded, write_report
 from training.running.locks import locked
 from training.running.progress import Progress
-from training.simulation.fleets import CARS, MIXED, check_fleet
+from training.simulation.fleets import CARS
 from training.simulation.simulator import SOURCES
 from world_model_client import AsyncClient, Client
 
@@ -168,14 +168,8 @@ def traffic_of(
         ValueError: There is no such traffic.
     """
     manifest = read_manifest(data)
-    source = source or str(manifest.get("source", SOURCES[0]))
-    if source not in (*SOURCES, ALL):
-        raise ValueError(f"unknown source {source!r}; known: {[*SOURCES, ALL]}")
-    sources = SOURCES if source == ALL else (source,)
-    fleet = fleet or (MIXED if "sumo" in sources else fleet_of(manifest))
-    if "sumo" in sources and fleet != MIXED:
-        raise ValueError(f"the fleet in SUMO is {MIXED!r}, got {fleet!r}")
-    check_fleet(fleet)
+    sources = simulators_of(source or str(manifest.get("source", SOURCES[0])))
+    fleet = fleet_in(sources, fleet, fleet_of(manifest))
     if tracks != TRUE:
         tracks = tracks_of(fleet, tracks)
         Tracking(model=tracks or DRAWN)  # refuses a name that is none

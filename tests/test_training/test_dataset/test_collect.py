@@ -423,7 +423,7 @@ def test_collect_records_sumo_with_any_number_of_workers(tmp_path: Path) -> None
     ("options", "match"),
     [
         ({"source": "carla"}, "unknown source 'carla'"),
-        ({"source": "sumo", "fleet": "cars"}, "the fleet of source 'sumo' is 'mixed', got 'cars'"),
+        ({"source": "sumo", "fleet": "cars"}, "the fleet in SUMO is 'mixed', got 'cars'"),
         ({"source": "sumo", "environments": {"highway": 1.0}}, "unknown environments"),
         ({"environments": {"freeway": 1.0}}, "unknown environments"),
     ],
