@@ -34,7 +34,7 @@ from training.dataset.sources import fleet_of, tracks_of
 from training.dataset.store import read_manifest
 from training.dataset.tracker_models import DRAWN
 from training.dataset.trackers import Tracking
-from training.evaluation.baselines import FULL_PHYSICS, baselines_of
+from training.evaluation.baselines import FULL_PHYSICS, STRAIGHT_PHYSICS, baselines_of
 from training.evaluation.evaluate import DEFAULT_HORIZON
 from training.evaluation.parts import FOLDER, Parts, code_version
 from training.evaluation.report import CLOSED_LOOP_PLOT, rounded, write_report
@@ -65,7 +65,7 @@ _COMMAND = (
 TRUE = "true"
 """In place of trackers: all that monitors see is true."""
 
-_PHYSICS = {PHYSICS: (FULL_PHYSICS, True), VELOCITY: ("bicycle + constant velocity", False)}
+_PHYSICS = {PHYSICS: (FULL_PHYSICS, True), VELOCITY: (STRAIGHT_PHYSICS, False)}
 """Judges by physics: their names in an evaluation, and whether neighbours turn."""
 
 _JUDGES = (MODEL, *_PHYSICS)
