@@ -29,7 +29,7 @@ BRAKE, FALLBACKS, SHIELD = MONITORS = ("brake", "fallbacks", "shield")
 
 TRAINED, UNSEEN_PART, TUNING = "trained", "unseen", "tuning"
 
-CARS = 24
+CARS_AT_ONCE = 24
 """Driven at once by all processes, in two fleets each: while one waits for the judge, the other is
 simulated."""
 
@@ -129,7 +129,7 @@ async def drive_all(
     course: Course,
     setup: Setup,
     done: Callable[[Drive], None],
-    cars: int = CARS,
+    cars: int = CARS_AT_ONCE,
 ) -> None:
     """Drive a course in two fleets, or one drive after the other.
 
@@ -163,7 +163,7 @@ class Driving:
     folder: Path
     setup: Setup
     horizon: int
-    cars: int = CARS
+    cars: int = CARS_AT_ONCE
 
     def drive(self, arm: Arm, course: Course, log: DriveLog) -> list[Outcome]:
         """Drive what a log does not hold yet; return all in the order of the course's seeds."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from models.backends.cpus import usable_cpus
 from models.checkpoint import load_checkpoint
 from training.closed_loop.comparison import (
-    Workshop,
+    DrivePool,
     check_unseen,
     compare_monitors,
     most_drives,
@@ -306,10 +306,10 @@ def run_closed_loop(
             done = count
             on_share(min(1.0, count / most))
 
-        workshop = Workshop(kept, workers, on_drives)
+        pool = DrivePool(kept, workers, on_drives)
         judges = {MODEL: ServedJudge(url, api_key), **judges}
         try:
-            return compare_monitors(judges, horizon, episodes, workshop, setup, traffic.sources)
+            return compare_monitors(judges, horizon, episodes, pool, setup, traffic.sources)
         except KeyboardInterrupt as exc:
             exc.add_note(f"{done} of up to {most} drives done")
             raise

@@ -29,7 +29,7 @@ from training.closed_loop.comparison import (
     FIRST_SEED,
     FIRST_TUNING_SEED,
     TRAINED_ROADS,
-    Workshop,
+    DrivePool,
     check_unseen,
     compare_monitors,
     most_drives,
@@ -315,7 +315,7 @@ def test_the_comparison_is_plain_json_and_can_be_shown(
     judges = {PHYSICS: PhysicsJudge(PHYSICS_THRESHOLD)}
     ticks: list[int] = []
 
-    results = compare_monitors(judges, HORIZON, 1, Workshop(tmp_path, 1, ticks.append))
+    results = compare_monitors(judges, HORIZON, 1, DrivePool(tmp_path, 1, ticks.append))
 
     json.dumps(results, allow_nan=False)
     assert 8 < ticks[-1] <= most_drives(1, judges=[PHYSICS])
@@ -335,8 +335,8 @@ def test_processes_drive_what_one_does(tmp_path: Path) -> None:
     driving = Driving(tmp_path, Setup(), HORIZON)
     drive_course("here", driving, arms, course)
     ticks: list[int] = []
-    workshop = Workshop(tmp_path, 2, ticks.append)
-    workshop.run(
+    pool = DrivePool(tmp_path, 2, ticks.append)
+    pool.run(
         drive_course,
         [(f"there-{i}", driving, arms, replace(course, seeds=course.seeds[i::2])) for i in (0, 1)],
     )
