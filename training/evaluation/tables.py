@@ -254,15 +254,15 @@ def corruption_table(corruptions: Mapping[str, Any]) -> str:
     def row(name: str, scores: Mapping[str, Any]) -> list[str]:
         reasons = ", ".join(f"{rule} {number(x, 2)}" for rule, x in scores["reasons"].items())
         answers = (number(scores[answer], 3) for answer in ("safe", "unsafe", "unknown"))
-        told = scores.get("told") or {"windows": 0, "auroc": None, "interval": None}
-        cells = (ranged(x.get("auroc"), x.get("interval"), 3) for x in (scores, told))
-        return [name, *cells, str(told["windows"]), *answers, reasons]
+        known = scores.get("detectable") or {"windows": 0, "auroc": None, "interval": None}
+        cells = (ranged(x.get("auroc"), x.get("interval"), 3) for x in (scores, known))
+        return [name, *cells, str(known["windows"]), *answers, reasons]
 
     rows = [row("(clean)", corruptions["clean"])]
     for name, scores in corruptions["corruptions"].items():
         rows.append(row(f"{name} *" if scores["plausible"] else name, scores))
-    told = "AUROC where physics can tell", "states"
-    return table(("state", "AUROC", *told, "safe", "unsafe", "unknown", "reasons"), rows)
+    known = "AUROC where physics can tell", "states"
+    return table(("state", "AUROC", *known, "safe", "unsafe", "unknown", "reasons"), rows)
 
 
 def feature_table(errors: Mapping[str, Any], dt_s: float) -> str:
