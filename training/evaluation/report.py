@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from models.checkpoint import METRICS, checkpoint_version
+from training.evaluation.closed_loop_tables import closed_loop_table
 from training.evaluation.methods import MODEL
 from training.evaluation.source_tables import card_sections, source_sections, summary_of
 from training.evaluation.tables import (
     ahead_table,
     choice_table,
-    closed_loop_table,
     divergence_table,
     feature_table,
     final_error_table,

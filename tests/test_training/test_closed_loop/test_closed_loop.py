@@ -55,7 +55,7 @@ from training.dataset import tracker_models
 from training.dataset.tracker_models import Tracker
 from training.dataset.trackers import Tracking
 from training.dataset.windows import UNSEEN_ENVIRONMENT
-from training.evaluation.tables import closed_loop_table
+from training.evaluation.closed_loop_tables import closed_loop_table
 from training.simulation.behaviours import BEHAVIOURS
 from training.simulation.simulator import trained_roads
 from training.simulation.sumo import process
