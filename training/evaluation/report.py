@@ -53,7 +53,7 @@ PHYSICS_PLOTS = {
     "trajectories.png": "Neighbours in the ego frame: true grey, predicted blue",
     "corruptions.png": "Are wrong states told from right ones?",
 }
-"""Drawn only of the features of `models.highway.highway_spec`."""
+"""Drawn only of features that physics can read, see `baselines.baselines_of`."""
 
 CLOSED_LOOP_PLOT = "closed_loop.png"
 
