@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -130,10 +130,6 @@ class Unused:
             more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
             lines.append(f"{len(names)} x {reason}: {', '.join(names[:_SHOWN_NAMES])}{more}")
         return lines
-
-    def counts(self) -> Mapping[str, int]:
-        """Return how many there are of each reason."""
-        return {reason: len(names) for reason, names in self.names.items()}
 
 
 @dataclass(frozen=True)
