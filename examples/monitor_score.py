@@ -33,7 +33,7 @@ from examples.monitor import (
 from examples.scene import fleet_of, sight_of
 from examples.spec import HIGHWAY
 from models.spec import Spec
-from training.closed_loop.arms import CARS, drive_fleet
+from training.closed_loop.arms import CARS_AT_ONCE, drive_fleet
 from training.closed_loop.comparison import FIRST_SEED, TRAINED_ROADS
 from training.closed_loop.drives import Drive, Outcome, draw_reckless
 from training.closed_loop.manoeuvres import hold
@@ -295,7 +295,7 @@ async def score_part(
                 bar.update()
 
             # One fleet an arm: only so does each step of an outage meet the same cars again.
-            await drive_fleet(made[name], seeds, start, CARS, note)
+            await drive_fleet(made[name], seeds, start, CARS_AT_ONCE, note)
             return sorted(done, key=lambda outcome: outcome.seed)
 
         # At once: while one arm waits for the service, another is simulated.

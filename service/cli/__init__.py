@@ -9,18 +9,17 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
 from pydantic import ValidationError
 
 from service import __version__
-from service.cli.models import COMMANDS
+from service.cli.data import DATA_COMMANDS
+from service.cli.models import MODEL_COMMANDS
+from service.cli.running import FOLDER
 from service.setting_checks import nearest
 from service.settings import Settings, explain_settings_error
-
-_FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 class _Commands(click.Group):
@@ -106,7 +105,7 @@ def serve(**options: str | None) -> None:
 
 
 @main.command(cls=_Lone)
-@click.option("--cache-dir", type=_FOLDER, default=None, help="As for serve.")
+@click.option("--cache-dir", type=FOLDER, default=None, help="As for serve.")
 @click.option(
     "--levels",
     is_flag=True,
@@ -131,5 +130,5 @@ def prepare(levels: bool, **options: Any) -> None:
         click.echo(f"Prepared: {path}")
 
 
-for _command in COMMANDS:
+for _command in (*DATA_COMMANDS, *MODEL_COMMANDS):
     main.add_command(_command)

@@ -2,49 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
-from pydantic import ValidationError
 
-from service.errors import WorldModelError
-from service.settings import Settings, explain_settings_error
-
-_GOES_ON = "The same command goes on where this one stopped."
-_NOTHING = "Nothing was written."
-
-_FOLDER = click.Path(file_okay=False, path_type=Path)
-_DATA_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-
-
-@contextmanager
-def _one_sentence() -> Iterator[None]:
-    """Turn the errors that a command's input can cause into one sentence on stderr."""
-    try:
-        yield
-    except ValidationError as exc:  # of the settings: `evaluate` starts the service, too
-        raise click.ClickException(explain_settings_error(exc)) from exc
-    except (ValueError, OSError, WorldModelError) as exc:
-        raise click.ClickException(str(exc)) from exc
-
-
-@contextmanager
-def _long(hint: str = _GOES_ON) -> Iterator[None]:
-    """Do what `_one_sentence` does; end a command that a signal stops with 128 + its number."""
-    from training.running.stopping import Stopped, stoppable
-
-    try:
-        with stoppable(), _one_sentence():
-            yield
-    except Stopped as exc:
-        done = "; ".join(getattr(exc, "__notes__", []))
-        with suppress(OSError):  # the terminal may be closed
-            click.echo(f"{exc}{f': {done}' if done else ''}. {hint}", err=True)
-        sys.exit(exc.exit_code)
-
+from service.cli.running import EXISTING_FOLDER, FOLDER, NOTHING_WRITTEN, long_command
+from service.settings import Settings
 
 _overwrite = click.option(
     "--overwrite", is_flag=True, help="Write over what the folder of --out holds already."
@@ -60,70 +23,10 @@ _allow_unguaranteed = click.option(
 
 
 @click.command()
-@click.argument("folder", type=_FOLDER)
-@click.option("--transitions", default=1_400_000, show_default=True, help="Steps to record.")
+@click.argument("data", type=EXISTING_FOLDER)
+@click.option("--out", type=FOLDER, required=True, help="Checkpoint folder to write.")
 @click.option(
-    "--seed",
-    default=2,
-    show_default=True,
-    help="Decides every episode. The bundled model was trained on those of seed 1.",
-)
-@click.option(
-    "--fleet",
-    type=click.Choice(["cars", "mixed"]),
-    help="Who is on the road: only cars of 5 x 2 m, or all kinds of road users with sizes of their "
-    "own, on highways of 2 to 8 lanes.  [default: what the bundled model knows]",
-)
-@click.option(
-    "--source",
-    type=click.Choice(["highway-env", "sumo", "all"]),
-    default="highway-env",
-    show_default=True,
-    help="Which simulator, or as many episodes of each; with sumo, the fleet is mixed.",
-)
-@click.option("--workers", type=int, default=None, help="Processes.  [default: one a usable CPU]")
-def collect(
-    folder: Path,
-    transitions: int,
-    seed: int,
-    fleet: str | None,
-    source: str,
-    workers: int | None,
-) -> None:
-    """Record episodes of a simulator into FOLDER; goes on where an earlier call stopped."""
-    with _long():
-        from training.dataset.collect import collect as run_collect
-
-        run_collect(
-            folder,
-            transitions=transitions,
-            seed=seed,
-            fleet=fleet,
-            source=source,
-            workers=workers,
-        )
-
-
-@click.command("check-data")
-@click.argument("data", type=_DATA_FOLDER)
-@click.option("--seed", default=0, show_default=True, help="Of the split, as for train.")
-def check_data(data: Path, seed: int) -> None:
-    """Say what is in DATA, episodes of any spec, and what is wrong with it."""
-    with _long(_NOTHING):
-        from training.fitting.check import check
-
-        report = check(data, seed)
-    click.echo(report.text)
-    for fault in report.faults:
-        click.echo(f"Fault: {fault}", err=True)
-    sys.exit(1 if report.faults else 0)
-
-
-@click.command()
-@click.argument("data", type=_DATA_FOLDER)
-@click.option("--out", type=_FOLDER, required=True, help="Checkpoint folder to write.")
-@click.option(
-    "--run", type=_FOLDER, required=True, help="Working folder: states to resume, TensorBoard."
+    "--run", type=FOLDER, required=True, help="Working folder: states to resume, TensorBoard."
 )
 @click.option("--members", default=5, show_default=True, help="Ensemble size.")
 @click.option("--seed", default=0, show_default=True, help="Decides split, weights and order.")
@@ -158,7 +61,7 @@ def train(
     allow_unguaranteed_limits: bool,
 ) -> None:
     """Train an ensemble on episodes in DATA; goes on where an earlier call stopped."""
-    with _long():
+    with long_command():
         from training.fitting.options import TrainOptions
         from training.fitting.train import train as run_train
 
@@ -176,9 +79,9 @@ def train(
 
 
 @click.command()
-@click.argument("checkpoint", type=_DATA_FOLDER)
-@click.argument("data", type=_DATA_FOLDER)
-@click.option("--out", type=_FOLDER, required=True, help="Checkpoint folder to write.")
+@click.argument("checkpoint", type=EXISTING_FOLDER)
+@click.argument("data", type=EXISTING_FOLDER)
+@click.option("--out", type=FOLDER, required=True, help="Checkpoint folder to write.")
 @click.option("--seed", default=0, show_default=True, help="Decides which episodes fix what.")
 @click.option(
     "--false-alarm-rate",
@@ -229,7 +132,7 @@ def calibrate(
     allow_unguaranteed_limits: bool,
 ) -> None:
     """Fit CHECKPOINT's probabilities and thresholds to episodes in DATA; its weights stay."""
-    with _long(_NOTHING):
+    with long_command(NOTHING_WRITTEN):
         from training.fitting.options import TrainOptions
         from training.fitting.recalibrate import recalibrate
 
@@ -253,9 +156,9 @@ def calibrate(
 
 
 @click.command()
-@click.argument("checkpoint", type=_DATA_FOLDER)
-@click.argument("data", type=_DATA_FOLDER)
-@click.option("--report", type=_FOLDER, required=True, help="Folder for tables and plots.")
+@click.argument("checkpoint", type=EXISTING_FOLDER)
+@click.argument("data", type=EXISTING_FOLDER)
+@click.option("--report", type=FOLDER, required=True, help="Folder for tables and plots.")
 @click.option(
     "--tracks",
     type=click.Choice(["perfect", "reference", "ngsim", "drawn"]),
@@ -271,7 +174,7 @@ def calibrate(
     help="Minutes in place of hours: fewer windows and resamples, and nothing is simulated.",
 )
 @click.option(
-    "--examples", type=_FOLDER, default=None, help="Also write some held-out episodes as JSON."
+    "--examples", type=FOLDER, default=None, help="Also write some held-out episodes as JSON."
 )
 @click.option(
     "--model-card",
@@ -332,7 +235,7 @@ def evaluate(
 
     It goes on where an earlier call stopped, and leaves CHECKPOINT as it is.
     """
-    with _long():
+    with long_command():
         from training.dataset.examples import export_held_out
         from training.dataset.sources import require_simulated
         from training.evaluation.evaluate import evaluate as run_evaluate
@@ -389,7 +292,7 @@ def evaluate(
 
 @click.command("import")
 @click.argument("weights", type=click.Path(path_type=Path), nargs=-1, required=True)
-@click.option("--out", type=_FOLDER, required=True, help="Checkpoint folder to write.")
+@click.option("--out", type=FOLDER, required=True, help="Checkpoint folder to write.")
 @click.option(
     "--activation", type=click.Choice(["elu", "relu", "tanh"]), default="elu", show_default=True
 )
@@ -421,7 +324,7 @@ def import_(
     that holds one, of a model or of an ensemble. Several files are the members of an ensemble. It
     says what was taken from each. No code in them is run.
     """
-    with _long(_NOTHING):
+    with long_command(NOTHING_WRITTEN):
         from models.checkpoint import save_checkpoint
         from models.importing import import_weights, spec_of
         from training.running.files import output, refuse_existing
@@ -436,93 +339,4 @@ def import_(
         click.echo(f"Wrote {out}, version {version}, members {checkpoint.member_count}")
 
 
-@click.command("import-tracks")
-@click.argument("sources", type=click.Path(path_type=Path), nargs=-1, required=True)
-@click.argument("out", type=_FOLDER)
-@click.option(
-    "--spec",
-    metavar="FOLDER|FILE|highway|road-users",
-    default=None,
-    help="What states are made for: a checkpoint, a file like its spec.json, or one of our "
-    "layouts.  [default: the bundled model]",
-)
-@click.option(
-    "--road",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=None,
-    help="Description of the roads of all tables among SOURCES.  [default: of NAME.csv the file "
-    "NAME.road.json, NAME.road.csv or NAME.road.parquet beside it, if there is one]",
-)
-@click.option(
-    "--frame",
-    type=click.Choice(["iso8855", "forward-right-down"]),
-    default="iso8855",
-    show_default=True,
-    help="Axes of the tables: y to the left of x, or to its right. CommonRoad has the first.",
-)
-@click.option(
-    "--filter",
-    "filter_",
-    type=click.Choice(["causal", "smooth"]),
-    default="causal",
-    show_default=True,
-    help="States as a client would have sent them at the moment, with the smoothed truth beside "
-    "them, or the smoothed truth alone: what better tracks would give.",
-)
-@click.option(
-    "--share",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="So many of the vehicles that can be the ego are, at random; at least one a source.",
-)
-@click.option("--seed", default=0, show_default=True, help="Decides which vehicles.")
-@click.option(
-    "--least-s",
-    type=click.FloatRange(min=0.1),
-    default=2.0,
-    show_default=True,
-    help="Shorter episodes are left out, in s.",
-)
-@click.option(
-    "--overlap-m",
-    type=click.FloatRange(min=0),
-    default=0.1,
-    show_default=True,
-    help="Rectangles that overlap by more have crashed, in m: recorded sizes are not exact.",
-)
-def import_tracks(
-    sources: tuple[Path, ...],
-    out: Path,
-    spec: str | None,
-    road: Path | None,
-    frame: str,
-    filter_: str,
-    share: float,
-    seed: int,
-    least_s: float,
-    overlap_m: float,
-) -> None:
-    """Make episodes of recorded traffic in OUT: each vehicle in view is the ego in turn.
-
-    SOURCES are CommonRoad scenarios (.xml) and tables of tracks (.csv, .parquet) as
-    docs/recordings.md describes them. It says what could not be used, and why. It needs the
-    extra tracks.
-    """
-    with _long("An unfinished OUT has to be removed."):
-        try:
-            from training.recordings.egos import Options
-            from training.recordings.importing import import_tracks as run_import
-        except ModuleNotFoundError as exc:
-            raise click.ClickException(
-                f"{exc.name} is missing: pip install 'world-model-service[tracks]'"
-            ) from exc
-
-        options = Options(is_causal=filter_ == "causal", least_s=least_s, overlap_m=overlap_m)
-        made, dt_s = run_import(
-            sources, out, spec=spec, road=road, frame=frame, options=options, share=share, seed=seed
-        )
-    click.echo(made.text(dt_s))
-
-
-COMMANDS = (collect, check_data, train, calibrate, evaluate, import_, import_tracks)
+MODEL_COMMANDS = (train, calibrate, evaluate, import_)

@@ -22,14 +22,14 @@ from training.closed_loop.monitors import (
     Shield,
 )
 from training.closed_loop.results import NO_MONITOR
-from training.simulation.simulator import SOURCE_ROADS, UNSEEN
+from training.simulation.simulator import UNSEEN, trained_roads
 
 BRAKE, FALLBACKS, SHIELD = MONITORS = ("brake", "fallbacks", "shield")
 """Monitors that are made of a judge."""
 
 TRAINED, UNSEEN_PART, TUNING = "trained", "unseen", "tuning"
 
-CARS = 24
+CARS_AT_ONCE = 24
 """Driven at once by all processes, in two fleets each: while one waits for the judge, the other is
 simulated."""
 
@@ -73,11 +73,6 @@ class Course:
         """Share of each road."""
         unseen = UNSEEN[self.source]
         return {unseen: 1.0} if self.part == UNSEEN_PART else trained_roads(self.source)
-
-
-def trained_roads(source: str) -> dict[str, float]:
-    """Return the shares of a source's roads without the one that is kept for generalisation."""
-    return {road: x for road, x in SOURCE_ROADS[source].items() if road != UNSEEN[source]}
 
 
 def monitor_of(arm: Arm, judge: Judge | None, setup: Setup, horizon: int) -> Monitor:
@@ -134,7 +129,7 @@ async def drive_all(
     course: Course,
     setup: Setup,
     done: Callable[[Drive], None],
-    cars: int = CARS,
+    cars: int = CARS_AT_ONCE,
 ) -> None:
     """Drive a course in two fleets, or one drive after the other.
 
@@ -168,7 +163,7 @@ class Driving:
     folder: Path
     setup: Setup
     horizon: int
-    cars: int = CARS
+    cars: int = CARS_AT_ONCE
 
     def drive(self, arm: Arm, course: Course, log: DriveLog) -> list[Outcome]:
         """Drive what a log does not hold yet; return all in the order of the course's seeds."""

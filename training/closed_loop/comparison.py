@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import safe_open
 
 from training.closed_loop.arms import (
-    CARS,
+    CARS_AT_ONCE,
     MONITORS,
     SHIELD,
     TRAINED,
@@ -25,7 +25,6 @@ from training.closed_loop.arms import (
     Course,
     Driving,
     drive_course,
-    trained_roads,
 )
 from training.closed_loop.drives import RECKLESS, Outcome, Setup
 from training.closed_loop.log import DriveLog, Tally
@@ -34,7 +33,7 @@ from training.closed_loop.results import MODEL, PHYSICS, VELOCITY, compare_arms
 from training.dataset.store import load_manifest, shard_names
 from training.fitting.parallel import run_in_processes
 from training.simulation.bicycle import DT_S
-from training.simulation.simulator import SOURCES, UNSEEN
+from training.simulation.simulator import SOURCES, UNSEEN, trained_roads
 
 FIRST_SEED = 20_000_000
 """Seeds of the drives count up from here; `check_unseen` holds them against a data set's."""
@@ -148,8 +147,8 @@ def arms_of(judges: Mapping[str, JudgeSource], thresholds: Mapping[str, float]) 
 
 
 @dataclass(frozen=True)
-class Workshop:
-    """Where and by how many processes drives are made.
+class DrivePool:
+    """The processes that make drives, and where they keep them.
 
     Attributes:
         folder: Of the logs; another comparison needs another one.
@@ -176,7 +175,7 @@ def compare_monitors(
     judges: Mapping[str, JudgeSource],
     horizon: int,
     episodes: int,
-    workshop: Workshop,
+    pool: DrivePool,
     setup: Setup | None = None,
     sources: Sequence[str] = SOURCES[:1],
 ) -> dict[str, Any]:
@@ -187,7 +186,7 @@ def compare_monitors(
         horizon: Steps, H.
         episodes: Drives an arm and source on trained roads; a fifth of them fix each shield's
             threshold, on other seeds of all sources, and a fifth are driven on the unseen road.
-        workshop: Where and by how many processes.
+        pool: The processes that drive.
         setup: Of all drives; `Setup()` by default.
         sources: Some of `simulator.SOURCES`.
 
@@ -195,11 +194,11 @@ def compare_monitors(
         Plain JSON: the set-up, what was tuned, and the results by source, road and arm.
     """
     setup, few = setup or Setup(), _few(episodes)
-    workers = workshop.workers
-    driving = Driving(workshop.folder, setup, horizon, max(1, CARS // workers))
+    workers = pool.workers
+    driving = Driving(pool.folder, setup, horizon, max(1, CARS_AT_ONCE // workers))
     tuned = [Course(source, TUNING, _seeds(FIRST_TUNING_SEED, few)) for source in sources]
     # Processes write down what they drive; here it is only read.
-    workshop.run(_tune, [(driving, *judge, tuned) for judge in judges.items()])
+    pool.run(_tune, [(driving, *judge, tuned) for judge in judges.items()])
     found = {name: tune_shield(driving, name, judge, tuned) for name, judge in judges.items()}
     arms = arms_of(judges, {name: threshold for name, (threshold, _) in found.items()})
     courses = [
@@ -212,8 +211,8 @@ def compare_monitors(
         for course in courses
         for i, share in enumerate(_shared_out(course, workers))
     ]
-    workshop.run(drive_course, shares)
-    logs = [DriveLog(workshop.folder, name) for name, *_ in shares]
+    pool.run(drive_course, shares)
+    logs = [DriveLog(pool.folder, name) for name, *_ in shares]
     results: dict[str, Any] = {source: {} for source in sources}
     for course in courses:
         drives = {arm.name: _collected(logs, arm, course) for arm in arms}
@@ -221,7 +220,7 @@ def compare_monitors(
     return {
         "first_seed": FIRST_SEED,
         "horizon_s": horizon * DT_S,
-        "cars_at_once": CARS,
+        "cars_at_once": CARS_AT_ONCE,
         "behaviours": RECKLESS,
         "fleet": setup.fleet,
         "tracks": None if setup.tracking is None else setup.tracking.model,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from models.backends.cpus import usable_cpus
 from models.checkpoint import load_checkpoint
 from training.closed_loop.comparison import (
-    Workshop,
+    DrivePool,
     check_unseen,
     compare_monitors,
     most_drives,
@@ -29,18 +29,18 @@ from training.closed_loop.comparison import (
 from training.closed_loop.drives import Setup
 from training.closed_loop.monitors import Judge, JudgeSource, Opinion, PhysicsJudge
 from training.closed_loop.results import MODEL, PHYSICS, VELOCITY, plot_closed_loop
-from training.dataset.collect import ALL
+from training.dataset.collect import fleet_in, simulators_of
 from training.dataset.sources import fleet_of, tracks_of
 from training.dataset.store import read_manifest
 from training.dataset.tracker_models import DRAWN
 from training.dataset.trackers import Tracking
-from training.evaluation.baselines import FULL_PHYSICS, baselines_of
+from training.evaluation.baselines import FULL_PHYSICS, STRAIGHT_PHYSICS, baselines_of
 from training.evaluation.evaluate import DEFAULT_HORIZON
 from training.evaluation.parts import FOLDER, Parts, code_version
 from training.evaluation.report import CLOSED_LOOP_PLOT, rounded, write_report
 from training.running.locks import locked
 from training.running.progress import Progress
-from training.simulation.fleets import CARS, MIXED, check_fleet
+from training.simulation.fleets import CARS
 from training.simulation.simulator import SOURCES
 from world_model_client import AsyncClient, Client
 
@@ -65,7 +65,7 @@ _COMMAND = (
 TRUE = "true"
 """In place of trackers: all that monitors see is true."""
 
-_PHYSICS = {PHYSICS: (FULL_PHYSICS, True), VELOCITY: ("bicycle + constant velocity", False)}
+_PHYSICS = {PHYSICS: (FULL_PHYSICS, True), VELOCITY: (STRAIGHT_PHYSICS, False)}
 """Judges by physics: their names in an evaluation, and whether neighbours turn."""
 
 _JUDGES = (MODEL, *_PHYSICS)
@@ -168,14 +168,8 @@ def traffic_of(
         ValueError: There is no such traffic.
     """
     manifest = read_manifest(data)
-    source = source or str(manifest.get("source", SOURCES[0]))
-    if source not in (*SOURCES, ALL):
-        raise ValueError(f"unknown source {source!r}; known: {[*SOURCES, ALL]}")
-    sources = SOURCES if source == ALL else (source,)
-    fleet = fleet or (MIXED if "sumo" in sources else fleet_of(manifest))
-    if "sumo" in sources and fleet != MIXED:
-        raise ValueError(f"the fleet in SUMO is {MIXED!r}, got {fleet!r}")
-    check_fleet(fleet)
+    sources = simulators_of(source or str(manifest.get("source", SOURCES[0])))
+    fleet = fleet_in(sources, fleet, fleet_of(manifest))
     if tracks != TRUE:
         tracks = tracks_of(fleet, tracks)
         Tracking(model=tracks or DRAWN)  # refuses a name that is none
@@ -312,10 +306,10 @@ def run_closed_loop(
             done = count
             on_share(min(1.0, count / most))
 
-        workshop = Workshop(kept, workers, on_drives)
+        pool = DrivePool(kept, workers, on_drives)
         judges = {MODEL: ServedJudge(url, api_key), **judges}
         try:
-            return compare_monitors(judges, horizon, episodes, workshop, setup, traffic.sources)
+            return compare_monitors(judges, horizon, episodes, pool, setup, traffic.sources)
         except KeyboardInterrupt as exc:
             exc.add_note(f"{done} of up to {most} drives done")
             raise

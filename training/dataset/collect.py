@@ -8,7 +8,7 @@ of shards, from the first on, that holds enough transitions.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
@@ -46,8 +46,6 @@ from training.simulation.simulator import (
 from training.simulation.vehicles import SURPRISING_SHARE
 
 EPISODES_PER_SHARD = 50
-ENVIRONMENT_SHARES = SOURCE_ROADS["highway-env"]
-"""How often an episode of highway-env is on each road; see `dataset.UNSEEN_ENVIRONMENT`."""
 
 PACKAGES = {"highway-env": ("highway-env", "gymnasium"), "sumo": ("eclipse-sumo", "libsumo")}
 """What decides the episodes of a source beside our own code; the simulator itself comes first."""
@@ -127,13 +125,8 @@ def _settings(
     fleet: str | None,
 ) -> dict[str, Any]:
     """Return all that decides what is recorded, as JSON, after checking it."""
-    if source not in (*SOURCES, ALL):
-        raise ValueError(f"unknown source {source!r}; known: {[*SOURCES, ALL]}")
-    sources = _sources(source)
-    if "sumo" in sources and fleet not in (None, MIXED):
-        raise ValueError(f"the fleet of source {source!r} is {MIXED!r}, got {fleet!r}")
-    fleet = fleet or (MIXED if "sumo" in sources else DEFAULT_FLEET)
-    check_fleet(fleet)
+    sources = simulators_of(source)
+    fleet = fleet_in(sources, fleet, DEFAULT_FLEET)
     known = {road: x for each in sources for road, x in SOURCE_ROADS[each].items()}
     environments = known if environments is None else environments
     if unknown := sorted(set(environments) - set(known)):
@@ -156,13 +149,39 @@ def _settings(
     }
 
 
-def _sources(source: str) -> tuple[str, ...]:
-    """Return the simulators that a setting names."""
+def simulators_of(source: str) -> tuple[str, ...]:
+    """Return the simulators that a source stands for: one of `SOURCES`, or for `ALL` each of them.
+
+    Raises:
+        ValueError: There is no such source.
+    """
+    if source not in (*SOURCES, ALL):
+        raise ValueError(f"unknown source {source!r}; known: {[*SOURCES, ALL]}")
     return SOURCES if source == ALL else (source,)
 
 
+def fleet_in(simulators: Sequence[str], fleet: str | None, default: str) -> str:
+    """Return who is on the road: the fleet that is asked for, or the usual one; SUMO's is mixed.
+
+    Args:
+        simulators: Some of `SOURCES`.
+        fleet: What is asked for, if anything.
+        default: Taken without SUMO if nothing is asked for.
+
+    Raises:
+        ValueError: There is no such fleet in these simulators.
+    """
+    if "sumo" in simulators:
+        if fleet not in (None, MIXED):
+            raise ValueError(f"the fleet in SUMO is {MIXED!r}, got {fleet!r}")
+        return MIXED
+    fleet = fleet or default
+    check_fleet(fleet)
+    return fleet
+
+
 def _packages(source: str) -> list[str]:
-    return [name for each in _sources(source) for name in PACKAGES[each]] + ["numpy"]
+    return [name for each in simulators_of(source) for name in PACKAGES[each]] + ["numpy"]
 
 
 def _version(package: str) -> str:

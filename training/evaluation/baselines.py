@@ -26,6 +26,7 @@ Floats = NDArray[np.floating[Any]]
 
 LONGEST_TTC_S = 10.0
 FAR_M = 100.0
+STRAIGHT_PHYSICS = "bicycle + constant velocity"
 FULL_PHYSICS = "bicycle + constant turn rate"
 """The rival that uses all the model's features and the simulator's own equation of the ego."""
 
@@ -164,7 +165,7 @@ _OF_ANY_SPEC: dict[str, Callable[..., BaselinePrediction]] = {
     "persistence": persistence,
     "constant velocity": constant_velocity,
     "time to collision": time_to_collision,
-    "bicycle + constant velocity": bicycle,
+    STRAIGHT_PHYSICS: bicycle,
     FULL_PHYSICS: bicycle_and_turn_rate,
 }
 

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.backends.cpus import usable_cpus
-from training.dataset.collect import ENVIRONMENT_SHARES, collect
+from training.dataset.collect import collect
 from training.dataset.sources import fleet_of
 from training.dataset.store import load_store
-from training.dataset.windows import UNSEEN_ENVIRONMENT, Windows, make_windows
+from training.dataset.windows import Windows, make_windows
 from training.evaluation.baselines import FULL_PHYSICS, baselines_of
 from training.evaluation.branches import choice_scores, make_branches
 from training.evaluation.judgements import STRIDE, Trial, compare_risks, methods, trust
@@ -22,6 +22,7 @@ from training.evaluation.stress import adversarial_actions, random_actions
 from training.evaluation.verdicts import corruption_scores, one_an_episode
 from training.fitting.calibrate import predict_windows
 from training.simulation.behaviours import SEQUENCE_KINDS
+from training.simulation.simulator import trained_roads
 
 Floats = NDArray[np.floating[Any]]
 
@@ -31,7 +32,7 @@ CORRUPTED_WINDOWS = 1024
 PROVOKED_SEED = 9_000_000
 """Of the drives among sudden drivers; no data set is expected to be collected with it."""
 
-_TRAINED_SHARES = {k: x for k, x in ENVIRONMENT_SHARES.items() if k != UNSEEN_ENVIRONMENT}
+_ROADS = trained_roads("highway-env")
 
 
 def elsewhere(unseen: Trial) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
@@ -75,7 +76,7 @@ def provoked(
         folder,
         transitions=transitions,
         seed=PROVOKED_SEED,
-        environments=_TRAINED_SHARES,
+        environments=_ROADS,
         surprising_share=1.0,
         fleet=fleet_of(trial.data.manifest),
         progress=False,
@@ -111,7 +112,7 @@ def branches(
         folder,
         states,
         trial.windows.horizon,
-        _TRAINED_SHARES,
+        _ROADS,
         spec=trial.spec,
         fleet=fleet_of(trial.data.manifest),
         workers=usable_cpus(),

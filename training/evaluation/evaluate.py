@@ -1,8 +1,8 @@
 """A checkpoint on held-out episodes: numbers, plots, a report.
 
-Any spec's: errors of states, rewards and terminations, uncertainty, verdicts. Where the features
-are those of `highway_spec`, beside baselines of physics; where the episodes are those of our
-simulator, in other futures of the same states and among other drivers, too.
+Any spec's: errors of states, rewards and terminations, uncertainty, verdicts. Where physics can
+read the features, beside baselines of physics; where the episodes are simulated, by source, in
+other futures of the same states and among other drivers, too.
 
 Where too few episodes end to fix thresholds and to score terminations by, as in recordings without
 a crash, what needs none of it is reported, of all episodes that were not trained on.
@@ -90,7 +90,7 @@ def evaluate(
         branch_states: States from which other futures are simulated; 0 leaves those out.
         provoked_transitions: To simulate among sudden drivers; 0 leaves those out.
         tracks: By which trackers simulated episodes are seen, see `Tracking.model`; each source is
-            judged as each of them sees it, all else as the first one does. None: those of
+            judged as each of them sees it, all else as the first one does. Empty: those of
             `tracks_of`.
         quick: Minutes in place of hours: at most `_QUICK_WINDOWS` windows a part, of episodes at
             random, few resamples, and nothing is simulated.

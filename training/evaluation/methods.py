@@ -34,7 +34,7 @@ class Rival:
     """A baseline with probabilities.
 
     Attributes:
-        predict: One of `BASELINES`.
+        predict: One of what `baselines_of` returns.
         scale: Score to probability: an isotonic fit on validation windows. It suits these scores
             better than a logistic fit, with half the calibration error.
     """

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from models.checkpoint import METRICS, checkpoint_version
+from training.evaluation.closed_loop_tables import closed_loop_table
 from training.evaluation.methods import MODEL
 from training.evaluation.source_tables import card_sections, source_sections, summary_of
 from training.evaluation.tables import (
     ahead_table,
     choice_table,
-    closed_loop_table,
     divergence_table,
     feature_table,
     final_error_table,
@@ -53,7 +53,7 @@ PHYSICS_PLOTS = {
     "trajectories.png": "Neighbours in the ego frame: true grey, predicted blue",
     "corruptions.png": "Are wrong states told from right ones?",
 }
-"""Drawn only of the features of `models.highway.highway_spec`."""
+"""Drawn only of features that physics can read, see `baselines.baselines_of`."""
 
 CLOSED_LOOP_PLOT = "closed_loop.png"
 

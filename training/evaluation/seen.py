@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from models.checkpoint import Checkpoint
 from training.dataset.sources import Indices, Simulated
 from training.dataset.windows import Windows
-from training.evaluation.baselines import FULL_PHYSICS, baselines_of
+from training.evaluation.baselines import FULL_PHYSICS, STRAIGHT_PHYSICS, baselines_of
 from training.evaluation.doubt import HOME_QUANTILE
 from training.evaluation.judgements import STRIDE
 from training.evaluation.methods import MODEL, Rival, Thresholds, fit_rivals, model_risk
@@ -31,7 +31,7 @@ from training.fitting.calibrate import Prediction, predict_windows
 Floats = NDArray[np.floating[Any]]
 Booleans = NDArray[np.bool_]
 
-PHYSICS = ("bicycle + constant velocity", FULL_PHYSICS)
+PHYSICS = (STRAIGHT_PHYSICS, FULL_PHYSICS)
 JUDGED = (MODEL, *PHYSICS)
 QUANTITIES = ("all_sd", "neighbour_m")
 """Errors of states: of all features in standard deviations, of the neighbours' places in m."""

@@ -47,11 +47,15 @@ def feature_scale(states: Floats, spec: Spec) -> Floats:
 def neighbour_error(
     predicted: Floats, true: Floats, spec: Spec = HIGHWAY
 ) -> tuple[Floats, Floats, Booleans]:
-    """Return position error [..., 4] in m, velocity error [..., 4] in m/s, presence [..., 4]."""
+    """Return errors of neighbours' positions and velocities, and who is there.
+
+    Returns:
+        [..., slots] in m, [..., slots] in m/s, and where a neighbour is in truth [..., slots].
+    """
+    position, there = position_errors(predicted, true, spec)
     p, t = (encoder_of(spec).decode(states).slots for states in (predicted, true))
-    position = np.hypot(p[..., 1] - t[..., 1], p[..., 2] - t[..., 2])
     forward, right = (a - b for a, b in zip(slot_velocity(p), slot_velocity(t), strict=True))
-    return position, np.hypot(forward, right), t[..., 0] > 0.5
+    return position, np.hypot(forward, right), there
 
 
 def state_scores(

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from training.evaluation.methods import MODEL
-from training.simulation.simulator import CAUSES
 
 SCORES = {
     "auroc": "AUROC",
@@ -254,15 +253,15 @@ def corruption_table(corruptions: Mapping[str, Any]) -> str:
     def row(name: str, scores: Mapping[str, Any]) -> list[str]:
         reasons = ", ".join(f"{rule} {number(x, 2)}" for rule, x in scores["reasons"].items())
         answers = (number(scores[answer], 3) for answer in ("safe", "unsafe", "unknown"))
-        told = scores.get("told") or {"windows": 0, "auroc": None, "interval": None}
-        cells = (ranged(x.get("auroc"), x.get("interval"), 3) for x in (scores, told))
-        return [name, *cells, str(told["windows"]), *answers, reasons]
+        known = scores.get("detectable") or {"windows": 0, "auroc": None, "interval": None}
+        cells = (ranged(x.get("auroc"), x.get("interval"), 3) for x in (scores, known))
+        return [name, *cells, str(known["windows"]), *answers, reasons]
 
     rows = [row("(clean)", corruptions["clean"])]
     for name, scores in corruptions["corruptions"].items():
         rows.append(row(f"{name} *" if scores["plausible"] else name, scores))
-    told = "AUROC where physics can tell", "states"
-    return table(("state", "AUROC", *told, "safe", "unsafe", "unknown", "reasons"), rows)
+    known = "AUROC where physics can tell", "states"
+    return table(("state", "AUROC", *known, "safe", "unsafe", "unknown", "reasons"), rows)
 
 
 def feature_table(errors: Mapping[str, Any], dt_s: float) -> str:
@@ -328,81 +327,5 @@ def verdict_table(verdicts: Mapping[str, Any]) -> str:
         "terminate",
         "without warning",
         "median warning, s",
-    )
-    return table(header, rows)
-
-
-def closed_loop_table(results: Mapping[str, Any]) -> str:
-    """Return the results of `training.closed_loop.comparison.compare_monitors` as Markdown."""
-    tuning, parts = results["tuning"], results["results"]
-    thresholds = ", ".join(
-        f"{number(judge['threshold'])} for {name}" for name, judge in tuning["judges"].items()
-    )
-    seen = {None: "as they are"}.get(results["tracks"], f"by the trackers {results['tracks']!r}")
-    return "\n".join(
-        [
-            f"A reckless driver (aggressive 40 %, bursts 40 %, planners' sequences 20 %) on seeds "
-            f"from {results['first_seed']} on, the same for all arms, in the fleet "
-            f"{results['fleet']!r}. Monitors see road users {seen}; crashes are judged by the "
-            "truth. A monitor sends one "
-            f"`/safety-check` a step, {results['horizon_s']:g} s ahead, {results['cars_at_once']} "
-            "cars at once, in SUMO one a process. brake: full brake in the lane unless holding the "
-            "driver's action is "
-            "safe. fallbacks: then the safest of 12 manoeuvres instead. shield: the driver's "
-            "action passes while some manoeuvre after it is safe. physics: a bicycle and constant "
-            "turn rates in the model's place, constant velocity: a bicycle and others that go "
-            "straight on, with the same states, their alarm thresholds at 1 % false alarms. The "
-            f"shields' thresholds ({thresholds}) are the strictest that override at most "
-            f"{100 * tuning['limit']:g} % of the steps of {tuning['episodes']} other drives.\n",
-            *(
-                f"{_roads_title(source, part, results)}:\n\n{_arm_table(arms)}"
-                for source, found in parts.items()
-                for part, arms in found.items()
-            ),
-        ]
-    )
-
-
-def _roads_title(source: str, part: str, results: Mapping[str, Any]) -> str:
-    if part == "unseen":
-        unseen = results["unseen_roads"][source]
-        return f"{source}, on the road that was never trained on ({unseen})"
-    return f"{source}, on trained roads"
-
-
-def _arm_table(arms: Mapping[str, Any]) -> str:
-    rows = [
-        [
-            arm,
-            ranged(x["terminated"], x["terminated_interval"], 3),
-            " / ".join(number(x[cause]) for cause in CAUSES[1:]),
-            ranged(x["prevented"], x["prevented_interval"], 2),
-            ranged(x.get("above_physics"), x.get("above_physics_interval"), 3),
-            ranged(x.get("above_velocity"), x.get("above_velocity_interval"), 3),
-            number(x["per_km"], 2),
-            number(x["mean_speed_mps"], 1),
-            ranged(x["speed_kept"], x["speed_kept_interval"], 2),
-            number(x["overridden"]),
-            number(x["reward_per_episode"], 1),
-            number(x["unknown"], 4),
-            f"{number(x['p50_ms'], 0)} / {number(x['p99_ms'], 0)}",
-        ]
-        for arm, x in arms.items()
-    ]
-    episodes = next(iter(arms.values()))["episodes"]
-    header = (
-        f"{episodes} drives",
-        "terminated",
-        "crash / off the road",
-        "prevented",
-        "above physics",
-        "above constant velocity",
-        "per km",
-        "mean speed, m/s",
-        "speed kept",
-        "steps overridden",
-        "reward",
-        "unknown",
-        "p50 / p99, ms",
     )
     return table(header, rows)

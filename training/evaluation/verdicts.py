@@ -122,10 +122,10 @@ def corruption_scores(checkpoint: Checkpoint, windows: Windows, draws: int) -> d
     Returns:
         What is answered on `clean` states; by `corruptions`: AUROC of disagreement with its
         interval, answers, reasons, whether it is plausible, over states that the corruption
-        changes, and what `told` holds: the same of those that physics finds `impossible` too,
-        though not what they were made of, against clean ones that it finds possible; of
-        `impossible` and of `plausible` ones all together the AUROC, how many are `noticed`, the
-        lowest AUROC, and mean answers.
+        changes, and what `detectable` holds: the same of those that physics finds
+        `impossible` too, though not what they were made of, against clean ones that it finds
+        possible; of `impossible` and of `plausible` ones all together the AUROC, how many are
+        `noticed`, the lowest AUROC, and mean answers.
     """
     spec = checkpoint.spec
     clean = predict_windows(checkpoint.ensemble, windows)
@@ -143,13 +143,15 @@ def corruption_scores(checkpoint: Checkpoint, windows: Windows, draws: int) -> d
         prediction = predict_windows(checkpoint.ensemble, part)
         verdicts = judge(checkpoint, prediction)
         outcomes[corruption.name] = rows, prediction.uncertainty
-        is_told = was_possible[rows] & impossible(start[rows], spec)
+        is_detectable = was_possible[rows] & impossible(start[rows], spec)
         table[corruption.name] = {
             "plausible": corruption.plausible,
             "windows": len(rows),
             **_separation(clean.uncertainty, [outcomes[corruption.name]], draws),
             **_answers(verdicts),
-            "told": _told(clean, prediction, verdicts, rows, is_told, was_possible, draws),
+            "detectable": _detectable(
+                clean, prediction, verdicts, rows, is_detectable, was_possible, draws
+            ),
         }
     summary = {}
     for kind, plausible in (("impossible", False), ("plausible", True)):
@@ -166,17 +168,17 @@ def corruption_scores(checkpoint: Checkpoint, windows: Windows, draws: int) -> d
     return {"windows": len(windows), "clean": answers, "corruptions": table, **summary}
 
 
-def _told(
+def _detectable(
     clean: Prediction,
     prediction: Prediction,
     verdicts: list[Verdict],
     rows: NDArray[np.int64],
-    is_told: Booleans,
+    is_detectable: Booleans,
     was_possible: Booleans,
     draws: int,
 ) -> dict[str, Any]:
     """Return what is noticed of corrupted states [n] that physics can tell from clean ones [N]."""
-    some, possible = np.flatnonzero(is_told), np.flatnonzero(was_possible)
+    some, possible = np.flatnonzero(is_detectable), np.flatnonzero(was_possible)
     if not len(some):
         return {"windows": 0, "auroc": None, "interval": [None, None], "refused": None}
     place = np.searchsorted(possible, rows[some])

@@ -251,18 +251,19 @@ def rollout_errors(
         predicted = unroll(model.predict, batch.states[:, 0], batch.actions)[0]
         steps = (batch.valid & ~batch.terminated).sum(1)
         picked = (torch.arange(len(steps), device=device), steps)
-        error = _error(model, predicted[picked], batch.states[picked], spec)
+        error = end_errors(model, predicted[picked], batch.states[picked], spec)
         errors[start : start + len(part)] = torch.where(steps > 0, error, 0.0).cpu().numpy()
     return errors
 
 
-def _error(model: WorldModel, predicted: Tensor, true: Tensor, spec: Spec) -> Tensor:
+def end_errors(model: WorldModel, predicted: Tensor, true: Tensor, spec: Spec) -> Tensor:
     """Return the errors of states [B, S], see `rollout_errors`."""
     slots = spec.geometry.slots if spec.geometry is not None else ()
     if not slots:
         return ((predicted - true) / model.state_scale).square().mean(-1).sqrt()
     gates = [spec.state_index(slot.gate) for slot in slots]
-    is_there = true[:, gates] > torch.tensor([0.5 if slot.has_presence else 0.0 for slot in slots])
+    least = true.new_tensor([0.5 if slot.has_presence else 0.0 for slot in slots])
+    is_there = true[:, gates] > least
     off = [(predicted - true)[:, [spec.state_index(x) for x in (s.dx, s.dy)]] for s in slots]
     distance: Tensor = torch.linalg.vector_norm(torch.stack(off, 1), dim=-1)
     return (distance * is_there).sum(1) / is_there.sum(1).clamp_min(1)

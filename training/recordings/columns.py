@@ -20,7 +20,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 from numpy.typing import NDArray
 
-from training.recordings.recording import RecordingError
+from training.recordings.recording import RecordingError, first_line
 from world_model_client.errors import printable
 
 SUFFIXES = (".csv", ".parquet")
@@ -103,11 +103,6 @@ def read_columns(
         texts={name: _texts(path, name, table[name]) for name in texts},
         extra=[name for name in columns if name not in names],
     )
-
-
-def first_line(error: BaseException) -> str:
-    """Return what an error says, in one line of bounded length."""
-    return printable((str(error).splitlines() or [type(error).__name__])[0], 300)
 
 
 def quoted(text: object) -> str:

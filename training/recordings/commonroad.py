@@ -16,6 +16,7 @@ from training.recordings.recording import (
     RecordingError,
     Track,
     Unused,
+    first_line,
     kind_of,
     size_of,
     whole_tracks,
@@ -23,7 +24,7 @@ from training.recordings.recording import (
 from training.recordings.roads import Carriageway
 from training.recordings.scenario_check import check_scenario
 from training.recordings.units import check_units
-from world_model_client.errors import InvalidInputError, printable
+from world_model_client.errors import InvalidInputError
 from world_model_client.scene import Polylines, Road
 
 SUFFIX = ".xml"
@@ -65,7 +66,7 @@ def read_commonroad(path: Path, unused: Unused) -> Recording:
     except RecordingError:
         raise
     except _BROKEN as exc:
-        raise RecordingError(f"{path} is no whole CommonRoad scenario: {_line(exc)}") from exc
+        raise RecordingError(f"{path} is no whole CommonRoad scenario: {first_line(exc)}") from exc
     if not tracks:
         raise RecordingError(f"{path} has no obstacle with a trajectory")
     check_units(str(path), tracks, ("orientation", "velocity"))
@@ -85,7 +86,7 @@ def _open(path: Path) -> Any:
             warnings.simplefilter("ignore")
             scenario, _ = CommonRoadFileReader(str(path)).open()
     except _BROKEN as exc:
-        raise RecordingError(f"{path} is no whole CommonRoad scenario: {_line(exc)}") from exc
+        raise RecordingError(f"{path} is no whole CommonRoad scenario: {first_line(exc)}") from exc
     return scenario
 
 
@@ -109,7 +110,7 @@ def _tracks(path: Path, scenario: Any, unused: Unused) -> Iterator[Track]:
         name, kind = str(obstacle.obstacle_id), kind_of(str(obstacle.obstacle_type.value))
         trajectory = getattr(getattr(obstacle, "prediction", None), "trajectory", None)
         if trajectory is None and not is_static:
-            unused.add("no trajectory, but sets or nothing", name)
+            unused.add("no trajectory, but occupancy sets or nothing", name)
             continue
         size = size_of(kind, *_size(obstacle.obstacle_shape))
         if size is None:
@@ -234,7 +235,3 @@ def _end_heading(lanelet: Any, end: int) -> float:
     line = np.asarray(lanelet.center_vertices, np.float64)
     x, y = line[1] - line[0] if end == 0 else line[-1] - line[-2]
     return float(np.arctan2(y, x))
-
-
-def _line(error: BaseException) -> str:
-    return printable((str(error).splitlines() or [""])[0] or type(error).__name__, 300)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from models.road_users import ROAD_USERS
 from training.recordings.roads import Carriageway
+from world_model_client.errors import printable
 from world_model_client.scene import ISO8855, TYPICAL_SIZES_M
 
 Floats = NDArray[np.floating[Any]]
@@ -50,6 +51,11 @@ _SHOWN_NAMES = 5
 
 class RecordingError(ValueError):
     """A recording cannot be read; the message is one sentence."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says, in one line of bounded length."""
+    return printable((str(error).splitlines() or [""])[0] or type(error).__name__, 300)
 
 
 def kind_of(name: str) -> str:
@@ -124,10 +130,6 @@ class Unused:
             more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
             lines.append(f"{len(names)} x {reason}: {', '.join(names[:_SHOWN_NAMES])}{more}")
         return lines
-
-    def counts(self) -> Mapping[str, int]:
-        """Return how many there are of each reason."""
-        return {reason: len(names) for reason, names in self.names.items()}
 
 
 @dataclass(frozen=True)

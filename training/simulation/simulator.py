@@ -42,6 +42,7 @@ __all__ = [
     "open_world",
     "run_episode",
     "source_of",
+    "trained_roads",
 ]
 
 MAX_STEPS = 140
@@ -200,6 +201,11 @@ class Simulation(World):
         """Return a simulation with the same present and, under the same actions, future."""
         shared = self.road.network, self._encoder
         return copy.deepcopy(self, {id(x): x for x in shared})
+
+
+def trained_roads(source: str) -> dict[str, float]:
+    """Return how often an episode of a source is on each of its roads but the one of `UNSEEN`."""
+    return {road: x for road, x in SOURCE_ROADS[source].items() if road != UNSEEN[source]}
 
 
 def source_of(environment: str) -> str:

@@ -24,13 +24,12 @@ from training.closed_loop.arms import (
     drive_all,
     drive_course,
     monitor_of,
-    trained_roads,
 )
 from training.closed_loop.comparison import (
     FIRST_SEED,
     FIRST_TUNING_SEED,
     TRAINED_ROADS,
-    Workshop,
+    DrivePool,
     check_unseen,
     compare_monitors,
     most_drives,
@@ -56,8 +55,9 @@ from training.dataset import tracker_models
 from training.dataset.tracker_models import Tracker
 from training.dataset.trackers import Tracking
 from training.dataset.windows import UNSEEN_ENVIRONMENT
-from training.evaluation.tables import closed_loop_table
+from training.evaluation.closed_loop_tables import closed_loop_table
 from training.simulation.behaviours import BEHAVIOURS
+from training.simulation.simulator import trained_roads
 from training.simulation.sumo import process
 
 HORIZON = 16
@@ -315,7 +315,7 @@ def test_the_comparison_is_plain_json_and_can_be_shown(
     judges = {PHYSICS: PhysicsJudge(PHYSICS_THRESHOLD)}
     ticks: list[int] = []
 
-    results = compare_monitors(judges, HORIZON, 1, Workshop(tmp_path, 1, ticks.append))
+    results = compare_monitors(judges, HORIZON, 1, DrivePool(tmp_path, 1, ticks.append))
 
     json.dumps(results, allow_nan=False)
     assert 8 < ticks[-1] <= most_drives(1, judges=[PHYSICS])
@@ -335,8 +335,8 @@ def test_processes_drive_what_one_does(tmp_path: Path) -> None:
     driving = Driving(tmp_path, Setup(), HORIZON)
     drive_course("here", driving, arms, course)
     ticks: list[int] = []
-    workshop = Workshop(tmp_path, 2, ticks.append)
-    workshop.run(
+    pool = DrivePool(tmp_path, 2, ticks.append)
+    pool.run(
         drive_course,
         [(f"there-{i}", driving, arms, replace(course, seeds=course.seeds[i::2])) for i in (0, 1)],
     )

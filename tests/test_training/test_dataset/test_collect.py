@@ -13,7 +13,7 @@ import pytest
 
 from tests.test_training.interrupted import Running, still_there
 from training.dataset import collect as collecting
-from training.dataset.collect import ENVIRONMENT_SHARES, collect
+from training.dataset.collect import collect
 from training.dataset.store import MANIFEST, load_store, shard_path
 from training.running.locks import LOCK, FolderLockedError, locked
 from training.running.stopping import Stopped, stoppable
@@ -29,6 +29,7 @@ from training.simulation.roads import ENVIRONMENTS
 from training.simulation.simulator import (
     CAUSES,
     MAX_VEHICLES,
+    SOURCE_ROADS,
     SOURCES,
     Episode,
     Simulation,
@@ -203,7 +204,7 @@ def test_collect_shows_steps_and_terminations(
 
 
 def test_collect_uses_all_roads_unless_told() -> None:
-    names = {draw_episode(seed, ENVIRONMENT_SHARES)[0] for seed in range(100)}
+    names = {draw_episode(seed, SOURCE_ROADS["highway-env"])[0] for seed in range(100)}
     assert names == set(ENVIRONMENTS)
 
 
@@ -422,7 +423,7 @@ def test_collect_records_sumo_with_any_number_of_workers(tmp_path: Path) -> None
     ("options", "match"),
     [
         ({"source": "carla"}, "unknown source 'carla'"),
-        ({"source": "sumo", "fleet": "cars"}, "the fleet of source 'sumo' is 'mixed', got 'cars'"),
+        ({"source": "sumo", "fleet": "cars"}, "the fleet in SUMO is 'mixed', got 'cars'"),
         ({"source": "sumo", "environments": {"highway": 1.0}}, "unknown environments"),
         ({"environments": {"freeway": 1.0}}, "unknown environments"),
     ],

@@ -109,6 +109,19 @@ def test_corruptions_that_change_nothing_are_left_out(scores: dict[str, object])
     }
 
 
+def test_states_that_physics_can_tell_are_scored_apart(scores: dict[str, object]) -> None:
+    table = scores["corruptions"]
+    assert isinstance(table, dict)
+    inside = table["a neighbour inside the ego"]
+    found = inside["detectable"]
+    assert 0 < found["windows"] <= inside["windows"]
+    assert found["interval"][0] <= found["auroc"] <= found["interval"][1]
+    assert 0 <= found["refused"] <= 1
+    # On this road, nobody gets beside it by that, or into another.
+    hidden = table["road edges swapped"]["detectable"]
+    assert hidden == {"windows": 0, "auroc": None, "interval": [None, None], "refused": None}
+
+
 def test_impossible_and_plausible_corruptions_are_summed_up_apart(
     scores: dict[str, object],
 ) -> None:

@@ -41,6 +41,7 @@ from training.fitting.member import (
     STATE,
     MemberTrainer,
     choose_device,
+    end_errors,
     rollout_errors,
     updates_saved,
 )
@@ -282,6 +283,14 @@ def test_errors_of_neighbours_are_distances() -> None:
     errors = rollout_errors(model, windows, spec, torch.device("cpu"))
 
     assert errors == pytest.approx([(3 + 6 + 0) / 3])
+
+
+def test_errors_are_computed_where_the_states_are() -> None:
+    """On a GPU say; the device "meta" refuses what lies elsewhere, too."""
+    spec, meta = road_users_spec(), torch.device("meta")
+    model = WorldModel(hidden_dims=(32,), spec=spec).to(meta)
+    states = torch.zeros(5, spec.state_dim, device=meta)
+    assert end_errors(model, states, states, spec).device == meta
 
 
 def test_a_run_folder_of_another_run_is_refused(tmp_path: Path) -> None:

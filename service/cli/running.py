@@ -1,0 +1,46 @@
+"""How commands end that make data or models: errors in one sentence, signals by their codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import click
+from pydantic import ValidationError
+
+from service.errors import WorldModelError
+from service.settings import explain_settings_error
+
+_GOES_ON = "The same command goes on where this one stopped."
+NOTHING_WRITTEN = "Nothing was written."
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Turn the errors that a command's input can cause into one sentence on stderr."""
+    try:
+        yield
+    except ValidationError as exc:  # of the settings: `evaluate` starts the service, too
+        raise click.ClickException(explain_settings_error(exc)) from exc
+    except (ValueError, OSError, WorldModelError) as exc:
+        raise click.ClickException(str(exc)) from exc
+
+
+@contextmanager
+def long_command(hint: str = _GOES_ON) -> Iterator[None]:
+    """Do what `_one_sentence` does; end a command that a signal stops with 128 + its number."""
+    from training.running.stopping import Stopped, stoppable
+
+    try:
+        with stoppable(), _one_sentence():
+            yield
+    except Stopped as exc:
+        done = "; ".join(getattr(exc, "__notes__", []))
+        with suppress(OSError):  # the terminal may be closed
+            click.echo(f"{exc}{f': {done}' if done else ''}. {hint}", err=True)
+        sys.exit(exc.exit_code)
