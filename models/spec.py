@@ -188,12 +188,26 @@ class Spec:
 
     def _check_saturation(self, saturation: Saturation) -> None:
         feature = self.state[self.state_index(saturation.feature)]
+        if feature.name in self._place_features():
+            raise ValueError(
+                f"spec {self.name!r}: {feature.name} must not saturate: who is there would be "
+                "elsewhere, or of another size"
+            )
         for bound in (saturation.low, saturation.high):
             if bound is not None and not feature.low <= bound <= feature.high:
                 raise ValueError(
                     f"spec {self.name!r}: {feature.name} saturates at {bound}, but the bound must "
                     f"be from {feature.low} to {feature.high}"
                 )
+
+    def _place_features(self) -> set[str | None]:
+        """Return the features that say where somebody is and how big, of those that there are."""
+        geometry = self.geometry
+        if geometry is None:
+            return set()
+        parts = ("gate", "dx", "dy", "heading", "length", "width")
+        of_slots = {getattr(slot, part) for slot in geometry.slots for part in parts}
+        return {*of_slots, *geometry.size_features} - {None}
 
     def _check_example(self, example: Example) -> None:
         for what, values, features in (

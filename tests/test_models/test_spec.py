@@ -226,6 +226,24 @@ def test_a_layout_of_sizes_that_does_not_fit_is_refused(
         make()
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("neighbour_1_dx", "neighbour_2_dy", "neighbour_3_heading", "neighbour_4_length"),
+        *("neighbour_1_width", "length", "width"),
+    ],
+)
+def test_places_and_sizes_may_not_saturate(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must not saturate: who is there"):
+        replace(road_users_spec(), saturations=(Saturation(name, None, 3.0, "far"),))
+
+
+def test_rates_and_the_egos_own_features_may_saturate() -> None:
+    names = ("neighbour_1_acceleration", "left_edge", "curvature")
+    saturations = tuple(Saturation(name, None, 0.1, "far") for name in names)
+    assert replace(road_users_spec(), saturations=saturations).saturations == saturations
+
+
 @pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (2.0, 1.0), (float("nan"), 1.0)])
 def test_a_range_without_extent_is_refused(low: float, high: float) -> None:
     with pytest.raises(ValueError, match=r"feature 'x': low is .*, but must be below high"):
