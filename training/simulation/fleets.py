@@ -28,7 +28,7 @@ TRAFFIC_SHARES = {
     "bus": 0.07,
     "motorcycle": 0.09,
 }
-EGO_SHARES = {"car": 0.70, "van": 0.10, "bus": 0.10, "truck": 0.10}
+EGO_SHARES = {"car": 0.62, "van": 0.12, "bus": 0.13, "truck": 0.13}
 """How often a vehicle of a mixed fleet is of a kind."""
 
 LONG_M = 6.5

@@ -38,7 +38,7 @@ _LANES = 2, 8
 _TOWN_SHARE = 0.35
 """How often the traffic of a highway is as slow as in a town or before a jam."""
 _TOWN_CRUISE = 5.0, 16.0
-_MOST_WALKERS = 4
+_MOST_WALKERS = 6
 
 
 @dataclass(frozen=True)

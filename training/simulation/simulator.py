@@ -51,11 +51,11 @@ MAX_VEHICLES = 16
 SOURCE_ROADS = {
     "highway-env": {"highway": 0.54, "merge": 0.15, "racetrack": 0.24, "roundabout": 0.07},
     "sumo": {
-        "freeway": 0.30,
+        "freeway": 0.22,
         "curves": 0.13,
         "ring": 0.10,
-        "arterial": 0.20,
-        "town": 0.20,
+        "arterial": 0.21,
+        "town": 0.27,
         "harbour": 0.07,
     },
 }
