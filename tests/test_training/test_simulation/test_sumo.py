@@ -340,3 +340,14 @@ def test_who_leaves_his_route_at_a_junction_is_neither_off_the_road_nor_recorded
             break
 
     assert cut
+
+
+@needs_sumo
+def test_a_dash_that_ends_at_the_corner_of_a_junction_does_not_kill_the_process() -> None:
+    # The pedestrian p3 was moved to a corner from which SUMO found no path to his next street.
+    code = (
+        "from training.simulation.simulator import run_episode; "
+        "print(run_episode(352585750871607735, 'town', 'white').steps)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()[-1:]) == (0, ["140"]), done.stderr[:500]

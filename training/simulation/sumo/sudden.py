@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -100,10 +101,32 @@ class Sudden:
                 return
             self._begun[index] = step
             self._dashes[index] = target
-        direction = self._dashes[index]
+        direction, name = self._dashes[index], self._users[index].name
         x, y = (pose[:2] + direction * lapse.strength * DT_S).tolist()
+        if self._is_lost_at(name, x, -y):
+            del self._pending[index]  # SUMO walks him on
+            return
         angle = math.degrees(math.atan2(direction[1], direction[0])) + 90.0
-        self._api.person.moveToXY(self._users[index].name, "", x, -y, angle, 2)
+        self._api.person.moveToXY(name, "", x, -y, angle, 2)
+
+    def _is_lost_at(self, name: str, x: float, y: float) -> bool:
+        """Whether a pedestrian whom we move to a place would have no path from there.
+
+        SUMO (1.28) takes the first edge of his route that ends at a junction for the one that he
+        comes from, though he may have walked from its end. At the junction's corner it then looks
+        for a path to the edge after that one, and if that is at another junction, kills the
+        process.
+        """
+        edges, person = self._api.edge, self._api.person
+        corner = self._api.simulation.convertRoad(x, y, False, "pedestrian")[0]
+        if not corner.startswith(":") or "_w" not in corner or corner == person.getRoadID(name):
+            return False
+        junction = corner[1:].rsplit("_w", 1)[0]
+        for edge, following in pairwise(person.getEdges(name)):
+            if edges.getToJunction(edge) == junction:
+                ends = edges.getFromJunction(following), edges.getToJunction(following)
+                return junction not in ends
+        return False
 
     def _meeting(self, lapse: Lapse, pose: Floats) -> Floats | None:
         """Return the direction [2] of a dash if now is its moment: ahead, and near enough."""
