@@ -45,13 +45,20 @@ def collect(
     with long_command():
         from training.dataset.collect import collect as run_collect
 
-        run_collect(
+        left_out = run_collect(
             folder,
             transitions=transitions,
             seed=seed,
             fleet=fleet,
             source=source,
             workers=workers,
+        )
+    if left_out:
+        seeds = ", ".join(map(str, left_out))
+        click.echo(
+            f"{len(left_out)} episodes are left out, for the simulator does not survive them; "
+            f"their seeds: {seeds}",
+            err=True,
         )
 
 

@@ -7,42 +7,29 @@ of shards, from the first on, that holds enough transitions.
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
-from itertools import islice
-from multiprocessing.synchronize import Event
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from models.backends.cpus import usable_cpus
-from training.dataset.overlap import collected_seeds
+from training.dataset.recording import make_shard, record_shards
 from training.dataset.store import (
     MANIFEST,
     SCHEMA_VERSION,
+    ShardNote,
     read_shard_note,
     shard_path,
     write_manifest,
-    write_shard,
 )
 from training.running.locks import locked
 from training.running.progress import Progress
-from training.running.stopping import begin_worker, starting_workers
 from training.simulation.behaviours import BEHAVIOURS, SHARES
 from training.simulation.bicycle import DT_S
 from training.simulation.fleets import DEFAULT_FLEET, MIXED, check_fleet, spec_of
-from training.simulation.simulator import (
-    CAUSES,
-    MAX_STEPS,
-    ROADS,
-    SOURCE_ROADS,
-    SOURCES,
-    draw_episode,
-    run_episode,
-)
+from training.simulation.simulator import CAUSES, MAX_STEPS, ROADS, SOURCE_ROADS, SOURCES
 from training.simulation.vehicles import SURPRISING_SHARE
 
 EPISODES_PER_SHARD = 50
@@ -53,7 +40,11 @@ PACKAGES = {"highway-env": ("highway-env", "gymnasium"), "sumo": ("eclipse-sumo"
 ALL = "all"
 """In place of a source: as many episodes of each."""
 
-Counts = dict[str, int]
+MAY_KILL = ("sumo",)
+"""Sources whose code may end its process by a fault; they never run in this one."""
+
+Notes = dict[int, ShardNote]
+"""Of shards, by their index."""
 
 
 def collect(
@@ -68,7 +59,7 @@ def collect(
     workers: int | None = None,
     progress: bool = True,
     on_transitions: Callable[[int], object] = lambda done: None,
-) -> None:
+) -> list[int]:
     """Record episodes into a folder until it holds enough transitions.
 
     Shards that are already there are kept, so an interrupted call is repeated to go on, and a
@@ -83,38 +74,43 @@ def collect(
         fleet: One of `fleets.FLEETS`: cars of 5 x 2 m, or everybody; None: `DEFAULT_FLEET`. That of
             SUMO is mixed.
         source: One of `SOURCES`: which simulator; or `ALL`.
-        workers: Processes; one per usable CPU by default. 1 runs in this process.
+        workers: Processes; one per usable CPU by default. 1 runs in this process, unless the source
+            is one of `MAY_KILL`.
         progress: Whether to show how far it is.
         on_transitions: Called with the number of transitions recorded so far, now and then.
+
+    Returns:
+        The seeds of the episodes that are left out, because the simulator does not survive them.
 
     Raises:
         ValueError: An argument makes no sense, the simulator is not installed, or the folder holds
             shards of other settings.
         FolderLockedError: Another command writes the folder.
-        ChildProcessError: A worker process was killed.
+        ChildProcessError: A worker process was killed, or its simulator killed it too often.
         KeyboardInterrupt: Passed on; whole shards are kept, and its notes say how many there are.
     """
     if transitions < 1:
         raise ValueError(f"transitions must be at least 1, got {transitions}")
     settings = _settings(source, seed, environments, surprising_share, fleet)
     with locked(folder, "collecting"):
-        counts = _existing_counts(folder, settings)
+        notes = _existing_notes(folder, settings)
         (folder / MANIFEST).unlink(missing_ok=True)  # absent means unfinished
-        kept = _sum(counts)["transitions"]
+        kept = _sum(notes)["transitions"]
         bar = Progress("collecting", transitions, unit="steps", done=kept, is_shown=progress)
 
         def show() -> None:
-            total = _sum(counts)
-            names = ("episodes", CAUSES[1], CAUSES[2])
-            bar.note(", ".join(f"{total[name]} {name}" for name in names))
+            total = _sum(notes)
+            shown = [f"{total[name]} {name}" for name in ("episodes", CAUSES[1], CAUSES[2])]
+            left_out = len(_left_out(notes))
+            bar.note(", ".join([*shown, *([f"{left_out} left out"] if left_out else [])]))
             bar.reach(total["transitions"])
             on_transitions(total["transitions"])
 
         with bar:
             show()
-            if _enough(counts, transitions) is None:
-                _record(folder, settings, counts, transitions, workers or usable_cpus(), show)
-        _finish(folder, settings, counts, transitions)
+            if _enough(notes, transitions) is None:
+                _record(folder, settings, notes, transitions, workers or usable_cpus(), show)
+        return _finish(folder, settings, notes, transitions)
 
 
 def _settings(
@@ -198,11 +194,12 @@ def _version(package: str) -> str:
         ) from exc
 
 
-def _existing_counts(folder: Path, settings: dict[str, Any]) -> dict[int, Counts]:
-    """Return the counts of the shards that are there, by index, refusing foreign ones."""
-    counts: dict[int, Counts] = {}
+def _existing_notes(folder: Path, settings: dict[str, Any]) -> Notes:
+    """Return the notes of the shards that are there, refusing foreign ones."""
+    notes: Notes = {}
     for path in sorted(folder.glob("shard-*.safetensors")):
-        found, counted = read_shard_note(path)
+        note = read_shard_note(path)
+        found = note.settings
         for key in sorted(settings.keys() | found.keys()):
             here, wanted = found.get(key), settings.get(key)
             if here != wanted:
@@ -210,77 +207,45 @@ def _existing_counts(folder: Path, settings: dict[str, Any]) -> dict[int, Counts
                     f"{path} was collected with {key}={here!r}, but {key}={wanted!r} is asked for; "
                     "use another folder"
                 )
-        counts[int(path.stem.removeprefix("shard-"))] = counted
-    return counts
+        notes[int(path.stem.removeprefix("shard-"))] = note
+    return notes
 
 
-def _enough(counts: dict[int, Counts], transitions: int) -> int | None:
+def _enough(notes: Notes, transitions: int) -> int | None:
     """Return how many shards, from the first on, hold enough transitions; None if too few do."""
     total, index = 0, 0
-    while index in counts:
-        total += counts[index]["transitions"]
+    while index in notes:
+        total += notes[index].counts["transitions"]
         index += 1
         if total >= transitions:
             return index
     return None
 
 
-def make_shard(folder: Path, index: int, settings: dict[str, Any]) -> Counts:
-    """Simulate and write one shard; the task of one process.
-
-    Args:
-        folder: Where.
-        index: Which; with the settings' seed it decides the seeds of the episodes.
-        settings: What `collect` decided.
-
-    Returns:
-        The counts of `write_shard`.
-    """
-    seeds = collected_seeds(settings["seed"], index, settings["episodes_per_shard"])
-    shares = settings["environment_shares"]
-    rest = settings["max_steps"], settings["surprising_share"], settings["fleet"]
-    episodes = []
-    for seed in map(int, seeds):
-        episodes.append(run_episode(seed, *draw_episode(seed, shares), *rest))
-        if _stop is not None and _stop.is_set():
-            raise KeyboardInterrupt
-    return write_shard(shard_path(folder, index), episodes, settings)
-
-
-_stop: Event | None = None
-"""In a worker process: set by the parent when no more shards are wanted."""
-
-
-def _start_worker(stop: Event) -> None:
-    """Leave signals to the parent.
-
-    Children need no limit on threads: they import no torch, and the simulator's matrices are too
-    small for BLAS to split.
-    """
-    global _stop
-    begin_worker(is_stoppable=False)
-    _stop = stop
-
-
 def _record(
     folder: Path,
     settings: dict[str, Any],
-    counts: dict[int, Counts],
+    notes: Notes,
     transitions: int,
     workers: int,
     show: Callable[[], object],
 ) -> None:
-    """Fill `counts` and the folder with shards until there are enough."""
-    run = _in_this_process if workers == 1 else _in_processes
+    """Fill `notes` and the folder with shards until there are enough."""
+    may_be_killed = any(name in MAY_KILL for name in simulators_of(settings["source"]))
+    todo = _missing({*notes})
+    if workers == 1 and not may_be_killed:
+        shards = _in_this_process(folder, settings, todo)
+    else:
+        shards = record_shards(folder, settings, notes, workers, todo)
     try:
-        with closing(run(folder, settings, counts, workers)) as done:
-            for index, counted in done:
-                counts[index] = counted
+        with closing(shards) as done:
+            for index, note in done:
+                notes[index] = note
                 show()
-                if _enough(counts, transitions) is not None:
+                if _enough(notes, transitions) is not None:
                     return
     except KeyboardInterrupt as exc:
-        kept = _existing_counts(folder, settings)  # finished meanwhile, too
+        kept = _existing_notes(folder, settings)  # one may have been finished meanwhile
         exc.add_note(
             f"{_sum(kept)['transitions']:,} of {transitions:,} transitions kept in {len(kept)} "
             "whole shards"
@@ -288,85 +253,44 @@ def _record(
         raise
 
 
-def _missing(counts: dict[int, Counts]) -> Iterator[int]:
+def _missing(known: set[int]) -> Iterator[int]:
     """Yield the indices of shards to make, for ever, lowest first."""
-    index = 0
-    while True:
-        if index not in counts:
-            yield index
-        index += 1
+    return (index for index in count() if index not in known)
 
 
 def _in_this_process(
-    folder: Path, settings: dict[str, Any], counts: dict[int, Counts], workers: int
-) -> Generator[tuple[int, Counts]]:
-    del workers
-    for index in _missing(dict(counts)):
+    folder: Path, settings: dict[str, Any], todo: Iterator[int]
+) -> Generator[tuple[int, ShardNote]]:
+    for index in todo:
         yield index, make_shard(folder, index, settings)
 
 
-@contextmanager
-def _set_at_end(stop: Event) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        stop.set()
-
-
-def _in_processes(
-    folder: Path, settings: dict[str, Any], counts: dict[int, Counts], workers: int
-) -> Generator[tuple[int, Counts]]:
-    """Yield shards as they get done, in any order. Closing it gives up those in work."""
-    # Spawned, not forked: forking a process that has threads (torch, BLAS) can deadlock.
-    spawn = multiprocessing.get_context("spawn")
-    todo, stop = _missing(dict(counts)), spawn.Event()
-    with (
-        ProcessPoolExecutor(
-            workers, mp_context=spawn, initializer=_start_worker, initargs=(stop,)
-        ) as pool,
-        _set_at_end(stop),
-    ):
-
-        def submit(index: int) -> Future[Counts]:
-            with starting_workers():
-                return pool.submit(make_shard, folder, index, settings)
-
-        running = {submit(index): index for index in islice(todo, workers)}
-        while True:
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                index = running.pop(future)
-                try:
-                    counted = future.result()
-                except BrokenProcessPool as exc:
-                    raise ChildProcessError(
-                        "a worker process was killed; the kernel does that if memory runs out"
-                    ) from exc
-                yield index, counted
-                following = next(todo)
-                running[submit(following)] = following
-
-
-def _sum(counts: dict[int, Counts]) -> Counts:
+def _sum(notes: Notes) -> dict[str, int]:
     names = ("episodes", "transitions", CAUSES[1], CAUSES[2])
-    return {name: sum(counted[name] for counted in counts.values()) for name in names}
+    return {name: sum(note.counts[name] for note in notes.values()) for name in names}
 
 
-def _finish(
-    folder: Path, settings: dict[str, Any], counts: dict[int, Counts], transitions: int
-) -> None:
-    """Drop what is beyond the last wanted shard, and write the manifest."""
-    wanted = _enough(counts, transitions)
+def _left_out(notes: Notes) -> list[int]:
+    return [seed for index in sorted(notes) for seed in notes[index].left_out]
+
+
+def _finish(folder: Path, settings: dict[str, Any], notes: Notes, transitions: int) -> list[int]:
+    """Drop what is beyond the last wanted shard, write the manifest, and return who is left out."""
+    wanted = _enough(notes, transitions)
     assert wanted is not None, "recording stops only when there is enough"
-    # By name, not by `counts`: shards finished after the last was counted lie there too.
+    # By name, not by `notes`: shards finished after the last was counted lie there too.
     paths = [shard_path(folder, index) for index in range(wanted)]
     for path in folder.glob("shard-*"):
         if path not in paths:
             path.unlink()
+    kept = {index: notes[index] for index in range(wanted)}
     manifest = {
         **settings,
         "environments": list(ROADS),
         "behaviours": list(BEHAVIOURS),
         "libraries": {name: _version(name) for name in _packages(settings["source"])},
-        "counts": _sum({index: counts[index] for index in range(wanted)}),
+        "counts": _sum(kept),
+        "left_out": _left_out(kept),
     }
     write_manifest(folder, paths, manifest)
+    return _left_out(kept)

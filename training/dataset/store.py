@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,29 +155,44 @@ def episodes_to_arrays(episodes: list[Episode]) -> dict[str, NDArray[Any]]:
     return {name: np.asarray(values, layout[name][0]) for name, values in columns.items()}
 
 
-def write_shard(path: Path, episodes: list[Episode], settings: dict[str, Any]) -> dict[str, int]:
+class ShardNote(NamedTuple):
+    """What a shard says about itself.
+
+    Attributes:
+        settings: How its episodes were made.
+        counts: Of episodes, transitions, crash, off_road.
+        left_out: Seeds of episodes that should be there, but that the simulator does not survive.
+    """
+
+    settings: dict[str, Any]
+    counts: dict[str, int]
+    left_out: tuple[int, ...] = ()
+
+
+def write_shard(
+    path: Path, episodes: list[Episode], settings: dict[str, Any], left_out: Sequence[int] = ()
+) -> ShardNote:
     """Write a shard so that it is either whole or absent.
 
     Args:
         path: Where.
         episodes: What, in order.
         settings: How they were made; kept in the shard, so that resumption can compare.
-
-    Returns:
-        Counts: episodes, transitions, crash, off_road.
+        left_out: See `ShardNote`.
     """
     counts = {"episodes": len(episodes), "transitions": sum(e.steps for e in episodes)}
-    for cause in (1, 2):
-        counts[CAUSES[cause]] = sum(episode.cause == cause for episode in episodes)
-    # One key only: safetensors writes several in random order, and equal data must be equal bytes.
-    note = {"note": json.dumps({"settings": settings, "counts": counts}, sort_keys=True)}
+    counts |= {CAUSES[cause]: sum(e.cause == cause for e in episodes) for cause in (1, 2)}
+    # Not where there are none: those bytes are older than this.
+    more = {"left_out": [*left_out]} if left_out else {}
+    said = json.dumps({"settings": settings, "counts": counts, **more}, sort_keys=True)
     with whole_file(path) as partial:
-        save_file(episodes_to_arrays(episodes), partial, metadata=note)
-    return counts
+        # One key: safetensors writes several in random order, and equal data must be equal bytes.
+        save_file(episodes_to_arrays(episodes), partial, metadata={"note": said})
+    return ShardNote(settings, counts, (*left_out,))
 
 
-def read_shard_note(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """Return the settings and counts a shard was written with.
+def read_shard_note(path: Path) -> ShardNote:
+    """Return what a shard was written with.
 
     Raises:
         ValueError: The file is no shard of ours.
@@ -188,7 +203,8 @@ def read_shard_note(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         settings, counts = note["settings"], note["counts"]
         if not (isinstance(settings, dict) and isinstance(counts, dict)):
             raise TypeError("its note holds no settings and counts")
-        return settings, {name: int(count) for name, count in counts.items()}
+        left_out = (*map(int, note.get("left_out", ())),)
+        return ShardNote(settings, {name: int(x) for name, x in counts.items()}, left_out)
     except (SafetensorError, OSError, ValueError, LookupError, TypeError, RecursionError) as exc:
         raise ValueError(f"{path} is not a readable shard ({exc}); delete it") from exc
 
@@ -313,8 +329,7 @@ def load_store(folder: Path) -> EpisodeStore:
         if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
             raise ValueError(f"{folder / MANIFEST}: {kind}s must be a list of names")
         names[kind] = tuple(found)
-    shards: list[dict[str, NDArray[Any]]] = []
-    frames = 0
+    shards, frames = list[dict[str, NDArray[Any]]](), 0
     for path in shard_paths(folder, manifest):
         arrays = read_arrays(path, EPISODE_ARRAYS, FRAME_ARRAYS)
         for array, known in (*names.items(), ("ego_kind", names["kind"])):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
@@ -11,6 +10,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from training.running.stopping import begin_worker, starting_workers
+from training.running.workers import describe_end
 
 _TICK_S = 0.5
 _INTERRUPTED = 130
@@ -62,19 +62,12 @@ def run_in_processes(
 
 def _check_end(process: SpawnProcess) -> None:
     code = process.exitcode
-    if code is not None and code < 0:
-        name = signal.Signals(-code).name
-        raise MemberFailedError(
-            f"a worker process was ended by {name}; the kernel does that if memory runs out"
-        )
     if code == _INTERRUPTED:
         raise MemberFailedError(
             "a worker process was stopped by a signal that this one did not get"
         )
     if code:
-        raise MemberFailedError(
-            f"a worker process ended with exit code {code}; its error stands above"
-        )
+        raise MemberFailedError(describe_end(code))
 
 
 def _run(target: Callable[..., None], task: tuple[Any, ...]) -> None:

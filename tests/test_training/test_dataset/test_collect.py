@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import signal
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,8 +17,10 @@ import pytest
 
 from tests.test_training.interrupted import Running, still_there
 from training.dataset import collect as collecting
+from training.dataset import recording
 from training.dataset.collect import collect
-from training.dataset.store import MANIFEST, load_store, shard_path
+from training.dataset.overlap import collected_seeds
+from training.dataset.store import MANIFEST, ShardNote, load_store, shard_path
 from training.running.locks import LOCK, FolderLockedError, locked
 from training.running.stopping import Stopped, stoppable
 from training.simulation.behaviours import (
@@ -49,8 +55,8 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collecting, "MAX_STEPS", 12)
 
 
-def run(folder: Path, transitions: int = 80, seed: int = 5, workers: int = 1) -> None:
-    collect(
+def run(folder: Path, transitions: int = 80, seed: int = 5, workers: int = 1) -> list[int]:
+    return collect(
         folder,
         transitions=transitions,
         seed=seed,
@@ -65,7 +71,7 @@ def interrupt_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     original = collecting.make_shard
     made: list[object] = []
 
-    def make_shard(*args: object) -> dict[str, int]:
+    def make_shard(*args: object) -> ShardNote:
         if len(made) == count:
             raise KeyboardInterrupt
         made.append(args)
@@ -158,6 +164,112 @@ def test_collect_refuses_senseless_arguments(
 def test_collect_refuses_a_folder_that_another_command_writes(tmp_path: Path) -> None:
     with locked(tmp_path, "collecting"), pytest.raises(FolderLockedError, match="collecting, proc"):
         run(tmp_path)
+
+
+FATAL = int(collected_seeds(5, 1, 3)[1])
+"""Seed of the second episode of the second shard."""
+
+
+def run_falling(seed: int, *rest: Any) -> Episode:
+    """Drive an episode, or die of it as a simulator does."""
+    if seed == FATAL:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return run_episode(seed, *rest)
+
+
+def run_slowly_falling(seed: int, *rest: Any) -> Episode:
+    """Drive an episode; the third one of any process kills it."""
+    driven.append(seed)
+    if len(driven) == 3:
+        os.kill(os.getpid(), signal.SIGABRT)
+    return run_episode(seed, *rest)
+
+
+def run_killed(seed: int, *rest: Any) -> Episode:
+    """End as a process does that the kernel kills, for memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return run_episode(seed, *rest)
+
+
+def run_refused(seed: int, *rest: Any) -> Episode:
+    """Raise an error that belongs to whoever asked."""
+    raise ValueError(f"no episode of {seed}")
+
+
+driven: list[int] = []
+
+
+@pytest.fixture
+def simulator(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Episode]], None]:
+    """Replace the simulator by one that may end its process, as SUMO may."""
+    monkeypatch.setattr(collecting, "MAY_KILL", ("highway-env",))
+    return lambda run: monkeypatch.setattr(recording, "run_episode", run)
+
+
+def test_collect_leaves_out_episodes_that_kill_the_simulator_always_the_same(
+    tmp_path: Path, simulator: Callable[[Callable[..., Episode]], None]
+) -> None:
+    simulator(run_falling)
+    left_out = run(tmp_path / "fresh", transitions=50, workers=1)
+    (tmp_path / "resumed").mkdir()
+    shutil.copy(shard_path(tmp_path / "fresh", 0), shard_path(tmp_path / "resumed", 0))
+    run(tmp_path / "resumed", transitions=50, workers=2)
+
+    fresh, resumed = ((tmp_path / name / MANIFEST).read_text() for name in ("fresh", "resumed"))
+    assert fresh == resumed
+    store = load_store(tmp_path / "fresh")
+    assert store.manifest["left_out"] == left_out == [FATAL]
+    drawn = [int(seed) for i in range(2) for seed in collected_seeds(5, i, 3)]
+    assert store.seed.tolist() == [seed for seed in drawn if seed != FATAL]
+    assert store.manifest["counts"]["episodes"] == 5
+
+
+def test_collect_drives_an_episode_again_that_was_not_to_blame(
+    tmp_path: Path, simulator: Callable[[Callable[..., Episode]], None]
+) -> None:
+    run(tmp_path / "usual", transitions=60)
+    simulator(run_slowly_falling)
+    assert run(tmp_path / "killed", transitions=60) == []
+    usual, killed = (load_store(tmp_path / name) for name in ("usual", "killed"))
+    assert usual.fingerprint == killed.fingerprint
+
+
+def test_collect_ends_where_the_simulator_kills_its_process_often(
+    tmp_path: Path,
+    simulator: Callable[[Callable[..., Episode]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recording, "_FEW", 0)
+    simulator(run_falling)
+    with pytest.raises(ChildProcessError, match=r"killed its process in 1 of 5 episodes, but at"):
+        run(tmp_path)
+    assert not (tmp_path / MANIFEST).exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_collect_ends_where_the_system_kills_a_worker(
+    tmp_path: Path, simulator: Callable[[Callable[..., Episode]], None], workers: int
+) -> None:
+    simulator(run_killed)
+    with pytest.raises(ChildProcessError, match="SIGKILL; the kernel does that if memory runs out"):
+        run(tmp_path, workers=workers)
+
+
+def test_collect_raises_what_an_episode_raises_in_a_worker(
+    tmp_path: Path, simulator: Callable[[Callable[..., Episode]], None]
+) -> None:
+    simulator(run_refused)
+    with pytest.raises(ValueError, match="no episode of"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "episodes", "is_refused"),
+    [(5, 0, False), (6, 500, True), (6, 594, False), (11, 1000, True), (150, 15_000, False)],
+)
+def test_few_episodes_may_be_left_out(left_out: int, episodes: int, is_refused: bool) -> None:
+    with pytest.raises(ChildProcessError) if is_refused else nullcontext():
+        recording.check_left_out(left_out, episodes)
 
 
 @pytest.mark.slow

@@ -152,10 +152,10 @@ def test_store_refuses_another_schema_version_naming_both(tmp_path: Path) -> Non
 def test_shard_note_holds_settings_and_counts(tmp_path: Path) -> None:
     path = shard_path(tmp_path, 3)
     episodes = mixed_episodes(6)
-    counts = write_shard(path, episodes, {"seed": 5})
+    note = write_shard(path, episodes, {"seed": 5}, [12, 2**62])
     assert path.name == "shard-00003.safetensors"
-    assert read_shard_note(path) == ({"seed": 5}, counts)
-    assert counts == {
+    assert read_shard_note(path) == note == ({"seed": 5}, note.counts, (12, 2**62))
+    assert note.counts == {
         "episodes": 6,
         "transitions": sum(episode.steps for episode in episodes),
         "crash": 2,
