@@ -143,9 +143,7 @@ def record_shards(
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="world-model-")))
         tasks: list[_Task] = []
-        # All are let go before any is waited for.
-        stack.callback(lambda: [task.worker.close() for task in tasks])
-        stack.callback(lambda: [task.worker.connection.close() for task in tasks])
+        stack.callback(_close, tasks)
         for _ in range(workers):
             tasks.append(_Task(Worker(scratch)))
             tasks[-1].begin_shard(next(todo), settings)
@@ -162,6 +160,13 @@ def record_shards(
                     yield task.index, write_shard(path, task.episodes, settings, task.left_out)
                     task.begin_shard(next(todo), settings)
                 task.begin_episode(settings)
+
+
+def _close(tasks: list[_Task]) -> None:
+    for task in tasks:  # all are let go before any is waited for
+        task.worker.connection.close()
+    for task in tasks:
+        task.worker.close()
 
 
 def _check(known: Mapping[int, ShardNote], tasks: list[_Task]) -> None:
