@@ -35,8 +35,33 @@ _LONGEST_LINE = 100_000
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 Floats = NDArray[np.floating[Any]]
-Bounds = Mapping[str, tuple[float, float, str]]
-"""Of a column of numbers: the lowest, the highest, and their unit."""
+
+
+class Allowed(NamedTuple):
+    """Which numbers a column may hold.
+
+    Attributes:
+        low: The lowest.
+        high: The highest.
+        unit: Of both, for messages.
+        is_or_0: Whether 0 is allowed as well.
+    """
+
+    low: float
+    high: float
+    unit: str
+    is_or_0: bool = False
+
+    def refuses(self, values: Floats) -> NDArray[np.bool_]:
+        """Return which numbers it may not hold; NaN is none of those it may."""
+        is_wrong = ~((values >= self.low) & (values <= self.high))
+        return is_wrong & (values != 0) if self.is_or_0 else is_wrong
+
+    def __str__(self) -> str:
+        return f"{self.low:g} to {self.high:g} {self.unit}"
+
+
+Bounds = Mapping[str, Allowed]
 
 
 class Texts(NamedTuple):
@@ -263,11 +288,10 @@ def _numbers(
     path: Path,
     name: str,
     column: pa.ChunkedArray,
-    bounds: tuple[float, float, str],
+    allowed: Allowed,
     *,
     is_optional: bool,
 ) -> Floats:
-    low, high, unit = bounds
     if not (
         pa.types.is_integer(column.type)
         or pa.types.is_floating(column.type)
@@ -275,14 +299,13 @@ def _numbers(
     ):
         raise RecordingError(f"{path}, column {name}: is {column.type} (allowed: numbers)")
     values = np.asarray(column.cast(pa.float64(), safe=False).to_numpy(), np.float64)
-    is_wrong = ~((values >= low) & (values <= high))
+    is_wrong = allowed.refuses(values)
     if is_optional:
         is_wrong &= ~np.isnan(values)
     if is_wrong.any():
         row = int(np.argmax(is_wrong))
         value = "missing or NaN" if math.isnan(values[row]) else f"{values[row]:g}"
         raise RecordingError(
-            f"{path}, row {row + 1}, column {name}: is {value} (allowed: {low:g} to {high:g} "
-            f"{unit})"
+            f"{path}, row {row + 1}, column {name}: is {value} (allowed: {allowed})"
         )
     return values

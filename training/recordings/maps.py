@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.recordings.columns import MOST_TEXT, SUFFIXES, quoted, read_columns
+from training.recordings.columns import MOST_TEXT, SUFFIXES, Allowed, quoted, read_columns
 from training.recordings.recording import RecordingError, first_line
 from training.recordings.roads import Carriageway
 from world_model_client.errors import InvalidInputError, printable
@@ -23,7 +23,7 @@ MOST_POINTS = 1_000_000
 """Of all lines of a description."""
 MOST_ROADS, MOST_LANES = 10_000, 64
 
-_BOUNDS = dict.fromkeys(("x", "y"), (-1e9, 1e9, "m"))
+_BOUNDS = dict.fromkeys(("x", "y"), Allowed(-1e9, 1e9, "m"))
 _EDGES = ("left_edge", "right_edge")
 
 Floats = NDArray[np.floating[Any]]

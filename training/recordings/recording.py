@@ -26,6 +26,10 @@ FASTEST_MPS = 70.0
 FARTHEST_JUMP_M = 3.0
 """From where the steps before and after lead: nobody moves so, an id changed hands."""
 
+LEAST_SIZE_M, LARGEST_SIZE_M = 0.2, 100.0
+"""Of a length or a width: what is smaller is no road user, but in other units."""
+SIZE_UNITS = "m, not cm, feet or km"
+
 _OTHER_NAMES = {
     "automobile": "car",
     "passenger car": "car",

@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.parsers import expat
 
-from training.recordings.recording import RecordingError
+from training.recordings.recording import (
+    LARGEST_SIZE_M,
+    LEAST_SIZE_M,
+    SIZE_UNITS,
+    RecordingError,
+)
 from world_model_client.errors import printable
 
 MOST_BYTES = 64 * 2**20
@@ -20,7 +25,6 @@ MOST_STEPS = 1_000_000
 
 _ROOT = "commonRoad"
 _OBSTACLES = frozenset({"obstacle", "dynamicObstacle", "staticObstacle"})
-_SIZES = frozenset({"length", "width", "radius"})
 _PLACES = frozenset({"x", "y", "z"})
 _VALUES = frozenset({"exact", "intervalStart", "intervalEnd"})
 _MOST_DEPTH = 64
@@ -49,7 +53,9 @@ class _Allowed(NamedTuple):
 
 _DT = _Allowed(0.0, 0.5, " s", is_open=True)
 _STEP = _Allowed(0, MOST_STEPS, is_whole=True)
-_SIZE = _Allowed(0.0, 100.0, " m", is_open=True)
+_SIZE = _Allowed(LEAST_SIZE_M, LARGEST_SIZE_M, f" {SIZE_UNITS}")
+_RADIUS = _Allowed(LEAST_SIZE_M / 2, LARGEST_SIZE_M / 2, f" {SIZE_UNITS}")
+_SIZES = {"length": _SIZE, "width": _SIZE, "radius": _RADIUS}
 _PLACE = _Allowed(-1e9, 1e9, " m")
 _ORIENTATION = _Allowed(-50.0, 50.0, " rad, not degrees")
 _VELOCITY = _Allowed(-150.0, 150.0, " m/s")
@@ -138,7 +144,7 @@ class _Check:
         if name in _PLACES:
             return _PLACE
         if name in _SIZES and self._names[1] in _OBSTACLES:
-            return _SIZE
+            return _SIZES[name]
         if name in _VALUES:
             kinds = {"time": _STEP, "orientation": _ORIENTATION, "velocity": _VELOCITY}
             return kinds.get(above[0], _ANY) if above else _ANY

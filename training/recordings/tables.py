@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.recordings.columns import MOST_TEXT, Columns, quoted, read_columns
+from training.recordings.columns import MOST_TEXT, Allowed, Columns, quoted, read_columns
 from training.recordings.maps import ROAD_SUFFIXES, read_roads
 from training.recordings.recording import (
+    LARGEST_SIZE_M,
+    LEAST_SIZE_M,
+    SIZE_UNITS,
     Recording,
     RecordingError,
     Track,
@@ -27,14 +30,15 @@ from world_model_client.scene import ISO8855
 MOST_TRACKS = 200_000
 
 _TEXTS = ("id", "class")
+_SIZE = Allowed(LEAST_SIZE_M, LARGEST_SIZE_M, f"{SIZE_UNITS}; or 0, if none is known", is_or_0=True)
 BOUNDS = {
-    "time_s": (-1e11, 1e11, "s"),
-    "x": (-1e9, 1e9, "m"),
-    "y": (-1e9, 1e9, "m"),
-    "length": (0.0, 100.0, "m"),
-    "width": (0.0, 100.0, "m"),
-    "heading": (-50.0, 50.0, "rad, not degrees"),
-    "speed": (-150.0, 150.0, "m/s"),
+    "time_s": Allowed(-1e11, 1e11, "s"),
+    "x": Allowed(-1e9, 1e9, "m"),
+    "y": Allowed(-1e9, 1e9, "m"),
+    "length": _SIZE,
+    "width": _SIZE,
+    "heading": Allowed(-50.0, 50.0, "rad, not degrees"),
+    "speed": Allowed(-150.0, 150.0, "m/s"),
 }
 OPTIONAL = ("length", "width", "heading", "speed")
 """May be missing, as a column or in a row."""

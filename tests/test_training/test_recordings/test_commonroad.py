@@ -116,7 +116,16 @@ def test_sets_are_not_taken_for_places(tmp_path: Path) -> None:
         (("<x>[^<]*", "<x>nan"), r", line \d+: x is 'nan' \(allowed: -1e\+09 to 1e\+09 m\)"),
         (("<y>[^<]*", "<y>1e400"), r", line \d+: y is '1e400' \(allowed"),
         (("<x>[^<]*", "<x>left"), r", line \d+: x is 'left' \(allowed"),
-        (("<length>[^<]*", "<length>-4"), r", line \d+: length is '-4' \(allowed: above 0 to 100"),
+        (("<length>[^<]*", "<length>-4"), r", line \d+: length is '-4' \(allowed: 0.2 to 100 m"),
+        (
+            ("<length>[^<]*", "<length>0.04"),
+            r"length is '0.04' .*m, not cm, feet or km",
+        ),
+        (("<width>[^<]*", "<width>1e-9"), r", line \d+: width is '1e-9' \(allowed: 0.2 to 100 m"),
+        (
+            ("<rectangle>.*?</rectangle>", "<circle><radius>0.05</radius></circle>"),
+            r", line \d+: radius is '0.05' \(allowed: 0.1 to 50 m, not cm, feet or km\)",
+        ),
         (("<width>[^<]*", "<width>"), r", line \d+: width is missing \(allowed"),
         (("<time>\n<exact>0", "<time>\n<exact>1.5"), r"time/exact is '1.5' \(allowed: whole numb"),
         (("<time>\n<exact>0", "<time>\n<exact>9999999"), r"time/exact is '9999999' \(allowed"),

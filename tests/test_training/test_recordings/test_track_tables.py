@@ -112,7 +112,16 @@ def with_value(column: str, value: Any) -> Callable[[list[dict[str, Any]]], None
         (with_value("y", math.inf), "row 3, column y: is inf"),
         (with_value("time_s", None), "row 3, column time_s: is missing or NaN"),
         (with_value("heading", 90.0), r"row 3, column heading: is 90 .*rad, not degrees"),
-        (with_value("length", -1.0), r"row 3, column length: is -1 \(allowed: 0 to 100 m"),
+        (with_value("length", -1.0), r"row 3, column length: is -1 \(allowed: 0.2 to 100 m"),
+        (
+            with_value("length", 0.04),
+            r"row 3, column length: is 0.04 .*, not cm, feet or km; or 0",
+        ),
+        (
+            with_value("width", 0.0018),
+            r"row 3, column width: is 0.0018 \(allowed: 0.2 to 100",
+        ),
+        (with_value("width", 5e-324), r"row 3, column width: is 4.94066e-324 \(allowed: 0.2 to"),
         (with_value("speed", 400.0), "row 3, column speed: is 400"),
         (with_value("id", ""), r"row 3, column id: is empty \(allowed: 1 to 200 characters"),
         (with_value("class", "x" * 300), "row 3, column class: has 300 characters"),
