@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -295,7 +296,16 @@ def test_what_a_spec_does_not_allow_is_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spec", "message"),
-    [(toy_spec(), "has the actions push_x, push_y, but tracks tell steer, throttle, brake alone")],
+    [
+        (
+            toy_spec(),
+            "has the actions push_x, push_y, but tracks tell steer, throttle, brake alone",
+        ),
+        (replace(road_users_spec(), dt_s=1e-6), r"dt_s is 1e-06 s \(allowed: 0.01 to 1 s for epi"),
+        (replace(road_users_spec(), dt_s=0.0099), r"dt_s is 0.0099 s \(allowed: 0.01 to 1 s"),
+        (replace(road_users_spec(), dt_s=1.1), r"dt_s is 1.1 s \(allowed: 0.01 to 1 s"),
+        (replace(road_users_spec(), dt_s=1e3), r"dt_s is 1000 s \(allowed: 0.01 to 1 s"),
+    ],
 )
 def test_a_spec_that_tracks_cannot_fill_is_refused(
     tmp_path: Path, spec: Spec, message: str
@@ -305,6 +315,16 @@ def test_a_spec_that_tracks_cannot_fill_is_refused(
     given = write_csv(tmp_path / "tracks.csv", rows("a"))
     with pytest.raises(RecordingError, match=message):
         import_tracks([given], tmp_path / "out", spec=str(path), progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("dt_s", [0.01, 1.0])
+def test_steps_of_a_spec_may_be_short_or_long(tmp_path: Path, dt_s: float) -> None:
+    path = tmp_path / "spec.json"
+    path.write_text(json.dumps(replace(road_users_spec(), dt_s=dt_s).to_json()))
+    given = write_csv(tmp_path / "tracks.csv", rows("a"))
+    made, used_s = import_tracks([given], tmp_path / "out", spec=str(path), progress=False)
+    assert (made.steps, used_s) == (round(4 / dt_s), dt_s)
 
 
 def test_a_file_a_name_and_a_checkpoint_say_what_states_are_for(tmp_path: Path) -> None:
