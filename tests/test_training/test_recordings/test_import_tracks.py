@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import replace
@@ -242,6 +243,37 @@ def test_a_share_of_the_vehicles_is_drawn_by_the_seed(tmp_path: Path) -> None:
         first.append(found.states.tobytes())
     assert first[0] == first[1]
     assert len(set(first)) > 1
+
+
+def test_files_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
+    sources = []
+    for number, folder in enumerate(("north/1", "south/1", "south/2")):
+        (tmp_path / folder).mkdir(parents=True)
+        given = rows("parked", ahead_m=60, speed=0) + rows("a", speed=20.0 + number)
+        sources.append(write_csv(tmp_path / folder / "tracks.csv", given))
+    sources.append(write_csv(tmp_path / "other.csv", rows("a", speed=15.0)))
+    made, _ = import_tracks(sources, tmp_path / "out", progress=False)
+    manifest = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    labels = ["north/1/tracks.csv", "south/1/tracks.csv", "2/tracks.csv", "other.csv"]
+    assert manifest["recordings"] == {
+        label: hashlib.sha256(source.read_bytes()).hexdigest()
+        for label, source in zip(labels, sources, strict=True)
+    }
+    assert manifest["origin"].startswith(f"tracks of {', '.join(labels)}; ")
+    parked = [f"{label} parked" for label in labels[:3]]
+    assert made.unused.names == {"no ego, never moves": parked}
+
+
+@pytest.mark.parametrize("other", ["tracks.csv", "sub/../tracks.csv", "link.csv", "sub/copy.csv"])
+def test_the_same_recording_twice_is_refused(tmp_path: Path, other: str) -> None:
+    given = write_csv(tmp_path / "tracks.csv", rows("a"))
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link.csv").symlink_to(given)
+    (tmp_path / "sub" / "copy.csv").write_bytes(given.read_bytes())
+    second = given if other == given.name else Path(f"{tmp_path}/{other}")
+    with pytest.raises(RecordingError, match=f"^{re.escape(str(second))} is given twice, or is a"):
+        import_tracks([given, second], tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_frame_gives_the_same_states(tmp_path: Path) -> None:
