@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.recordings.recording import (
+    LARGEST_SIZE_M,
+    LEAST_SIZE_M,
     Recording,
     RecordingError,
     Track,
     Unused,
     first_line,
     kind_of,
-    size_of,
     whole_tracks,
 )
 from training.recordings.roads import Carriageway
@@ -31,6 +32,9 @@ SUFFIX = ".xml"
 
 _AHEAD_M, _BEHIND_M = 40.0, 10.0
 """Centre lines go on for so long past a lanelet's ends, for the curvature that is ahead."""
+
+_FARTHEST_CENTRE_M, _LARGEST_SIN = 0.1, 0.02
+"""A shape that is off its obstacle by less is taken to be where and as its obstacle is."""
 
 MOST_STATIC_STATES = 1_000_000
 _MOST_LANES = 64
@@ -112,9 +116,10 @@ def _tracks(path: Path, scenario: Any, unused: Unused) -> Iterator[Track]:
         if trajectory is None and not is_static:
             unused.add("no trajectory, but occupancy sets or nothing", name)
             continue
-        size = size_of(kind, *_size(obstacle.obstacle_shape))
-        if size is None:
-            unused.add("no size, and none is usual for its class", name)
+        try:
+            size = _size(obstacle.obstacle_shape)
+        except _ShapeError as exc:
+            unused.add(f"a shape that {exc}", name)
             continue
         states = [obstacle.initial_state, *(trajectory.state_list if trajectory else ())]
         rows = _rows(states)
@@ -134,16 +139,34 @@ def _tracks(path: Path, scenario: Any, unused: Unused) -> Iterator[Track]:
         )
 
 
-def _size(shape: Any) -> tuple[float | None, float | None]:
-    """Return length and width of a shape; of a polygon those of the box around it."""
+class _ShapeError(ValueError):
+    """No rectangle around an obstacle's position stands for its shape; the message says why."""
+
+
+def _size(shape: Any) -> tuple[float, float]:
+    """Return length and width of a shape; of a polygon those of the box around it.
+
+    Raises:
+        _ShapeError: It has none that can be, or lies or points elsewhere than its obstacle.
+    """
+    orientation, area = float(getattr(shape, "orientation", 0.0)), np.inf
     if hasattr(shape, "length") and hasattr(shape, "width"):
-        return float(shape.length), float(shape.width)
-    if hasattr(shape, "radius"):
-        return 2 * float(shape.radius), 2 * float(shape.radius)
-    if hasattr(shape, "vertices"):
-        length, width = np.ptp(np.asarray(shape.vertices, np.float64), axis=0).tolist()
-        return length, width
-    return None, None
+        size, centre = np.array([shape.length, shape.width], np.float64), shape.center
+    elif hasattr(shape, "radius"):
+        size, centre = np.full(2, 2 * float(shape.radius)), shape.center
+    elif hasattr(shape, "vertices"):
+        points = np.asarray(shape.vertices, np.float64)
+        size, centre = np.ptp(points, axis=0), (points.min(axis=0) + points.max(axis=0)) / 2
+        area = shape.shapely_object.area if shape.shapely_object.is_valid else 0.0
+    else:
+        raise _ShapeError("has several parts")
+    if not ((size >= LEAST_SIZE_M) & (size <= LARGEST_SIZE_M)).all() or area < LEAST_SIZE_M**2:
+        raise _ShapeError(f"has no area, or is not {LEAST_SIZE_M:g} to {LARGEST_SIZE_M:g} m large")
+    if not (np.abs(centre) <= _FARTHEST_CENTRE_M).all():
+        raise _ShapeError("does not have its centre at the obstacle's position")
+    if not abs(np.sin(orientation)) <= _LARGEST_SIN:
+        raise _ShapeError("points elsewhere than its obstacle")
+    return float(size[0]), float(size[1])
 
 
 def _rows(states: list[Any]) -> Floats | None:

@@ -28,6 +28,7 @@ _OBSTACLES = frozenset({"obstacle", "dynamicObstacle", "staticObstacle"})
 _PLACES = frozenset({"x", "y", "z"})
 _VALUES = frozenset({"exact", "intervalStart", "intervalEnd"})
 _MOST_DEPTH = 64
+_LEAST_POINTS = 3
 _PIECE_BYTES = 2**16
 
 
@@ -100,6 +101,8 @@ class _Check:
         self._path = path
         self._names: list[str] = []
         self._lines: dict[str, int] = {}
+        self._points = 0
+        """Of the polygon that is being read."""
         self._text = ""
 
     def _fail(self, problem: str) -> RecordingError:
@@ -125,6 +128,7 @@ class _Check:
                 )
         self._names.append(name)
         self._text = ""
+        self._points = 0 if name == "polygon" else self._points + (name == "point")
 
     def _data(self, text: str) -> None:
         if self._allowed() is not None:
@@ -132,6 +136,8 @@ class _Check:
 
     def _end(self, name: str) -> None:
         allowed = self._allowed()
+        if name == "polygon" and self._points < _LEAST_POINTS:
+            raise self._fail(f"polygon has {self._points} points (allowed: 3 or more)")
         self._names.pop()
         if allowed is not None:
             path = [*self._names[-1:], name] if name in _VALUES else [name]

@@ -110,6 +110,65 @@ def test_sets_are_not_taken_for_places(tmp_path: Path) -> None:
     assert unused.names == {"uncertain states, of sets or intervals": ["1"]}
 
 
+def polygon(*points: tuple[float, float]) -> str:
+    inner = "".join(f"<point><x>{x}</x><y>{y}</y></point>" for x, y in points)
+    return f"<polygon>{inner}</polygon>"
+
+
+def with_shape(path: Path, shape: str) -> Path:
+    """Write traffic whose first obstacle, number 1, has a shape."""
+    text = write_scenario(path, traffic()).read_text()
+    path.write_text(re.sub("<rectangle>.*?</rectangle>", shape, text, count=1, flags=re.S))
+    return path
+
+
+def rectangle(more: str) -> str:
+    return f"<rectangle><length>4</length><width>2</width>{more}</rectangle>"
+
+
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        (polygon((0, 0), (4, 0), (4, 2), (0, 2)), "does not have its centre at the obstacle's pos"),
+        (polygon((1e8, 0), (1e8 + 4, 0), (1e8 + 4, 2)), "does not have its centre at"),
+        (polygon((-1e8, -1), (1e8, -1), (1e8, 1), (-1e8, 1)), "has no area, or is not 0.2 to 100"),
+        (polygon((-2, -0.02), (2, -0.02), (2, 0.02), (-2, 0.02)), "has no area, or is not 0.2 to"),
+        (polygon((-2, -1), (0, 0), (2, 1)), "has no area"),
+        (polygon((0, 0), (0, 0), (0, 0)), "has no area"),
+        (polygon((-2, -1), (2, 1), (2, -1), (-2, 1)), "has no area"),
+        (rectangle("<center><x>3</x><y>0</y></center>"), "does not have its centre at"),
+        (rectangle("<orientation>1.57</orientation>"), "points elsewhere than its obstacle"),
+        ("<circle><radius>1</radius><center><x>0</x><y>9</y></center></circle>", "does not have"),
+        (rectangle("") + "<circle><radius>1</radius></circle>", "has several parts"),
+    ],
+)
+def test_who_has_a_shape_that_is_no_rectangle_around_him_is_not_used(
+    tmp_path: Path, shape: str, reason: str
+) -> None:
+    recording = read_commonroad(with_shape(tmp_path / "a.xml", shape), unused := Unused())
+    assert [track.id for track in recording.tracks] == ["2"]
+    ((told, names),) = unused.names.items()
+    assert told.startswith(f"a shape that {reason}")
+    assert names == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        (polygon((-2, -1), (2, -1), (2.1, 0), (2, 1), (-2, 1)), (4.1, 2.0)),
+        (rectangle("<orientation>3.14159</orientation><center><x>0.05</x><y>0</y></center>"), None),
+        ("<circle><radius>0.3</radius></circle>", (0.6, 0.6)),
+    ],
+)
+def test_other_shapes_are_the_boxes_around_them(
+    tmp_path: Path, shape: str, size: tuple[float, float] | None
+) -> None:
+    recording = read_commonroad(with_shape(tmp_path / "a.xml", shape), unused := Unused())
+    track = recording.tracks[0]
+    assert (track.length, track.width) == pytest.approx(size or (4.0, 2.0))
+    assert not unused.names
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -133,6 +192,7 @@ def test_sets_are_not_taken_for_places(tmp_path: Path) -> None:
         (('Size="0.1"', 'Size="0"'), r", line 2: timeStepSize is '0' \(allowed: above 0 to 0.5 s"),
         (('Size="0.1"', 'Size="nan"'), "line 2: timeStepSize is 'nan'"),
         (('timeStepSize="0.1"', ""), "line 2: timeStepSize is missing"),
+        (("<rectangle>.*?</rectangle>", polygon((0, 0), (1, 1))), "line .*: polygon has 2 points"),
         (("2018b", "1999"), "is no whole CommonRoad scenario: .*not supported"),
         (('obstacle id="2"', 'obstacle id="1"'), "line .*: <obstacle> has the id 1 of line 3"),
         (("</commonRoad>", ""), "is no whole XML file: no element found"),
