@@ -90,7 +90,7 @@ def _roads_of_json(path: Path) -> _Roads:
 def _roads_of_table(path: Path) -> _Roads:
     if path.suffix not in SUFFIXES:
         raise RecordingError(f"{path} is no road description ({', '.join(ROAD_SUFFIXES)})")
-    table = read_columns(path, ("road", "line"), _BOUNDS)
+    table = read_columns(path, {"road": MOST_ROADS, "line": MOST_ROADS * MOST_LANES}, _BOUNDS)
     points = np.stack([table.numbers["x"], table.numbers["y"]], axis=-1)
     _check_count(path, len(points), MOST_POINTS, "points")
     names = (table.texts["road"], table.texts["line"])
