@@ -280,9 +280,7 @@ def test_long_texts_are_refused_by_their_bytes(tmp_path: Path, suffix: str) -> N
     given[1]["id"] = "\u00e9" * 25_000
     write = write_csv if suffix == ".csv" else write_parquet
     path = write(tmp_path / f"tracks{suffix}", given)
-    with pytest.raises(
-        RecordingError, match=r"row 2, column id: has 50000 bytes .allowed: 1 to 20"
-    ):
+    with pytest.raises(RecordingError, match=r"row 2, column id: has 50000 bytes .allowed: 1 to"):
         read_table(path, Unused())
 
 
