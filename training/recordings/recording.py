@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.road_users import ROAD_USERS
-from training.recordings.roads import Carriageway
 from world_model_client.errors import printable
 from world_model_client.scene import ISO8855, TYPICAL_SIZES_M
+
+if TYPE_CHECKING:  # roads raise RecordingError
+    from training.recordings.roads import Carriageway
 
 Floats = NDArray[np.floating[Any]]
 
