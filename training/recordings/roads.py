@@ -17,7 +17,7 @@ Floats = NDArray[np.floating[Any]]
 _SLACK_M = 1.0
 """So far before its beginning or beyond its end, a road still counts: maps have small gaps."""
 
-_REACH_M = 50.0
+REACH_M = 50.0
 """Who is farther away from the box around a road's centre lines is not on it."""
 
 MOST_PAIRS = 100_000_000
@@ -95,7 +95,7 @@ class Roads:
         self._carriageways, self._frame, self._name = carriageways, frame, name
         boxes = [each.lanes.bounds() for each in carriageways]
         self._low, self._high = np.array(boxes).reshape(-1, 2, 2).transpose(1, 0, 2)
-        self._low, self._high = self._low - _REACH_M, self._high + _REACH_M
+        self._low, self._high = self._low - REACH_M, self._high + REACH_M
         self._asked = 0
         """Poses and roads near them so far."""
 

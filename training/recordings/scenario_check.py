@@ -32,7 +32,7 @@ _VALUES = frozenset({"exact", "intervalStart", "intervalEnd"})
 _MOST_DEPTH = 64
 _LEAST_POINTS = 3
 _PIECE_BYTES = 2**16
-_MOST_ELEMENTS = 5_000_000
+MOST_ELEMENTS = 5_000_000
 _MOST_ATTRIBUTES, _MOST_ATTRIBUTE, _MOST_NUMBER = 64, 10_000, 100
 """Of an element; characters of an attribute, and of a number."""
 _MOST_MARKUP_BYTES = 2**20
@@ -179,7 +179,7 @@ class _Check:
 
     def _count(self, name: str) -> None:
         """Refuse an element that is one too many."""
-        bounds = {"all": ("elements", _MOST_ELEMENTS)}
+        bounds = {"all": ("elements", MOST_ELEMENTS)}
         if len(self._names) == 1 and name == "lanelet":
             bounds["lanelets"] = ("lanelets", MOST_LANELETS)
             for each in _FOLLOWERS:

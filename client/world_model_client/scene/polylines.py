@@ -65,8 +65,8 @@ class Polylines:
 
     def __init__(self, lines: Sequence[ArrayLike], names: Sequence[str]) -> None:
         parts = [_Line(points, name) for points, name in zip(lines, names, strict=True)]
-        counts = [len(part.lengths) for part in parts]
-        ends = np.cumsum(counts)
+        counts = np.array([len(part.lengths) for part in parts], np.intp)
+        ends: NDArray[np.intp] = np.cumsum(counts)
         self._first, self._last = ends - counts, ends - 1
         self._x, self._y, self._cos, self._sin, self._lengths, self._starts = (
             np.concatenate([getattr(part, name) for part in parts])

@@ -252,7 +252,7 @@ def test_lanelets_refer_to_whole_numbers(tmp_path: Path) -> None:
     [
         ("MOST_LANELETS", 2, r"line \d+: has more lanelets than are allowed \(2\)"),
         ("MOST_OBSTACLES", 1, r"line \d+: has more obstacles than are allowed \(1\)"),
-        ("_MOST_ELEMENTS", 100, r"line \d+: has more elements than are allowed \(100\)"),
+        ("MOST_ELEMENTS", 100, r"line \d+: has more elements than are allowed \(100\)"),
         ("MOST_FOLLOWERS", 1, r"line \d+: has more successors of a lanelet than are allowed \(1\)"),
     ],
 )
