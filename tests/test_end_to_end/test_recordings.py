@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from models.road_users import ROAD_USERS
 from service.cli import main
-from training.recordings import columns, layouts, maps, roads, scenario_check, tables, units
+from training.recordings import columns, egos, layouts, maps, roads, scenario_check, tables, units
 from training.recordings.egos import Options
 from training.recordings.recording import LARGEST_SIZE_M, LEAST_SIZE_M, LONGEST_GAP_S
 
@@ -71,6 +71,7 @@ def test_limits_are_those_of_the_code() -> None:
         f"and {scenario_check.MOST_ELEMENTS:,} elements",
         f"lengths and widths are {LEAST_SIZE_M:g} to {LARGEST_SIZE_M:g} m, as in tables",
         f"its steps {layouts.SHORTEST_STEP_S:g} to {layouts.LONGEST_STEP_S:g} s",
+        f"a road user has {egos.MOST_MOMENTS_EACH:,} of them at most, a file {egos.MOST_MOMENTS:,}",
         f"more than {roads.REACH_M:g} m away from the box around its centre lines",
         f"{roads.MOST_PAIRS:,} positions",
         f"text or integer, 1 to {columns.MOST_TEXT} characters",

@@ -30,8 +30,8 @@ CRASH, OFF_ROAD = "crash", "off the road"
 _REACH_M = 30.0
 """Who is farther than the range by this has no part of his rectangle in it."""
 
-MOST_MOMENTS = 20_000_000
-"""Of all road users of a recording: frames that somebody is there."""
+MOST_MOMENTS, MOST_MOMENTS_EACH = 20_000_000, 2_000_000
+"""Of all road users of a recording, and of each: frames that somebody is there."""
 
 _MOST_CELLS = 2**21
 """Frames times road users whose distances are computed at once."""
@@ -129,15 +129,16 @@ class Scene:
 
     def _check_length(self) -> None:
         """Raise `RecordingError` if the frames of all road users are too many to be kept."""
-        seen_s = sum(
-            float(track.times_s[-1] - track.times_s[0]) for track in self._recording.tracks
-        )
-        count = seen_s / self._dt_s
-        if count > MOST_MOMENTS:
-            raise RecordingError(
-                f"{self._recording.name} has {count:.0f} moments of road users, at steps of "
-                f"{self._dt_s:g} s (allowed: {MOST_MOMENTS}; split it by time)"
-            )
+        seen_s = [float(each.times_s[-1] - each.times_s[0]) for each in self._recording.tracks]
+        for what, longest_s, most in (
+            ("road users", sum(seen_s), MOST_MOMENTS),
+            ("one road user", max(seen_s, default=0.0), MOST_MOMENTS_EACH),
+        ):
+            if (count := longest_s / self._dt_s) > most:
+                raise RecordingError(
+                    f"{self._recording.name} has {count:.0f} moments of {what}, at steps of "
+                    f"{self._dt_s:g} s (allowed: {most}; split it by time)"
+                )
 
     def _lane_headings(self) -> list[float | None]:
         """Return for each track the direction of its lane, if its tracker gives no heading."""

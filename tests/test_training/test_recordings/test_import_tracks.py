@@ -21,6 +21,7 @@ from service.cli import main
 from tests.test_training.toy import toy_spec
 from tests.test_training.traffic import COURSE, line, road, rows, write_csv, write_roads
 from training.dataset.episodes import Episodes, load_episodes
+from training.recordings import egos
 from training.recordings.egos import Options
 from training.recordings.importing import Imported, import_tracks
 from training.recordings.layouts import PRETRAINED
@@ -357,6 +358,24 @@ def test_steps_of_a_spec_may_be_short_or_long(tmp_path: Path, dt_s: float) -> No
     given = write_csv(tmp_path / "tracks.csv", rows("a"))
     made, used_s = import_tracks([given], tmp_path / "out", spec=str(path), progress=False)
     assert (made.steps, used_s) == (round(4 / dt_s), dt_s)
+
+
+@pytest.mark.parametrize(
+    ("name", "most", "message"),
+    [
+        ("MOST_MOMENTS", 150, r"has 160 moments of road users, at steps of 0.05 s .allowed: 150"),
+        ("MOST_MOMENTS_EACH", 70, r"has 80 moments of one road user, at steps of 0.05 s .allowed"),
+    ],
+)
+def test_moments_are_counted_before_they_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, most: int, message: str
+) -> None:
+    given = rows("a") + rows("b", left_m=7.0)
+    monkeypatch.setattr(egos, name, 160 if name == "MOST_MOMENTS" else 80)
+    imported(tmp_path, given)
+    monkeypatch.setattr(egos, name, most)
+    with pytest.raises(RecordingError, match=message):
+        import_tracks([tmp_path / "tracks.csv"], tmp_path / "more", progress=False)
 
 
 def test_a_file_a_name_and_a_checkpoint_say_what_states_are_for(tmp_path: Path) -> None:
