@@ -7,14 +7,29 @@ from pathlib import Path
 
 import click
 
-from service.cli.running import EXISTING_FOLDER, FOLDER, NOTHING_WRITTEN, long_command
+from service.cli.running import (
+    EXISTING_FOLDER,
+    FOLDER,
+    NOTHING_WRITTEN,
+    SEED,
+    WORKERS,
+    NumberRange,
+    long_command,
+)
 
 
 @click.command()
 @click.argument("folder", type=FOLDER)
-@click.option("--transitions", default=1_400_000, show_default=True, help="Steps to record.")
+@click.option(
+    "--transitions",
+    type=click.IntRange(1, 10**9),
+    default=1_400_000,
+    show_default=True,
+    help="Steps to record.",
+)
 @click.option(
     "--seed",
+    type=SEED,
     default=2,
     show_default=True,
     help="Decides every episode. The bundled model was trained on those of seed 1.",
@@ -32,7 +47,9 @@ from service.cli.running import EXISTING_FOLDER, FOLDER, NOTHING_WRITTEN, long_c
     show_default=True,
     help="Which simulator, or as many episodes of each; with sumo, the fleet is mixed.",
 )
-@click.option("--workers", type=int, default=None, help="Processes.  [default: one a usable CPU]")
+@click.option(
+    "--workers", type=WORKERS, default=None, help="Processes.  [default: one a usable CPU]"
+)
 def collect(
     folder: Path,
     transitions: int,
@@ -64,7 +81,7 @@ def collect(
 
 @click.command("check-data")
 @click.argument("data", type=EXISTING_FOLDER)
-@click.option("--seed", default=0, show_default=True, help="Of the split, as for train.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the split, as for train.")
 def check_data(data: Path, seed: int) -> None:
     """Say what is in DATA, episodes of any spec, and what is wrong with it."""
     with long_command(NOTHING_WRITTEN):
@@ -112,22 +129,22 @@ def check_data(data: Path, seed: int) -> None:
 )
 @click.option(
     "--share",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=NumberRange(0, 1, min_open=True),
     default=1.0,
     show_default=True,
     help="So many of the vehicles that can be the ego are, at random; at least one a source.",
 )
-@click.option("--seed", default=0, show_default=True, help="Decides which vehicles.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Decides which vehicles.")
 @click.option(
     "--least-s",
-    type=click.FloatRange(min=0.1),
+    type=NumberRange(0.1, 3600),
     default=2.0,
     show_default=True,
     help="Shorter episodes are left out, in s.",
 )
 @click.option(
     "--overlap-m",
-    type=click.FloatRange(min=0),
+    type=NumberRange(0, 10),
     default=0.1,
     show_default=True,
     help="Rectangles that overlap by more have crashed, in m: recorded sizes are not exact.",

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import click
 
-from service.cli.running import EXISTING_FOLDER, FOLDER, NOTHING_WRITTEN, long_command
+from service.cli.running import (
+    EXISTING_FOLDER,
+    FOLDER,
+    MEMBERS,
+    NOTHING_WRITTEN,
+    SEED,
+    WORKERS,
+    NumberRange,
+    long_command,
+)
 from service.settings import Settings
 
 _overwrite = click.option(
@@ -28,15 +37,23 @@ _allow_unguaranteed = click.option(
 @click.option(
     "--run", type=FOLDER, required=True, help="Working folder: states to resume, TensorBoard."
 )
-@click.option("--members", default=5, show_default=True, help="Ensemble size.")
-@click.option("--seed", default=0, show_default=True, help="Decides split, weights and order.")
+@click.option("--members", type=MEMBERS, default=5, show_default=True, help="Ensemble size.")
+@click.option(
+    "--seed", type=SEED, default=0, show_default=True, help="Decides split, weights and order."
+)
 @click.option(
     "--kinematics/--no-kinematics",
     default=True,
     show_default=True,
     help="Let members correct an analytic step, or learn all of it.",
 )
-@click.option("--workers", default=2, show_default=True, help="Members trained at once on a CPU.")
+@click.option(
+    "--workers",
+    type=WORKERS,
+    default=2,
+    show_default=True,
+    help="Members trained at once on a CPU.",
+)
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
 )
@@ -82,24 +99,26 @@ def train(
 @click.argument("checkpoint", type=EXISTING_FOLDER)
 @click.argument("data", type=EXISTING_FOLDER)
 @click.option("--out", type=FOLDER, required=True, help="Checkpoint folder to write.")
-@click.option("--seed", default=0, show_default=True, help="Decides which episodes fix what.")
+@click.option(
+    "--seed", type=SEED, default=0, show_default=True, help="Decides which episodes fix what."
+)
 @click.option(
     "--false-alarm-rate",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=NumberRange(0, 1, min_open=True, max_open=True),
     default=0.01,
     show_default=True,
     help="Share of harmless windows that may be called unsafe.",
 )
 @click.option(
     "--miss-rate",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=NumberRange(0, 1, min_open=True, max_open=True),
     default=0.01,
     show_default=True,
     help="Largest probability that an episode that ends gets no alarm in time.",
 )
 @click.option(
     "--members",
-    type=click.IntRange(min=1),
+    type=MEMBERS,
     default=None,
     help="Take the first so many members only: a smaller and faster model, with thresholds of its "
     "own.  [default: all]",
@@ -189,7 +208,7 @@ def calibrate(
 )
 @click.option(
     "--drives",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 10**6),
     default=300,
     show_default=True,
     help="Drives of the closed loop with each monitor, in each simulator.",
@@ -305,7 +324,7 @@ def evaluate(
 )
 @click.option(
     "--dt-s",
-    type=float,
+    type=NumberRange(1e-6, 3600),
     default=None,
     help="Length of a step in seconds.  [default: the spec's, or 0.05]",
 )

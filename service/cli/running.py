@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import click
 from pydantic import ValidationError
@@ -18,6 +20,24 @@ NOTHING_WRITTEN = "Nothing was written."
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+class NumberRange(click.FloatRange):
+    """Finite numbers of a range: click's own takes nan, which is neither below nor above one."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Read a number."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{number} is no finite number.", param, ctx)
+        return number
+
+
+SEED = click.IntRange(0, 2**32 - 1)
+WORKERS = click.IntRange(1, 1024)
+MEMBERS = click.IntRange(1, 10_000)
 
 
 @contextmanager

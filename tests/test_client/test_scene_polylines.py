@@ -201,3 +201,31 @@ def test_several_lines_are_each_projected_on_as_if_alone(monkeypatch: pytest.Mon
 def test_points_that_make_no_line_are_refused_by_name(points: Any, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         line(points)
+
+
+@pytest.mark.parametrize("is_path", [True, False])
+def test_many_points_are_projected_as_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, is_path: bool
+) -> None:
+    rng = np.random.default_rng(1)
+    turns = np.cumsum(rng.normal(0, 0.05, 2000))
+    road = np.cumsum(3 * np.stack([np.cos(turns), np.sin(turns)], axis=-1), axis=0)
+    angles = np.linspace(0, 2 * np.pi, 200)
+    ring = 300 * np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    ring[-1] = ring[0]
+    lines = Polylines([road, ring, road[::-40]], ["road", "ring", "coarse"])
+    points = (
+        road[:900] + rng.normal(0, 2, (900, 2)) if is_path else rng.uniform(-3e3, 3e3, (900, 2))
+    )
+    whole = lines.project(*points.T)
+    monkeypatch.setattr(world_model_client.scene.polylines, "_MOST_AT_ONCE", 4000)
+    parts = lines.project(*points.T)
+    for one, other in zip(whole, parts, strict=True):
+        assert (one == other).all()
+
+
+def test_bounds_are_those_of_all_points() -> None:
+    lines = Polylines([[[0, 5], [10, 0]], [[-3, 2], [4, 9], [1, 1]]], ["a", "b"])
+    low, high = lines.bounds()
+    assert low == pytest.approx([-3, 0])
+    assert high == pytest.approx([10, 9])

@@ -12,9 +12,9 @@ from click.testing import CliRunner
 
 from models.road_users import ROAD_USERS
 from service.cli import main
-from training.recordings import columns, maps, scenario_check, tables, units
+from training.recordings import columns, egos, layouts, maps, roads, scenario_check, tables, units
 from training.recordings.egos import Options
-from training.recordings.recording import LONGEST_GAP_S
+from training.recordings.recording import LARGEST_SIZE_M, LEAST_SIZE_M, LONGEST_GAP_S
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "recordings.md").read_text()
@@ -51,10 +51,11 @@ def test_the_table_names_all_columns_with_their_ranges() -> None:
         for names, unit, allowed, missing in rows
         for name in re.findall("`([^`]+)`", names)
     }
-    for name, (low, high, unit) in tables.BOUNDS.items():
+    for name, (low, high, unit, is_or_0) in tables.BOUNDS.items():
         shown, allowed, missing = told[name]
         assert shown == unit.split(",")[0]
         assert [float(x) for x in re.split(" to |[,;]", allowed)[:2]] == [low, high], name
+        assert is_or_0 == ("or 0 for none" in allowed), name
         assert (missing == "refused") == (name not in tables.OPTIONAL)
     assert {"id", "class"} <= told.keys()
     assert all(f"`{kind.kind}`" in PAGE for kind in ROAD_USERS)
@@ -62,8 +63,17 @@ def test_the_table_names_all_columns_with_their_ranges() -> None:
 
 def test_limits_are_those_of_the_code() -> None:
     for text in (
-        f"At most {columns.MOST_ROWS:,} rows, {columns.MOST_BYTES // 2**30} GiB and "
-        f"{tables.MOST_TRACKS:,} ids",
+        f"At most {columns.MOST_ROWS:,} rows, {columns.MOST_BYTES // 2**30} GiB, "
+        f"{tables.MOST_TRACKS:,} ids and {tables.MOST_CLASSES:,} classes a file",
+        f"at most {columns.MOST_CHUNK_BYTES // 2**20} MiB of a column in a group of rows",
+        f"At most {scenario_check.MOST_LANELETS:,} lanelets, each with "
+        f"{scenario_check.MOST_FOLLOWERS} successors, {scenario_check.MOST_OBSTACLES:,} obstacles "
+        f"and {scenario_check.MOST_ELEMENTS:,} elements",
+        f"lengths and widths are {LEAST_SIZE_M:g} to {LARGEST_SIZE_M:g} m, as in tables",
+        f"its steps {layouts.SHORTEST_STEP_S:g} to {layouts.LONGEST_STEP_S:g} s",
+        f"a road user has {egos.MOST_MOMENTS_EACH:,} of them at most, a file {egos.MOST_MOMENTS:,}",
+        f"more than {roads.REACH_M:g} m away from the box around its centre lines",
+        f"{roads.MOST_PAIRS:,} positions",
         f"text or integer, 1 to {columns.MOST_TEXT} characters",
         f"At most {maps.MOST_ROADS:,} roads, {maps.MOST_LANES} lanes a road, "
         f"{maps.MOST_POINTS:,} points",

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -24,6 +25,8 @@ from models.checkpoint import load_checkpoint
 from models.highway import highway_spec
 from models.network.world_model import WorldModel
 from service.cli import main
+from service.cli.data import DATA_COMMANDS
+from service.cli.models import MODEL_COMMANDS
 from service.settings import Settings
 from tests.test_training.toy import write_toy_episodes
 from training.fitting.options import TrainOptions
@@ -283,6 +286,36 @@ def test_evaluate_says_at_once_what_other_recordings_cannot_give(
         f"Error: {option[0]} needs recordings of world-model collect, {tmp_path / 'data'} holds "
         "others\n"
     )
+
+
+def number_options() -> list[tuple[str, str]]:
+    """Return all commands with each of their options that takes a number."""
+    return [
+        (command.name or "", max(option.opts, key=len))
+        for command in (*DATA_COMMANDS, *MODEL_COMMANDS)
+        for option in command.params
+        if isinstance(option.type, click.types.IntParamType | click.types.FloatParamType)
+    ]
+
+
+def test_options_that_take_numbers_are_found() -> None:
+    assert {("import-tracks", "--overlap-m"), ("train", "--seed")} <= {*number_options()}
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e400", "-1", "1" * 40])
+@pytest.mark.parametrize(("command", "option"), number_options(), ids=lambda x: x)
+def test_numbers_that_cannot_be_are_refused_by_the_name_of_their_option(
+    tmp_path: Path, command: str, option: str, value: str
+) -> None:
+    words = {"import-tracks": [tmp_path / "a.csv"], "import": [tmp_path / "a.pt"]}
+    places = words.get(command, [] if command == "collect" else [tmp_path] * 2)
+    if command in ("collect", "import-tracks"):
+        places = [*places, tmp_path / "out"]
+
+    result = invoke(command, *places, option, value)
+
+    assert result.exit_code == 2
+    assert f"Invalid value for '{option}'" in result.stderr
 
 
 def test_training_that_ends_early_says_why_in_one_sentence(

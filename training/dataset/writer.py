@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,8 +23,11 @@ from training.dataset.episodes import (
     faults_in,
 )
 from training.dataset.store import MANIFEST, shard_path, write_document
+from training.running.files import holds_only_locks
+from training.running.locks import LOCK, locked
 
 _SHARD_FRAMES = 2**17
+_ACTION = "writing episodes"
 
 
 class EpisodeWriter:
@@ -38,6 +42,7 @@ class EpisodeWriter:
 
     Raises:
         EpisodeError: The folder is not empty, or the spec is none.
+        FolderLockedError: Another writer or command writes the folder; `with` may raise it, too.
     """
 
     def __init__(
@@ -54,10 +59,11 @@ class EpisodeWriter:
                 f"spec is a {type(spec).__name__}, but must be a Spec, as "
                 "models.checkpoint.read_spec reads it from a file"
             )
-        if self._folder.exists() and any(self._folder.iterdir()):
-            is_cut_short = not (self._folder / MANIFEST).exists()
-            what = "holds an unfinished data set or other files" if is_cut_short else "is not empty"
-            raise EpisodeError(f"{folder} {what}: remove it, or name another folder")
+        if (self._folder / LOCK).exists():
+            with locked(self._folder, _ACTION):  # who removes an unfinished one must not meet it
+                self._refuse_existing()
+        self._refuse_existing()
+        self._lock = ExitStack()
         self._is_open = False
         self._spec = spec
         self._origin = origin
@@ -75,9 +81,20 @@ class EpisodeWriter:
         self._ended = 0
 
     def __enter__(self) -> Self:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as lock:
+            lock.enter_context(locked(self._folder, _ACTION))
+            if not self._paths:
+                self._refuse_existing()
+            self._lock = lock.pop_all()
         self._is_open = True
         return self
+
+    def _refuse_existing(self) -> None:
+        if not self._folder.exists() or holds_only_locks(self._folder):
+            return
+        is_cut_short = not (self._folder / MANIFEST).exists()
+        what = "holds an unfinished data set or other files" if is_cut_short else "is not empty"
+        raise EpisodeError(f"{self._folder} {what}: remove it, or name another folder")
 
     def __exit__(
         self,
@@ -86,8 +103,9 @@ class EpisodeWriter:
         at: TracebackType | None,
     ) -> None:
         self._is_open = False
-        if kind is None:
-            self._finish()
+        with self._lock:
+            if kind is None:
+                self._finish()
 
     def add(
         self,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -28,15 +29,46 @@ SUFFIXES = (".csv", ".parquet")
 MOST_ROWS = 10_000_000
 MOST_BYTES = 2 * 2**30
 """Of a CSV, or of the columns of a Parquet file that are read, unpacked."""
+MOST_CHUNK_BYTES = 2**29
+"""Of a column in one group of rows of a Parquet file, unpacked."""
 MOST_TEXT = 200
 """Characters of an id or a class."""
 
+_ALLOWED_TEXT = f"allowed: 1 to {MOST_TEXT} characters"
+_MOST_FOOTER_BYTES = 2**26
+_BATCH_ROWS = 2**16
+"""Rows that are read at once."""
 _LONGEST_LINE = 100_000
 _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 Floats = NDArray[np.floating[Any]]
-Bounds = Mapping[str, tuple[float, float, str]]
-"""Of a column of numbers: the lowest, the highest, and their unit."""
+
+
+class Allowed(NamedTuple):
+    """Which numbers a column may hold.
+
+    Attributes:
+        low: The lowest.
+        high: The highest.
+        unit: Of both, for messages.
+        is_or_0: Whether 0 is allowed as well.
+    """
+
+    low: float
+    high: float
+    unit: str
+    is_or_0: bool = False
+
+    def refuses(self, values: Floats) -> NDArray[np.bool_]:
+        """Return which numbers it may not hold; NaN is none of those it may."""
+        is_wrong = ~((values >= self.low) & (values <= self.high))
+        return is_wrong & (values != 0) if self.is_or_0 else is_wrong
+
+    def __str__(self) -> str:
+        return f"{self.low:g} to {self.high:g} {self.unit}"
+
+
+Bounds = Mapping[str, Allowed]
 
 
 class Texts(NamedTuple):
@@ -67,13 +99,17 @@ class Columns:
 
 
 def read_columns(
-    path: Path, texts: Sequence[str], bounds: Bounds, optional: Sequence[str] = ()
+    path: Path, texts: Mapping[str, int], bounds: Bounds, optional: Sequence[str] = ()
 ) -> Columns:
     """Read a table.
 
+    It is read in batches of rows, of which nothing is kept but numbers and each text once: what a
+    file unpacks to does not matter.
+
     Args:
         path: Of the file, of one of `SUFFIXES`.
-        texts: Names of the columns that are texts; numbers among them are taken as such.
+        texts: Names of the columns that are texts, and of each how many different ones are allowed;
+            numbers among them are taken as such.
         bounds: By the name of each column of numbers.
         optional: Columns of numbers that may be missing, as a whole or in a row.
 
@@ -81,28 +117,121 @@ def read_columns(
         RecordingError: It cannot be read, is too large, lacks a column, or a value is none.
     """
     names = [*texts, *bounds]
+    required = [name for name in names if name not in optional]
     if not path.is_file():
         raise RecordingError(f"{path} is no file")
-    read = _read_csv if path.suffix == ".csv" else _read_parquet
+    opened = _open_csv if path.suffix == ".csv" else _open_parquet
     try:
-        table, columns = read(path, names, {*texts})
+        with opened(path, names, {*texts}) as (columns, batches):
+            for name in required:
+                if name not in columns:
+                    raise RecordingError(
+                        f"{path} lacks the column {name} (needed: {', '.join(required)})"
+                    )
+            parts = _Parts(path, columns, texts, bounds, optional)
+            for batch in batches:
+                parts.take(batch)
+            return parts.columns()
     except (pa.ArrowException, OSError, UnicodeError, csv.Error) as exc:
         raise RecordingError(f"{path} cannot be read: {first_line(exc)}") from exc
-    required = [name for name in names if name not in optional]
-    for name in required:
-        if name not in columns:
-            raise RecordingError(f"{path} lacks the column {name} (needed: {', '.join(required)})")
-    if not table.num_rows:
-        raise RecordingError(f"{path} has no rows")
-    return Columns(
-        numbers={
-            name: _numbers(path, name, table[name], bounds[name], is_optional=name in optional)
-            for name in bounds
-            if name in columns
-        },
-        texts={name: _texts(path, name, table[name]) for name in texts},
-        extra=[name for name in columns if name not in names],
-    )
+
+
+class _Parts:
+    """What was read of a table so far.
+
+    Args:
+        path: For messages.
+        given: Names of all columns of the file.
+        texts: See `read_columns`.
+        bounds: Likewise.
+        optional: Likewise.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        given: Sequence[str],
+        texts: Mapping[str, int],
+        bounds: Bounds,
+        optional: Sequence[str],
+    ) -> None:
+        self._path, self._texts, self._bounds, self._optional = path, texts, bounds, optional
+        self._extra = [name for name in given if name not in texts and name not in bounds]
+        self._numbers: dict[str, list[Floats]] = {x: [] for x in bounds if x in given}
+        self._codes: dict[str, list[NDArray[np.int64]]] = {x: [] for x in texts}
+        self._known: dict[str, dict[str, int]] = {x: {} for x in texts}
+        self._rows = 0
+
+    def take(self, batch: pa.RecordBatch) -> None:
+        """Check some rows, and keep what they say."""
+        if not batch.num_rows:
+            return
+        _check_rows(self._path, self._rows + batch.num_rows)
+        for name, parts in self._numbers.items():
+            is_optional, allowed = name in self._optional, self._bounds[name]
+            values, is_wrong = _numbers(batch[name], allowed, is_optional=is_optional)
+            if is_wrong.any():
+                at = int(np.argmax(is_wrong))
+                value = "missing or NaN" if math.isnan(values[at]) else f"{values[at]:g}"
+                raise self._fail(at, name, f"is {value} (allowed: {allowed})")
+            parts.append(values)
+        for name, codes in self._codes.items():
+            codes.append(self._coded(name, batch[name]))
+        self._rows += batch.num_rows
+
+    def _fail(self, row: int, name: str, problem: str) -> RecordingError:
+        return RecordingError(f"{self._path}, row {self._rows + row + 1}, column {name}: {problem}")
+
+    def _coded(self, name: str, column: pa.Array) -> NDArray[np.int64]:
+        """Return texts [rows] by their numbers among those that are known, new ones added."""
+        if not pa.types.is_dictionary(column.type):
+            column = column.dictionary_encode()
+        indices = np.asarray(pc.fill_null(column.indices, -1), np.int64)
+        used, first, inverse = np.unique(indices, return_index=True, return_inverse=True)
+        texts = column.dictionary.take(pa.array(np.maximum(used, 0))) if used.max() >= 0 else None
+        if texts is not None and not pa.types.is_integer(texts.type):
+            lengths = np.asarray(pc.fill_null(pc.binary_length(texts), 0))
+            lengths = np.where(used < 0, 0, lengths)
+            # A character has 4 bytes at most: longer ones are not even made texts of Python.
+            for at in np.flatnonzero(lengths > 4 * MOST_TEXT)[:1].tolist():
+                raise self._fail(int(first[at]), name, f"has {lengths[at]} bytes ({_ALLOWED_TEXT})")
+        given = [] if texts is None else texts.to_pylist()
+        known, codes = self._known[name], np.empty(len(used), np.int64)
+        for at in np.argsort(first).tolist():
+            text = "" if used[at] < 0 or given[at] is None else str(given[at])
+            if not 0 < len(text) <= MOST_TEXT:
+                what = f"has {len(text)} characters" if text else "is empty"
+                raise self._fail(int(first[at]), name, f"{what} ({_ALLOWED_TEXT})")
+            codes[at] = known.setdefault(text, len(known))
+            if len(known) > (most := self._texts[name]):
+                problem = (
+                    f"is one more than {most} different ones (allowed: {most}; split it by time)"
+                )
+                raise self._fail(int(first[at]), name, problem)
+        return codes[inverse.reshape(-1)]
+
+    def columns(self) -> Columns:
+        """Return all, texts in order."""
+        if not self._rows:
+            raise RecordingError(f"{self._path} has no rows")
+        texts = {}
+        for name, known in self._known.items():
+            names = sorted(known)
+            ranks = np.empty(len(names), np.int64)
+            ranks[[known[text] for text in names]] = np.arange(len(names))
+            texts[name] = Texts(ranks[np.concatenate(self._codes.pop(name))], names)
+        numbers = {name: np.concatenate(self._numbers.pop(name)) for name in [*self._numbers]}
+        return Columns(numbers, texts, self._extra)
+
+
+def _numbers(
+    column: pa.Array, allowed: Allowed, *, is_optional: bool
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """Return numbers, and which of them are not allowed."""
+    column = column.cast(pa.float64(), safe=False)
+    values = np.asarray(column.to_numpy(zero_copy_only=False), np.float64)
+    is_wrong = allowed.refuses(values)
+    return values, is_wrong & ~np.isnan(values) if is_optional else is_wrong
 
 
 def quoted(text: object) -> str:
@@ -110,49 +239,77 @@ def quoted(text: object) -> str:
     return repr(printable(str(text), 80))
 
 
-def _read_parquet(
-    path: Path, names: Sequence[str], texts: set[str]
-) -> tuple[pa.Table, Sequence[str]]:
-    columns = pa_parquet.read_schema(path).names
-    _check_names(path, names, columns)
-    wanted = [name for name in columns if name in names]
+_Opened = Iterator[tuple[Sequence[str], Iterator[pa.RecordBatch]]]
+"""Names of all columns, and rows of those that are wanted."""
+
+
+@contextmanager
+def _open_parquet(path: Path, names: Sequence[str], texts: set[str]) -> _Opened:
+    _check_footer(path)
+    schema = pa_parquet.read_schema(path)
+    _check_names(path, names, schema.names)
+    wanted = [name for name in schema.names if name in names]
+    for name in wanted:  # before anything is read: nested ones, say, unpack to anything
+        _check_type(path, name, schema.field(name).type, is_text=name in texts)
     # Texts repeat: as a dictionary each is kept once.
     dictionary = [name for name in wanted if name in texts]
     with pa_parquet.ParquetFile(path, read_dictionary=dictionary) as file:
         _check_rows(path, file.metadata.num_rows)
-        _check_bytes(path, _unpacked(file.metadata, {*wanted}))
-        return file.read(wanted), columns
+        _check_chunks(path, file.metadata, {*wanted})
+        yield schema.names, file.iter_batches(_BATCH_ROWS, columns=wanted, use_threads=False)
 
 
-def _unpacked(metadata: Any, names: set[str]) -> int:
-    """Return how many bytes some columns of a Parquet file have, unpacked."""
-    groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
-    chunks = (group.column(i) for group in groups for i in range(group.num_columns))
-    return sum(
-        chunk.total_uncompressed_size
-        for chunk in chunks
-        if chunk.path_in_schema.split(".")[0] in names
-    )
+def _check_footer(path: Path) -> None:
+    """Refuse a file whose description of itself is too large to be read."""
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - 8, 0))
+        size = int.from_bytes(file.read(4), "little")
+    if size > _MOST_FOOTER_BYTES:
+        raise RecordingError(
+            f"{path} has a footer of {size} bytes (allowed: {_MOST_FOOTER_BYTES}; is it Parquet?)"
+        )
 
 
-def _read_csv(path: Path, names: Sequence[str], texts: set[str]) -> tuple[pa.Table, Sequence[str]]:
+def _check_type(path: Path, name: str, kind: pa.DataType, *, is_text: bool) -> None:
+    if is_text and pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    is_string = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    is_number = pa.types.is_floating(kind) or pa.types.is_null(kind)
+    if not (pa.types.is_integer(kind) or (is_string if is_text else is_number)):
+        allowed = "texts or integers" if is_text else "numbers"
+        raise RecordingError(f"{path}, column {name}: is {kind} (allowed: {allowed})")
+
+
+def _check_chunks(path: Path, metadata: Any, names: set[str]) -> None:
+    """Refuse columns of a Parquet file that unpack to much, as a whole or in one group of rows."""
+    total = 0
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for chunk in map(group.column, range(group.num_columns)):
+            if chunk.path_in_schema in names:
+                total += (size := chunk.total_uncompressed_size)
+                if size > MOST_CHUNK_BYTES:
+                    raise RecordingError(
+                        f"{path}, column {chunk.path_in_schema}: has {size} bytes in one group of "
+                        f"rows (allowed: {MOST_CHUNK_BYTES}; write smaller groups)"
+                    )
+    _check_bytes(path, total)
+
+
+@contextmanager
+def _open_csv(path: Path, names: Sequence[str], texts: set[str]) -> _Opened:
     _check_bytes(path, path.stat().st_size)
     header = _header(path)
     _check_names(path, names, header)
+    wanted = [name for name in header if name in names]
     options = pa_csv.ConvertOptions(
         column_types={name: pa.string() if name in texts else pa.float64() for name in names},
-        include_columns=[name for name in header if name in names],
+        include_columns=wanted,
         null_values=["", "NA", "nan", "NaN", "null"],
         strings_can_be_null=True,
     )
-    batches, count = [], 0
     try:
         with pa_csv.open_csv(path, convert_options=options) as reader:
-            for batch in reader:
-                count += batch.num_rows
-                _check_rows(path, count)
-                batches.append(batch)
-            return pa.Table.from_batches(batches, reader.schema), header
+            yield header, iter(reader)
     except pa.ArrowInvalid as exc:
         fault = _csv_fault(path, header, {*names} - texts)
         raise RecordingError(fault or f"{path} cannot be read: {first_line(exc)}") from exc
@@ -230,59 +387,3 @@ def _check_bytes(path: Path, count: int) -> None:
         raise RecordingError(
             f"{path} has {count} bytes to read (allowed: {MOST_BYTES}; split it by time)"
         )
-
-
-def _texts(path: Path, name: str, column: pa.ChunkedArray) -> Texts:
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if not (
-        pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    ):
-        raise RecordingError(f"{path}, column {name}: is {kind} (allowed: texts or integers)")
-    if not pa.types.is_dictionary(column.type):
-        column = pc.dictionary_encode(column)
-    joined = column.unify_dictionaries().combine_chunks()
-    if isinstance(joined, pa.ChunkedArray):  # older pyarrow: of one chunk
-        joined = joined.chunk(0)
-    codes = np.asarray(pc.fill_null(joined.indices, -1), np.int64)
-    given = [str(x) for x in joined.dictionary.to_pylist()]
-    is_wrong = np.array([not 0 < len(text) <= MOST_TEXT for text in given] + [True])
-    if is_wrong[codes].any():
-        row = int(np.argmax(is_wrong[codes]))
-        length = len(given[codes[row]]) if codes[row] >= 0 else 0
-        what = f"has {length} characters" if length else "is empty"
-        raise RecordingError(
-            f"{path}, row {row + 1}, column {name}: {what} (allowed: 1 to {MOST_TEXT} characters)"
-        )
-    order = sorted(range(len(given)), key=given.__getitem__)
-    ranks = np.empty(len(given), np.int64)
-    ranks[order] = np.arange(len(given))
-    return Texts(ranks[codes], [given[at] for at in order])
-
-
-def _numbers(
-    path: Path,
-    name: str,
-    column: pa.ChunkedArray,
-    bounds: tuple[float, float, str],
-    *,
-    is_optional: bool,
-) -> Floats:
-    low, high, unit = bounds
-    if not (
-        pa.types.is_integer(column.type)
-        or pa.types.is_floating(column.type)
-        or pa.types.is_null(column.type)
-    ):
-        raise RecordingError(f"{path}, column {name}: is {column.type} (allowed: numbers)")
-    values = np.asarray(column.cast(pa.float64(), safe=False).to_numpy(), np.float64)
-    is_wrong = ~((values >= low) & (values <= high))
-    if is_optional:
-        is_wrong &= ~np.isnan(values)
-    if is_wrong.any():
-        row = int(np.argmax(is_wrong))
-        value = "missing or NaN" if math.isnan(values[row]) else f"{values[row]:g}"
-        raise RecordingError(
-            f"{path}, row {row + 1}, column {name}: is {value} (allowed: {low:g} to {high:g} "
-            f"{unit})"
-        )
-    return values

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree.ElementTree import ParseError
 
 import numpy as np
 from numpy.typing import NDArray
 
 from training.recordings.recording import (
+    LARGEST_SIZE_M,
+    LEAST_SIZE_M,
     Recording,
     RecordingError,
     Track,
     Unused,
     first_line,
     kind_of,
-    size_of,
     whole_tracks,
 )
 from training.recordings.roads import Carriageway
@@ -32,8 +34,14 @@ SUFFIX = ".xml"
 _AHEAD_M, _BEHIND_M = 40.0, 10.0
 """Centre lines go on for so long past a lanelet's ends, for the curvature that is ahead."""
 
+_FARTHEST_CENTRE_M, _LARGEST_SIN = 0.1, 0.02
+"""A shape that is off its obstacle by less is taken to be where and as its obstacle is."""
+
 MOST_STATIC_STATES = 1_000_000
-_MOST_LANES = 64
+_MOST_LANES, _MOST_LINKS = 64, 40
+"""Lanelets side by side, and one after another beyond an end of one."""
+MOST_POINTS = 5_000_000
+"""Of the centre lines of all roads, with what is beyond their ends."""
 _BROKEN = (
     ParseError,
     ArithmeticError,
@@ -62,7 +70,7 @@ def read_commonroad(path: Path, unused: Unused) -> Recording:
     scenario = _open(path)
     try:
         tracks = list(_tracks(path, scenario, unused))
-        carriageways = tuple(_carriageways(scenario.lanelet_network.lanelets, unused))
+        carriageways = tuple(_carriageways(path, scenario.lanelet_network.lanelets, unused))
     except RecordingError:
         raise
     except _BROKEN as exc:
@@ -112,9 +120,10 @@ def _tracks(path: Path, scenario: Any, unused: Unused) -> Iterator[Track]:
         if trajectory is None and not is_static:
             unused.add("no trajectory, but occupancy sets or nothing", name)
             continue
-        size = size_of(kind, *_size(obstacle.obstacle_shape))
-        if size is None:
-            unused.add("no size, and none is usual for its class", name)
+        try:
+            size = _size(obstacle.obstacle_shape)
+        except _ShapeError as exc:
+            unused.add(f"a shape that {exc}", name)
             continue
         states = [obstacle.initial_state, *(trajectory.state_list if trajectory else ())]
         rows = _rows(states)
@@ -134,16 +143,34 @@ def _tracks(path: Path, scenario: Any, unused: Unused) -> Iterator[Track]:
         )
 
 
-def _size(shape: Any) -> tuple[float | None, float | None]:
-    """Return length and width of a shape; of a polygon those of the box around it."""
+class _ShapeError(ValueError):
+    """No rectangle around an obstacle's position stands for its shape; the message says why."""
+
+
+def _size(shape: Any) -> tuple[float, float]:
+    """Return length and width of a shape; of a polygon those of the box around it.
+
+    Raises:
+        _ShapeError: It has none that can be, or lies or points elsewhere than its obstacle.
+    """
+    orientation, area = float(getattr(shape, "orientation", 0.0)), np.inf
     if hasattr(shape, "length") and hasattr(shape, "width"):
-        return float(shape.length), float(shape.width)
-    if hasattr(shape, "radius"):
-        return 2 * float(shape.radius), 2 * float(shape.radius)
-    if hasattr(shape, "vertices"):
-        length, width = np.ptp(np.asarray(shape.vertices, np.float64), axis=0).tolist()
-        return length, width
-    return None, None
+        size, centre = np.array([shape.length, shape.width], np.float64), shape.center
+    elif hasattr(shape, "radius"):
+        size, centre = np.full(2, 2 * float(shape.radius)), shape.center
+    elif hasattr(shape, "vertices"):
+        points = np.asarray(shape.vertices, np.float64)
+        size, centre = np.ptp(points, axis=0), (points.min(axis=0) + points.max(axis=0)) / 2
+        area = shape.shapely_object.area if shape.shapely_object.is_valid else 0.0
+    else:
+        raise _ShapeError("has several parts")
+    if not ((size >= LEAST_SIZE_M) & (size <= LARGEST_SIZE_M)).all() or area < LEAST_SIZE_M**2:
+        raise _ShapeError(f"has no area, or is not {LEAST_SIZE_M:g} to {LARGEST_SIZE_M:g} m large")
+    if not (np.abs(centre) <= _FARTHEST_CENTRE_M).all():
+        raise _ShapeError("does not have its centre at the obstacle's position")
+    if not abs(np.sin(orientation)) <= _LARGEST_SIN:
+        raise _ShapeError("points elsewhere than its obstacle")
+    return float(size[0]), float(size[1])
 
 
 def _rows(states: list[Any]) -> Floats | None:
@@ -165,73 +192,99 @@ def _rows(states: list[Any]) -> Floats | None:
     return np.array(rows)
 
 
-def _carriageways(lanelets: list[Any], unused: Unused) -> Iterator[Carriageway]:
+class _Lane(NamedTuple):
+    """A lanelet, and what is asked for again and again.
+
+    Attributes:
+        lanelet: Of the scenario.
+        line: [P, 2] m, its centre line.
+        along: [P] m, from its beginning.
+        headings: rad, where it begins and where it ends.
+    """
+
+    lanelet: Any
+    line: Floats
+    along: Floats
+    headings: tuple[float, float]
+
+
+def _lane(lanelet: Any) -> _Lane:
+    line = np.asarray(lanelet.center_vertices, np.float64)
+    steps = np.diff(line, axis=0)
+    along = np.concatenate([[0.0], np.cumsum(np.hypot(steps[:, 0], steps[:, 1]))])
+    first, last = (math.atan2(step[1], step[0]) for step in (steps[0], steps[-1]))
+    return _Lane(lanelet, line, along, (first, last))
+
+
+def _carriageways(path: Path, lanelets: list[Any], unused: Unused) -> Iterator[Carriageway]:
     """Yield the roads: adjacent lanelets of the same direction, from left to right."""
-    by_id = {lanelet.lanelet_id: lanelet for lanelet in lanelets}
+    by_id = {lanelet.lanelet_id: _lane(lanelet) for lanelet in lanelets}
     done: set[int] = set()
+    points = 0
     for lanelet in lanelets:
         if lanelet.lanelet_id in done:
             continue
         lanes = _side_by_side(lanelet, by_id)
-        done.update(each.lanelet_id for each in lanes)
-        name = f"lanelets {', '.join(str(each.lanelet_id) for each in lanes)}"
-        lines = [np.asarray(each.center_vertices, np.float64) for each in lanes]
+        done.update(each.lanelet.lanelet_id for each in lanes)
+        name = f"lanelets {', '.join(str(each.lanelet.lanelet_id) for each in lanes)}"
+        continued = [_continued(each, by_id) for each in lanes]
+        points += sum(map(len, continued))
+        if points > MOST_POINTS:
+            raise RecordingError(
+                f"{path} has lanelets of so many points that those side by side and one after "
+                f"another are {points} points or more (allowed: {MOST_POINTS})"
+            )
         try:
             road = Road(
-                [_continued(each, by_id) for each in lanes],
-                np.asarray(lanes[0].left_vertices, np.float64),
-                np.asarray(lanes[-1].right_vertices, np.float64),
+                continued,
+                np.asarray(lanes[0].lanelet.left_vertices, np.float64),
+                np.asarray(lanes[-1].lanelet.right_vertices, np.float64),
             )
             road.locate(np.zeros((1, 4)))
-            yield Carriageway(name, road, Polylines(lines, [name] * len(lines)))
+            lines = Polylines([each.line for each in lanes], [name] * len(lanes))
+            yield Carriageway(name, road, lines)
         except InvalidInputError:
             unused.add("lanelets that make no road", name)
 
 
-def _side_by_side(lanelet: Any, by_id: Mapping[int, Any]) -> list[Any]:
+def _side_by_side(lanelet: Any, by_id: Mapping[int, _Lane]) -> list[_Lane]:
     """Return a lanelet and those beside it, from left to right."""
-    lanes, seen = [lanelet], {lanelet.lanelet_id}
+    lanes, seen = [by_id[lanelet.lanelet_id]], {lanelet.lanelet_id}
     for side, place in (("left", 0), ("right", None)):
         at = lanelet
         while len(lanes) < _MOST_LANES:
             beside = getattr(at, f"adj_{side}")
             if not getattr(at, f"adj_{side}_same_direction") or beside in seen:
                 break
-            at = by_id.get(beside)
-            if at is None:
+            if beside not in by_id:
                 break
+            at = by_id[beside].lanelet
             seen.add(beside)
-            lanes.insert(len(lanes) if place is None else place, at)
+            lanes.insert(len(lanes) if place is None else place, by_id[beside])
     return lanes
 
 
-def _continued(lanelet: Any, by_id: Mapping[int, Any]) -> Floats:
+def _continued(lane: _Lane, by_id: Mapping[int, _Lane]) -> Floats:
     """Return a centre line that goes on, as straight as it can, past both ends."""
-    line = np.asarray(lanelet.center_vertices, np.float64)
-    ahead = _chain(lanelet, by_id, "successor", _AHEAD_M)
-    behind = _chain(lanelet, by_id, "predecessor", _BEHIND_M)
-    return np.concatenate([*reversed(behind), line, *ahead])
+    ahead = _chain(lane, by_id, "successor", _AHEAD_M)
+    behind = _chain(lane, by_id, "predecessor", _BEHIND_M)
+    return np.concatenate([*reversed(behind), lane.line, *ahead])
 
 
-def _chain(lanelet: Any, by_id: Mapping[int, Any], name: str, length_m: float) -> list[Floats]:
+def _chain(lane: _Lane, by_id: Mapping[int, _Lane], name: str, length_m: float) -> list[Floats]:
     """Return the centre lines of those that follow on a lanelet, up to a length."""
     found: list[Floats] = []
-    seen, at = {lanelet.lanelet_id}, lanelet
-    while length_m > 0:
-        others = [by_id[x] for x in getattr(at, name) if x in by_id and x not in seen]
+    seen, is_ahead = {lane.lanelet.lanelet_id}, name == "successor"
+    while length_m > 0 and len(found) < _MOST_LINKS:
+        others = [by_id[x] for x in getattr(lane.lanelet, name) if x in by_id and x not in seen]
         if not others:
             break
-        heading = _end_heading(at, -1 if name == "successor" else 0)
-        start = 0 if name == "successor" else -1
-        at = max(others, key=lambda each: np.cos(_end_heading(each, start) - heading))
-        seen.add(at.lanelet_id)
-        line = np.asarray(at.center_vertices, np.float64)
-        found.append(line)
-        length_m -= float(np.hypot(*np.diff(line, axis=0).T).sum())
+        heading = lane.headings[is_ahead]
+        lane = max(others, key=lambda each: math.cos(each.headings[not is_ahead] - heading))
+        seen.add(lane.lanelet.lanelet_id)
+        # The point behind the length belongs to it: the line must not end before.
+        kept = (lane.along if is_ahead else lane.along[-1] - lane.along) < length_m
+        count = min(int(kept.sum()) + 1, len(kept))
+        found.append(lane.line[:count] if is_ahead else lane.line[-count:])
+        length_m -= float(lane.along[-1])
     return found
-
-
-def _end_heading(lanelet: Any, end: int) -> float:
-    line = np.asarray(lanelet.center_vertices, np.float64)
-    x, y = line[1] - line[0] if end == 0 else line[-1] - line[-2]
-    return float(np.arctan2(y, x))

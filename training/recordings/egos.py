@@ -13,7 +13,7 @@ from training.dataset.episodes import NOBODY
 from training.recordings.layouts import Target
 from training.recordings.motion import COLUMNS, Motion, motion_of
 from training.recordings.recording import KINDS, Recording, RecordingError, Track, Unused
-from training.recordings.roads import Route, nowhere, places, route
+from training.recordings.roads import Roads, Route, nowhere
 from world_model_client.scene import RANGE_M, Bicycle, Place, assemble
 from world_model_client.scene.layout import ASSUMED_LENGTH_M
 
@@ -30,8 +30,8 @@ CRASH, OFF_ROAD = "crash", "off the road"
 _REACH_M = 30.0
 """Who is farther than the range by this has no part of his rectangle in it."""
 
-MOST_MOMENTS = 20_000_000
-"""Of all road users of a recording: frames that somebody is there."""
+MOST_MOMENTS, MOST_MOMENTS_EACH = 20_000_000, 2_000_000
+"""Of all road users of a recording, and of each: frames that somebody is there."""
 
 _MOST_CELLS = 2**21
 """Frames times road users whose distances are computed at once."""
@@ -113,10 +113,11 @@ class Scene:
         self._dt_s = target.spec.dt_s
         start_s = min((float(track.times_s[0]) for track in recording.tracks), default=0.0)
         self._check_length()
+        self._roads = Roads(recording.carriageways, recording.frame, recording.name)
         self._everybody: list[_Someone] = []
-        for track in recording.tracks:
+        for track, heading in zip(recording.tracks, self._lane_headings(), strict=True):
             try:
-                motion = motion_of(track, start_s, self._dt_s, self._lane_heading(track))
+                motion = motion_of(track, start_s, self._dt_s, heading)
             except ValueError as exc:
                 unused.add(f"in nobody's state, {exc}", track.id)
                 continue
@@ -128,29 +129,26 @@ class Scene:
 
     def _check_length(self) -> None:
         """Raise `RecordingError` if the frames of all road users are too many to be kept."""
-        seen_s = sum(
-            float(track.times_s[-1] - track.times_s[0]) for track in self._recording.tracks
-        )
-        count = seen_s / self._dt_s
-        if count > MOST_MOMENTS:
-            raise RecordingError(
-                f"{self._recording.name} has {count:.0f} moments of road users, at steps of "
-                f"{self._dt_s:g} s (allowed: {MOST_MOMENTS}; split it by time)"
-            )
+        seen_s = [float(each.times_s[-1] - each.times_s[0]) for each in self._recording.tracks]
+        for what, longest_s, most in (
+            ("road users", sum(seen_s), MOST_MOMENTS),
+            ("one road user", max(seen_s, default=0.0), MOST_MOMENTS_EACH),
+        ):
+            if (count := longest_s / self._dt_s) > most:
+                raise RecordingError(
+                    f"{self._recording.name} has {count:.0f} moments of {what}, at steps of "
+                    f"{self._dt_s:g} s (allowed: {most}; split it by time)"
+                )
 
-    def _lane_heading(self, track: Track) -> float | None:
-        """Return the direction of the lane that a track is on, if its tracker gives no heading."""
-        if track.heading is not None:
-            return None
-        pose = np.array([[track.x[0], track.y[0], 0.0, 0.0]])
-        for carriageway in self._recording.carriageways:
-            along = carriageway.lanes.project(pose[:, 0], pose[:, 1])
-            lane = int(np.argmin(np.abs(along.lateral[0]) + along.beyond[0]))
-            place = carriageway.road.locate(pose, self._recording.frame)
-            is_on = min(place.left_edge[0], place.right_edge[0]) >= 0
-            if is_on and along.beyond[0, lane] == 0:
-                return float(carriageway.lanes.heading_at(along.along)[0, lane])
-        return None
+    def _lane_headings(self) -> list[float | None]:
+        """Return for each track the direction of its lane, if its tracker gives no heading."""
+        tracks = self._recording.tracks
+        rows = [row for row, track in enumerate(tracks) if track.heading is None]
+        x, y = (np.array([getattr(tracks[row], axis)[0] for row in rows]) for axis in ("x", "y"))
+        headings: list[float | None] = [None] * len(tracks)
+        for row, heading in zip(rows, self._roads.lane_headings(x, y).tolist(), strict=True):
+            headings[row] = heading if np.isfinite(heading) else None
+        return headings
 
     def candidates(self) -> list[int]:
         """Return the indices of those who can be the ego; notes all others."""
@@ -175,16 +173,15 @@ class Scene:
         """Yield the episodes of one of the candidates."""
         track, motion = self._everybody[index]
         frames = np.arange(len(motion.true)) + motion.first
-        carriageways, frame = self._recording.carriageways, self._recording.frame
         if self._recording.has_roads:
-            way = route(carriageways, motion.true, frame, self._dt_s)
+            way = self._roads.route(motion.true, self._dt_s)
             is_usable = (way.road >= 0) | way.leaves
             if not (way.road >= 0).any():
                 self._unused.add("no ego, on no road", track.id)
                 return
             road = _last_known(way.road)
             true_place, known_place = (
-                places(carriageways, road, x, frame) for x in (motion.true, motion.known)
+                self._roads.places(road, x) for x in (motion.true, motion.known)
             )
         else:
             way = Route(np.zeros(len(frames), np.intp), np.zeros(len(frames), np.bool_))

@@ -84,8 +84,10 @@ def import_tracks(
         What was made, and the length of a step in s.
 
     Raises:
-        RecordingError: A source cannot be read, or of all of them no episode can be made.
+        RecordingError: A source cannot be read or is given twice, or of all of them no episode can
+            be made.
         EpisodeError: The folder is not empty.
+        FolderLockedError: Another command writes the folder.
     """
     for source in sources:
         if source.suffix not in (SUFFIX, *SUFFIXES):
@@ -96,18 +98,19 @@ def import_tracks(
         if not source.is_file():
             raise RecordingError(f"{source} is no file")
     target, options, made = target_of(spec), options or Options(), Imported()
-    names = ", ".join(source.name for source in sources)
+    digests, labels = _digests(sources), labels_of(sources)
+    names = ", ".join(labels)
     kind = "as known at the moment, by the client's filter" if options.is_causal else "smoothed"
     shown = Progress("importing", float(len(sources)), is_shown=progress)
     writer = EpisodeWriter(
         out,
         target.spec,
         origin=f"tracks of {names}; states {kind}",
-        recordings={source.name: _digest(source) for source in sources},
+        recordings=dict(zip(labels, digests, strict=True)),
     )
     with shown, writer:
         rng = np.random.default_rng(seed)
-        for source in sources:
+        for source, label in zip(sources, labels, strict=True):
             unused = Unused()
             scene = Scene(_read(source, unused, road, frame), target, options, unused)
             everybody = np.array(scene.candidates(), np.intp)
@@ -117,13 +120,47 @@ def import_tracks(
                 for number, ego in enumerate(egos.tolist(), 1):
                     made.egos += _write(scene.episodes(ego), writer, made, options)
                     on_share(number / len(egos))
-            made.unused.take(unused, source.name)
+            made.unused.take(unused, label)
         if not made.episodes:
             raise RecordingError(
                 f"no episode can be made of {names}: "
                 f"{'; '.join(made.unused.lines()) or 'no tracks'}"
             )
     return made, target.spec.dt_s
+
+
+def labels_of(sources: Sequence[Path]) -> list[str]:
+    """Return the names of files, with as many of their folders as tell them apart."""
+    parts = [source.resolve().parts for source in sources]
+    counts = [1] * len(parts)
+    while True:
+        labels = ["/".join(each[-count:]) for each, count in zip(parts, counts, strict=True)]
+        times = Counter(labels)
+        longer = [
+            count + (times[label] > 1 and count < len(each))
+            for label, count, each in zip(labels, counts, parts, strict=True)
+        ]
+        if longer == counts:
+            return labels
+        counts = longer
+
+
+def _digests(sources: Sequence[Path]) -> list[str]:
+    """Return the SHA-256 sums of files.
+
+    Raises:
+        RecordingError: Two are the same, or one cannot be read.
+    """
+    found: dict[str, Path] = {}
+    for source in sources:
+        digest = _digest(source)
+        if digest in found:
+            raise RecordingError(
+                f"{source} is given twice, or is a copy of {found[digest]}: its episodes would "
+                "count twice (allowed: each recording once)"
+            )
+        found[digest] = source
+    return list(found)
 
 
 def _digest(source: Path) -> str:

@@ -20,6 +20,10 @@ PRETRAINED = Path(models.__file__).parent / "pretrained"
 
 ACTIONS = ("steer", "throttle", "brake")
 
+SHORTEST_STEP_S, LONGEST_STEP_S = 0.01, 1.0
+"""Of a spec: shorter ones are nothing but interpolation, and their moments enormous in number;
+nobody's motion can be told by longer ones."""
+
 
 class Target(NamedTuple):
     """What states are made for.
@@ -56,6 +60,11 @@ def target_of(source: str | None) -> Target:
         raise RecordingError(
             f"spec {spec.name!r} has the actions {', '.join(names)}, but tracks tell "
             f"{', '.join(ACTIONS)} alone"
+        )
+    if not SHORTEST_STEP_S <= spec.dt_s <= LONGEST_STEP_S:
+        raise RecordingError(
+            f"spec {spec.name!r}: dt_s is {spec.dt_s:g} s (allowed: {SHORTEST_STEP_S:g} to "
+            f"{LONGEST_STEP_S:g} s for episodes of tracks)"
         )
     try:
         return Target(spec, Layout.from_model(_document(spec, low, high)))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.recordings.columns import MOST_TEXT, SUFFIXES, quoted, read_columns
+from training.recordings.columns import MOST_TEXT, SUFFIXES, Allowed, quoted, read_columns
 from training.recordings.recording import RecordingError, first_line
 from training.recordings.roads import Carriageway
 from world_model_client.errors import InvalidInputError, printable
@@ -23,7 +23,7 @@ MOST_POINTS = 1_000_000
 """Of all lines of a description."""
 MOST_ROADS, MOST_LANES = 10_000, 64
 
-_BOUNDS = dict.fromkeys(("x", "y"), (-1e9, 1e9, "m"))
+_BOUNDS = dict.fromkeys(("x", "y"), Allowed(-1e9, 1e9, "m"))
 _EDGES = ("left_edge", "right_edge")
 
 Floats = NDArray[np.floating[Any]]
@@ -90,7 +90,7 @@ def _roads_of_json(path: Path) -> _Roads:
 def _roads_of_table(path: Path) -> _Roads:
     if path.suffix not in SUFFIXES:
         raise RecordingError(f"{path} is no road description ({', '.join(ROAD_SUFFIXES)})")
-    table = read_columns(path, ("road", "line"), _BOUNDS)
+    table = read_columns(path, {"road": MOST_ROADS, "line": MOST_ROADS * MOST_LANES}, _BOUNDS)
     points = np.stack([table.numbers["x"], table.numbers["y"]], axis=-1)
     _check_count(path, len(points), MOST_POINTS, "points")
     names = (table.texts["road"], table.texts["line"])

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.road_users import ROAD_USERS
-from training.recordings.roads import Carriageway
 from world_model_client.errors import printable
 from world_model_client.scene import ISO8855, TYPICAL_SIZES_M
+
+if TYPE_CHECKING:  # roads raise RecordingError
+    from training.recordings.roads import Carriageway
 
 Floats = NDArray[np.floating[Any]]
 
@@ -25,6 +27,10 @@ as long."""
 FASTEST_MPS = 70.0
 FARTHEST_JUMP_M = 3.0
 """From where the steps before and after lead: nobody moves so, an id changed hands."""
+
+LEAST_SIZE_M, LARGEST_SIZE_M = 0.2, 100.0
+"""Of a length or a width: what is smaller is no road user, but in other units."""
+SIZE_UNITS = "m, not cm, feet or km"
 
 _OTHER_NAMES = {
     "automobile": "car",

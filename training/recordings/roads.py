@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from world_model_client.scene import ISO8855, Place, Polylines, Road
+from training.recordings.recording import RecordingError
+from world_model_client.scene import Place, Polylines, Road
 
 Floats = NDArray[np.floating[Any]]
 
 _SLACK_M = 1.0
 """So far before its beginning or beyond its end, a road still counts: maps have small gaps."""
+
+REACH_M = 50.0
+"""Who is farther away from the box around a road's centre lines is not on it."""
+
+MOST_PAIRS = 100_000_000
+"""Poses, each with the roads near it: some minutes."""
+
+_WINDOW = 256
+"""Poses in a row that are taken together, to see which roads are near."""
 
 _LARGEST_ANGLE_RAD = np.pi / 3
 """Who points farther away from the lanes is on another road."""
@@ -72,48 +82,148 @@ class Route:
     leaves: NDArray[np.bool_]
 
 
-def route(carriageways: Sequence[Carriageway], poses: Floats, frame: str, dt_s: float) -> Route:
-    """Find the roads of a vehicle.
-
-    Where roads overlap, as in junctions, it is on the one that it stays on for longest: a planner
-    knows where it is going.
+class Roads:
+    """All roads of a recording, to be asked on which one somebody is.
 
     Args:
         carriageways: Of the recording.
-        poses: [N, >= 4] x, y, heading, speed, true ones.
-        frame: Of both.
-        dt_s: Between poses.
+        frame: Of them, and of all poses.
+        name: Of the recording, for messages.
     """
-    count = len(poses)
-    road = np.full(count, -1)
-    if not carriageways:
-        return Route(road, np.zeros(count, np.bool_))
-    found = [each.place(poses, frame) for each in carriageways]
-    is_on = np.stack([on for _, on, _ in found], axis=1)  # [N, roads]
+
+    def __init__(self, carriageways: Sequence[Carriageway], frame: str, name: str) -> None:
+        self._carriageways, self._frame, self._name = carriageways, frame, name
+        boxes = [each.lanes.bounds() for each in carriageways]
+        self._low, self._high = np.array(boxes).reshape(-1, 2, 2).transpose(1, 0, 2)
+        self._low, self._high = self._low - REACH_M, self._high + REACH_M
+        self._asked = 0
+        """Poses and roads near them so far."""
+
+    def route(self, poses: Floats, dt_s: float) -> Route:
+        """Find the roads of a vehicle.
+
+        Where roads overlap, as in junctions, it is on the one that it stays on for longest: a
+        planner knows where it is going.
+
+        Args:
+            poses: [N, >= 4] x, y, heading, speed, true ones.
+            dt_s: Between poses.
+
+        Raises:
+            RecordingError: So many roads are at one place that it would take hours.
+        """
+        count = len(poses)
+        found: list[tuple[int, NDArray[np.intp]]] = []
+        for index, rows in self._near(poses):
+            self._count(len(rows))
+            _, on, _ = self._carriageways[index].place(poses[rows], self._frame)
+            if on.any():
+                found.append((index, rows[on]))
+        is_on = np.zeros((count, len(found)), np.bool_)
+        for column, (_, rows) in enumerate(found):
+            is_on[rows, column] = True
+        road = _longest(is_on, np.array([index for index, _ in found], np.intp))
+        off = _bridged(road, round(_BRIDGE_S / dt_s))
+        leaves = np.zeros(count, np.bool_)
+        if len(off) and off[-1][1] == count and off[-1][0] > 0:
+            first = off[-1][0]
+            last_road = self._carriageways[road[first - 1]]
+            place, _, beyond = last_road.place(poses[first:], self._frame)
+            is_across = (place.left_edge < 0) | (place.right_edge < 0)
+            leaves[first:] = is_across & (beyond <= _SLACK_M)
+        return Route(road, leaves)
+
+    def lane_headings(self, x: Floats, y: Floats) -> Floats:
+        """Return the directions of the lanes that places [N] are on; NaN where there is none.
+
+        Raises:
+            RecordingError: So many roads are at one place that it would take hours.
+        """
+        headings = np.full(len(x), np.nan)
+        order = np.argsort(x)  # those in a row are near each other
+        poses = np.zeros((len(x), 4))
+        poses[:, 0], poses[:, 1] = x[order], y[order]
+        for index, near in self._near(poses):
+            rows = near[np.isnan(headings[order[near]])]
+            if not len(rows):
+                continue
+            self._count(len(rows))
+            carriageway, each = self._carriageways[index], np.arange(len(rows))
+            along = carriageway.lanes.project(*poses[rows, :2].T)
+            lane = np.argmin(np.abs(along.lateral) + along.beyond, axis=1)
+            place = carriageway.road.locate(poses[rows], self._frame)
+            is_on = (place.left_edge >= 0) & (place.right_edge >= 0)
+            is_on &= along.beyond[each, lane] == 0
+            found = carriageway.lanes.heading_at(along.along)[each, lane]
+            headings[order[rows[is_on]]] = found[is_on]
+        return headings
+
+    def places(self, road: NDArray[np.intp], poses: Floats) -> Place:
+        """Return where poses are on the road that was found for each of them.
+
+        Args:
+            road: [N] indices of carriageways; -1: on none.
+            poses: [N, >= 4].
+        """
+        joined = nowhere(len(poses))
+        for index in np.unique(road[road >= 0]).tolist():
+            rows = np.flatnonzero(road == index)
+            found = self._carriageways[index].road.locate(poses[rows], self._frame)
+            for column, values in zip(joined, found, strict=True):
+                column[rows] = values
+        return joined
+
+    def _near(self, poses: Floats) -> Iterator[tuple[int, NDArray[np.intp]]]:
+        """Yield each road that poses are near, with their rows: by boxes, first of many poses."""
+        if not len(poses):
+            return
+        at, count = poses[:, :2], len(poses)
+        window = max(_WINDOW, count // _WINDOW)
+        starts = np.arange(0, count, window)
+        low, high = np.minimum.reduceat(at, starts), np.maximum.reduceat(at, starts)
+        meets = np.ones((len(starts), len(self._low)), np.bool_)
+        for axis in range(2):
+            meets &= low[:, axis, None] <= self._high[:, axis]
+            meets &= high[:, axis, None] >= self._low[:, axis]
+        for index in np.flatnonzero(meets.any(axis=0)).tolist():
+            rows = np.flatnonzero(np.repeat(meets[:, index], window)[:count])
+            inside = (at[rows] >= self._low[index]) & (at[rows] <= self._high[index])
+            rows = rows[inside.all(axis=1)]
+            if len(rows):
+                yield index, rows
+
+    def _count(self, pairs: int) -> None:
+        self._asked += pairs
+        if self._asked > MOST_PAIRS:
+            raise RecordingError(
+                f"{self._name} has so many roads at the same places that poses and roads near them "
+                f"are more than {MOST_PAIRS} pairs (allowed: so many; split it by time, or leave "
+                "out roads that lie over others)"
+            )
+
+
+def _longest(is_on: NDArray[np.bool_], indices: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return which of the roads [R] each pose [N, R] is on: that which it stays on; -1: none."""
+    road = np.full(len(is_on), -1)
+    if not len(indices):
+        return road
     ends = _run_ends(is_on)
     at = 0
-    while at < count:
+    while at < len(is_on):
         here = np.flatnonzero(is_on[at])
         if len(here):
             best = here[int(np.argmax(ends[at, here]))]
-            road[at : ends[at, best]] = best
+            road[at : ends[at, best]] = indices[best]
             at = int(ends[at, best])
         else:
             at += 1
-    off = _bridged(road, round(_BRIDGE_S / dt_s))
-    leaves = np.zeros(count, np.bool_)
-    if len(off) and off[-1][1] == count and off[-1][0] > 0:
-        first = off[-1][0]
-        place, _, beyond = found[road[first - 1]]
-        is_across = (place.left_edge[first:] < 0) | (place.right_edge[first:] < 0)
-        leaves[first:] = is_across & (beyond[first:] <= _SLACK_M)
-    return Route(road, leaves)
+    return road
 
 
-def _run_ends(is_on: NDArray[np.bool_]) -> NDArray[np.intp]:
+def _run_ends(is_on: NDArray[np.bool_]) -> NDArray[np.int32]:
     """Return for each moment and road [N, roads] when it is next not on it."""
-    ends = np.zeros(is_on.shape, np.intp)
-    after = np.full(is_on.shape[1], len(is_on))
+    ends = np.zeros(is_on.shape, np.int32)
+    after = np.full(is_on.shape[1], len(is_on), np.int32)
     for at in range(len(is_on) - 1, -1, -1):
         after = np.where(is_on[at], after, at)
         ends[at] = after
@@ -144,23 +254,3 @@ def nowhere(count: int) -> Place:
         curvature=np.zeros(count),
         is_against=np.zeros(count, np.bool_),
     )
-
-
-def places(
-    carriageways: Sequence[Carriageway], road: NDArray[np.intp], poses: Floats, frame: str = ISO8855
-) -> Place:
-    """Return where poses are on the road that was found for each of them.
-
-    Args:
-        carriageways: Of the recording.
-        road: [N] indices of them; -1: on none.
-        poses: [N, >= 4].
-        frame: Of both.
-    """
-    joined = nowhere(len(poses))
-    for index in np.unique(road[road >= 0]).tolist():
-        rows = np.flatnonzero(road == index)
-        found = carriageways[index].road.locate(poses[rows], frame)
-        for column, values in zip(joined, found, strict=True):
-            column[rows] = values
-    return joined

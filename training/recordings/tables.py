@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.recordings.columns import MOST_TEXT, Columns, quoted, read_columns
+from training.recordings.columns import MOST_TEXT, Allowed, Columns, quoted, read_columns
 from training.recordings.maps import ROAD_SUFFIXES, read_roads
 from training.recordings.recording import (
+    LARGEST_SIZE_M,
+    LEAST_SIZE_M,
+    SIZE_UNITS,
     Recording,
     RecordingError,
     Track,
@@ -24,17 +27,17 @@ from training.recordings.units import check_units
 from world_model_client.errors import printable
 from world_model_client.scene import ISO8855
 
-MOST_TRACKS = 200_000
+MOST_TRACKS, MOST_CLASSES = 200_000, 10_000
 
-_TEXTS = ("id", "class")
+_SIZE = Allowed(LEAST_SIZE_M, LARGEST_SIZE_M, f"{SIZE_UNITS}; or 0, if none is known", is_or_0=True)
 BOUNDS = {
-    "time_s": (-1e11, 1e11, "s"),
-    "x": (-1e9, 1e9, "m"),
-    "y": (-1e9, 1e9, "m"),
-    "length": (0.0, 100.0, "m"),
-    "width": (0.0, 100.0, "m"),
-    "heading": (-50.0, 50.0, "rad, not degrees"),
-    "speed": (-150.0, 150.0, "m/s"),
+    "time_s": Allowed(-1e11, 1e11, "s"),
+    "x": Allowed(-1e9, 1e9, "m"),
+    "y": Allowed(-1e9, 1e9, "m"),
+    "length": _SIZE,
+    "width": _SIZE,
+    "heading": Allowed(-50.0, 50.0, "rad, not degrees"),
+    "speed": Allowed(-150.0, 150.0, "m/s"),
 }
 OPTIONAL = ("length", "width", "heading", "speed")
 """May be missing, as a column or in a row."""
@@ -57,7 +60,7 @@ def read_table(
     Raises:
         RecordingError: A file is missing, too large, or holds what cannot be.
     """
-    table = read_columns(path, _TEXTS, BOUNDS, OPTIONAL)
+    table = read_columns(path, {"id": MOST_TRACKS, "class": MOST_CLASSES}, BOUNDS, OPTIONAL)
     for name in table.extra:
         unused.add("a column of no use here", printable(name, 60))
     tracks = list(_tracks(path, table, unused))
@@ -73,10 +76,6 @@ def read_table(
 def _tracks(path: Path, table: Columns, unused: Unused) -> Iterator[Track]:
     """Yield the tracks of a table, by id."""
     numbers, (ids, names) = table.numbers, table.texts["id"]
-    if len(names) > MOST_TRACKS:
-        raise RecordingError(
-            f"{path}, column id: has {len(names)} ids (allowed: {MOST_TRACKS}; split it by time)"
-        )
     order = np.lexsort((numbers["time_s"], ids))
     ids, times = ids[order], numbers["time_s"][order]
     is_same = (np.diff(ids) == 0) & (np.diff(times) <= 0)

@@ -25,6 +25,11 @@ def whole_file(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def holds_only_locks(folder: Path) -> bool:
+    """Return whether a folder is empty but for what a lock leaves there."""
+    return all(path.name in (LOCK, HOLDER) for path in folder.iterdir())
+
+
 def refuse_existing(folder: Path, *, overwrite: bool) -> None:
     """Refuse to write a folder that holds anything, unless that was asked for.
 
@@ -33,7 +38,7 @@ def refuse_existing(folder: Path, *, overwrite: bool) -> None:
     """
     if overwrite or not folder.exists():
         return
-    if any(path.name not in (LOCK, HOLDER) for path in folder.iterdir()):
+    if not holds_only_locks(folder):
         raise OutputExistsError(
             f"{folder} is not empty: name another folder, or write over it by --overwrite"
         )

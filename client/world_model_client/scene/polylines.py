@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from world_model_client.errors import InvalidInputError
 from world_model_client.scene.frames import Floats, numbers, wrapped
@@ -21,6 +21,11 @@ joined: they overlap, or lie side by side."""
 
 _MOST_AT_ONCE = 2**20
 """Points times pieces of a line whose distances are computed at once, which bounds memory."""
+_WINDOW = 512
+"""So many points in a row share the pieces near them, if all points with all pieces are too many:
+those of a path are near each other."""
+_SLACK = 1e-6
+"""Share, and m, for the rounding of distances."""
 
 
 class Projection(NamedTuple):
@@ -60,8 +65,8 @@ class Polylines:
 
     def __init__(self, lines: Sequence[ArrayLike], names: Sequence[str]) -> None:
         parts = [_Line(points, name) for points, name in zip(lines, names, strict=True)]
-        counts = [len(part.lengths) for part in parts]
-        ends = np.cumsum(counts)
+        counts = np.array([len(part.lengths) for part in parts], np.intp)
+        ends: NDArray[np.intp] = np.cumsum(counts)
         self._first, self._last = ends - counts, ends - 1
         self._x, self._y, self._cos, self._sin, self._lengths, self._starts = (
             np.concatenate([getattr(part, name) for part in parts])
@@ -120,27 +125,79 @@ class Polylines:
             x: [N] m.
             y: [N] m.
         """
-        count = max(1, _MOST_AT_ONCE // len(self._x))
-        if len(x) <= count:
-            return self._project(x, y)
-        parts = [self._project(x[i : i + count], y[i : i + count]) for i in range(0, len(x), count)]
+        if len(x) * len(self._x) <= _MOST_AT_ONCE:
+            return self._project(x, y, None)
+        parts = [
+            part
+            for i in range(0, len(x), _WINDOW)
+            for part in self._projections(x[i : i + _WINDOW], y[i : i + _WINDOW])
+        ]
         return Projection(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
-    def _project(self, x: Floats, y: Floats) -> Projection:
-        from_x, from_y = x[:, None] - self._x, y[:, None] - self._y  # [N, pieces]
-        ahead = from_x * self._cos + from_y * self._sin
-        off = ahead - np.minimum(np.maximum(ahead, 0.0), self._lengths)
-        squared = (from_y * self._cos - from_x * self._sin) ** 2 + off**2
+    def bounds(self) -> tuple[Floats, Floats]:
+        """Return the lowest and the highest x and y [2] of all points of the lines."""
+        starts = np.stack([self._x, self._y], axis=-1)
+        ends = starts + self._lengths[:, None] * np.stack([self._cos, self._sin], axis=-1)
+        return np.minimum(starts, ends).min(axis=0), np.maximum(starts, ends).max(axis=0)
+
+    def _projections(
+        self, x: Floats, y: Floats, pieces: NDArray[np.intp] | None = None
+    ) -> Iterator[Projection]:
+        """Yield the closest places in parts, each by the pieces near its points."""
+        pieces = self._near(x, y, pieces)
+        if len(x) > 1 and len(x) * len(pieces) > _MOST_AT_ONCE:
+            half = len(x) // 2
+            yield from self._projections(x[:half], y[:half], pieces)
+            yield from self._projections(x[half:], y[half:], pieces)
+        else:
+            yield self._project(x, y, pieces)
+
+    def _near(self, x: Floats, y: Floats, pieces: NDArray[np.intp] | None) -> NDArray[np.intp]:
+        """Return the pieces of each line that can be the nearest one to any of the points.
+
+        All points lie in a circle. A line is no farther from any of them than the middle of its
+        nearest piece is from the circle's far side.
+        """
+        centre_x, centre_y = (x.min() + x.max()) / 2, (y.min() + y.max()) / 2
+        radius = np.hypot(x - centre_x, y - centre_y).max()
+        (from_x, from_y, cos, sin, lengths), firsts, lasts = self._picked(pieces)
+        half = lengths / 2
+        away = np.hypot(from_x + half * cos - centre_x, from_y + half * sin - centre_y)
+        nearest = np.minimum.reduceat(away, firsts) + 2 * radius
+        farthest = np.repeat(nearest, lasts - firsts + 1) * (1 + _SLACK) + _SLACK
+        near = np.flatnonzero(away - half <= farthest)
+        return near if pieces is None else pieces[near]
+
+    def _picked(
+        self, pieces: NDArray[np.intp] | None
+    ) -> tuple[tuple[Floats, ...], NDArray[np.intp], NDArray[np.intp]]:
+        """Return some pieces, in order, and each line's first and last one; None: all."""
+        values = (self._x, self._y, self._cos, self._sin, self._lengths)
+        if pieces is None:
+            return values, self._first, self._last
+        firsts = np.searchsorted(pieces, self._first)
+        lasts = np.searchsorted(pieces, self._last, "right") - 1
+        return tuple(each[pieces] for each in values), firsts, lasts
+
+    def _project(self, x: Floats, y: Floats, pieces: NDArray[np.intp] | None) -> Projection:
+        """Return the closest places, by some of the pieces; None: by all."""
+        lines, firsts, lasts = self._picked(pieces)
+        from_x, from_y = x[:, None] - lines[0], y[:, None] - lines[1]  # [N, pieces]
+        cos, sin, lengths = lines[2:]
+        ahead = from_x * cos + from_y * sin
+        off = ahead - np.minimum(np.maximum(ahead, 0.0), lengths)
+        squared = (from_y * cos - from_x * sin) ** 2 + off**2
         piece = np.stack(
             [
                 first + squared[:, first : last + 1].argmin(axis=1)
-                for first, last in zip(self._first.tolist(), self._last.tolist(), strict=True)
+                for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True)
             ],
             axis=1,
         )  # [N, L]
         rows = np.arange(len(x))[:, None]
         ahead, off = ahead[rows, piece], off[rows, piece]
         from_x, from_y = from_x[rows, piece], from_y[rows, piece]
+        piece = piece if pieces is None else pieces[piece]
         cos, sin = self._cos[piece], self._sin[piece]
         lateral = cos * from_y - sin * from_x
         is_end = ((piece == self._first) & (off < 0)) | ((piece == self._last) & (off > 0))

@@ -29,6 +29,7 @@ from training.dataset.store import shards_fingerprint
 from training.dataset.windows import Windows
 from training.dataset.writer import EpisodeWriter
 from training.fitting.check import check
+from training.running.locks import FolderLockedError, locked
 
 SPEC = toy_spec()
 
@@ -207,6 +208,40 @@ def test_a_writer_takes_an_empty_folder_only_and_finishes_only_what_went_well(
         EpisodeWriter(tmp_path / "empty", SPEC),
     ):
         pass
+
+
+def test_a_second_writer_is_refused_and_the_first_loses_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    early = EpisodeWriter(folder, SPEC)
+    with EpisodeWriter(folder, SPEC) as first:
+        first.add(**episode(2), ended=True)
+        with pytest.raises(FolderLockedError, match=r"is being written by .*writing episodes"):
+            EpisodeWriter(folder, SPEC)
+        with pytest.raises(FolderLockedError, match="is being written by "), early:
+            pass
+        first.add(**episode(3, seed=1), ended=True)
+
+    assert load_episodes(folder).frame_count.tolist() == [3, 4]
+    with pytest.raises(EpisodeError, match="is not empty"), early:
+        pass
+    assert load_episodes(folder).frame_count.tolist() == [3, 4]
+
+
+def test_a_folder_that_another_command_writes_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    with locked(folder, "collecting"):
+        (folder / "shard").touch()
+        with pytest.raises(FolderLockedError, match="by another command: collecting"):
+            EpisodeWriter(folder, SPEC)
+
+
+def test_a_writer_that_failed_without_an_episode_leaves_an_empty_folder(tmp_path: Path) -> None:
+    for _ in range(2):
+        with (
+            pytest.raises(EpisodeError, match="no episode was added"),
+            EpisodeWriter(tmp_path / "data", SPEC),
+        ):
+            pass
 
 
 def edit(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:

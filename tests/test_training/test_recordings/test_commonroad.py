@@ -18,6 +18,7 @@ from training.recordings.egos import Options, Scene
 from training.recordings.importing import import_tracks
 from training.recordings.layouts import target_of
 from training.recordings.recording import RecordingError, Unused
+from world_model_client.scene import Road
 
 LANES = (
     lanelet(100, 3.5, right=101),
@@ -110,13 +111,81 @@ def test_sets_are_not_taken_for_places(tmp_path: Path) -> None:
     assert unused.names == {"uncertain states, of sets or intervals": ["1"]}
 
 
+def polygon(*points: tuple[float, float]) -> str:
+    inner = "".join(f"<point><x>{x}</x><y>{y}</y></point>" for x, y in points)
+    return f"<polygon>{inner}</polygon>"
+
+
+def with_shape(path: Path, shape: str) -> Path:
+    """Write traffic whose first obstacle, number 1, has a shape."""
+    text = write_scenario(path, traffic()).read_text()
+    path.write_text(re.sub("<rectangle>.*?</rectangle>", shape, text, count=1, flags=re.S))
+    return path
+
+
+def rectangle(more: str) -> str:
+    return f"<rectangle><length>4</length><width>2</width>{more}</rectangle>"
+
+
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        (polygon((0, 0), (4, 0), (4, 2), (0, 2)), "does not have its centre at the obstacle's pos"),
+        (polygon((1e8, 0), (1e8 + 4, 0), (1e8 + 4, 2)), "does not have its centre at"),
+        (polygon((-1e8, -1), (1e8, -1), (1e8, 1), (-1e8, 1)), "has no area, or is not 0.2 to 100"),
+        (polygon((-2, -0.02), (2, -0.02), (2, 0.02), (-2, 0.02)), "has no area, or is not 0.2 to"),
+        (polygon((-2, -1), (0, 0), (2, 1)), "has no area"),
+        (polygon((0, 0), (0, 0), (0, 0)), "has no area"),
+        (polygon((-2, -1), (2, 1), (2, -1), (-2, 1)), "has no area"),
+        (rectangle("<center><x>3</x><y>0</y></center>"), "does not have its centre at"),
+        (rectangle("<orientation>1.57</orientation>"), "points elsewhere than its obstacle"),
+        ("<circle><radius>1</radius><center><x>0</x><y>9</y></center></circle>", "does not have"),
+        (rectangle("") + "<circle><radius>1</radius></circle>", "has several parts"),
+    ],
+)
+def test_who_has_a_shape_that_is_no_rectangle_around_him_is_not_used(
+    tmp_path: Path, shape: str, reason: str
+) -> None:
+    recording = read_commonroad(with_shape(tmp_path / "a.xml", shape), unused := Unused())
+    assert [track.id for track in recording.tracks] == ["2"]
+    ((told, names),) = unused.names.items()
+    assert told.startswith(f"a shape that {reason}")
+    assert names == ["1"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        (polygon((-2, -1), (2, -1), (2.1, 0), (2, 1), (-2, 1)), (4.1, 2.0)),
+        (rectangle("<orientation>3.14159</orientation><center><x>0.05</x><y>0</y></center>"), None),
+        ("<circle><radius>0.3</radius></circle>", (0.6, 0.6)),
+    ],
+)
+def test_other_shapes_are_the_boxes_around_them(
+    tmp_path: Path, shape: str, size: tuple[float, float] | None
+) -> None:
+    recording = read_commonroad(with_shape(tmp_path / "a.xml", shape), unused := Unused())
+    track = recording.tracks[0]
+    assert (track.length, track.width) == pytest.approx(size or (4.0, 2.0))
+    assert not unused.names
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (("<x>[^<]*", "<x>nan"), r", line \d+: x is 'nan' \(allowed: -1e\+09 to 1e\+09 m\)"),
         (("<y>[^<]*", "<y>1e400"), r", line \d+: y is '1e400' \(allowed"),
         (("<x>[^<]*", "<x>left"), r", line \d+: x is 'left' \(allowed"),
-        (("<length>[^<]*", "<length>-4"), r", line \d+: length is '-4' \(allowed: above 0 to 100"),
+        (("<length>[^<]*", "<length>-4"), r", line \d+: length is '-4' \(allowed: 0.2 to 100 m"),
+        (
+            ("<length>[^<]*", "<length>0.04"),
+            r"length is '0.04' .*m, not cm, feet or km",
+        ),
+        (("<width>[^<]*", "<width>1e-9"), r", line \d+: width is '1e-9' \(allowed: 0.2 to 100 m"),
+        (
+            ("<rectangle>.*?</rectangle>", "<circle><radius>0.05</radius></circle>"),
+            r", line \d+: radius is '0.05' \(allowed: 0.1 to 50 m, not cm, feet or km\)",
+        ),
         (("<width>[^<]*", "<width>"), r", line \d+: width is missing \(allowed"),
         (("<time>\n<exact>0", "<time>\n<exact>1.5"), r"time/exact is '1.5' \(allowed: whole numb"),
         (("<time>\n<exact>0", "<time>\n<exact>9999999"), r"time/exact is '9999999' \(allowed"),
@@ -124,8 +193,30 @@ def test_sets_are_not_taken_for_places(tmp_path: Path) -> None:
         (('Size="0.1"', 'Size="0"'), r", line 2: timeStepSize is '0' \(allowed: above 0 to 0.5 s"),
         (('Size="0.1"', 'Size="nan"'), "line 2: timeStepSize is 'nan'"),
         (('timeStepSize="0.1"', ""), "line 2: timeStepSize is missing"),
+        (("<rectangle>.*?</rectangle>", polygon((0, 0), (1, 1))), "line .*: polygon has 2 points"),
         (("2018b", "1999"), "is no whole CommonRoad scenario: .*not supported"),
         (('obstacle id="2"', 'obstacle id="1"'), "line .*: <obstacle> has the id 1 of line 3"),
+        (('obstacle id="2"', 'obstacle id="01"'), "line .*: <obstacle> has the id 01 of line 3"),
+        (('obstacle id="2"', 'obstacle id="1_0"'), r"<obstacle> has the id '1_0' .allowed: whole"),
+        (('obstacle id="2"', 'obstacle id=" 2"'), r"<obstacle> has the id ' 2' .allowed: whole"),
+        (('obstacle id="2"', 'obstacle id="\u0662"'), r"has the id '.*' .allowed: whole numb"),
+        (('obstacle id="2"', f'obstacle id="{"1" * 5000}"'), "has the id '1111.*allowed: .*18 fig"),
+        (("<x>[^<]*", "<x>1_0"), r", line \d+: x is '1_0' \(allowed: -1e\+09 to 1e\+09 m\)"),
+        (("<x>[^<]*", "<x>\u0661"), r", line \d+: x is .* \(allowed: -1e\+09 to 1e\+09 m\)"),
+        (("<x>[^<]*", "<x>0x10"), r", line \d+: x is '0x10' \(allowed: -1e\+09 to 1e\+09 m\)"),
+        (("<x>[^<]*", f"<x>{'1' * 200}"), r", line \d+: x has more than 100 characters"),
+        (("<time>\n<exact>0", "<time>\n<exact>0.0"), r"time/exact is '0.0' \(allowed: whole num"),
+        (
+            ("<velocity>.*?</velocity>", "<velocity></velocity>"),
+            "velocity holds no value .*exact",
+        ),
+        (
+            ("<position>.*?</position>", "<position></position>"),
+            "position holds no value .*poin",
+        ),
+        (('author=""', f'author="{"a" * 20_000}"'), "has an attribute author of 20000 characters"),
+        (("<role>", "<role " + " ".join(f'a{k}=""' for k in range(70)) + ">"), "has 70 attributes"),
+        (("<role>", f"<!--{'a' * 2**21}--><role>"), "has a tag or comment of more than 1048576 by"),
         (("</commonRoad>", ""), "is no whole XML file: no element found"),
         (("commonRoad ", "osm "), "line 2: begins with <osm> .allowed: <commonRoad>"),
         (
@@ -147,6 +238,81 @@ def test_what_cannot_be_is_refused_by_line_and_element(
     with pytest.raises(RecordingError, match=f"^{path}.*{message}") as refused:
         read_commonroad(path, Unused())
     assert "\n" not in str(refused.value)
+
+
+def test_lanelets_refer_to_whole_numbers(tmp_path: Path) -> None:
+    lanes = [lanelet(100, 0.0, after=101).replace('ref="101"', 'ref="1_01"')]
+    path = write_scenario(tmp_path / "a.xml", traffic(), lanes=lanes)
+    with pytest.raises(RecordingError, match=r"<successor> has the ref '1_01' .allowed: whole"):
+        read_commonroad(path, Unused())
+
+
+@pytest.mark.parametrize(
+    ("name", "most", "message"),
+    [
+        ("MOST_LANELETS", 2, r"line \d+: has more lanelets than are allowed \(2\)"),
+        ("MOST_OBSTACLES", 1, r"line \d+: has more obstacles than are allowed \(1\)"),
+        ("MOST_ELEMENTS", 100, r"line \d+: has more elements than are allowed \(100\)"),
+        ("MOST_FOLLOWERS", 1, r"line \d+: has more successors of a lanelet than are allowed \(1\)"),
+    ],
+)
+def test_elements_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, most: int, message: str
+) -> None:
+    more = '<successor ref="1"/>\n' * 2
+    lanes = [*LANES[:2], LANES[2].replace("<predecessor", f"{more}<predecessor")]
+    path = write_scenario(tmp_path / "a.xml", traffic(), lanes=lanes)
+    monkeypatch.setattr(scenario_check, name, most)
+    with pytest.raises(RecordingError, match=f"^{path}, {message}"):
+        read_commonroad(path, Unused())
+
+
+def chain(count: int, step_m: float) -> list[str]:
+    """Return lanelets that follow on each other."""
+    return [
+        lanelet(
+            1000 + k,
+            0.0,
+            start_m=k * step_m,
+            end_m=(k + 1) * step_m,
+            after=1001 + k if k < count - 1 else None,
+            before=999 + k if k else None,
+        )
+        for k in range(count)
+    ]
+
+
+def test_lines_of_many_short_lanelets_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_scenario(tmp_path / "a.xml", traffic(), lanes=chain(120, 0.1))
+    seen: list[int] = []
+
+    def counted(lines: Any, *edges: Any) -> Road:
+        seen.extend(map(len, lines))
+        return Road(lines, *edges)
+
+    monkeypatch.setattr(commonroad, "Road", counted)
+    assert len(read_commonroad(path, Unused()).carriageways) == 120
+    assert max(seen) <= (40 + 1 + 40) * 41
+    monkeypatch.setattr(commonroad, "MOST_POINTS", 100_000)
+    with pytest.raises(RecordingError, match=r"are \d+ points or more \(allowed: 100000\)"):
+        read_commonroad(path, Unused())
+
+
+def test_lines_go_on_for_forty_metres_and_ten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_scenario(tmp_path / "a.xml", traffic(), lanes=chain(3, 100.0))
+    seen: list[float] = []
+
+    def measured(lines: Any, *edges: Any) -> Road:
+        seen.append(float(np.hypot(*np.diff(lines[0], axis=0).T).sum()))
+        return Road(lines, *edges)
+
+    monkeypatch.setattr(commonroad, "Road", measured)
+    read_commonroad(path, Unused())
+    assert seen == pytest.approx([140.0, 150.0, 110.0], abs=2.6)  # whole pieces
 
 
 def test_headings_in_degrees_are_refused(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from service.cli import main
 from tests.test_training.toy import toy_spec
 from tests.test_training.traffic import COURSE, line, road, rows, write_csv, write_roads
 from training.dataset.episodes import Episodes, load_episodes
+from training.recordings import egos
 from training.recordings.egos import Options
 from training.recordings.importing import Imported, import_tracks
 from training.recordings.layouts import PRETRAINED
@@ -243,6 +246,37 @@ def test_a_share_of_the_vehicles_is_drawn_by_the_seed(tmp_path: Path) -> None:
     assert len(set(first)) > 1
 
 
+def test_files_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
+    sources = []
+    for number, folder in enumerate(("north/1", "south/1", "south/2")):
+        (tmp_path / folder).mkdir(parents=True)
+        given = rows("parked", ahead_m=60, speed=0) + rows("a", speed=20.0 + number)
+        sources.append(write_csv(tmp_path / folder / "tracks.csv", given))
+    sources.append(write_csv(tmp_path / "other.csv", rows("a", speed=15.0)))
+    made, _ = import_tracks(sources, tmp_path / "out", progress=False)
+    manifest = json.loads((tmp_path / "out" / "dataset.json").read_text())
+    labels = ["north/1/tracks.csv", "south/1/tracks.csv", "2/tracks.csv", "other.csv"]
+    assert manifest["recordings"] == {
+        label: hashlib.sha256(source.read_bytes()).hexdigest()
+        for label, source in zip(labels, sources, strict=True)
+    }
+    assert manifest["origin"].startswith(f"tracks of {', '.join(labels)}; ")
+    parked = [f"{label} parked" for label in labels[:3]]
+    assert made.unused.names == {"no ego, never moves": parked}
+
+
+@pytest.mark.parametrize("other", ["tracks.csv", "sub/../tracks.csv", "link.csv", "sub/copy.csv"])
+def test_the_same_recording_twice_is_refused(tmp_path: Path, other: str) -> None:
+    given = write_csv(tmp_path / "tracks.csv", rows("a"))
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "link.csv").symlink_to(given)
+    (tmp_path / "sub" / "copy.csv").write_bytes(given.read_bytes())
+    second = given if other == given.name else Path(f"{tmp_path}/{other}")
+    with pytest.raises(RecordingError, match=f"^{re.escape(str(second))} is given twice, or is a"):
+        import_tracks([given, second], tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
 def test_another_frame_gives_the_same_states(tmp_path: Path) -> None:
     given = rows("car", left_m=3.0) + rows("other", ahead_m=20, left_m=6.5, speed=18.0)
     turned = [{**row, "y": -row["y"], "heading": -row["heading"]} for row in given]
@@ -295,7 +329,16 @@ def test_what_a_spec_does_not_allow_is_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spec", "message"),
-    [(toy_spec(), "has the actions push_x, push_y, but tracks tell steer, throttle, brake alone")],
+    [
+        (
+            toy_spec(),
+            "has the actions push_x, push_y, but tracks tell steer, throttle, brake alone",
+        ),
+        (replace(road_users_spec(), dt_s=1e-6), r"dt_s is 1e-06 s \(allowed: 0.01 to 1 s for epi"),
+        (replace(road_users_spec(), dt_s=0.0099), r"dt_s is 0.0099 s \(allowed: 0.01 to 1 s"),
+        (replace(road_users_spec(), dt_s=1.1), r"dt_s is 1.1 s \(allowed: 0.01 to 1 s"),
+        (replace(road_users_spec(), dt_s=1e3), r"dt_s is 1000 s \(allowed: 0.01 to 1 s"),
+    ],
 )
 def test_a_spec_that_tracks_cannot_fill_is_refused(
     tmp_path: Path, spec: Spec, message: str
@@ -305,6 +348,34 @@ def test_a_spec_that_tracks_cannot_fill_is_refused(
     given = write_csv(tmp_path / "tracks.csv", rows("a"))
     with pytest.raises(RecordingError, match=message):
         import_tracks([given], tmp_path / "out", spec=str(path), progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("dt_s", [0.01, 1.0])
+def test_steps_of_a_spec_may_be_short_or_long(tmp_path: Path, dt_s: float) -> None:
+    path = tmp_path / "spec.json"
+    path.write_text(json.dumps(replace(road_users_spec(), dt_s=dt_s).to_json()))
+    given = write_csv(tmp_path / "tracks.csv", rows("a"))
+    made, used_s = import_tracks([given], tmp_path / "out", spec=str(path), progress=False)
+    assert (made.steps, used_s) == (round(4 / dt_s), dt_s)
+
+
+@pytest.mark.parametrize(
+    ("name", "most", "message"),
+    [
+        ("MOST_MOMENTS", 150, r"has 160 moments of road users, at steps of 0.05 s .allowed: 150"),
+        ("MOST_MOMENTS_EACH", 70, r"has 80 moments of one road user, at steps of 0.05 s .allowed"),
+    ],
+)
+def test_moments_are_counted_before_they_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, most: int, message: str
+) -> None:
+    given = rows("a") + rows("b", left_m=7.0)
+    monkeypatch.setattr(egos, name, 160 if name == "MOST_MOMENTS" else 80)
+    imported(tmp_path, given)
+    monkeypatch.setattr(egos, name, most)
+    with pytest.raises(RecordingError, match=message):
+        import_tracks([tmp_path / "tracks.csv"], tmp_path / "more", progress=False)
 
 
 def test_a_file_a_name_and_a_checkpoint_say_what_states_are_for(tmp_path: Path) -> None:

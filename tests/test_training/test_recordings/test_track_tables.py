@@ -112,7 +112,16 @@ def with_value(column: str, value: Any) -> Callable[[list[dict[str, Any]]], None
         (with_value("y", math.inf), "row 3, column y: is inf"),
         (with_value("time_s", None), "row 3, column time_s: is missing or NaN"),
         (with_value("heading", 90.0), r"row 3, column heading: is 90 .*rad, not degrees"),
-        (with_value("length", -1.0), r"row 3, column length: is -1 \(allowed: 0 to 100 m"),
+        (with_value("length", -1.0), r"row 3, column length: is -1 \(allowed: 0.2 to 100 m"),
+        (
+            with_value("length", 0.04),
+            r"row 3, column length: is 0.04 .*, not cm, feet or km; or 0",
+        ),
+        (
+            with_value("width", 0.0018),
+            r"row 3, column width: is 0.0018 \(allowed: 0.2 to 100",
+        ),
+        (with_value("width", 5e-324), r"row 3, column width: is 4.94066e-324 \(allowed: 0.2 to"),
         (with_value("speed", 400.0), "row 3, column speed: is 400"),
         (with_value("id", ""), r"row 3, column id: is empty \(allowed: 1 to 200 characters"),
         (with_value("class", "x" * 300), "row 3, column class: has 300 characters"),
@@ -198,7 +207,7 @@ def test_ids_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(tables, "MOST_TRACKS", 2)
     given = [{**row, "id": k} for k, row in enumerate(rows("a", seconds=0.2))]
     path = write_csv(tmp_path / "tracks.csv", given)
-    with pytest.raises(RecordingError, match=r"column id: has 3 ids \(allowed: 2; split it by"):
+    with pytest.raises(RecordingError, match=r"row 3, column id: is one more than 2 diff"):
         read_table(path, Unused())
 
 
@@ -211,6 +220,79 @@ def test_a_parquet_that_unpacks_to_much_is_refused_unread(
     assert len(read_table(path, Unused()).tracks) == 1  # a column of no use does not count
     monkeypatch.setattr(columns, "MOST_BYTES", 100)
     with pytest.raises(RecordingError, match=r"bytes to read \(allowed: 100; split it by time"):
+        read_table(path, Unused())
+
+
+@pytest.mark.parametrize("batch", [1, 3, 100])
+def test_batches_and_groups_of_rows_make_one_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    monkeypatch.setattr(columns, "_BATCH_ROWS", batch)
+    given = rows("b", seconds=0.5) + rows("a", seconds=0.5, left_m=3.5, kind="bus", length=12.0)
+    given = [row for pair in zip(given[:6], given[6:], strict=True) for row in pair]
+    path = tmp_path / "tracks.parquet"
+    pa.parquet.write_table(pa.Table.from_pylist(given), path, row_group_size=5)
+    first, second = read_table(path, Unused()).tracks
+    assert (first.id, first.kind, len(first.x)) == ("a", "bus", 6)
+    assert (second.id, second.kind, len(second.x)) == ("b", "car", 6)
+    assert second.x == pytest.approx([row["x"] for row in given[::2]])
+    for name, value in (("x", math.nan), ("id", ""), ("class", "x" * 300)):
+        wrong = [{**row, name: value} if at >= 8 else row for at, row in enumerate(given)]
+        pa.parquet.write_table(pa.Table.from_pylist(wrong), path, row_group_size=5)
+        with pytest.raises(RecordingError, match=f"row 9, column {name}: "):
+            read_table(path, Unused())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("x", "1" * 20_000),
+        ("id", ["1" * 20_000]),
+        ("class", {"of": "1" * 20_000}),
+        ("time_s", [1.0] * 2_000),
+    ],
+    ids=["text", "list", "struct", "numbers"],
+)
+def test_a_small_parquet_that_unpacks_to_gigabytes_is_refused_unread(
+    tmp_path: Path, name: str, value: Any
+) -> None:
+    count = 10_000
+    given = pa.Table.from_pylist(rows("a", seconds=0.0)).take(pa.array([0] * count))
+    column = pa.array([value]).take(pa.array([0] * count))
+    given = given.set_column(given.column_names.index(name), name, column)
+    path = tmp_path / "tracks.parquet"
+    pa.parquet.write_table(given, path)
+    del given, column
+    pool = pa.system_memory_pool()  # none else uses it: its peak is what this read takes
+    before, default = pool.max_memory(), pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        with pytest.raises(RecordingError, match=f"^{path}, column {name}: is .* .allowed: "):
+            read_table(path, Unused())
+        assert pool.max_memory() - before < 2**20
+    finally:
+        pa.set_memory_pool(default)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_long_texts_are_refused_by_their_bytes(tmp_path: Path, suffix: str) -> None:
+    given = rows("a", seconds=0.4)
+    given[1]["id"] = "\u00e9" * 25_000
+    write = write_csv if suffix == ".csv" else write_parquet
+    path = write(tmp_path / f"tracks{suffix}", given)
+    with pytest.raises(RecordingError, match=r"row 2, column id: has 50000 bytes .allowed: 1 to"):
+        read_table(path, Unused())
+
+
+def test_large_groups_of_rows_and_footers_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_parquet(tmp_path / "tracks.parquet", rows("a", seconds=0.2))
+    monkeypatch.setattr(columns, "MOST_CHUNK_BYTES", 10)
+    with pytest.raises(RecordingError, match=r"column time_s: has \d+ bytes in one group of rows"):
+        read_table(path, Unused())
+    monkeypatch.setattr(columns, "_MOST_FOOTER_BYTES", 100)
+    with pytest.raises(RecordingError, match=r"has a footer of \d+ bytes \(allowed: 100"):
         read_table(path, Unused())
 
 
