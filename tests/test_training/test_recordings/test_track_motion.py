@@ -112,13 +112,16 @@ def test_what_was_known_is_what_the_client_would_have_sent() -> None:
         other = RoadUser("a", *numbers, 4.5, 1.8)
         built = builder.update(time_s, Ego(0.0, 4.0, 0.0, 0.0, 5.0, 2.0), [other], road)
         state = dict(zip(layout.names, built.state.tolist(), strict=True))
-        for name, column in (("speed", 3), ("acceleration", 4), ("yaw_rate", 5)):
-            sign = -1 if name == "yaw_rate" else 1
+        for name, column in (("heading", 2), ("speed", 3), ("acceleration", 4), ("yaw_rate", 5)):
+            sign = 1 if name in ("speed", "acceleration") else -1
             sent = sign * state[f"neighbour_1_{name}"]
             bounds = layout.low, layout.high
             at = layout.names.index(f"neighbour_1_{name}")
             known = float(np.clip(motion.known[k, column], bounds[0][at], bounds[1][at]))
             assert sent == pytest.approx(known, abs=1e-4)
+    for column, values in enumerate((given.x, given.y, given.heading, given.speed)):
+        assert motion.own[:, column] == pytest.approx(values)  # an ego's are not filtered
+        assert (motion.known[2:, column] != motion.own[2:, column]).all()
 
 
 def test_between_samples_one_is_moved_on_by_what_is_known() -> None:
