@@ -43,6 +43,9 @@ SLOWEST_WALK_MPS = 0.5
 
 _AXLE_SHARE = 0.3
 _MOST_SIN = 0.95
+_FARTHEST_RAD = 0.2
+"""The true heading is within this of the tracker's: at the ends of a slow track a cubic is ill
+determined, and its course was off by 0.8 rad."""
 _SAME_TIME_S = 1e-6
 _IRREGULAR = 0.01
 """Steps that differ by more than this share are made even before they are smoothed."""
@@ -235,7 +238,17 @@ def _true_heading(
     course, turned = _evened(course, dt_s)
     sin_slip = turned * (_AXLE_SHARE * track.length) / np.maximum(speed, SLOWEST_COURSE_MPS)
     slip = np.arcsin(np.clip(sin_slip, -_MOST_SIN, _MOST_SIN))
-    return course - np.where(is_backwards, -slip, slip), is_backwards
+    heading = course - np.where(is_backwards, -slip, slip)
+    if track.heading is not None:
+        axis = np.interp(frames_s, times, np.unwrap(track.heading, period=np.pi))
+        heading = _near(heading, _evened(axis, dt_s)[0])
+    return heading, is_backwards
+
+
+def _near(headings: Floats, given: Floats) -> Floats:
+    """Return headings [F] within `_FARTHEST_RAD` of those of the tracker, but for half turns."""
+    off = np.mod(headings - given + np.pi / 2, np.pi) - np.pi / 2
+    return headings - off + np.clip(off, -_FARTHEST_RAD, _FARTHEST_RAD)
 
 
 def _signs(track: Track, times: Floats, frames_s: Floats) -> Floats:
