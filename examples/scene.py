@@ -60,8 +60,8 @@ class SceneSight:
                 "road_users": [{"kind": user.kind} for user in spec.road_users],
             }
         )
-        # The simulator's y is to the right of x.
-        self._builder = StateBuilder(layout, FORWARD_RIGHT_DOWN)
+        # The simulator's y is to the right of x, and its poses have no noise to be taken off.
+        self._builder = StateBuilder(layout, FORWARD_RIGHT_DOWN, smooths_motion=False)
         self._roads: dict[tuple[str, str], Road] = {}
         self._time_s = 0.0
 

@@ -409,8 +409,8 @@ def test_many_moments_at_once_are_the_same_states(names: list[str]) -> None:
         users = [RoadUser(int(k), *others[i, k].tolist()) for k in rows]
         live.append(builder.update(time_s, Ego(*ego[i].tolist()), users, ROAD))
 
-    rates = filtered(times, others[..., 3], others[..., 2], present, 0.4)
-    known = np.concatenate([others, np.stack(rates, axis=-1)], axis=-1)
+    motions = filtered(times, others[..., :4], present, 0.4)
+    known = np.concatenate([motions[..., :4], others[..., 4:], motions[..., 4:]], axis=-1)
     known[~present] = np.nan
     made = assemble(builder.layout, ISO8855, ego, ROAD.locate(ego), known, present)
 

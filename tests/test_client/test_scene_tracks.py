@@ -1,4 +1,4 @@
-"""Accelerations and turn rates of tracks, and who is lost."""
+"""The filter of tracks, and who is lost."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_headings_that_pass_the_half_turn_or_are_reversed_are_no_spin() -> None:
 @pytest.mark.parametrize(("away_s", "is_new"), [(0.45, False), (MEMORY_S, False), (1.3, True)])
 def test_an_id_that_comes_back_late_is_a_new_track(away_s: float, is_new: bool) -> None:
     times = np.array([0.0, 0.05, 0.1 + away_s - 0.05, 0.1 + away_s])
-    users = [[at(1, 30, 0, 10.0)], [at(1, 30, 0, 10.1)], [at(2, -30, 0)], [at(1, 40, 0, 11.0)]]
+    users = [[at(1, 30, 0, 10.0)], [at(1, 30, 0, 10.1)], [at(2, -30, 0)], [at(1, 35, 0, 11.0)]]
 
     builder = StateBuilder(bundled(), coast_s=0)
     for time_s, now in zip(times.tolist(), users, strict=True):
@@ -115,19 +115,159 @@ def test_rates_that_are_given_are_taken_and_those_that_are_no_numbers_are_not() 
     np.testing.assert_allclose(rates(times, broken)[-1], [1, 0], atol=1e-5)
 
 
-def test_speeds_are_smoothed_if_asked() -> None:
-    times = np.arange(200) / 20
-    speeds = 15 + 0.5 * times + np.random.default_rng(0).normal(0, 0.2, 200)
-    errors = []
-    for smooths in (False, True):
-        builder = StateBuilder(bundled(), smooths_speed=smooths)
-        found = [
-            named(NAMES, builder.update(t, EGO, [at(1, 30, 0, v)], ROAD).state)["neighbour_1_speed"]
-            for t, v in zip(times.tolist(), speeds.tolist(), strict=True)
-        ]
-        errors.append((np.array(found) - 15 - 0.5 * times)[20:].std())
+PARTS = ("dx", "dy", "heading", "speed")
+SIGNS = np.array([1, -1, -1, 1])
+"""The model's frame turns the other way."""
 
-    assert errors[1] < 0.75 * errors[0]
+
+def posed(pose: Any) -> RoadUser:
+    return at(1, pose[0], pose[1], pose[3], heading=pose[2])
+
+
+def live(times: Floats, poses: Floats, present: Any = None, **options: Any) -> Floats:
+    """Return x, y, heading, speed [T, 4] of one road user as sent; NaN where it is absent."""
+    builder, found = StateBuilder(bundled(), coast_s=0, range_m=1000, **options), []
+    is_there = np.ones(len(times), bool) if present is None else present
+    for time_s, pose, there in zip(times.tolist(), poses.tolist(), is_there, strict=True):
+        users = [posed(pose)] if there else []
+        state = named(NAMES, builder.update(time_s, EGO, users, ROAD).state)
+        sent = SIGNS * [state[f"neighbour_1_{part}"] for part in PARTS]
+        found.append(sent if there else np.full(4, np.nan))
+    return np.array(found)
+
+
+def steady(times: Floats, speed: float, acceleration: float, turn_rate: float) -> Floats:
+    """Return the poses [T, 4] of somebody who accelerates and turns evenly, from (30, 0) on."""
+    fine = np.linspace(0, times[-1] - times[0], 20_001)
+    heading, speeds = 0.3 + turn_rate * fine, speed + acceleration * fine
+    steps = np.stack([speeds * np.cos(heading), speeds * np.sin(heading)])
+    way = np.cumsum((steps[:, 1:] + steps[:, :-1]) / 2 * np.diff(fine), axis=1)
+    x, y = np.pad(way, ((0, 0), (1, 0)))
+    values = (30 + x, y, heading, speeds)
+    return np.stack([np.interp(times - times[0], fine, value) for value in values], axis=-1)
+
+
+@pytest.mark.parametrize("kind", TIMES)
+@pytest.mark.parametrize("motion", [(20.0, -6.0, 0.0), (12.0, 0.0, 0.5), (20.0, 2.0, -0.2)])
+def test_steady_motion_is_sent_as_it_is(kind: str, motion: tuple[float, float, float]) -> None:
+    times = TIMES[kind]
+    times = times[times - times[0] <= 3.0]
+    poses = steady(times, *motion)
+
+    found = live(times, poses)
+
+    is_old = times - times[0] >= 0.4 + 1e-4
+    errors = np.abs(found - poses)
+    assert errors[is_old, :2].max() < 0.01
+    np.testing.assert_allclose(errors[:, 2:], 0, atol=1e-4)
+    # A young track does not know its acceleration: half of 6 m/s^2 for the squares of its ages.
+    assert errors.max() < 0.07
+
+
+def test_noise_of_places_headings_and_speeds_goes_unless_the_tracker_filters() -> None:
+    times = np.arange(400) / 20
+    truth = steady(times, 20.0, 0.0, 0.0)
+    noise = np.random.default_rng(0).normal(0, [0.25, 0.15, 0.03, 0.4], truth.shape)
+
+    raw, smooth, none = (
+        (live(times, truth + noise, **options) - truth)[20:].std(axis=0)
+        for options in ({"smooths_motion": False}, {}, {"filter_s": 0})
+    )
+
+    np.testing.assert_allclose(raw, noise[20:].std(axis=0), rtol=1e-3)
+    np.testing.assert_allclose(none, raw)
+    assert (smooth < 0.7 * raw).all()
+
+
+def test_two_samples_make_no_line() -> None:
+    times = np.arange(4) / 20
+    noise = np.random.default_rng(0).normal(0, [0.25, 0.15, 0.03, 0.4], (4, 4))
+    poses = steady(times, 20.0, 0.0, 0.0) + noise
+
+    found = live(times, poses)
+
+    np.testing.assert_allclose(found[:2], poses[:2], atol=1e-5)
+    assert (np.abs(found[2:] - poses[2:]) > 1e-3).all()
+
+
+def test_hard_braking_is_seen_as_it_begins() -> None:
+    times = np.arange(61) / 20
+    truth = np.concatenate([steady(times[:21], 25.0, 0.0, 0.0), steady(times[:41], 25.0, -6.0, 0)])
+    truth = np.delete(truth, 21, axis=0)
+    truth[21:, :2] += truth[20, :2] - [30, 0]
+
+    errors = np.abs(live(times, truth) - truth)
+
+    assert errors[:, :2].max() < 0.02
+    assert errors[:, 3].max() < 0.31
+    np.testing.assert_allclose(errors[29:, 3], 0, atol=1e-4)
+
+
+@pytest.mark.parametrize("rate_hz", [10, 20, 50])
+@pytest.mark.parametrize("off", [(6.0, 0, 0), (-6.0, 0, 0), (0, 3.5, 0), (0.5, 0, 8.0)])
+def test_two_road_users_that_are_exchanged_are_not_mixed(
+    rate_hz: int, off: tuple[float, float, float]
+) -> None:
+    times = np.arange(2 * rate_hz) / rate_hz
+    poses = np.zeros((len(times), 4))
+    poses[:, 0], poses[:, 3] = 20 + 12 * times, 12.0
+    poses[rate_hz:, [0, 1, 3]] += off
+
+    users = [[posed(pose)] for pose in poses.tolist()]
+    np.testing.assert_allclose(live(times, poses)[rate_hz], poses[rate_hz], atol=1e-5)
+    assert rates(times, users)[rate_hz].tolist() == [0.0, 0.0]
+    if not off[2]:
+        np.testing.assert_allclose(live(times, poses), poses, atol=1e-5)
+
+
+@pytest.mark.parametrize("rate_hz", [5, 10, 20])
+@pytest.mark.parametrize("turns_speed", [False, True])
+def test_headings_that_wrap_or_take_front_for_back_are_sent_as_given(
+    rate_hz: int, turns_speed: bool
+) -> None:
+    times = np.arange(3 * rate_hz) / rate_hz
+    truth = steady(times, 15.0, 0.0, 0.0)
+    truth[:, 2] = 0.3
+    given = truth.copy()
+    given[::3, 2] += np.pi
+    given[::4, 2] -= 2 * np.pi
+    if turns_speed:
+        given[::3, 3] *= -1
+
+    found = live(times, given)
+
+    np.testing.assert_allclose(found[:, :2], truth[:, :2], atol=1e-3)
+    turned = 0 if turns_speed else np.where(np.arange(len(times)) % 3 == 0, np.pi, 0)
+    off = found[:, 2] - truth[:, 2] - turned
+    np.testing.assert_allclose(off - 2 * np.pi * np.round(off / (2 * np.pi)), 0, atol=1e-4)
+    np.testing.assert_allclose(found[:, 3], 15, atol=1e-3)
+
+
+def test_who_stands_or_stops_has_no_speed_below_0() -> None:
+    times = np.arange(60) / 20
+    noise = np.abs(np.random.default_rng(3).normal(0, 0.1, 60))
+    poses = np.zeros((60, 4))
+    poses[:, 0], poses[:, 3] = 30, np.maximum(6 - 6 * times, 0) + noise
+
+    found = live(times, poses)
+
+    assert found[:, 3].min() >= 0
+    assert found[-1, 0] == pytest.approx(30, abs=1e-3)
+    poses[:, 3] = -2.0  # it reverses
+    heading, speed = live(times, poses)[-1, 2:]
+    assert (np.cos(heading), speed) == pytest.approx((-1, 2), abs=1e-5)
+
+
+def test_places_far_from_the_origin_and_late_times_lose_no_digits() -> None:
+    times = 1.7e9 + np.arange(40) / 20
+    near = steady(times, 15.0, -2.0, 0.2)[:, None]
+    far = near + np.array([6.9e5, 5.3e6, 0, 0])
+    present = np.ones((40, 1), bool)
+
+    found = filtered(times, far, present, 0.4) - filtered(times, near, present, 0.4)
+
+    np.testing.assert_allclose(found[:, 0, :2], (far - near)[:, 0, :2], atol=1e-6)
+    np.testing.assert_allclose(found[:, 0, 2:], 0, atol=1e-6)
 
 
 def test_recorded_tracks_are_filtered_as_they_would_have_been_live() -> None:
@@ -135,23 +275,20 @@ def test_recorded_tracks_are_filtered_as_they_would_have_been_live() -> None:
     times = np.cumsum(rng.uniform(0.04, 0.06, 80))
     present = rng.random((80, 3)) < 0.8
     present[:, 0] = True
-    speeds, headings = rng.uniform(10, 12, (80, 3)), rng.uniform(-0.1, 0.1, (80, 3))
+    poses = rng.uniform([38, -1, -0.1, 10], [42, 1, 0.1, 12], (80, 3, 4))
 
-    for window_s in (0.0, 0.4):
-        accelerations, turn_rates = filtered(times, speeds, headings, present, window_s)
+    for window_s, smooths in ((0.0, True), (0.4, True), (0.4, False)):
+        motions = filtered(times, poses, present, window_s, smooths=smooths)
         for column in range(3):
-            users = [
-                [at(1, 30, 0, speeds[i, column], heading=headings[i, column])]
-                if present[i, column]
-                else []
-                for i in range(80)
-            ]
-            live = rates(times, users, filter_s=window_s, coast_s=0)
-            np.testing.assert_allclose(
-                np.clip(accelerations[:, column], -12, 12), live[:, 0], atol=1e-5
-            )
-            np.testing.assert_allclose(np.clip(turn_rates[:, column], -4, 4), live[:, 1], atol=1e-5)
-        assert not accelerations[~present].any()
+            there = present[:, column]
+            sent = live(times, poses[:, column], there, filter_s=window_s, smooths_motion=smooths)
+            np.testing.assert_allclose(motions[there, column, :4], sent[there], atol=1e-5)
+            users = [[posed(poses[i, column])] if present[i, column] else [] for i in range(80)]
+            of_live = rates(times, users, filter_s=window_s, coast_s=0)
+            bounds = [12, 4]
+            of_recorded = np.clip(motions[:, column, 4:], np.negative(bounds), bounds)
+            np.testing.assert_allclose(of_recorded, of_live, atol=1e-5)
+        assert not motions[~present].any()
 
 
 def test_who_is_lost_is_moved_on_for_half_a_second() -> None:

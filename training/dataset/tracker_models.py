@@ -38,7 +38,7 @@ class Errors:
 
 @dataclass(frozen=True)
 class Tracker:
-    """A tracker's errors; the defaults are those of a perfect one.
+    """A tracker's errors, by default none, and the client's filter behind it.
 
     Attributes:
         white: Drawn anew at each frame.
@@ -50,7 +50,8 @@ class Tracker:
         typical_share: Of tracks, how many have the typical size of their kind.
         rate_lag_s: By which accelerations and turn rates are late that the tracker reports; None:
             it reports none, and the client's filter makes them of speeds and headings.
-        filter_s: Of that filter; 0: differences of two samples.
+        filter_s: Of that filter, through which all reports go; 0: differences of two samples for
+            rates, and all else as it is reported.
         acceleration_mps2: Standard deviation of reported ones, drawn anew at each frame.
         yaw_rate_radps: Likewise.
         drops_per_s: How often a track loses its road user.
@@ -89,7 +90,7 @@ class Tracker:
 
 
 TRACKERS = {
-    "perfect": Tracker(),
+    "perfect": Tracker(filter_s=0.0),
     "reference": Tracker(
         white=Errors(0.25, 0.15, 0.03, 0.4),
         rate_lag_s=0.3,

@@ -9,10 +9,11 @@ it sees badly. Each episode has a tracker of its own, see `training.dataset.trac
   the client's builder does; its targets are those of the road user that it lost. After `coast_s`
   it is in no slot.
 - Two tracks that are exchanged follow each other's road user from then on. The one that is followed
-  now is the target; filtered rates jump, and sizes are those of before for `SIZE_MEMORY_S`.
+  now is the target; the filter begins anew, and sizes are those of before for `SIZE_MEMORY_S`.
 - Who is taken for longer or shorter than he is has his near end where it is, seen from the ego.
-- Accelerations and turn rates are what the client's filter makes of the reported speeds and
-  headings, or, of trackers that report them, the true ones of a moment ago with noise.
+- Places, headings and speeds go through the client's filter (`world_model_client.scene.tracks`), as
+  the client's builder sends them. Accelerations and turn rates are what the filter makes of them,
+  or, of trackers that report them, the true ones of a moment ago with noise.
 - Nobody is reported who was never there.
 """
 
@@ -172,6 +173,7 @@ class Trackers:
         self._speed_lag = _steps([tracker.speed_lag_s for tracker in self._trackers])
         self._rate_lag = _steps([tracker.rate_lag_s or 0.0 for tracker in self._trackers])
         self._coast_s = np.array([tracker.coast_s for tracker in self._trackers])
+        self._asks = np.array([tracker.rate_lag_s is None for tracker in self._trackers])
         self._filters = _filters(self._trackers, columns)
         shape = (len(pairs), columns)
         self._step = -1
@@ -200,7 +202,8 @@ class Trackers:
         seen[..., 3] = np.maximum(late + errors[..., 3], 0.0)
         is_there = np.take_along_axis(now.present, source, axis=1)
         is_measured = self._tracked[self._step] & is_there
-        rates = self._find_rates(now, source, seen, is_measured)
+        rates = self._reported_rates(now, source)
+        self._filter(seen, rates, is_measured)
         present = self._coast(seen, rates, is_measured)
         features = _ego_features(now.features, self._ego[self._step])
         return Reported(features, seen, sizes, rates, present, source)
@@ -232,10 +235,8 @@ class Trackers:
         zero = np.zeros_like(ahead)
         return sizes, np.stack([ahead * cos, ahead * sin, zero, zero], axis=-1)
 
-    def _find_rates(
-        self, now: Moment, source: Indices, seen: Floats, is_measured: Booleans
-    ) -> Floats:
-        """Return accelerations and turn rates [E, V, 2], by the filter or as trackers have them."""
+    def _reported_rates(self, now: Moment, source: Indices) -> Floats:
+        """Return accelerations and turn rates [E, V, 2] as reported; NaN where the filter asks."""
         if self._step:
             change = (now.vehicles - self._vehicles)[..., [3, 2]]
             change[..., 1] -= 2 * np.pi * np.round(change[..., 1] / (2 * np.pi))
@@ -243,14 +244,20 @@ class Trackers:
         self._vehicles = now.vehicles
         late = _before(self._changes, self._step, self._rate_lag) / DT_S
         rates = np.take_along_axis(late, source[..., None], axis=1) + self._rates[self._step]
-        for some, history in self._filters:
-            rows = np.flatnonzero(is_measured[some])
-            speeds, headings = (seen[some][..., part].ravel()[rows] for part in (3, 2))
-            history.add(rows, self._step * DT_S, speeds, headings)
-            found = np.zeros((len(some) * source.shape[1], 2))
-            found[rows] = np.stack(history.rates(rows, self._step * DT_S), axis=-1)
-            rates[some] = found.reshape(len(some), -1, 2)
+        rates[self._asks] = np.nan
         return np.asarray(rates)
+
+    def _filter(self, seen: Floats, rates: Floats, is_measured: Booleans) -> None:
+        """Put the client's filter on what was measured, in place; rates of others become 0."""
+        time_s = self._step * DT_S
+        for some, history in self._filters:
+            places = np.nonzero(is_measured[some])
+            rows = np.ravel_multi_index(places, is_measured[some].shape)
+            at = (some[places[0]], places[1])
+            history.add(rows, time_s, seen[at])
+            motions = history.motions(rows, time_s, rates[at])
+            seen[at], rates[at] = motions[:, :4], motions[:, 4:]
+        rates[np.isnan(rates)] = 0.0
 
     def _coast(self, seen: Floats, rates: Floats, is_measured: Booleans) -> Booleans:
         """Move tracks without a sample on, in place; return which tracks are there [E, V]."""
@@ -273,12 +280,12 @@ def _before(values: Floats, step: int, lag: Indices) -> Floats:
     return np.asarray(values[np.maximum(step - lag, 0), np.arange(len(lag))])
 
 
-def _filters(trackers: Sequence[Tracker], columns: int) -> list[tuple[list[int], History]]:
+def _filters(trackers: Sequence[Tracker], columns: int) -> list[tuple[Indices, History]]:
     """Return the client's filters, and whose tracks each one has side by side."""
     filters = []
-    asking = [i for i, tracker in enumerate(trackers) if tracker.rate_lag_s is None]
-    for window_s in sorted({trackers[i].filter_s for i in asking}):
-        some = [i for i in asking if trackers[i].filter_s == window_s]
+    windows_s = np.array([tracker.filter_s for tracker in trackers])
+    for window_s in np.unique(windows_s).tolist():
+        some = np.flatnonzero(windows_s == window_s)
         samples = 2 + round(window_s / DT_S)
         filters.append((some, History(len(some) * columns, window_s, samples)))
     return filters

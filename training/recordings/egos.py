@@ -181,7 +181,7 @@ class Scene:
                 return
             road = _last_known(way.road)
             true_place, known_place = (
-                self._roads.places(road, x) for x in (motion.true, motion.known)
+                self._roads.places(road, x) for x in (motion.true, motion.own)
             )
         else:
             way = Route(np.zeros(len(frames), np.intp), np.zeros(len(frames), np.bool_))
@@ -271,7 +271,7 @@ class Scene:
         others = self._in_reach(index, frames, others)
         known, true, present = self._rows(frames, others)
         places_now = [Place._make(x[rows] for x in place) for place in (known_place, true_place)]
-        egos = [self._ego(index, frames, name) for name in ("known", "true")]
+        egos = [self._ego(index, frames, name) for name in ("own", "true")]
         if self._options.is_causal:
             seen = assemble(layout, frame, egos[0], places_now[0], known, present)
             columns = seen.columns

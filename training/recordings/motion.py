@@ -1,8 +1,9 @@
 """Tracks twice: as they were known at each moment, and as they were.
 
-As known (causal). At a frame counts what came until then: the last sample, moved on to the frame by
-its acceleration and turn rate, which are those of the client's filter. A source without speeds and
-headings gets them by the slopes of the positions of the last 0.4 s, by the same filter.
+As known (causal). At a frame counts what came until then: the client's filter of the last samples,
+moved on to the frame by its acceleration and turn rate; of an ego the last sample, which the client
+does not filter. A source without speeds and headings gets them by the slopes of the positions of
+the last 0.4 s, by the same filter.
 
 As they were (acausal). Positions are smoothed by a Savitzky-Golay filter (1964: cubic, 2.5 s) and
 taken through a cubic spline to the frames. The course is that of the spline's velocity above 2 m/s;
@@ -15,12 +16,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 from scipy.signal import savgol_filter
 
 from training.recordings.recording import Track
 from world_model_client.scene import FILTER_S, filtered, moved_on
+from world_model_client.scene.tracks import samples_within, slopes
 
 Floats = NDArray[np.floating[Any]]
 
@@ -40,6 +43,9 @@ SLOWEST_WALK_MPS = 0.5
 
 _AXLE_SHARE = 0.3
 _MOST_SIN = 0.95
+_FARTHEST_RAD = 0.2
+"""The true heading is within this of the tracker's: at the ends of a slow track a cubic is ill
+determined, and its course was off by 0.8 rad."""
 _SAME_TIME_S = 1e-6
 _IRREGULAR = 0.01
 """Steps that differ by more than this share are made even before they are smoothed."""
@@ -50,12 +56,14 @@ class Motion(NamedTuple):
 
     Attributes:
         first: Its first frame.
-        known: [F, 6] as it was known at the moment.
+        known: [F, 6] as it was known to others at the moment.
+        own: [F, 6] as it was known to itself.
         true: [F, 6] as it was.
     """
 
     first: int
     known: Floats
+    own: Floats
     true: Floats
 
 
@@ -79,9 +87,8 @@ def motion_of(track: Track, start_s: float, dt_s: float, lane_heading: float | N
         raise ValueError("shorter than one step")
     frames_s = np.clip(np.arange(first, last + 1) * dt_s, times[0], times[-1])
     still = _heading_at_rest(track, lane_heading)
-    return Motion(
-        first, _known(track, times, frames_s, still), _true(track, times, frames_s, still)
-    )
+    known, own = _known(track, times, frames_s, still)
+    return Motion(first, known, own, _true(track, times, frames_s, still))
 
 
 def _heading_at_rest(track: Track, lane_heading: float | None) -> float | None:
@@ -90,36 +97,43 @@ def _heading_at_rest(track: Track, lane_heading: float | None) -> float | None:
     return lane_heading
 
 
-def _known(track: Track, times: Floats, frames_s: Floats, still: float | None) -> Floats:
-    present = np.ones((len(times), 1), np.bool_)
+def _known(
+    track: Track, times: Floats, frames_s: Floats, still: float | None
+) -> tuple[Floats, Floats]:
+    """Return it at frames [F, 6] as it was known to others, and to itself."""
     speed, heading = track.speed, track.heading
     if speed is None or heading is None:
-        velocity = _slopes(track, times)
+        velocity = _velocities(track, times)
         if heading is None:
             heading = _course(velocity, _slowest(track), still)
         if speed is None:
             along = velocity[:, 0] * np.cos(heading) + velocity[:, 1] * np.sin(heading)
             speed = np.copysign(np.hypot(*velocity.T), along)
-    rates = filtered(times, speed[:, None], heading[:, None], present, FILTER_S)
-    samples = np.stack([track.x, track.y, heading, speed, rates[0][:, 0], rates[1][:, 0]], axis=-1)
+    poses = np.stack([track.x, track.y, heading, speed], axis=-1)
+    present = np.ones((len(times), 1), np.bool_)
+    known = filtered(times, poses[:, None], present, FILTER_S)[:, 0]
+    own = np.concatenate([poses, known[:, 4:]], axis=-1)
     last = np.searchsorted(times, frames_s + _SAME_TIME_S, side="right") - 1
-    newest = samples[last]
-    moved = moved_on(newest, np.maximum(frames_s - times[last], 0.0))
-    return np.concatenate([moved, newest[:, 4:]], axis=-1)
+    elapsed_s = np.maximum(frames_s - times[last], 0.0)
+    known, own = (
+        np.concatenate([moved_on(motion[last], elapsed_s), motion[last, 4:]], axis=-1)
+        for motion in (known, own)
+    )
+    return known, own
 
 
-def _slopes(track: Track, times: Floats) -> Floats:
+def _velocities(track: Track, times: Floats) -> Floats:
     """Return velocities [n, 2] by the positions until then."""
     if len(times) < 2:
         return np.zeros((len(times), 2))
-    places = np.stack([track.x, track.y], axis=-1)
-    present = np.ones(places.shape, np.bool_)
-    slopes, _ = filtered(times, places, np.zeros(places.shape), present, FILTER_S)
-    # The filter trusts a young track less; a velocity is not near 0 for that.
-    age = np.minimum((times - times[0]) / FILTER_S, 1.0)
-    slopes[1:] /= age[1:, None]
-    slopes[0] = slopes[1]  # known one sample later
-    return slopes
+    count = samples_within(times, FILTER_S)
+    before = np.pad(times, (count - 1, 0), constant_values=-np.inf)
+    ages = times[:, None] - sliding_window_view(before, count)
+    places = np.stack([track.x, track.y])
+    places = np.pad(places, ((0, 0), (count - 1, 0)), mode="edge")
+    velocity = slopes(ages, sliding_window_view(places, count, axis=1), FILTER_S).T
+    velocity[0] = velocity[1]  # known one sample later
+    return velocity
 
 
 def _slowest(track: Track) -> float:
@@ -224,7 +238,17 @@ def _true_heading(
     course, turned = _evened(course, dt_s)
     sin_slip = turned * (_AXLE_SHARE * track.length) / np.maximum(speed, SLOWEST_COURSE_MPS)
     slip = np.arcsin(np.clip(sin_slip, -_MOST_SIN, _MOST_SIN))
-    return course - np.where(is_backwards, -slip, slip), is_backwards
+    heading = course - np.where(is_backwards, -slip, slip)
+    if track.heading is not None:
+        axis = np.interp(frames_s, times, np.unwrap(track.heading, period=np.pi))
+        heading = _near(heading, _evened(axis, dt_s)[0])
+    return heading, is_backwards
+
+
+def _near(headings: Floats, given: Floats) -> Floats:
+    """Return headings [F] within `_FARTHEST_RAD` of those of the tracker, but for half turns."""
+    off = np.mod(headings - given + np.pi / 2, np.pi) - np.pi / 2
+    return headings - off + np.clip(off, -_FARTHEST_RAD, _FARTHEST_RAD)
 
 
 def _signs(track: Track, times: Floats, frames_s: Floats) -> Floats:

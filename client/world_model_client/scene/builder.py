@@ -22,7 +22,7 @@ from world_model_client.scene.road_users import Ego, RoadUser
 from world_model_client.scene.tracks import MEMORY_S, Tracks
 
 FILTER_S = 0.4
-"""Window of the filter of accelerations and turn rates."""
+"""Window of the filter of tracks."""
 
 COAST_S = 0.5
 """How long who is lost is moved on."""
@@ -37,10 +37,12 @@ class StateBuilder:
     Args:
         model: The answer to `GET /model`, as `Client.model()` returns it, or a `Layout`.
         frame: Of all that is given: "iso8855" or "forward-right-down".
-        filter_s: Window of the filter that makes accelerations and turn rates of tracks, from 0
-            (differences of two samples) to 1 s; the formula is in `scene.tracks`.
+        filter_s: Window of the filter of tracks, from 0 (differences of two samples for
+            accelerations and turn rates, all else as it was given) to 1 s; the formula is in
+            `scene.tracks`.
         coast_s: How long who is no longer reported is moved on by its last motion, 0 to 1 s.
-        smooths_speed: Whether speeds of others are filtered, too.
+        smooths_motion: Whether the filter takes noise off places, headings and speeds of others;
+            False for a tracker that filters by itself: then it makes rates alone.
         range_m: Who is farther away is left out.
 
     Attributes:
@@ -58,7 +60,7 @@ class StateBuilder:
         *,
         filter_s: float = FILTER_S,
         coast_s: float = COAST_S,
-        smooths_speed: bool = False,
+        smooths_motion: bool = True,
         range_m: float = RANGE_M,
     ) -> None:
         self.layout = model if isinstance(model, Layout) else Layout.from_model(model)
@@ -66,12 +68,12 @@ class StateBuilder:
         self._filter_s = number("filter_s", filter_s, 0, MEMORY_S)
         self._coast_s = number("coast_s", coast_s, 0, MEMORY_S)
         self._range_m = number("range_m", range_m, 0, 1e6, is_open=True)
-        self._smooths_speed = smooths_speed
+        self._smooths_motion = smooths_motion
         self.reset()
 
     def reset(self) -> None:
         """Forget all tracks and the time: the next update begins another drive."""
-        self._tracks = Tracks(self._filter_s, self._coast_s, self._smooths_speed)
+        self._tracks = Tracks(self._filter_s, self._coast_s, self._smooths_motion)
         self._time_s = -math.inf
 
     def update(self, time_s: float, ego: Ego, objects: Iterable[RoadUser], road: Road) -> Built:

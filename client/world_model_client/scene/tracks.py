@@ -1,23 +1,31 @@
-"""The history of tracks: accelerations and turn rates as a filter of the past knows them.
+"""The history of tracks: motions as a filter of the past knows them.
 
-The filter. A rate (acceleration, of speeds; turn rate, of headings) is the slope of the straight
-line that fits best, by least squares, to the samples of the last `window_s` (0.4 s):
+The filter. Through the samples of the last `window_s` (0.4 s) goes the straight line that fits
+best, by least squares. A rate (acceleration, of speeds; turn rate, of headings) is its slope,
 
     slope = sum (t_i - mean t) (v_i - mean v) / sum (t_i - mean t)^2
 
-The times are those of the samples: their rate and its irregularities make no difference. On a
-constant acceleration it is exact; a change shows fully after the window, and half after half of
-it. If only the newest sample is as young as that, the one before it counts too, if it is not older
-than `MEMORY_S`: so tracks of 2 Hz have their differences. With `window_s` = 0 that is always so.
-A track that begins has a rate of 0, and until it is as old as the window its slope is multiplied by
-age / window_s: the difference of its first two samples would be noise times 1 / 0.05 s.
+and a speed, a heading or a coordinate of a place is its value now: two fifths of independent noise
+go. The times are those of the samples: their rate and its irregularities make no difference. Places
+lie on a parabola: what a steady acceleration and turn rate bend the path by is taken off before,
+and put back. So steady motion shows exactly; a change of a rate shows fully after the window, and
+half after half of it.
+
+If only the newest sample is as young as the window, the one before it counts for rates, too, if it
+is not older than `MEMORY_S`: so tracks of 2 Hz have their differences. With `window_s` = 0 that is
+always so. A line needs three samples: of fewer the newest one is taken as it is. A track that
+begins has a rate of 0, and until it is as old as the window its slope is multiplied by age /
+window_s: the difference of its first two samples would be noise times 1 / 0.05 s.
 
 Headings count modulo half a turn from sample to sample: trackers take front for back now and then.
+A sample where its track cannot be, by its place or its speed, begins a new track: it is somebody
+else, and two road users never share a line.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +36,13 @@ from world_model_client.scene.road_users import moved_on
 MEMORY_S = 1.0
 """An id that was away for longer begins a new track."""
 
+JUMP_M, JUMP_MPS = 2.0, 5.0
+"""Whose next sample is that far from where it can be, or that much faster, is somebody else; both
+grow with the time between the samples, see `_are_jumps`."""
+
+_MOST_MPS2 = 10.0
+"""No road user accelerates more; in any direction."""
+
 _MOST_SAMPLES = 64
 """Kept of each track: 0.4 s at 160 Hz; of faster ones the newest."""
 
@@ -35,53 +50,55 @@ _SAME_TIME_S = 1e-5
 """Times of a clock are not exact: a sample that old more than the window still counts."""
 
 _FIRST_ROWS = 32
+_HEADING, _SPEED = 2, 3
 
 Rows = NDArray[np.intp]
 Flags = NDArray[np.bool_]
 
 
-def slopes(ages: Floats, values: Floats, window_s: float, track_age: Floats) -> Floats:
-    """Return the filtered rate of change of each track now; the formula is the module's.
+class _Fit(NamedTuple):
+    """The line through samples, as weights of their values relative to the newest one.
+
+    Attributes:
+        slope: [..., W].
+        level: [..., W] of its value now; 0 where there are fewer than three samples.
+    """
+
+    slope: Floats
+    level: Floats
+
+
+def _fitted(ages: Floats, window_s: float) -> _Fit:
+    """Fit lines; the formula is the module's.
 
     Args:
         ages: [..., W] s, of samples in order, the last one's 0; infinite where there is none.
-        values: [..., W] of the samples; finite, also where there is none.
         window_s: Samples that are older do not count.
-        track_age: [...] s, of the track's first sample.
     """
     counts = ages <= window_s + _SAME_TIME_S
     counts[..., -1] = True
     counts[..., -2] |= ages[..., -2] <= MEMORY_S + _SAME_TIME_S
-    weight = counts.astype(np.float64)
-    number = weight.sum(-1)
+    number = counts.sum(-1, keepdims=True)
     times = np.where(counts, -ages, 0.0)
-    # Relative to the newest, so that large values lose no digits.
-    relative = values - values[..., -1:]
-    mean = times.sum(-1, keepdims=True) / number[..., None]
-    centred = (times - mean) * weight
-    spread = (centred * centred).sum(-1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        slope = np.where(number > 1, (centred * relative).sum(-1) / spread, 0.0)
-    if window_s > 0:
-        slope = slope * np.minimum(track_age / window_s, 1.0)
-    return slope
+    mean = times.sum(-1, keepdims=True) / number
+    centred = np.where(counts, times - mean, 0.0)
+    spread = (centred * centred).sum(-1, keepdims=True)
+    slope = np.divide(centred, spread, out=np.zeros_like(centred), where=number > 1)
+    level = np.where(counts & (number > 2), 1 / number - mean * slope, 0.0)
+    return _Fit(slope, level)
 
 
-def levels(ages: Floats, values: Floats, window_s: float) -> Floats:
-    """Return the value now on the line that `slopes` fits; of one or two samples the newest.
+def slopes(ages: Floats, values: Floats, window_s: float) -> Floats:
+    """Return the rate of change now [...] of values [..., W] by the filter, of any age of tracks.
 
     Args:
-        ages: [..., W] as for `slopes`.
-        values: [..., W] likewise.
-        window_s: Likewise.
+        ages: [..., W] s, of samples in order, the last one's 0; infinite where there is none.
+        values: [..., W] of the samples; finite, also where there is none.
+        window_s: Of the filter; 0: differences of two samples.
     """
-    counts = ages <= window_s + _SAME_TIME_S
-    counts[..., -1] = True
-    number = counts.sum(-1)
-    relative = np.where(counts, values - values[..., -1:], 0.0).sum(-1) / number
-    mean_age = np.where(counts, ages, 0.0).sum(-1) / number
-    slope = slopes(ages, values, window_s, np.full(number.shape, np.inf))
-    return values[..., -1] + np.where(number > 2, relative + slope * mean_age, 0.0)
+    # Relative to the newest, so that large values lose no digits.
+    relative = values - values[..., -1:]
+    return np.asarray((_fitted(ages, window_s).slope * relative).sum(-1))
 
 
 def straightened(before: Floats, headings: Floats) -> Floats:
@@ -89,58 +106,109 @@ def straightened(before: Floats, headings: Floats) -> Floats:
     return before + np.mod(headings - before + np.pi / 2, np.pi) - np.pi / 2
 
 
+def _are_jumps(before: Floats, now: Floats, elapsed_s: Floats) -> Flags:
+    """Return which samples [n] are of somebody else than those before.
+
+    One moves on by its speed and heading of before, or comes here by those of now: one of both may
+    have taken front for back. Or it stays in place, in a frame that moves with it.
+
+    Args:
+        before: [n, 4] x, y, heading, speed.
+        now: [n, 4] likewise.
+        elapsed_s: [n] s.
+    """
+    x, y = now[:, 0] - before[:, 0], now[:, 1] - before[:, 1]
+    away = np.hypot(x, y)
+    for sample in (before, now):
+        way, heading = sample[:, _SPEED] * elapsed_s, sample[:, _HEADING]
+        away = np.minimum(away, np.hypot(x - way * np.cos(heading), y - way * np.sin(heading)))
+    faster = np.abs(now[:, _SPEED] - before[:, _SPEED])
+    return np.asarray(
+        (away > JUMP_M + _MOST_MPS2 / 2 * elapsed_s**2)
+        | (faster > JUMP_MPS + _MOST_MPS2 * elapsed_s)
+    )
+
+
 class History:
     """The last samples of tracks, each in a row of its own.
 
     Args:
         rows: Number of tracks.
-        window_s: Of the filter; 0: differences of two samples.
+        window_s: Of the filter; 0: differences of two samples, and all else as it was sampled.
         samples: Kept of each track.
+        smooths: Whether places, headings and speeds are filtered, too.
     """
 
-    def __init__(self, rows: int, window_s: float, samples: int = _MOST_SAMPLES) -> None:
-        self._window_s = window_s
+    def __init__(
+        self, rows: int, window_s: float, samples: int = _MOST_SAMPLES, *, smooths: bool = True
+    ) -> None:
+        self._window_s, self._smooths = window_s, smooths
         self._times = np.full((rows, samples), -np.inf)
-        self._speeds = np.zeros((rows, samples))
-        self._headings = np.zeros((rows, samples))
+        self._values = np.zeros((rows, 4, samples))  # headings straightened
+        self._newest = np.zeros((rows, 4))  # as given
         self._begun = np.full(rows, -np.inf)
 
-    def add(self, rows: Rows, time_s: float, speeds: Floats, headings: Floats) -> None:
-        """Add a sample to tracks; one that is away for longer than `MEMORY_S` begins anew.
+    def add(self, rows: Rows, time_s: float, poses: Floats) -> None:
+        """Add a sample to tracks.
+
+        One that was away for longer than `MEMORY_S`, or is where it cannot be, begins anew.
 
         Args:
             rows: [n] of the tracks, each once.
             time_s: Of the sample; later than all before.
-            speeds: [n] m/s.
-            headings: [n] rad.
+            poses: [n, 4] x, y, heading, speed.
         """
-        is_new = ~(time_s - self._times[rows, -1] <= MEMORY_S + _SAME_TIME_S)
-        before = np.where(is_new, headings, self._headings[rows, -1])
-        for kept, values in (
-            (self._times, np.full(len(rows), time_s)),
-            (self._speeds, speeds),
-            (self._headings, straightened(before, headings)),
-        ):
-            kept[rows, :-1] = kept[rows, 1:]
-            kept[rows, -1] = values
+        elapsed_s = time_s - self._times[rows, -1]
+        is_new = ~(elapsed_s <= MEMORY_S + _SAME_TIME_S)
+        is_new |= _are_jumps(self._newest[rows], poses, np.where(is_new, 0.0, elapsed_s))
+        values = poses.copy()
+        before = np.where(is_new, poses[:, _HEADING], self._values[rows, _HEADING, -1])
+        values[:, _HEADING] = straightened(before, poses[:, _HEADING])
+        for kept, sample in ((self._times, time_s), (self._values, values)):
+            kept[rows, ..., :-1] = kept[rows, ..., 1:]
+            kept[rows, ..., -1] = sample
+        self._newest[rows] = poses
         self._times[rows[is_new], :-1] = -np.inf
         self._begun[rows[is_new]] = time_s
 
-    def rates(self, rows: Rows, time_s: float) -> tuple[Floats, Floats]:
-        """Return accelerations [n] and turn rates [n] of tracks whose newest sample is of now."""
-        ages, track_age = time_s - self._times[rows], time_s - self._begun[rows]
+    def motions(self, rows: Rows, time_s: float, reported: Floats | None = None) -> Floats:
+        """Return the motions of tracks whose newest sample is of now.
+
+        Args:
+            rows: [n] of the tracks.
+            time_s: Of now.
+            reported: [n, 2] acceleration and turn rate as the tracker says them; NaN where the
+                filter shall.
+
+        Returns:
+            [n, 6] x, y, heading, speed, acceleration, turn rate.
+        """
+        ages = time_s - self._times[rows]
         # Most kept samples are too old to count: half of the time is saved without them.
         counts = np.any(ages <= self._window_s + _SAME_TIME_S, axis=0)
         first = min(int(np.argmax(counts)), ages.shape[1] - 2)
-        ages = ages[:, first:]
-        return (
-            slopes(ages, self._speeds[rows, first:], self._window_s, track_age),
-            slopes(ages, self._headings[rows, first:], self._window_s, track_age),
-        )
+        ages, values = ages[:, first:], self._values[rows, :, first:]
+        fit = _fitted(ages, self._window_s)
+        # Relative to the newest, so that large values lose no digits.
+        relative = values - values[..., -1:]
+        rates = np.einsum("nw,ncw->nc", fit.slope, relative[:, [_SPEED, _HEADING]])
+        if self._window_s > 0:
+            age_s = time_s - self._begun[rows]
+            rates *= np.minimum(age_s / self._window_s, 1.0)[:, None]
+        if reported is not None:
+            rates = np.where(np.isnan(reported), rates, reported)
+        poses = self._newest[rows]
+        if self._smooths:
+            poses += np.einsum("nw,ncw->nc", fit.level, relative)
+            self._bound_speeds(rows, poses)
+            squares = np.where(np.isinf(ages), 0.0, ages) ** 2
+            poses[:, :2] -= _bends(poses, rates, (fit.level * squares).sum(-1) / 2)
+        return np.concatenate([poses, rates], axis=1)
 
-    def smooth_speeds(self, rows: Rows, time_s: float) -> Floats:
-        """Return the speeds [n] of tracks now by the line through their samples."""
-        return levels(time_s - self._times[rows], self._speeds[rows], self._window_s)
+    def _bound_speeds(self, rows: Rows, poses: Floats) -> None:
+        """Let no speed have another sign than it was sampled with, in place."""
+        speeds, is_forward = poses[:, _SPEED], self._newest[rows, _SPEED] >= 0
+        poses[:, _SPEED] = np.where(is_forward, np.maximum(speeds, 0), np.minimum(speeds, 0))
 
     def forget(self, rows: Rows) -> None:
         """Free rows for other tracks."""
@@ -150,36 +218,54 @@ class History:
         """Make room for more tracks."""
         more = rows - len(self._begun)
         self._times = np.pad(self._times, ((0, more), (0, 0)), constant_values=-np.inf)
-        self._speeds = np.pad(self._speeds, ((0, more), (0, 0)))
-        self._headings = np.pad(self._headings, ((0, more), (0, 0)))
+        self._values = np.pad(self._values, ((0, more), (0, 0), (0, 0)))
+        self._newest = np.pad(self._newest, ((0, more), (0, 0)))
         self._begun = np.pad(self._begun, (0, more), constant_values=-np.inf)
 
 
+def _bends(poses: Floats, rates: Floats, half_squares: Floats) -> Floats:
+    """Return by how much lines through places [n, 2] are off now, of steady accelerations.
+
+    Args:
+        poses: [n, 4] x, y, heading, speed.
+        rates: [n, 2] acceleration, turn rate.
+        half_squares: [n] s^2, half the value now of the line through the squares of the ages.
+    """
+    ahead = np.clip(rates[:, 0], -_MOST_MPS2, _MOST_MPS2) * half_squares
+    aside = np.clip(poses[:, _SPEED] * rates[:, 1], -_MOST_MPS2, _MOST_MPS2) * half_squares
+    cos, sin = np.cos(poses[:, _HEADING]), np.sin(poses[:, _HEADING])
+    return np.stack([cos * ahead - sin * aside, sin * ahead + cos * aside], axis=1)
+
+
+def samples_within(times_s: Floats, window_s: float) -> int:
+    """Return how many samples at times [T] the filter looks at, at most, and at least two."""
+    least_s = float(np.diff(times_s).min(initial=np.inf))
+    return 2 + min(int(window_s / least_s) if least_s > 0 else 0, _MOST_SAMPLES - 2)
+
+
 def filtered(
-    times_s: Floats, speeds: Floats, headings: Floats, present: Flags, window_s: float
-) -> tuple[Floats, Floats]:
+    times_s: Floats, poses: Floats, present: Flags, window_s: float, *, smooths: bool = True
+) -> Floats:
     """Return what the builder's filter says at each frame of recorded tracks.
 
     Args:
         times_s: [T] of the frames, increasing.
-        speeds: [T, V] m/s; many recordings of the same times fit side by side.
-        headings: [T, V] rad.
+        poses: [T, V, 4] x, y, heading, speed; many recordings of the same times fit side by side.
         present: [T, V] whether there is a sample.
-        window_s: Of the filter; 0: differences of two samples.
+        window_s: Of the filter; 0: differences of two samples, and all else as it was sampled.
+        smooths: Whether places, headings and speeds are filtered, too.
 
     Returns:
-        Accelerations [T, V] and turn rates [T, V]; 0 where there is no sample.
+        [T, V, 6] x, y, heading, speed, acceleration, turn rate; 0 where there is no sample.
     """
-    steps = np.diff(times_s)
-    least_s = float(steps.min(initial=np.inf))
-    samples = 2 + min(int(window_s / least_s) if least_s > 0 else 0, _MOST_SAMPLES - 2)
-    history = History(speeds.shape[1], window_s, samples)
-    rates = np.zeros((2, *speeds.shape))
+    samples = samples_within(times_s, window_s)
+    history = History(poses.shape[1], window_s, samples, smooths=smooths)
+    motions = np.zeros((*present.shape, 6))
     for i, time_s in enumerate(times_s.tolist()):
         rows = np.flatnonzero(present[i])
-        history.add(rows, time_s, speeds[i, rows], headings[i, rows])
-        rates[:, i, rows] = history.rates(rows, time_s)
-    return rates[0], rates[1]
+        history.add(rows, time_s, poses[i, rows])
+        motions[i, rows] = history.motions(rows, time_s)
+    return motions
 
 
 class Tracks:
@@ -188,18 +274,18 @@ class Tracks:
     Args:
         window_s: Of the filter; 0: differences of two samples.
         coast_s: How long who is lost is moved on by the last motion; 0: not at all.
-        smooths_speed: Whether speeds, too, are those of the line through the window's samples.
+        smooths: Whether places, headings and speeds are filtered, too.
 
     Attributes:
         kinds: Of those that are known, by id.
     """
 
-    def __init__(self, window_s: float, coast_s: float, smooths_speed: bool) -> None:
-        self._window_s, self._coast_s, self._smooths_speed = window_s, coast_s, smooths_speed
+    def __init__(self, window_s: float, coast_s: float, smooths: bool) -> None:
+        self._coast_s = coast_s
         self.kinds: dict[Hashable, str] = {}
         self._row_of: dict[Hashable, int] = {}
         self._free = list(range(_FIRST_ROWS))
-        self._history = History(_FIRST_ROWS, window_s)
+        self._history = History(_FIRST_ROWS, window_s, smooths=smooths)
         self._last = np.zeros((_FIRST_ROWS, 8))  # as they were last seen, `OTHER_COLUMNS`
         self._seen_s = np.full(_FIRST_ROWS, -np.inf)
 
@@ -220,15 +306,12 @@ class Tracks:
             kinds: By id.
 
         Returns:
-            [K, 8] the same without NaN.
+            [K, 8] the same without NaN, filtered.
         """
         rows = np.array([self._row(id_) for id_ in ids], np.intp)
-        self._history.add(rows, time_s, others[:, 3], others[:, 2])
-        known = others.copy()
-        if self._smooths_speed and self._window_s > 0:
-            known[:, 3] = self._history.smooth_speeds(rows, time_s)
-        rates = np.stack(self._history.rates(rows, time_s), axis=1)
-        known[:, 6:8] = np.where(np.isnan(others[:, 6:8]), rates, others[:, 6:8])
+        self._history.add(rows, time_s, others[:, :4])
+        motions = self._history.motions(rows, time_s, others[:, 6:8])
+        known = np.concatenate([motions[:, :4], others[:, 4:6], motions[:, 4:]], axis=1)
         self._last[rows] = known
         self._seen_s[rows] = time_s
         self.kinds.update((id_, kinds[id_]) for id_ in ids)

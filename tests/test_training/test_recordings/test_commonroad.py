@@ -101,6 +101,27 @@ def test_states_of_one_time_step_are_told(tmp_path: Path) -> None:
     assert len(recording.tracks[0].times_s) == 41
 
 
+def test_centre_lines_of_maps_with_kinks_are_evened() -> None:
+    rng = np.random.default_rng(0)
+    jagged = np.stack([np.arange(0, 300, 4.5), rng.normal(0, 0.04, 67)], axis=1)
+    poses = np.stack([np.linspace(20, 270, 500), *np.zeros((2, 500)), np.full(500, 10.0)], axis=1)
+    raw, even = (
+        np.abs(Road([line]).locate(poses).curvature)
+        for line in (jagged, commonroad._evened(jagged))
+    )
+    assert raw.max() > 0.01
+    assert even.max() < 0.3 * raw.max()
+
+    angle = np.linspace(0, np.pi, 30)
+    bend = 12 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    assert np.hypot(*commonroad._evened(bend).T) == pytest.approx(12, abs=0.1)
+
+
+def test_centre_lines_of_few_points_are_left_as_they_are() -> None:
+    for line in (np.array([[0.0, 0], [8, 1]]), np.array([[0.0, 0], [1e9, 3], [2e9, 0]])):
+        assert commonroad._evened(line) is line
+
+
 def test_sets_are_not_taken_for_places(tmp_path: Path) -> None:
     text = write_scenario(tmp_path / "a.xml", traffic()).read_text()
     at = text.index("<point>")

@@ -125,6 +125,21 @@ def test_smooth_states_are_the_truth_alone(tmp_path: Path) -> None:
     assert not column(causal, "lane_offset").any()
 
 
+def test_neighbours_are_filtered_and_the_ego_is_not(tmp_path: Path) -> None:
+    given = rows("car", left_m=3.5) + rows("other", ahead_m=30.0, left_m=3.5)
+    for row, noise in zip(given, np.random.default_rng(0).normal(0, 0.3, 82), strict=True):
+        row["speed"] += noise
+    _, found = imported(tmp_path, given, spec="road-users")
+
+    samples = slice(0, 81, 2)  # 10 Hz
+    assert column(found, "speed")[samples] == pytest.approx([row["speed"] for row in given[:41]])
+    others = np.array([row["speed"] for row in given[41:]])
+    seen = column(found, "neighbour_1_speed")[samples]
+    assert seen[:2] == pytest.approx(others[:2])
+    assert (np.abs(seen - others)[2:] > 1e-4).all()
+    assert seen.std() < 0.9 * others.std()
+
+
 @pytest.mark.parametrize("spec", ["highway", "road-users"])
 def test_a_crash_of_true_rectangles_ends_an_episode(tmp_path: Path, spec: str) -> None:
     """A car of 4.5 m runs into a truck of 10 m: their gap is 0 at 7.25 m from centre to centre."""

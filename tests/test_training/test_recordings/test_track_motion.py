@@ -84,6 +84,22 @@ def test_the_body_points_to_where_its_rear_axle_goes() -> None:
     assert motion.true[inner, 5] == pytest.approx(speed / radius_m, abs=5e-3)
 
 
+def test_the_truth_at_the_end_of_a_slow_track_points_about_where_its_tracker_says() -> None:
+    times = np.arange(51) / 10
+    speed = 3 + 0.4 * np.sin(2 * times)
+    x, y = np.cumsum(speed) / 10, 0.3 * np.maximum(1 - times, 0) ** 2
+    noise = np.random.default_rng(0).normal(0, 0.01, 51)
+    heading = np.where(times < 2, np.pi, 0) + noise  # takes front for back at first
+
+    without, given = (
+        motion_of(track(times, x, y, h, speed), 0.0, DT_S, None).true[:, 2] for h in (None, heading)
+    )
+
+    assert np.abs(without).max() > 0.28
+    assert np.abs(given).max() < 0.22
+    np.testing.assert_allclose(given[40:], without[40:], atol=1e-9)
+
+
 def test_what_was_known_knows_nothing_of_later() -> None:
     rng = np.random.default_rng(1)
     times = np.arange(41) / 10
@@ -112,13 +128,16 @@ def test_what_was_known_is_what_the_client_would_have_sent() -> None:
         other = RoadUser("a", *numbers, 4.5, 1.8)
         built = builder.update(time_s, Ego(0.0, 4.0, 0.0, 0.0, 5.0, 2.0), [other], road)
         state = dict(zip(layout.names, built.state.tolist(), strict=True))
-        for name, column in (("speed", 3), ("acceleration", 4), ("yaw_rate", 5)):
-            sign = -1 if name == "yaw_rate" else 1
+        for name, column in (("heading", 2), ("speed", 3), ("acceleration", 4), ("yaw_rate", 5)):
+            sign = 1 if name in ("speed", "acceleration") else -1
             sent = sign * state[f"neighbour_1_{name}"]
             bounds = layout.low, layout.high
             at = layout.names.index(f"neighbour_1_{name}")
             known = float(np.clip(motion.known[k, column], bounds[0][at], bounds[1][at]))
             assert sent == pytest.approx(known, abs=1e-4)
+    for column, values in enumerate((given.x, given.y, given.heading, given.speed)):
+        assert motion.own[:, column] == pytest.approx(values)  # an ego's are not filtered
+        assert (motion.known[2:, column] != motion.own[2:, column]).all()
 
 
 def test_between_samples_one_is_moved_on_by_what_is_known() -> None:
