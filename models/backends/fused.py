@@ -23,12 +23,14 @@ from models.prediction import Array, Prediction
 
 SOURCE = Path(__file__).parent / "csrc" / "fused.cu"
 HEADER = SOURCE.with_name("steps.h")
-TILE_ROWS, LARGE_TILE_ROWS, THREADS = 16, 32, 256
+TILE_ROWS, LARGE_TILE_ROWS = 16, 32
+THREADS, LARGE_THREADS, COMBINE_THREADS = 256, 128, 256
+"""Of a block with a tile of each size; of one that combines members."""
 TRACE_EXTRAS = 3
 """Columns of the trace after the state's."""
 NUMBERS = ("states", "rewards", "dones", "uncertainty")
-INPUTS_AHEAD = 24
-"""Inputs of a layer by which a thread may read beyond the weights' end."""
+INPUTS_AHEAD = 16
+"""Inputs of a layer by which a warp may read beyond the weights' end."""
 
 GPU_DEFINITIONS = DEFINITIONS + definitions(
     (),
@@ -36,6 +38,8 @@ GPU_DEFINITIONS = DEFINITIONS + definitions(
         "TILE_ROWS": TILE_ROWS,
         "LARGE_TILE_ROWS": LARGE_TILE_ROWS,
         "THREADS": THREADS,
+        "LARGE_THREADS": LARGE_THREADS,
+        "COMBINE_THREADS": COMBINE_THREADS,
         "TRACE_EXTRAS": TRACE_EXTRAS,
         "INPUTS_AHEAD": INPUTS_AHEAD,
     },
@@ -268,7 +272,7 @@ class CudaKernels:
             NotCompiledError: A block needs more than the device has.
         """
         try:
-            self._launch(self._needed, (1, 1), 0, (model, answer.data_ptr()), ())
+            self._launch(self._needed, (1, 1), 1, 0, (model, answer.data_ptr()), ())
             small, large = answer.tolist()
             self.shared_bytes = small, large
             self._reserve(self._rollout, small)
@@ -301,13 +305,14 @@ class CudaKernels:
         # multiprocessors. Both kernels compute a row alike, to the bit.
         tiles = -(-rows // LARGE_TILE_ROWS)
         is_large = self._large is not None and tiles * members >= self.multiprocessors
-        kernel, tile_rows = self._rollout, TILE_ROWS
+        kernel, tile_rows, threads = self._rollout, TILE_ROWS, THREADS
         if is_large:
-            kernel, tile_rows = self._large, LARGE_TILE_ROWS
-        tiles, blocks = -(-rows // tile_rows), -(-rows // THREADS)
+            kernel, tile_rows, threads = self._large, LARGE_TILE_ROWS, LARGE_THREADS
+        tiles, blocks = -(-rows // tile_rows), -(-rows // COMBINE_THREADS)
         shared = self.shared_bytes[is_large]
-        self._launch(kernel, (tiles, members), shared, inputs, sizes)
-        self._launch(self._combine, (blocks, horizon), 0, (model, starts, *memory[2:]), sizes)
+        self._launch(kernel, (tiles, members), threads, shared, inputs, sizes)
+        inputs = model, starts, *memory[2:]
+        self._launch(self._combine, (blocks, horizon), COMBINE_THREADS, 0, inputs, sizes)
 
     def wait(self) -> None:
         """Return when all that was queued is computed and copied."""
@@ -322,6 +327,7 @@ class CudaKernels:
         self,
         kernel: Any,
         blocks: tuple[int, int],
+        threads: int,
         shared: int,
         addresses: Sequence[int],
         sizes: Sequence[int],
@@ -330,7 +336,7 @@ class CudaKernels:
         stream = torch.cuda.current_stream().cuda_stream
         arguments = (*addresses, *sizes), tuple(kinds)
         launch = self._driver.cuLaunchKernel
-        _good(launch(kernel, *blocks, 1, THREADS, 1, 1, shared, stream, arguments, 0))
+        _good(launch(kernel, *blocks, 1, threads, 1, 1, shared, stream, arguments, 0))
 
 
 def compile_gpu(architecture: str) -> bytes:

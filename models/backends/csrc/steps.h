@@ -92,6 +92,20 @@ ANYWHERE float number_in(Row<const float> state, int column, float otherwise) {
   return column == NOWHERE ? otherwise : state[column];
 }
 
+// Writes a number to a column, if there is such a column.
+ANYWHERE void put(Row<float> state, int column, float number) {
+#ifdef __CUDACC__
+  // NVIDIA's compiler 13.0 takes stores for useless that may go to a variable that nobody reads.
+  if (column != NOWHERE) state[column] = number;
+#else
+  // Around a branch, GCC fuses other products with sums, and models that lack nothing would get
+  // other bits.
+  float unused;
+  float& written = column == NOWHERE ? unused : state[column];
+  written = number;
+#endif
+}
+
 ANYWHERE int column_of(const Model& m, int slot, int kind) {
   return m.slot_columns[kind * m.slots + slot];
 }
@@ -181,9 +195,6 @@ ANYWHERE void move_neighbour(const Model& m, int slot, Row<const float> state, M
   const float aside = was[kDy] + path * (sin_h * slip_cos + cos_h * slip_sin) - ego.sideways;
   const float faster = was[kSpeed] + was[kAcceleration] * m.dt_s;
   const float goes_on = faster > 0 ? 1.0f : 0.0f;
-  // Written for what a slot lacks: around a branch, GCC fuses other products with sums, and models
-  // that lack nothing would get other bits.
-  float unused;
   const float then[kMovedKinds] = {
       frame.cos * ahead + frame.sin * aside,
       frame.cos * aside - frame.sin * ahead,
@@ -192,10 +203,7 @@ ANYWHERE void move_neighbour(const Model& m, int slot, Row<const float> state, M
       was[kAcceleration] * goes_on,
       was[kYawRate] * goes_on,
   };
-  for (int i = 0; i < kMovedKinds; ++i) {
-    float& written = at[i] == NOWHERE ? unused : after[at[i]];
-    written = was[i] + there * (then[i] - was[i]);
-  }
+  for (int i = 0; i < kMovedKinds; ++i) put(after, at[i], was[i] + there * (then[i] - was[i]));
 }
 
 // A feature after the step: its analytic one, or the present one, plus the decoder's change.

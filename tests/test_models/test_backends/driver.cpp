@@ -10,14 +10,17 @@
 #include "steps.h"
 
 // What a GPU's compiler and device bring to fused.cu.
-#define KERNEL(blocks, name, ...) void name(int BLOCK_X, int BLOCK_Y, float* SHARED, __VA_ARGS__)
+#define KERNEL(threads, blocks, name, ...) void name(int BLOCK_X, int BLOCK_Y, float* SHARED, __VA_ARGS__)
 // In either order: whatever depends on it is a race.
 #define EACH_THREAD(t) \
   for (int turn = 0, t; turn < kThreads && (t = thread_at(turn, kThreads), true); ++turn)
 #define INSIDE
 #define APART
 #define UNROLLED
-#define FAR(at) (*(at))
+#define ROLLED
+#define EIGHT_AT_ONCE
+#define OWN(type, name, threads) static type name[threads]
+#define MINE(name, t) name[t]
 
 namespace {
 
@@ -38,6 +41,15 @@ int __float_as_int(float x) {
   memcpy(&bits, &x, 4);
   return bits;
 }
+
+// Each thread brings what all of its warp would.
+#define EACH_LANE(lane, thread) for (int lane = 0; lane < 32; ++lane)
+void load_far(const float* from, float* to) { memcpy(to, from, 16); }
+void copy_far(float* to, const float* from) { memcpy(to, from, 16); }
+void commit_copies() {}
+template <int kLast>
+void await_copies() {}
+void wait_for_warp() {}
 
 void atomicMax(int* at, int x) { *at = larger(*at, x); }
 
@@ -75,21 +87,22 @@ void call(void (*kernel)(int, int, float*, Given...), int x, int y, float* share
 }
 
 struct Function {
+  unsigned threads;
   void (*block)(int x, int y, float* shared, void** given);
   unsigned most_shared = kUsualShared;
 };
 
 template <auto kKernel, class... Given>
-Function of(void (*)(int, int, float*, Given...)) {
-  return {[](int x, int y, float* shared, void** given) {
+Function of(unsigned threads, void (*)(int, int, float*, Given...)) {
+  return {threads, [](int x, int y, float* shared, void** given) {
     call(kKernel, x, y, shared, given, std::index_sequence_for<Given...>());
   }};
 }
 
-Function functions[] = {of<world_model_rollout>(world_model_rollout),
-                        of<world_model_rollout_large>(world_model_rollout_large),
-                        of<world_model_combine>(world_model_combine),
-                        of<world_model_shared_bytes>(world_model_shared_bytes)};
+Function functions[] = {of<world_model_rollout>(THREADS, world_model_rollout),
+                        of<world_model_rollout_large>(LARGE_THREADS, world_model_rollout_large),
+                        of<world_model_combine>(COMBINE_THREADS, world_model_combine),
+                        of<world_model_shared_bytes>(1, world_model_shared_bytes)};
 
 }  // namespace
 
@@ -124,7 +137,7 @@ int cuLaunchKernel(Function* function, unsigned blocks_x, unsigned blocks_y, uns
                    unsigned threads_x, unsigned threads_y, unsigned threads_z, unsigned shared,
                    void*, void** given, void**) {
   if (driver_launch_error) return driver_launch_error;
-  if (blocks_z != 1 || threads_x != kThreads || threads_y != 1 || threads_z != 1 ||
+  if (blocks_z != 1 || threads_x != function->threads || threads_y != 1 || threads_z != 1 ||
       blocks_x * blocks_y == 0 || shared > function->most_shared) {
     return kInvalidValue;
   }
