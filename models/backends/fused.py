@@ -311,8 +311,8 @@ class CudaKernels:
         tiles, blocks = -(-rows // tile_rows), -(-rows // COMBINE_THREADS)
         shared = self.shared_bytes[is_large]
         self._launch(kernel, (tiles, members), threads, shared, inputs, sizes)
-        inputs = model, starts, *memory[2:]
-        self._launch(self._combine, (blocks, horizon), COMBINE_THREADS, 0, inputs, sizes)
+        combined = model, starts, *memory[2:]
+        self._launch(self._combine, (blocks, horizon), COMBINE_THREADS, 0, combined, sizes)
 
     def wait(self) -> None:
         """Return when all that was queued is computed and copied."""

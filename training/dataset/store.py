@@ -4,8 +4,7 @@ World frame with vehicle identities, because features can be derived from it but
 way round: slots sorted by distance change in half of all 16-step windows. An episode of T
 transitions has T + 1 frames; the last is where it was terminated or truncated.
 
-Arrays of a shard with E episodes and F frames (dtype and shape in `EPISODE_ARRAYS` and
-`FRAME_ARRAYS`; meanings in `EpisodeStore`).
+Arrays of a shard: E episodes, F frames (`EPISODE_ARRAYS`, `FRAME_ARRAYS`, `EpisodeStore`).
 """
 
 from __future__ import annotations

@@ -68,14 +68,13 @@ def run(folder: Path, transitions: int = 80, seed: int = 5, workers: int = 1) ->
 
 def interrupt_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the shard after the first `count` raise what Ctrl-C raises."""
-    original = collecting.make_shard
     made: list[object] = []
 
     def make_shard(*args: object) -> ShardNote:
         if len(made) == count:
             raise KeyboardInterrupt
         made.append(args)
-        return original(*args)  # type: ignore[arg-type]
+        return recording.make_shard(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(collecting, "make_shard", make_shard)
 

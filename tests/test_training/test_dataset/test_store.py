@@ -154,7 +154,9 @@ def test_shard_note_holds_settings_and_counts(tmp_path: Path) -> None:
     episodes = mixed_episodes(6)
     note = write_shard(path, episodes, {"seed": 5}, [12, 2**62])
     assert path.name == "shard-00003.safetensors"
-    assert read_shard_note(path) == note == ({"seed": 5}, note.counts, (12, 2**62))
+    assert read_shard_note(path) == note
+    assert note.settings == {"seed": 5}
+    assert note.left_out == (12, 2**62)
     assert note.counts == {
         "episodes": 6,
         "transitions": sum(episode.steps for episode in episodes),
