@@ -439,10 +439,9 @@ def test_heavy_tails_keep_the_deviation_and_end_somewhere(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     store = save_store(tmp_path, [two_in_line(seed, steps=100) for seed in range(60)])
-    for errors in ({"white": Errors(along_m=0.1)}, {"correlated": Errors(along_m=0.1)}):
-        tracker = Tracker(
-            heavy_tails=True, correlation_s=0.2, filter_s=0.0, ego_heading_rad=0.05, **errors
-        )
+    errors = Errors(along_m=0.1)
+    heavy = Tracker(heavy_tails=True, correlation_s=0.2, filter_s=0.0, ego_heading_rad=0.05)
+    for tracker in (replace(heavy, white=errors), replace(heavy, correlated=errors)):
         found = seen_by(monkeypatch, store, tracker, 60)
         own = wrong(found, store)[:, 0]
         ego = np.arcsin(found.ego_features[:, 2]) - np.arcsin(store.ego_features[:, 2])
