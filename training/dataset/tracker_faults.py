@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy.signal import lfilter
+from scipy.special import ndtr, stdtrit
 
 from training.dataset.tracker_models import Tracker
 from training.simulation.bicycle import DT_S
@@ -15,6 +16,12 @@ Floats = NDArray[np.float64]
 Booleans = NDArray[np.bool_]
 
 _EGO = 6
+
+_MOST_SD = 6.0
+"""Heavy tails end there: the known ranges of a model are the extremes that it was trained on."""
+_NORMAL = np.linspace(-6.0, 6.0, 1201)
+_HEAVY = np.clip(stdtrit(3, ndtr(_NORMAL)) / np.sqrt(3), -_MOST_SD, _MOST_SD)
+"""Values of as likely normal errors, and of those with heavy tails, both of deviation 1."""
 
 
 class Faults(NamedTuple):
@@ -28,7 +35,7 @@ class Faults(NamedTuple):
         rates: [T, V, 2] errors of reported rates.
         size_factors: [V, 2].
         is_typical: [V].
-        ego: [T, 6] errors; of the heading in place of its sine.
+        ego: [T, 6] errors; of the heading in place of its sine. Of an edge out of sight: inf.
     """
 
     swaps: NDArray[np.int64]
@@ -61,18 +68,12 @@ def draw_faults(tracker: Tracker, rng: np.random.Generator, count: int, columns:
         columns: Road users beside the ego, V.
     """
     shape = (count, columns, 4)
-    pose = rng.normal(size=shape) * tracker.white.as_row()
-    pose += _lasting(rng.normal(size=shape), tracker.correlation_s) * tracker.correlated.as_row()
+    white, lasting = (_noise(tracker, rng, shape, is_lasting=x) for x in (False, True))
+    pose = white * tracker.white.as_row() + lasting * tracker.correlated.as_row()
     pose += rng.normal(size=shape[1:]) * tracker.bias.as_row()
     factors = 1 + tracker.size_share * rng.normal(size=(columns, 2))
     rates = rng.normal(size=(count, columns, 2))
-    ego = rng.normal(size=(count, _EGO)) * (
-        *(tracker.ego_speed_mps, tracker.lane_offset_m, tracker.ego_heading_rad),
-        *(tracker.edge_m, tracker.edge_m, 0.0),
-    )
-    ego[:, 3:5] += rng.normal(size=2) * tracker.edge_bias_m
-    ego[:, 3] += ego[:, 1]
-    ego[:, 4] -= ego[:, 1]
+    ego = _ego(tracker, rng, count)
     swaps = np.sort(rng.integers(1, count, rng.poisson(tracker.swaps_per_s * count * DT_S)))
     return Faults(
         swaps=swaps,
@@ -84,6 +85,30 @@ def draw_faults(tracker: Tracker, rng: np.random.Generator, count: int, columns:
         is_typical=np.asarray(rng.random(columns) < tracker.typical_share),
         ego=ego,
     )
+
+
+def _ego(tracker: Tracker, rng: np.random.Generator, count: int) -> Floats:
+    """Return errors of the ego's features, see `Faults.ego`."""
+    ego = _noise(tracker, rng, (count, _EGO)) * (
+        *(tracker.ego_speed_mps, tracker.lane_offset_m, tracker.ego_heading_rad),
+        *(tracker.edge_m, tracker.edge_m, tracker.curvature_per_m),
+    )
+    ego[:, 3:5] += rng.normal(size=2) * tracker.edge_bias_m
+    ego[:, 3] += ego[:, 1]
+    ego[:, 4] -= ego[:, 1]
+    ego[:, 1] += tracker.lane_bias_m
+    ego[:, 3:5] = np.where(tracker.sees_edges, ego[:, 3:5], np.inf)
+    return ego
+
+
+def _noise(
+    tracker: Tracker, rng: np.random.Generator, shape: tuple[int, ...], *, is_lasting: bool = False
+) -> Floats:
+    """Return errors [T, ...] of deviation 1."""
+    normal = rng.normal(size=shape)
+    if is_lasting:
+        normal = _lasting(normal, tracker.correlation_s)
+    return np.interp(normal, _NORMAL, _HEAVY) if tracker.heavy_tails else normal
 
 
 def _lasting(white: Floats, correlation_s: float) -> Floats:

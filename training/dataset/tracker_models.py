@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from world_model_client.scene import COAST_S, FILTER_S
 DRAWN = "drawn"
 """In place of a name: a tracker of its own for each episode."""
 
-PERFECT_SHARE = 0.15
+PERFECT_SHARE = 0.3
 """Of drawn trackers, how many make no errors."""
 
 
@@ -44,6 +44,8 @@ class Tracker:
         white: Drawn anew at each frame.
         correlated: Those that last for `correlation_s`.
         correlation_s: Time after which 1 / e of such an error is left.
+        heavy_tails: Whether white and correlated errors, and the ego's, follow Student's t with 3
+            degrees of freedom, of the same standard deviation, in place of normal distributions.
         bias: The same throughout an episode, of each track.
         speed_lag_s: By which speeds are late.
         size_share: Standard deviation of sizes, as a share of the true ones, of each track.
@@ -64,11 +66,16 @@ class Tracker:
         lane_offset_m: Likewise of where it is across the road; both edges move with it.
         edge_m: Likewise of each road edge.
         edge_bias_m: Of each road edge, the same throughout an episode.
+        lane_bias_m: By which the lane's centre line lies to the left of the true one throughout
+            an episode: the bias itself. The lane offset alone depends on it.
+        curvature_per_m: Standard deviation of the lane's curvature, drawn anew at each frame.
+        sees_edges: Whether the left road edge is ever in sight, and the right one.
     """
 
     white: Errors = Errors()
     correlated: Errors = Errors()
     correlation_s: float = 1.0
+    heavy_tails: bool = False
     bias: Errors = Errors()
     speed_lag_s: float = 0.0
     size_share: float = 0.0
@@ -87,6 +94,9 @@ class Tracker:
     lane_offset_m: float = 0.0
     edge_m: float = 0.0
     edge_bias_m: float = 0.0
+    lane_bias_m: float = 0.0
+    curvature_per_m: float = 0.0
+    sees_edges: tuple[bool, bool] = (True, True)
 
 
 TRACKERS = {
@@ -108,7 +118,10 @@ with the errors of recorded traffic."""
 
 
 def draw_tracker(rng: np.random.Generator) -> Tracker:
-    """Draw a tracker, from a perfect one to one with twice the errors of the named ones."""
+    """Draw a tracker, from a perfect one to one with twice the errors of the named ones.
+
+    The table in docs/training.md gives the reason for each range.
+    """
     if rng.random() < PERFECT_SHARE:
         return TRACKERS["perfect"]
     severity = rng.uniform(0.05, 1.0)
@@ -126,10 +139,11 @@ def draw_tracker(rng: np.random.Generator) -> Tracker:
 
     whiteness = float(rng.choice([0.0, 0.3, 1.0]))
     reports_rates = rng.random() < 0.3
-    return Tracker(
+    tracker = Tracker(
         white=errors(whiteness),
         correlated=errors(1.2 - whiteness),
         correlation_s=float(rng.uniform(0.2, 2.0)),
+        heavy_tails=bool(rng.random() < 0.3),
         bias=Errors(along_m=upto(0.3), across_m=upto(0.15), heading_rad=upto(0.02)),
         speed_lag_s=upto(0.3) if rng.random() < 0.5 else 0.0,
         size_share=upto(0.2),
@@ -144,8 +158,26 @@ def draw_tracker(rng: np.random.Generator) -> Tracker:
         swaps_per_s=upto(0.1),
         late_share=upto(0.2),
         ego_speed_mps=upto(0.4),
-        ego_heading_rad=upto(0.02),
+        ego_heading_rad=upto(0.05),
         lane_offset_m=upto(0.15),
         edge_m=upto(0.2),
         edge_bias_m=upto(0.3),
+    )
+    return _with_map(tracker, rng)
+
+
+def _with_map(tracker: Tracker, rng: np.random.Generator) -> Tracker:
+    """Return a tracker with a map whose errors are drawn; they have nothing to do with its own."""
+    has_bias, has_kinks = rng.random(2) < (0.5, 0.1)
+    unseen, is_left = rng.random(), bool(rng.random() < 0.5)
+    sees_edges = (True, True)
+    if unseen < 0.1:
+        sees_edges = (False, False)
+    elif unseen < 0.15:
+        sees_edges = (not is_left, is_left)
+    return replace(
+        tracker,
+        lane_bias_m=float(rng.uniform(-0.6, 0.6)) if has_bias else 0.0,
+        curvature_per_m=float(rng.uniform(0.0, 0.01 if has_kinks else 0.003)),
+        sees_edges=sees_edges,
     )

@@ -15,6 +15,8 @@ it sees badly. Each episode has a tracker of its own, see `training.dataset.trac
   the client's builder sends them. Accelerations and turn rates are what the filter makes of them,
   or, of trackers that report them, the true ones of a moment ago with noise.
 - Nobody is reported who was never there.
+- A map that has the lane's centre line elsewhere, or no road edges, has it so in the next moment,
+  too: what follows in a window is true by that map, see `training.dataset.windows`.
 """
 
 from __future__ import annotations
@@ -43,6 +45,9 @@ _SWAPPED_NEAR_EGO = 6
 """Exchanged are some of so many that are nearest to the ego: the others are in no slot."""
 
 _LEAST_SIZE_M, _LARGEST_SIZE_M = 0.2, (30.0, 4.0)
+FAR_EDGE_M = 40.0
+"""How far an edge is reported that is out of sight: as the largest that specs allow."""
+
 _EPISODES_AT_ONCE = 128
 _SAME_TIME_S = 1e-6
 
@@ -329,6 +334,7 @@ def _ego_features(features: Floats, errors: Floats) -> Floats:
     wrong[..., 0] = np.maximum(wrong[..., 0], 0.0)
     heading = np.arcsin(np.clip(features[..., 2], -1, 1)) + errors[..., 2]
     wrong[..., 2] = np.where(errors[..., 2] == 0, features[..., 2], np.sin(heading))
+    wrong[np.isinf(errors)] = FAR_EDGE_M
     return wrong
 
 

@@ -17,7 +17,9 @@ from training.dataset.episodes import Episodes
 from training.dataset.features import followed_states, tracked_states
 from training.dataset.store import EpisodeStore
 from training.dataset.trackers import Tracking, report
-from training.simulation.simulator import HIGHWAY, UNSEEN
+from training.simulation.simulator import CAUSES, HIGHWAY, UNSEEN
+from training.simulation.states import EGO_FEATURES
+from training.simulation.worlds import lane_reward
 
 SPLIT_SHARES = {"train": 0.56, "validation": 0.08, "calibration": 0.18, "test": 0.18}
 ENOUGH_EPISODES = math.ceil(1 / min(SPLIT_SHARES.values()))
@@ -26,6 +28,9 @@ UNSEEN_ENVIRONMENT = UNSEEN["highway-env"]
 """Never trained or calibrated on: it shows how a model does on roads it has not seen."""
 KEEP_DISTANCE_M = 15.0
 """A neighbour that comes nearer than this within a window may matter to its outcome."""
+
+_OFF_ROAD = CAUSES.index("off_road")
+_EDGES = [EGO_FEATURES.index(name) for name in ("left_edge", "right_edge")]
 
 _CHUNK_WINDOWS = 8192
 
@@ -139,8 +144,8 @@ def make_windows(
         horizon: H.
         stride: Steps between the starts of windows.
         spec: Of the states.
-        tracking: By which trackers the first states are seen; what follows stays true. Without
-            it, all is.
+        tracking: By which trackers the first states are seen; what follows stays true, by the
+            same tracker's map. Without it, all is.
     """
     cut = _cut(store, episodes, horizon, stride, first_step=1)
     start = store.frame_start[cut.episode] + cut.start_step
@@ -150,13 +155,45 @@ def make_windows(
         some = np.unique(cut.episode[rows])
         reports = None if tracking is None else report(store, some, tracking)
         states[rows] = tracked_states(store, start[rows], horizon, spec, reports)
-    return _windows(
+    windows = _windows(
         cut,
         states,
         (store.action, store.reward, store.terminated),
         store.environment[cut.episode],
         store.behaviour[cut.episode],
     )
+    return windows if tracking is None else _by_map(windows, store, spec, tracking)
+
+
+def _by_map(windows: Windows, store: EpisodeStore, spec: Spec, tracking: Tracking) -> Windows:
+    """Return windows that go on by the map of their tracker; what they hold is changed in place.
+
+    - Lane offsets are from the tracker's centre line, and rewards are those of these offsets: the
+      next request of whoever has that map will have the same bias. Targets from the true line would
+      teach a jump to it in the first step.
+    - An edge out of sight stays out of sight, and where a drive ends beyond it, recording stops a
+      step before. Nobody could have seen that end coming; labels would teach that a far edge is
+      a danger, and would make conformal thresholds so low that they tell nothing.
+    """
+    car = spec.kinematics
+    assert car is not None, "the encoder of tracked states needs them"
+    episodes, rows = np.unique(windows.episode, return_inverse=True)
+    trackers = [tracking.tracker_of(int(seed))[0] for seed in store.seed[episodes]]
+    bias = np.array([tracker.lane_bias_m for tracker in trackers], np.float32)[rows, None]
+    is_hidden = ~np.array([tracker.sees_edges for tracker in trackers]).reshape(-1, 2)
+    offset = windows.states[:, 1:, spec.state_index(car.lane_offset)]
+    change = lane_reward(offset + bias) - lane_reward(offset)
+    np.add(windows.rewards, change, out=windows.rewards, where=~windows.terminated)
+    offset += bias
+    for side, name in enumerate((car.left_edge, car.right_edge)):
+        edge = windows.states[:, :, spec.state_index(name)]
+        np.copyto(edge, edge[:, :1], where=is_hidden[rows, side, None])
+    last = store.frame_start[episodes] + store.frame_count[episodes] - 1
+    side_left = store.ego_features[last][:, _EDGES].argmin(1)
+    is_unseen = is_hidden[np.arange(len(episodes)), side_left]
+    is_unseen &= store.cause[episodes] == _OFF_ROAD
+    ends = windows.terminated & is_unseen[rows, None]
+    return replace(windows, terminated=windows.terminated & ~ends, valid=windows.valid & ~ends)
 
 
 def cut_windows(episodes: Episodes, which: NDArray[np.int64], horizon: int, stride: int) -> Windows:

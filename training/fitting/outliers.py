@@ -29,8 +29,12 @@ OUTLIER_REWARD_SD = 10.0
 Far apart, because the loss is linear there: a state that is rather right than wrong keeps its own.
 """
 
-ERROR_REWARD_SD = 0.3
-"""Rewards of right states are spread up to so many standard deviations for an average error."""
+ERROR_REWARD_SD = 1.0
+"""Rewards of right states are spread up to so many standard deviations for an average error.
+
+From 0.3 to 1, uncertainty ranks errors better, and the mean reward stays nearly as good; that of
+one member alone does not: see docs/training.md.
+"""
 LARGEST_ERROR = 6.0
 """Errors count up to so many times the average one, which is taken of all but the largest 1 %."""
 

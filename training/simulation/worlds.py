@@ -29,8 +29,12 @@ def reward_of(features: list[float], cause: int) -> float:
     """
     if cause:
         return -1.0
-    speed, offset = features[0], features[1]
-    return 0.6 * min(max(speed / 30, 0), 1) + 0.4 * (1 - min(abs(offset) / 2, 1))
+    return 0.6 * min(max(features[0] / 30, 0), 1) + float(lane_reward(features[1]))
+
+
+def lane_reward(offset: float | NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Return the part of rewards that depends on lane offsets [...], in m."""
+    return np.asarray(0.4 * (1 - np.minimum(np.abs(offset) / 2, 1)), np.float64)
 
 
 class World:

@@ -12,13 +12,20 @@ from models.spec import Spec
 from tests.test_training.driving import OTHER_COLUMN, drive, save_store
 from training.dataset import tracker_models
 from training.dataset.store import EpisodeStore
-from training.dataset.tracker_models import TRACKERS, Errors, Tracker, draw_tracker
+from training.dataset.tracker_models import (
+    PERFECT_SHARE,
+    TRACKERS,
+    Errors,
+    Tracker,
+    draw_tracker,
+)
 from training.dataset.trackers import Reports, Tracking, report
-from training.dataset.windows import make_windows
+from training.dataset.windows import Windows, make_windows
 from training.recordings.layouts import target_of
 from training.simulation.bicycle import DT_S
 from training.simulation.fleets import CAR
-from training.simulation.simulator import Episode, run_episode
+from training.simulation.simulator import CAUSES, Episode, run_episode
+from training.simulation.worlds import reward_of
 from world_model_client.scene import FORWARD_RIGHT_DOWN, Ego, Road, RoadUser, StateBuilder
 
 SPEC = road_users_spec()
@@ -308,7 +315,7 @@ def test_drawn_trackers_are_from_perfect_to_worse_than_the_named_ones() -> None:
     rng = np.random.default_rng(0)
     drawn = [draw_tracker(rng) for _ in range(400)]
     perfect = sum(tracker == TRACKERS["perfect"] for tracker in drawn)
-    assert 0.08 < perfect / len(drawn) < 0.25
+    assert perfect / len(drawn) == pytest.approx(PERFECT_SHARE, abs=0.08)
 
     def deviation(tracker: Tracker) -> np.ndarray:
         return np.hypot(tracker.white.as_row(), tracker.correlated.as_row())
@@ -320,6 +327,129 @@ def test_drawn_trackers_are_from_perfect_to_worse_than_the_named_ones() -> None:
         assert (worse < 0.95).all(), name
     assert {tracker.rate_lag_s is None for tracker in drawn} == {True, False}
     assert {tracker.coast_s for tracker in drawn} == {0.0, 0.5}
+
+
+def test_drawn_trackers_have_maps_from_right_ones_to_none() -> None:
+    rng = np.random.default_rng(1)
+    drawn = [t for t in (draw_tracker(rng) for _ in range(1000)) if t != TRACKERS["perfect"]]
+    bias = np.abs([tracker.lane_bias_m for tracker in drawn])
+    assert (bias == 0).mean() == pytest.approx(0.5, abs=0.06)
+    assert 0.55 < bias.max() <= 0.6
+    curvature = np.array([tracker.curvature_per_m for tracker in drawn])
+    assert 0 < (curvature > 0.003).mean() < 0.15
+    assert 0.006 < curvature.max() <= 0.01
+    sees = np.array([tracker.sees_edges for tracker in drawn])
+    assert (~sees).all(1).mean() == pytest.approx(0.1, abs=0.035)
+    assert (sees.sum(1) == 1).mean() == pytest.approx(0.05, abs=0.03)
+    assert sees[sees.sum(1) == 1].any(0).all()
+    assert np.mean([tracker.heavy_tails for tracker in drawn]) == pytest.approx(0.3, abs=0.06)
+    assert 0.03 < max(tracker.ego_heading_rad for tracker in drawn) <= 0.05
+
+
+def windows_by(
+    monkeypatch: pytest.MonkeyPatch, store: EpisodeStore, tracker: Tracker, horizon: int = 8
+) -> tuple[Windows, Windows]:
+    """Return windows of a store that a tracker sees, and what they are without one."""
+    monkeypatch.setitem(tracker_models.TRACKERS, "tried", tracker)
+    episodes = np.arange(len(store.seed))
+    seen = make_windows(store, episodes, horizon, 3, spec=SPEC, tracking=Tracking(3, "tried"))
+    return seen, make_windows(store, episodes, horizon, 3, spec=SPEC)
+
+
+def test_a_biased_centre_line_moves_lane_offsets_of_whole_windows_alone(
+    monkeypatch: pytest.MonkeyPatch, store: EpisodeStore
+) -> None:
+    seen, true = windows_by(monkeypatch, store, Tracker(lane_bias_m=0.4, filter_s=0.0))
+    offset = SPEC.state_index("lane_offset")
+    np.testing.assert_allclose(seen.states[..., offset], true.states[..., offset] + 0.4, atol=1e-5)
+    others = np.delete(np.arange(SPEC.state_dim), offset)
+    np.testing.assert_allclose(seen.states[..., others], true.states[..., others], atol=2e-3)
+    np.testing.assert_array_equal(seen.terminated, true.terminated)
+    np.testing.assert_array_equal(seen.valid, true.valid)
+
+
+def test_rewards_are_of_the_lane_offsets_that_windows_hold(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    episode = drive(0, steer=0.15, steps=200)
+    causes = np.append(np.zeros(episode.steps - 1, int), episode.cause)
+    assert causes[-1]
+    steps = zip(episode.ego_features[1:].tolist(), causes.tolist(), strict=True)
+    reward = np.array([*(reward_of(*step) for step in steps), 0], np.float32)
+    store = save_store(tmp_path, [replace(episode, reward=reward)])
+    seen, _ = windows_by(monkeypatch, store, Tracker(lane_bias_m=-0.5))
+    assert seen.ends.any()
+    after = seen.states[:, 1:]
+    speed, offset = (after[..., SPEC.state_index(x)] for x in ("speed", "lane_offset"))
+    expected = 0.6 * np.clip(speed / 30, 0, 1) + 0.4 * (1 - np.minimum(np.abs(offset) / 2, 1))
+    expected[seen.terminated] = -1
+    np.testing.assert_allclose(seen.rewards[seen.valid], expected[seen.valid], atol=1e-5)
+
+
+def test_errors_of_curvature_are_of_what_is_measured_alone(
+    monkeypatch: pytest.MonkeyPatch, store: EpisodeStore
+) -> None:
+    seen, true = windows_by(monkeypatch, store, Tracker(curvature_per_m=0.003))
+    error = (seen.states - true.states)[..., SPEC.state_index("curvature")]
+    assert error[:, 0].std() == pytest.approx(0.003, rel=0.25)
+    assert np.abs(error[:, 1:]).max() == 0
+
+
+def over_the_edge(folder: Path) -> EpisodeStore:
+    """Return drives over the right edge, over the left one, and into the car ahead."""
+    steers = [(0.15, 60.0), (-0.15, 60.0), (0.0, 12.0)]
+    episodes = [drive(i, steer=x, ahead_m=y, steps=200) for i, (x, y) in enumerate(steers)]
+    causes = [CAUSES[episode.cause] for episode in episodes]
+    assert causes == ["off_road", "off_road", "crash"]
+    return save_store(folder, episodes)
+
+
+@pytest.mark.parametrize(
+    ("sees", "ends"),
+    [
+        ((True, True), [True, True, True]),
+        ((False, False), [False, False, True]),
+        ((True, False), [False, True, True]),
+        ((False, True), [True, False, True]),
+    ],
+)
+def test_an_end_beyond_an_edge_out_of_sight_is_not_known(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sees: tuple[bool, bool], ends: list[bool]
+) -> None:
+    tracker = Tracker(sees_edges=sees, edge_m=0.1)
+    seen, true = windows_by(monkeypatch, over_the_edge(tmp_path), tracker)
+    for name, is_seen in zip(("left_edge", "right_edge"), sees, strict=True):
+        edge = seen.states[..., SPEC.state_index(name)]
+        if is_seen:
+            np.testing.assert_array_equal(edge[:, 1:], true.states[:, 1:, SPEC.state_index(name)])
+        else:
+            assert (edge == 16.0).all()
+    for episode, is_kept in enumerate(ends):
+        rows = true.ends & (true.episode == episode)
+        assert rows.any()
+        assert (seen.ends[rows] == is_kept).all()
+        assert (seen.is_known[rows] == is_kept).all()
+        before = true.valid[rows] & ~true.terminated[rows]
+        np.testing.assert_array_equal(seen.valid[rows], true.valid[rows] if is_kept else before)
+    rest = ~true.ends
+    np.testing.assert_array_equal(seen.valid[rest], true.valid[rest])
+
+
+def test_heavy_tails_keep_the_deviation_and_end_somewhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store = save_store(tmp_path, [two_in_line(seed, steps=100) for seed in range(60)])
+    errors = Errors(along_m=0.1)
+    heavy = Tracker(heavy_tails=True, correlation_s=0.2, filter_s=0.0, ego_heading_rad=0.05)
+    for tracker in (replace(heavy, white=errors), replace(heavy, correlated=errors)):
+        found = seen_by(monkeypatch, store, tracker, 60)
+        own = wrong(found, store)[:, 0]
+        ego = np.arcsin(found.ego_features[:, 2]) - np.arcsin(store.ego_features[:, 2])
+        for error, deviation in ((own, 0.1), (ego, 0.05)):
+            assert error.std() == pytest.approx(deviation, rel=0.12)
+            # Half of Student's errors are below .44 deviations, of normal ones below .67.
+            assert np.median(np.abs(error)) == pytest.approx(0.442 * deviation, rel=0.15)
+            assert 3.5 * deviation < np.abs(error).max() < 6.01 * deviation
 
 
 def test_errors_that_last_keep_their_deviation(
