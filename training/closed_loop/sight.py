@@ -23,7 +23,7 @@ See = Callable[[World], NDArray[np.floating[Any]]]
 
 @dataclass(frozen=True)
 class TrueSight:
-    """Sees what is true.
+    """Sees what is true, rates within what a tracker would report.
 
     Attributes:
         spec: Of the states.
@@ -33,7 +33,8 @@ class TrueSight:
 
     def __call__(self, world: World) -> NDArray[np.float32]:
         """Return the state [S] of now."""
-        return world.state(self.spec)
+        state: NDArray[np.float32] = encoder_of(self.spec).clipped_rates(world.state(self.spec))
+        return state
 
 
 class TrackedSight:
