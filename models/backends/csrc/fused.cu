@@ -5,7 +5,11 @@
 // through all their steps by one member, and keeps them in shared memory; then a second kernel
 // combines the members' predictions. Every output of a layer is its bias plus its products in the
 // order of the inputs, in one thread, and everything else is computed row by row: a row's bits
-// depend neither on its company, nor on its place, nor on the size of the tile.
+// depend neither on the other rows, nor on its place among them, nor on the size of the tile.
+//
+// Weights are too many for shared memory. They are read from global memory (`far` in names) in the
+// order of the inputs, some inputs at a time, while those before are multiplied. `Block` and `Share`
+// say how many, and which thread computes what; `Stream` brings weights, `Sums` multiplies them.
 //
 // Work between two synchronisations is one loop over a block's threads. On a GPU that runs once in
 // each of them; driver.cpp among the tests has it run over all, so that a CPU computes what a GPU
@@ -25,14 +29,15 @@
 #define UNROLLED _Pragma("unroll")
 #define ROLLED _Pragma("unroll 1")
 #define EIGHT_AT_ONCE _Pragma("unroll 8")
-// What each thread of a warp does, alike for those who read what the others of it have brought.
+// Runs what follows once, for the thread's lane. The tests run threads one after the other: there
+// each does it for all 32 lanes of its warp, as it will read what the others would have copied.
 #define EACH_LANE(lane, thread) \
   for (int lane = (thread) % 32, is_first = 1; is_first; is_first = 0)
 INSIDE void load_far(const float* from, float* to) {
   const float4 four = __ldg(reinterpret_cast<const float4*>(from));
   to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
 }
-// Begins to copy 16 bytes; they are there after `await_copies`.
+// Begins to copy 16 bytes to shared memory; they are there after `await_copies`.
 INSIDE void copy_far(float* to, const float* from) {
 #if __CUDA_ARCH__ >= 800
   const unsigned place = static_cast<unsigned>(__cvta_generic_to_shared(to));
@@ -47,7 +52,7 @@ INSIDE void commit_copies() {
 #endif
 }
 INSIDE void wait_for_warp() { __syncwarp(); }
-// Waits for all of the warp's copies but those of the last `kLast` commits.
+// Waits for all of the warp's copies but those of its last `kLast` commits.
 template <int kLast>
 INSIDE void await_copies() {
 #if __CUDA_ARCH__ >= 800
@@ -61,8 +66,9 @@ extern __shared__ float4 shared_memory[];
 #define SHARED reinterpret_cast<float*>(shared_memory)
 #endif
 
-// How a block computes a tile of so many rows: its threads, and how many inputs' weights a warp
-// brings at once, and has under way or in use.
+// How a block computes a tile of so many rows: its threads; of how many inputs a warp copies the
+// weights at once in wide layers, which is a stage; and how many stages it has, one in use and the
+// others on their way.
 template <int kRows>
 struct Block {
   static constexpr int kThreads = THREADS, kInputs = 8, kStages = 2;
@@ -72,10 +78,11 @@ struct Block<LARGE_TILE_ROWS> {
   static constexpr int kThreads = LARGE_THREADS, kInputs = 8, kStages = 2;
 };
 
-// Columns of a layer that a block computes in one pass: of wide layers, and of narrow ones.
+// Columns of a layer that a block computes in one pass; and of the widest layer whose rows are
+// divided among more threads, as it has too few columns for all of them.
 constexpr int kWideColumns = 256, kNarrowColumns = 64;
 
-// Numbers that a warp brings at once: its share of the columns.
+// Numbers of a stage: of each of its inputs, the weights of a warp's columns of a wide layer.
 template <int kRows>
 constexpr int kStage = kWideColumns * 32 / Block<kRows>::kThreads * Block<kRows>::kInputs;
 
@@ -94,7 +101,7 @@ struct Tile {
   int *gates, *slot_columns, *edge_columns, *ego_columns, *action_columns;
   float *last_of_reward, *last_of_done, *rings;
   float *a, *b, *latent_action, *done_inputs, *state, *action, *log_alive, *motion;
-  float *after, *decoded, *from_done;  // within `a`, after the layers that use it
+  float *after, *decoded, *from_done;  // in the memory of `a`, while no layer uses it
   int bytes;
 
   INSIDE Tile(const Model& m, float* memory) {
@@ -128,7 +135,7 @@ struct Tile {
     widest = larger(larger(widest, of_reward + of_done), 2 * padded(m.state_dim));
     a = take(widest * kRows);
     after = a, decoded = a + padded(m.state_dim) * kRows, from_done = a + of_reward * kRows;
-    // A layer that takes one pass may be written over its inputs.
+    // A layer of one pass may be written over its inputs, so `a` and `b` can be the same.
     b = widest > kWideColumns ? take(widest * kRows) : a;
     latent_action = take(larger(latent, known[m.depth].inputs) * kRows);
     done_inputs = take(larger(latent, known[2 * m.depth + 3].inputs) * kRows);
@@ -139,7 +146,7 @@ struct Tile {
     bytes = int(memory - begin) * int(sizeof(float));
   }
 
-  // Brings the model and one of its members here.
+  // Copies the model and one of its members to shared memory, but for most weights.
   INSIDE void fetch(const Model& m, int which) const {
     constexpr int kThreads = Block<kRows>::kThreads;
     const Member& from = m.member[which];
@@ -171,7 +178,7 @@ struct Tile {
     }
   }
 
-  // Brings the bias and the weights of a layer that has one output.
+  // Copies the bias and the weights of a layer that has one output.
   static INSIDE void fetch_output(const Layer& layer, float* to, int t) {
     if (t == 0) to[0] = layer.biases[0];
     for (int i = t; i < layer.inputs; i += Block<kRows>::kThreads) {
@@ -219,15 +226,16 @@ INSIDE void store(const float* from, float* to) {
 }
 
 // How threads share a layer: each computes `kWide` columns of `kHigh` rows, and `kGroups` threads
-// side by side the same columns. With more than 4 columns, a thread has half of them in one panel
-// and half in the next, so that a warp reads whole lines of weights.
+// side by side the same columns of all rows. A thread of 8 columns has 4 in one panel and 4 at the
+// same place of the next (`kParts` panels, `kSpan` columns), so that a warp reads whole lines of
+// weights.
 template <int kTileRows, int kRowsOfThread, int kColumnsOfThread>
 struct Share {
   static constexpr int kRows = kTileRows, kHigh = kRowsOfThread, kWide = kColumnsOfThread;
   static constexpr int kGroups = kRows / kHigh, kParts = kWide / 4, kSpan = kParts * kPanel;
   static constexpr int kWarpColumns = 32 / kGroups * 4;  // of a panel
   static constexpr int kStages = Block<kRows>::kStages;
-  // Inputs whose weights are brought at once.
+  // Inputs of a stage: as many as fill it, but no more than may be read beyond the last one.
   static constexpr int kFilling = kStage<kRows> / kParts / kWarpColumns;
   static constexpr int kInputs = kFilling < INPUTS_AHEAD ? kFilling : INPUTS_AHEAD;
   static_assert(kWide % 4 == 0 && kParts <= 2 && kWarpColumns <= kPanel);
@@ -241,17 +249,17 @@ using Narrow = Share<kRows, kRows / 8, 4>;
 template <int kRows>
 using Half = Share<kRows, kRows * kNarrowColumns / 2 / Block<kRows>::kThreads, 4>;
 
-// Weights on their way to a warp: a ring in shared memory, of which one stage is used while the
-// others arrive. A warp's columns are no other's, so that it waits for no other.
+// Weights on their way to a warp: a ring of stages in shared memory, of which one is used while the
+// others arrive. No two warps have the same columns of a layer, so none waits for another.
 template <class S>
 struct Stream {
   const float* far;  // the warp's weights of the inputs that come next
-  long long second;  // from a panel to the one beside it; 0 if there is none
+  long long second;  // from a panel to the next one; 0 if the layer has no next one
   int column, left;  // the thread's first column; inputs that are still to be brought
-  bool is_used;      // whether the layer has that column
+  bool is_used;      // whether the layer has that column; the same for all of a warp
   float* ring;
 
-  // `four`: which four columns of one panel, or of two.
+  // `four`: the number of a four of columns; with two parts, of a pair of fours.
   INSIDE Stream(int thread, int four, const Layer& layer, float* rings) {
     constexpr int kFours = kPanel / 4;
     column = four / kFours * S::kSpan + four % kFours * 4;
@@ -264,7 +272,7 @@ struct Stream {
     ring = rings + thread / 32 * (S::kStages * kStage<S::kRows>);
   }
 
-  // Begins to bring the next weights to a stage. Those beyond the last input are never used.
+  // Begins to copy the next weights to a stage. Those beyond the last input are never used.
   INSIDE void bring(int thread, int stage) {
     if (left > 0) {
       constexpr int kLanes = S::kWarpColumns / 4, kAtOnce = 32 / kLanes;
@@ -294,7 +302,7 @@ struct Stream {
   }
 };
 
-// Sums of a thread: its columns of a layer, from the first input to the last.
+// Sums of a thread: its columns and rows of a layer, over all inputs from the first to the last.
 template <class S>
 struct Sums {
   float columns[S::kWide][S::kHigh];
@@ -325,7 +333,7 @@ struct Sums {
       }
       stage = stage == S::kStages - 1 ? 0 : stage + 1;
     }
-    wait_for_warp();  // the ring may be used again
+    wait_for_warp();  // others may still read the ring, which is written to next
   }
 
   // Multiplications and additions are fused by name: a compiler that chose where to fuse could
@@ -385,8 +393,8 @@ INSIDE void apply_as(const Layer& layer, const float* x, float* y, float* rings)
   }
 }
 
-// Computes a layer. `y` may be `x` where one pass is enough. One copy of it in the code for each
-// tile: all layers go through it.
+// Computes a layer. `y` may be `x` where one pass is enough. The code has one copy for each size of
+// tile, which all layers use.
 template <int kRows>
 APART void apply(const Layer& layer, const float* x, float* y, float* rings) {
   if (padded(layer.outputs) > kNarrowColumns) {
@@ -396,7 +404,8 @@ APART void apply(const Layer& layer, const float* x, float* y, float* rings) {
   }
 }
 
-// Computes two layers at once, each by half of the threads; no `y` may be an `x`.
+// Computes two layers at once, each by half of the threads; no `y` may be an `x`, as a thread writes
+// while others still read.
 template <int kRows>
 APART void apply_both(const Layer& left, const float* left_x, float* left_y, const Layer& right,
                       const float* right_x, float* right_y, float* rings) {
@@ -415,7 +424,7 @@ APART void apply_both(const Layer& left, const float* left_x, float* left_y, con
   }
 }
 
-// The only output of a layer for a row, from what `Tile::fetch_output` brought.
+// The only output of a layer for a row, by what `Tile::fetch_output` has copied.
 INSIDE float output_of(int inputs, const float* layer, Row<const float> x) {
   float sum = layer[0];
   EIGHT_AT_ONCE for (int i = 0; i < inputs; ++i) sum = fmaf(x[i], layer[1 + i], sum);
@@ -569,7 +578,7 @@ INSIDE void roll_out(const Model& far, int tile, int which, float* shared, const
     apply_both<kRows>(reward[0], s.latent_action, s.a, done[0], s.done_inputs, s.from_done,
                       s.rings);
     EACH_THREAD(t) {
-      // Rewards by the first warp, ends by the second.
+      // Rewards by the first warp, terminations by the second.
       if (t < count) {
         const float scaled = output_of(reward[1].inputs, s.last_of_reward, s.read(s.a, t));
         outputs[t * columns + dim + kReward] = member.reward_mean + member.reward_scale * scaled;

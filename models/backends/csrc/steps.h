@@ -37,8 +37,8 @@ enum SlotKind {
 constexpr int kMovedKinds = kPresence;  // those before it change in a step
 static_assert(kSlotKinds == SLOT_KINDS, "Python has other features of slots");
 
-// Places in `Model::ego_columns`; before them are those of speed, offset, sine of its heading,
-// edges, curvature.
+// Places in `Model::ego_columns`; before them, from 0, are those of speed, lane offset, sine of the
+// heading, left edge, right edge and curvature.
 enum EgoColumn { kWheelbase = 6, kOwnLength, kOwnWidth, kEgoColumns };
 static_assert(kEgoColumns == EGO_COUNT, "Python has other features of the ego");
 
@@ -59,7 +59,8 @@ struct Model {
   int is_residual, has_geometry, has_kinematics, slots, edges;
   const Member* member;
   const float *gate_always, *gate_if_present;
-  // Of each state feature: the column of its neighbour's presence, or ~ of that of its length.
+  // Of each state feature: the column of its neighbour's presence, or ~ (bitwise not) of the column
+  // of its length.
   const int* gates;
   const int* slot_columns;  // [kSlotKinds][slots], NOWHERE for what a slot does not have
   const int* edge_columns;
@@ -95,11 +96,11 @@ ANYWHERE float number_in(Row<const float> state, int column, float otherwise) {
 // Writes a number to a column, if there is such a column.
 ANYWHERE void put(Row<float> state, int column, float number) {
 #ifdef __CUDACC__
-  // NVIDIA's compiler 13.0 takes stores for useless that may go to a variable that nobody reads.
+  // NVIDIA's compiler 13.0 removes stores whose target may be a variable that is never read.
   if (column != NOWHERE) state[column] = number;
 #else
-  // Around a branch, GCC fuses other products with sums, and models that lack nothing would get
-  // other bits.
+  // With a branch, GCC would fuse other products with sums than without, and models that have all
+  // columns would get other bits than in former versions.
   float unused;
   float& written = column == NOWHERE ? unused : state[column];
   written = number;
@@ -110,7 +111,7 @@ ANYWHERE int column_of(const Model& m, int slot, int kind) {
   return m.slot_columns[kind * m.slots + slot];
 }
 
-// 1 if somebody is there, else 0; a presence as it is.
+// How much a slot may change: its presence, or 1 where its length is above 0, else 0.
 ANYWHERE float open_gate(Row<const float> state, int gate) {
   if (gate >= 0) return state[gate];
   return state[~gate] > 0 ? 1.0f : 0.0f;
