@@ -52,8 +52,8 @@ class Tracker:
         typical_share: Of tracks, how many have the typical size of their kind.
         rate_lag_s: By which accelerations and turn rates are late that the tracker reports; None:
             it reports none, and the client's filter makes them of speeds and headings.
-        filter_s: Of that filter, through which all reports go; 0: differences of two samples for
-            rates, and all else as it is reported.
+        filter_s: Of that filter, through which places, headings and speeds go, too; 0: differences
+            of two samples for rates, and all else as it is reported.
         acceleration_mps2: Standard deviation of reported ones, drawn anew at each frame.
         yaw_rate_radps: Likewise.
         drops_per_s: How often a track loses its road user.
@@ -118,7 +118,7 @@ with the errors of recorded traffic."""
 
 
 def draw_tracker(rng: np.random.Generator) -> Tracker:
-    """Draw a tracker, from a perfect one to one with twice the errors of the named ones.
+    """Draw a tracker, from a perfect one to one with over twice the errors of the named ones.
 
     The table in docs/training.md gives the reason for each range.
     """
@@ -167,7 +167,7 @@ def draw_tracker(rng: np.random.Generator) -> Tracker:
 
 
 def _with_map(tracker: Tracker, rng: np.random.Generator) -> Tracker:
-    """Return a tracker with a map whose errors are drawn; they have nothing to do with its own."""
+    """Return a tracker with a map whose errors are drawn, independently of its other errors."""
     has_bias, has_kinks = rng.random(2) < (0.5, 0.1)
     unseen, is_left = rng.random(), bool(rng.random() < 0.5)
     sees_edges = (True, True)

@@ -5,11 +5,11 @@ best, by least squares. A rate (acceleration, of speeds; turn rate, of headings)
 
     slope = sum (t_i - mean t) (v_i - mean v) / sum (t_i - mean t)^2
 
-and a speed, a heading or a coordinate of a place is its value now: two fifths of independent noise
-go. The times are those of the samples: their rate and its irregularities make no difference. Places
-lie on a parabola: what a steady acceleration and turn rate bend the path by is taken off before,
-and put back. So steady motion shows exactly; a change of a rate shows fully after the window, and
-half after half of it.
+and a speed, a heading or a coordinate of a place is its value now: at 20 Hz, two fifths of
+independent noise go. The times are those of the samples: their rate and its irregularities make no
+difference. Places lie on a parabola: what a steady acceleration and turn rate bend the path by is
+taken off before, and put back. So steady motion shows exactly; a change of a rate shows fully after
+the window, and half after half of it.
 
 If only the newest sample is as young as the window, the one before it counts for rates, too, if it
 is not older than `MEMORY_S`: so tracks of 2 Hz have their differences. With `window_s` = 0 that is
