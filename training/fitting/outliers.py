@@ -46,7 +46,7 @@ _NEARER = 0.15
 def own_side(index: int, members: int) -> float:
     """Return in which direction, and how far, a member is taught to differ: from -1 to 1.
 
-    Over all members it averages to 0; the first ones alone nearly do, too.
+    Over all members it averages to 0; over two or more of the first ones nearly, too.
     """
     if members == 1:
         return 0.0
