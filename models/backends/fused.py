@@ -30,7 +30,7 @@ TRACE_EXTRAS = 3
 """Columns of the trace after the state's."""
 NUMBERS = ("states", "rewards", "dones", "uncertainty")
 INPUTS_AHEAD = 16
-"""Inputs of a layer by which a warp may read beyond the weights' end."""
+"""So many inputs of a layer, at most, are read beyond its last one: a warp reads whole stages."""
 
 GPU_DEFINITIONS = DEFINITIONS + definitions(
     (),

@@ -28,7 +28,7 @@ side by side, and trackers are wrong by decimetres about each of two places."""
 
 _LEAST_SIZE_M = 0.1
 """Nobody on a road is smaller: with a size in km, or what rounding leaves of one, nobody would be
-in the way. Trained ranges do not tell, as empty slots are zeros."""
+in the way. Trained ranges do not catch that, as empty slots are zeros."""
 
 Faults = Iterator[str]
 Size = tuple[float, float]

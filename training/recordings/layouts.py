@@ -21,8 +21,8 @@ PRETRAINED = Path(models.__file__).parent / "pretrained"
 ACTIONS = ("steer", "throttle", "brake")
 
 SHORTEST_STEP_S, LONGEST_STEP_S = 0.01, 1.0
-"""Of a spec: shorter ones are nothing but interpolation, and their moments enormous in number;
-nobody's motion can be told by longer ones."""
+"""Of a spec: shorter ones would make enormous numbers of moments, all interpolated; longer ones
+would not show how somebody moves."""
 
 
 class Target(NamedTuple):

@@ -104,7 +104,7 @@ class Sudden:
         direction, name = self._dashes[index], self._users[index].name
         x, y = (pose[:2] + direction * lapse.strength * DT_S).tolist()
         if self._is_lost_at(name, x, -y):
-            del self._pending[index]  # SUMO walks him on
+            del self._pending[index]  # SUMO moves him from here on
             return
         angle = math.degrees(math.atan2(direction[1], direction[0])) + 90.0
         self._api.person.moveToXY(name, "", x, -y, angle, 2)
