@@ -14,6 +14,7 @@ from training.recordings.layouts import Target
 from training.recordings.motion import COLUMNS, Motion, motion_of
 from training.recordings.recording import KINDS, Recording, RecordingError, Track, Unused
 from training.recordings.roads import Roads, Route, nowhere
+from training.simulation.worlds import lane_reward
 from world_model_client.scene import RANGE_M, Bicycle, Place, assemble
 from world_model_client.scene.layout import ASSUMED_LENGTH_M
 
@@ -347,7 +348,7 @@ def _runs(is_usable: Flags, ends: NDArray[np.intp]) -> Iterator[tuple[int, int, 
 def _rewards(after: Floats, lane_offset: Floats, ended: bool) -> Floats:
     """Return the rewards of steps that lead to poses [T, 4], by the convention "reward"."""
     speed = np.clip(after[:, 3] / 30.0, 0.0, 1.0)
-    rewards = 0.6 * speed + 0.4 * (1 - np.minimum(np.abs(lane_offset) / 2.0, 1.0))
+    rewards = 0.6 * speed + lane_reward(lane_offset)
     if ended:
         rewards[-1] = -1.0
     return np.asarray(rewards)
