@@ -9,7 +9,7 @@ import pytest
 
 from tests.test_client.scenes import EGO, Floats, at, bundled, motorway, named
 from world_model_client.scene import RoadUser, StateBuilder, filtered, moved_on
-from world_model_client.scene.tracks import MEMORY_S
+from world_model_client.scene.tracks import MEMORY_S, slopes
 
 ROAD = motorway()
 NAMES = [feature["name"] for feature in bundled()["features"]["state"]]
@@ -373,3 +373,8 @@ def test_nobody_brakes_into_driving_backwards() -> None:
     np.testing.assert_allclose(moved[3], [11 * np.cos(0.2), 11 * np.sin(0.2), 0.4, 12])
     assert moved[4, 0] == 0
     np.testing.assert_array_equal(moved_on(motion, 0.0), motion[:, :4])
+
+
+def test_samples_of_one_moment_tell_no_rate() -> None:
+    ages = np.array([[1e-200, 0.0], [0.05, 0.0]])
+    assert np.allclose(slopes(ages, np.array([[0.0, 1.0], [0.0, 1.0]]), 0.4), [0.0, 20.0])

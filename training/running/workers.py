@@ -47,7 +47,8 @@ def describe_end(exit_code: int) -> str:
     """
     if exit_code >= 0:
         return f"a worker process ended with exit code {exit_code}; its error stands above"
-    ended = f"a worker process was ended by {signal.Signals(-exit_code).name}"
+    known = {each.value: each.name for each in signal.Signals}
+    ended = f"a worker process was ended by {known.get(-exit_code, f'signal {-exit_code}')}"
     if -exit_code == signal.SIGKILL:
         return f"{ended}; the kernel does that if memory runs out"
     if -exit_code in FAULTS:
@@ -94,7 +95,7 @@ class Worker:
         """
         try:
             is_done, value = self.connection.recv()
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):  # an answer may break off in its middle, too
             self._process.join()
             raise WorkerEndedError(self._process.exitcode or 0) from None
         if not is_done:

@@ -83,7 +83,9 @@ def _fitted(ages: Floats, window_s: float) -> _Fit:
     mean = times.sum(-1, keepdims=True) / number
     centred = np.where(counts, times - mean, 0.0)
     spread = (centred * centred).sum(-1, keepdims=True)
-    slope = np.divide(centred, spread, out=np.zeros_like(centred), where=number > 1)
+    # Samples of one moment tell no rate.
+    has_rate = (number > 1) & (spread > _SAME_TIME_S**2)
+    slope = np.divide(centred, spread, out=np.zeros_like(centred), where=has_rate)
     level = np.where(counts & (number > 2), 1 / number - mean * slope, 0.0)
     return _Fit(slope, level)
 
