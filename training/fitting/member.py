@@ -18,6 +18,7 @@ from models.network.unroll import unroll
 from models.network.world_model import WorldModel
 from models.spec import Spec
 from training.dataset.windows import Windows
+from training.fitting.compiling import training_step
 from training.fitting.losses import WindowBatch, outlier_loss, rollout_loss
 from training.fitting.normalise import fit_normalisers
 from training.fitting.options import Stage, TrainOptions
@@ -79,6 +80,7 @@ class MemberTrainer:
         normalisers = fit_normalisers(train, spec, self.model, options.seed)
         normalisers.apply(self.model)
         self.model.to(self.device)
+        self.step = training_step(self.model, options.rows)
         self.change_scale = torch.as_tensor(normalisers.change_scale, device=self.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=options.learning_rate)
         self.state = TrainingState()
@@ -147,6 +149,7 @@ class MemberTrainer:
             positive_weight=self.options.positive_weight,
             done_weight=self.options.done_weight,
             reward_shift=None if shifts is None else torch.tensor(shifts[rows], device=self.device),
+            step=self.step,
         )
         if stage.outlier_weight:
             losses["outliers"] = self._outlier_loss(batch)
@@ -162,7 +165,8 @@ class MemberTrainer:
         wrong = make_outliers(batch.states[:, 0].cpu().numpy(), self.spec, self.rng)
         reward_sd = OUTLIER_REWARD_SD * own_side(self.index, self.options.members)
         states = torch.as_tensor(wrong, device=self.device)
-        return outlier_loss(self.model, states, batch.actions[:, 0], reward_sd)
+        actions = batch.actions[:, 0]
+        return outlier_loss(self.model, states, actions, reward_sd, step=self.step)
 
     def _find_reward_shifts(self, stage: Stage) -> None:
         """Find how far this member's rewards are to be off, once its errors do not change any more.

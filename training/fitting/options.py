@@ -149,3 +149,8 @@ class TrainOptions:
     def updates(self) -> int:
         """Updates over all stages."""
         return sum(stage.updates for stage in self.stages)
+
+    @property
+    def rows(self) -> int:
+        """Rows predicted for the losses of a member."""
+        return sum(stage.updates * stage.rows * stage.horizon for stage in self.stages)
