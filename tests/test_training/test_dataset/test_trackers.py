@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -344,6 +345,81 @@ def test_drawn_trackers_have_maps_from_right_ones_to_none() -> None:
     assert sees[sees.sum(1) == 1].any(0).all()
     assert np.mean([tracker.heavy_tails for tracker in drawn]) == pytest.approx(0.3, abs=0.06)
     assert 0.03 < max(tracker.ego_heading_rad for tracker in drawn) <= 0.05
+
+
+def test_each_episode_has_a_drawn_tracker_of_its_own(store: EpisodeStore) -> None:
+    drawn, again, other = (
+        [Tracking(seed).tracker_of(int(each))[0] for each in range(40)] for seed in (3, 3, 4)
+    )
+    assert drawn == again
+    assert drawn != other
+    imperfect = [tracker for tracker in drawn if tracker != TRACKERS["perfect"]]
+    assert 20 < len(imperfect) == len({repr(tracker) for tracker in imperfect})
+    # Two episodes of the same traffic, whose seeds alone differ, are seen in two ways.
+    twins = replace(store, seed=store.seed + np.arange(len(store.seed)) * 100)
+    one, two = (report(each, ALL, Tracking(3)) for each in (store, twins))
+    assert (one.vehicles != two.vehicles).any()
+
+
+LARGEST = {
+    "white.along_m": 0.5,
+    "white.across_m": 0.3,
+    "white.heading_rad": 0.06,
+    "white.speed_mps": 0.8,
+    "correlated.along_m": 0.6,
+    "correlated.across_m": 0.36,
+    "correlated.heading_rad": 0.07,
+    "correlated.speed_mps": 0.96,
+    "bias.along_m": 0.3,
+    "bias.across_m": 0.15,
+    "bias.heading_rad": 0.02,
+    "speed_lag_s": 0.3,
+    "rate_lag_s": 0.6,
+    "acceleration_mps2": 1.6,
+    "yaw_rate_radps": 0.1,
+    "size_share": 0.2,
+    "typical_share": 0.5,
+    "drops_per_s": 0.1,
+    "drop_s": 0.8,
+    "swaps_per_s": 0.1,
+    "late_share": 0.2,
+    "ego_speed_mps": 0.4,
+    "ego_heading_rad": 0.05,
+    "lane_offset_m": 0.15,
+    "edge_m": 0.2,
+    "edge_bias_m": 0.3,
+}
+"""As docs/training.md has them, under "What trackers have wrong"."""
+
+
+@pytest.fixture(scope="module")
+def imperfect() -> list[Tracker]:
+    rng = np.random.default_rng(5)
+    drawn = (draw_tracker(rng) for _ in range(6000))
+    return [tracker for tracker in drawn if tracker != TRACKERS["perfect"]]
+
+
+@pytest.mark.parametrize("name", LARGEST)
+def test_drawn_errors_reach_what_is_documented(imperfect: list[Tracker], name: str) -> None:
+    found = np.array([attrgetter(name)(tracker) or 0.0 for tracker in imperfect])
+
+    # Headings that last are at most .072: the table rounds.
+    assert 0.85 * LARGEST[name] < found.max() <= 1.03 * LARGEST[name]
+    assert np.quantile(found, 0.02) < 0.05 * LARGEST[name]
+
+
+def test_drawn_trackers_are_as_often_of_a_sort_as_is_documented(imperfect: list[Tracker]) -> None:
+    shares = {
+        "rates reported": (0.3, [tracker.rate_lag_s is not None for tracker in imperfect]),
+        "speeds late": (0.5, [tracker.speed_lag_s > 0 for tracker in imperfect]),
+        "no filter": (0.1, [tracker.filter_s == 0 for tracker in imperfect]),
+        "moved on": (0.5, [tracker.coast_s > 0 for tracker in imperfect]),
+        "lasting alone": (1 / 3, [tracker.white == Errors() for tracker in imperfect]),
+    }
+    for name, (share, found) in shares.items():
+        assert np.mean(found) == pytest.approx(share, abs=0.03), name
+    lasts = [tracker.correlation_s for tracker in imperfect]
+    assert (min(lasts), max(lasts)) == pytest.approx((0.2, 2.0), abs=0.01)
 
 
 def windows_by(

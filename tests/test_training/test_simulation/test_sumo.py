@@ -275,6 +275,123 @@ def test_surprising_drivers_brake_at_once() -> None:
     assert hardest[1] > max(4.9, hardest[0])
 
 
+@pytest.fixture(scope="module")
+def coasted() -> list[tuple[SumoSimulation, np.ndarray]]:
+    """Worlds on straight freeways where all others have a lapse in store, and what came of each.
+
+    With it, poses [2, T + 1, others, 4]: of the same drivers without a lapse, and with it.
+    """
+    found = []
+    for seed in (0, 2, 3):
+        both = []
+        for share in (0.0, 1.0):
+            world = SumoSimulation(seed, "freeway", share)
+            poses = [world.poses[1:]]
+            for _ in range(130):
+                world.step(COAST)
+                poses.append(world.poses[1:])
+            both.append(poses)
+        found.append((world, np.array(both)))
+    return found
+
+
+def during(coasted: list[tuple[SumoSimulation, np.ndarray]], kind: str) -> list[np.ndarray]:
+    """Return the poses [2, steps, 4] of all who have a lapse of a kind, while it lasts."""
+    return [
+        poses[:, [k for k in range(poses.shape[1]) if user.lapse.is_on(k * DT_S)], i]
+        for world, poses in coasted
+        for i, user in enumerate(world.users)
+        if user.lapse is not None and user.lapse.kind == kind and world.present[1 + i]
+    ]
+
+
+@needs_sumo
+def test_the_distracted_keep_their_speed_whatever_is_ahead(
+    coasted: list[tuple[SumoSimulation, np.ndarray]],
+) -> None:
+    changes = np.array([np.ptp(x[..., 3], axis=1) for x in during(coasted, "distraction")])
+
+    assert len(changes) >= 10
+    assert changes[:, 1].max() < 0.01
+    # Who looks would have braked for the one ahead.
+    assert np.sort(changes[:, 0])[-3:].min() > 2.0
+
+
+@needs_sumo
+def test_who_swerves_moves_aside_whoever_is_there(
+    coasted: list[tuple[SumoSimulation, np.ndarray]],
+) -> None:
+    aside = np.array([x[:, -1, 1] - x[:, 0, 1] for x in during(coasted, "swerve")])
+
+    assert len(aside) >= 10
+    # Who looks does not, where somebody is beside him or nothing is won.
+    assert np.abs(aside[:, 1]).min() > 0.3
+    assert np.median(np.abs(aside[:, 0])) < 0.1
+
+
+@needs_sumo
+@pytest.mark.parametrize("seed", [0, 1, 4, 6])
+def test_a_dash_goes_across_the_way_of_the_ego(seed: int) -> None:
+    crossed = []
+    for share in (0.0, 0.2):  # pedestrians have five times as many lapses: all of them
+        sides = []
+        for world in drive(seed, "arterial", "careful", share, steps=80):
+            x, y, heading, _ = world.poses[0]
+            away = world.poses[1:, :2] - (x, y)
+            sides.append(away @ (-math.sin(heading), math.cos(heading)))
+        walkers = np.flatnonzero(world.kinds[1:] == KINDS.index("pedestrian"))
+        across = np.array(sides)[:, walkers]
+        ran = np.flatnonzero((across[0] * across[-1] < 0) & (np.abs(across[0]) < 9.0))
+        crossed.append(len(ran))
+
+    assert crossed[0] == 0
+    assert crossed[1] >= 1
+    for i in ran:
+        lapse = world.users[walkers[i]].lapse
+        assert lapse is not None
+        pace = np.median(np.abs(np.diff(across[:, i]))) / DT_S
+        assert pace == pytest.approx(lapse.strength, rel=0.05)
+
+
+@needs_sumo
+@pytest.mark.parametrize("network", NETWORKS)
+def test_who_is_in_a_fleet_is_on_its_roads(network: str) -> None:
+    seen: set[str] = set()
+    for seed in range(4):
+        world = SumoSimulation(seed, network, 0.0)
+        seen |= {KINDS[kind] for kind in world.kinds[1:][world.present[1:]]}
+
+    is_town = network in ("arterial", "town", "harbour")
+    assert ("pedestrian" in seen) == is_town
+    assert ("bicycle" in seen) == (network != "freeway")
+    assert "car" in seen
+    assert seen <= {*NETWORKS[network].fleet, "pedestrian"}
+
+
+@needs_sumo
+@pytest.mark.parametrize(
+    ("network", "seed"), [("arterial", 18), ("arterial", 25), ("town", 13), ("town", 17)]
+)
+def test_careful_drivers_stop_at_red_and_go_on_at_green(network: str, seed: int) -> None:
+    import libsumo
+
+    lights, enters = libsumo.trafficlight, {}
+    for colour in "rG":
+        worlds = drive(seed, network, "careful", share=0.0)
+        next(worlds)
+        for name in lights.getIDList():
+            lights.setRedYellowGreenState(name, colour * len(lights.getRedYellowGreenState(name)))
+        enters[colour] = False
+        for world in worlds:
+            enters[colour] |= world.ego.is_in_junction
+            if enters[colour]:
+                break
+        if colour == "r":
+            assert world.ego.speed < 0.5
+
+    assert enters == {"r": False, "G": True}
+
+
 @needs_sumo
 def test_the_state_of_an_older_simulation_is_not_stepped() -> None:
     older = SumoSimulation(1, "freeway", 0.0)

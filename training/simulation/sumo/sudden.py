@@ -20,9 +20,6 @@ _NO_CHECKS, _ALL_CHECKS = 0, 31
 _BLIND_CHANGE, _USUAL_CHANGE = 0, 1621
 """Lane change modes of SUMO: only those that are asked for, without looking; and its default."""
 
-_DASH_M = 6.0
-"""How far a pedestrian runs beyond the ego's line."""
-
 
 class Sudden:
     """Everybody's lapses in one episode, as they come.
