@@ -23,7 +23,7 @@ from training.simulation.simulator import CAUSES
 
 NO_MONITOR = "no monitor"
 MODEL, PHYSICS, VELOCITY = "model", "physics", "constant velocity"
-"""Names of judges: the model; bicycle + constant turn rate; bicycle + constant velocity."""
+"""Names of judges: the model; bicycle + constant rates; bicycle + constant velocity."""
 
 _DRAWS = 1000
 _DPI = 90

@@ -27,8 +27,10 @@ Floats = NDArray[np.floating[Any]]
 LONGEST_TTC_S = 10.0
 FAR_M = 100.0
 STRAIGHT_PHYSICS = "bicycle + constant velocity"
-FULL_PHYSICS = "bicycle + constant turn rate"
-"""The rival that uses all the model's features and the simulator's own equation of the ego."""
+FULL_PHYSICS = "bicycle + constant rates"
+"""The rival that uses all the model's features and the simulator's own equation of the ego.
+
+Neighbours keep their accelerations and turn rates, where the spec has them."""
 
 _CHUNK_WINDOWS = 8192
 _SLOWEST_MPS = 0.5

@@ -26,9 +26,10 @@ def closed_loop_table(results: Mapping[str, Any]) -> str:
             "cars at once, in SUMO one a process. brake: full brake in the lane unless holding the "
             "driver's action is "
             "safe. fallbacks: then the safest of 12 manoeuvres instead. shield: the driver's "
-            "action passes while some manoeuvre after it is safe. physics: a bicycle and constant "
-            "turn rates in the model's place, constant velocity: a bicycle and others that go "
-            "straight on, with the same states, their alarm thresholds at 1 % false alarms. The "
+            "action passes while some manoeuvre after it is safe. physics, in the model's place: a "
+            "bicycle and others that keep accelerations and turn rates, if the states have them, "
+            "constant velocity: a bicycle and others that go straight on. Both get the same "
+            "states, their alarm thresholds at 1 % false alarms. The "
             f"shields' thresholds ({thresholds}) are the strictest that override at most "
             f"{100 * tuning['limit']:g} % of the steps of {tuning['episodes']} other drives.\n",
             *(

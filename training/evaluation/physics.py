@@ -22,7 +22,8 @@ from training.evaluation.state_errors import Sums, compare_final_errors, positio
 Floats = NDArray[np.floating[Any]]
 
 CONSTANT_VELOCITY = "constant velocity"
-CONSTANT_RATES = "constant turn rate and acceleration"
+CONSTANT_RATES = "constant rates"
+"""Neighbours keep accelerations and turn rates, where the spec has them."""
 
 _CHUNK_WINDOWS = 8192
 

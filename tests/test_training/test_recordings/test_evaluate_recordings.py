@@ -1,4 +1,7 @@
-"""Recorded traffic in which nobody crashes, judged by models of either layout."""
+"""Recorded traffic in which nobody crashes, judged by models of either layout.
+
+Beside the bundled model they are made up, so that their verdicts are known.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,10 @@ import torch
 
 import models
 from models.checkpoint import Architecture, Calibration, Checkpoint, save_checkpoint
+from models.highway import highway_spec
 from models.network.ensemble import WorldModelEnsemble
 from models.road_users import road_users_spec
+from models.spec import Spec
 from tests.test_training.traffic import road, rows, write_csv, write_roads
 from training.dataset.sources import open_dataset
 from training.dataset.windows import Windows
@@ -26,23 +31,34 @@ PRETRAINED = Path(models.__file__).parent / "pretrained"
 HORIZON = 16
 
 
-def untrained(folder: Path) -> Path:
-    """Write a checkpoint of the layout with sizes, whose step is that of physics and a little."""
+def untrained(folder: Path, spec: Spec, hazard: float, uncertainty_limit: float) -> Path:
+    """Write a checkpoint whose step is that of physics and a little.
+
+    Args:
+        folder: Where to.
+        spec: Of its states.
+        hazard: Logit of the probability that it predicts for each step.
+        uncertainty_limit: Above it, nothing is `safe`.
+    """
     torch.manual_seed(0)
-    spec, architecture = road_users_spec(), Architecture((16, 32))
+    architecture = Architecture((16, 32))
     members = [architecture.build(spec) for _ in range(2)]
     for member in members:
         member.delta_scale.fill_(1e-3)
+        last = member.done_head[-1]
+        assert isinstance(last, torch.nn.Linear)
+        torch.nn.init.zeros_(last.weight)
+        torch.nn.init.constant_(last.bias, hazard)
     limits = Calibration(
         crash_threshold=0.3,
-        uncertainty_limit=1e6,
+        uncertainty_limit=uncertainty_limit,
         state_low=tuple(feature.low for feature in spec.state),
         state_high=tuple(feature.high for feature in spec.state),
         horizon=HORIZON,
         notes={"allow_unguaranteed": True},
     )
     ensemble = WorldModelEnsemble.from_members(members)
-    save_checkpoint(Checkpoint(ensemble, spec, architecture, limits, name="sizes"), folder)
+    save_checkpoint(Checkpoint(ensemble, spec, architecture, limits, name="made-up"), folder)
     return folder
 
 
@@ -64,38 +80,73 @@ def traffic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_csv(folder / "tracks.csv", given)
 
 
-@pytest.mark.parametrize("name", ["bundled", "with sizes"])
-def test_what_needs_no_crash_is_reported(
-    traffic: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
-    checkpoint = PRETRAINED if name == "bundled" else untrained(tmp_path / "checkpoint")
-    made, _ = import_tracks([traffic], tmp_path / "data", spec=str(checkpoint), progress=False)
+def judged(
+    checkpoint: Path, traffic: Path, folder: Path
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Return what is found of a checkpoint, and the shares of verdicts."""
+    made, _ = import_tracks([traffic], folder / "data", spec=str(checkpoint), progress=False)
     assert (made.episodes, made.endings.total()) == (6, 0)
+    found = evaluate(checkpoint, folder / "data", folder / "report", bootstrap=20)
+    verdicts = found["verdicts"]["all"]
+    return found, {name: verdicts[name]["share"] for name in ("safe", "unsafe", "unknown")}
 
-    found = evaluate(checkpoint, tmp_path / "data", tmp_path / "report", bootstrap=20)
+
+def test_what_needs_no_crash_is_reported(
+    traffic: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, shares = judged(PRETRAINED, traffic, tmp_path)
 
     assert "0 of which terminate: episodes that end are needed, too" in found["lacking"]
     assert found["judged_episodes"] == 6
     assert found["windows"] == 6 * 33  # a window every two steps, of 80
-    shares = {x: found["verdicts"]["all"][x]["share"] for x in ("safe", "unsafe", "unknown")}
     assert sum(shares.values()) == pytest.approx(1)
-    for rate in ("careful_alarms", "unknowns"):
-        assert found["verdicts"][rate]["minutes"] == pytest.approx(6 * 33 * 0.1 / 60, rel=0.01)
-        assert found["verdicts"][rate]["per_minute"] >= 0
     assert {*found["neighbours"]} == {"model", CONSTANT_VELOCITY, CONSTANT_RATES}
     errors = {method: x["mean"] for method, x in found["neighbours"].items()}
     assert (
         0 < errors[CONSTANT_VELOCITY] < errors[CONSTANT_RATES] < 1.5
     )  # nobody turns, all is noise
-    for error in ("neighbour_m", "all_sd"):
-        assert -1 <= found["uncertainty"]["end"][error]["spearman"] <= 1
-    said = capsys.readouterr().err
-    assert ("nobody knows" in said) == (name == "with sizes")  # that checkpoint does not say
+    assert "nobody knows" not in capsys.readouterr().err
     text = (tmp_path / "report" / "report.md").read_text()
-    for part in ("constant turn rate and acceleration", "False alarms in 0.3 minutes", "Spearman"):
+    for part in ("constant rates", "False alarms in 0.3 minutes", "Spearman"):
         assert part in text
     for part in ("constant velocity", "Spearman", "`unknown`, counted likewise"):
         assert part in summary_text(found)
+
+
+@pytest.mark.parametrize(
+    ("spec", "verdict", "hazard", "uncertainty_limit"),
+    [
+        pytest.param(highway_spec(), "unsafe", 2.0, 1e6, id="unsafe"),
+        pytest.param(road_users_spec(), "unknown", -12.0, 1e-9, id="unknown"),
+    ],
+)
+def test_verdicts_and_uncertainty_are_counted_as_the_model_gives_them(
+    traffic: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    spec: Spec,
+    verdict: str,
+    hazard: float,
+    uncertainty_limit: float,
+) -> None:
+    checkpoint = untrained(tmp_path / "checkpoint", spec, hazard, uncertainty_limit)
+    found, shares = judged(checkpoint, traffic, tmp_path)
+
+    assert shares == {name: float(name == verdict) for name in shares}
+    for rate, counted in (("careful_alarms", "unsafe"), ("unknowns", "unknown")):
+        # From its begin to its end, each episode is one alarm.
+        alarms = 6 if counted == verdict else 0
+        minutes = 6 * 33 * 0.1 / 60
+        assert found["verdicts"][rate]["alarms"] == alarms
+        assert found["verdicts"][rate]["minutes"] == pytest.approx(minutes, rel=0.01)
+        assert found["verdicts"][rate]["per_minute"] == pytest.approx(alarms / minutes, rel=0.01)
+    # Both grow from step to step.
+    steps, end = (found["uncertainty"][when] for when in ("steps", "end"))
+    assert min(steps[error]["spearman"] for error in ("neighbour_m", "all_sd")) > 0.5
+    # Fifths of all windows: their errors are, on average, those of all.
+    fifths = end["neighbour_m"]["error_by_fifth"]
+    assert np.mean(fifths) == pytest.approx(found["neighbours"]["model"]["mean"], rel=0.02)
+    assert "nobody knows" in capsys.readouterr().err  # that checkpoint does not say
 
 
 def test_windows_start_in_what_was_known_and_are_judged_by_the_truth(
