@@ -18,7 +18,7 @@ BENCH ?=
 DATA ?= data/train
 RUN ?= runs/train
 OUT ?= runs/checkpoint
-TRANSITIONS ?= 1500000
+TRANSITIONS ?= 850000
 SEED ?= 2
 # Time for mutation testing, and which groups of modules; all of them by default.
 MINUTES ?= 20
@@ -52,7 +52,7 @@ test: $(VENV)/.all
 
 train: $(VENV)/.all
 	@echo "==> Collecting $(TRANSITIONS) transitions into $(DATA)"
-	@$(BIN)/world-model collect $(DATA) --transitions $(TRANSITIONS) --seed $(SEED)
+	@$(BIN)/world-model collect $(DATA) --source all --transitions $(TRANSITIONS) --seed $(SEED)
 	@echo "==> Training into $(OUT)"
 	@$(BIN)/world-model train $(DATA) --run $(RUN) --out $(OUT)
 	@echo "==> Evaluating $(OUT)"

@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 
 from benchmarks.machine import describe_machine
-from models.highway import highway_spec
+from models.road_users import road_users_spec
 from service.errors import InvalidRequestError
 from service.http.contract import Contract, Kind
 from service.http.reading.bodies import BodyParser
@@ -30,7 +30,7 @@ def main(mebibytes: int, repeats: int) -> None:
     size = mebibytes * 2**20
     print(f"{describe_machine()}; {mebibytes} MiB, least of {repeats}\n")
     print("| body | answer | slices | longest, ms | total, ms |\n|---|---|---|---|---|")
-    parser = BodyParser(Contract(highway_spec(), max_horizon=_STEPS, max_rows=10**6))
+    parser = BodyParser(Contract(road_users_spec(), max_horizon=_STEPS, max_rows=10**6))
     for name, (kind, body) in (_good(size) | _bad(size)).items():
         runs = [_sliced(parser, kind, body) for _ in range(repeats)]
         times_s = [min(same) for same in zip(*(times for _, times in runs), strict=True)]

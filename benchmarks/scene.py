@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import describe_machine
-from models.highway import highway_spec
+from models.road_users import road_users_spec
 from world_model_client.scene import Ego, Road, RoadUser, StateBuilder
 
 STEP_S = 0.05
@@ -25,7 +25,7 @@ ROAD_USERS = 30
 
 def describe_model() -> dict[str, Any]:
     """Return what `GET /model` says of the bundled model's state."""
-    spec = highway_spec()
+    spec = road_users_spec()
     features = {"state": [asdict(feature) for feature in spec.state]}
     return {"features": features, "frame": spec.frame, "dt_s": spec.dt_s}
 

@@ -5,10 +5,10 @@
         await watch(client, read, act, horizon=horizon, spec=spec)
 
 `safe` means that no crash is expected within the horizon of 0.8 s. It does not mean that a crash
-can still be avoided: at 22 m/s, 18 m behind a car that goes 6 m/s, going on and braking fully are
-both `safe`, and neither ends well. So the plan passes only if it is `safe` *and* full braking still
-stops the car in time. Everything else counts as unsafe: `unsafe`, `unknown`, an answer that cannot
-be read, and no answer.
+can still be avoided: at 22 m/s, 18 m behind a car that goes 6 m/s (both of 4.8 m), going on and
+braking fully are both `safe`, and neither ends well. So the plan passes only if it is `safe` *and*
+full braking still stops the car in time. Everything else counts as unsafe: `unsafe`, `unknown`, an
+answer that cannot be read, and no answer.
 
 One `/safety-check` a period judges the plan and the fallbacks. Decisions are pure functions of the
 state and the answer (`decide`); only `ask` and `watch` wait. If this program ends, nobody watches:

@@ -1,4 +1,4 @@
-"""The spec of the bundled model, and its constants: sizes of cars, the sensor's range, the step."""
+"""The spec of models that take everybody for a car of one size, and constants of all layouts."""
 
 from __future__ import annotations
 
@@ -111,12 +111,13 @@ NEIGHBOUR_PARTS: dict[str, tuple[str, float, float, str]] = {
 
 
 def highway_spec() -> Spec:
-    """Return the spec of the bundled model: a car among its four nearest neighbours.
+    """Return the spec of a car among its four nearest neighbours, all of one size.
 
-    The state has 6 ego features and 4 x 7 neighbour features. Positions and headings of
-    neighbours are in the ego frame of the same instant: x forward, y to the right of travel (the
-    simulator's y axis points down). Absent neighbours are all zeros. A relative heading may leave
-    [-pi, pi) within a predicted sequence: it does not jump.
+    It is for imported weights and older checkpoints: the bundled model has that of
+    `models.road_users`. The state has 6 ego features and 4 x 7 neighbour features. Positions and
+    headings of neighbours are in the ego frame of the same instant: x forward, y to the right of
+    travel (the simulator's y axis points down). Absent neighbours are all zeros. A relative heading
+    may leave [-pi, pi) within a predicted sequence: it does not jump.
     """
     names = [f"neighbour_{i}" for i in range(1, NEIGHBOUR_COUNT + 1)]
     neighbours = [

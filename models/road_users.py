@@ -1,4 +1,4 @@
-"""The spec of models that know how big road users are, and the table of their kinds."""
+"""The spec of the bundled model, which knows how big everybody is, and the table of their kinds."""
 
 from __future__ import annotations
 
@@ -61,8 +61,9 @@ _NAMES = tuple(f"neighbour_{i}" for i in range(1, NEIGHBOUR_COUNT + 1))
 def road_users_spec(extras: Sequence[str] = EXTRAS) -> Spec:
     """Return the spec of an ego among its four nearest road users, all of known sizes.
 
-    The state has 8 ego features, 4 x 6 neighbour features, and the extras. Frames and signs are
-    those of `models.highway`; a slot is empty where its length is 0.
+    With the usual extras it is that of the bundled model. The state has 8 ego features, 4 x 6
+    neighbour features, and the extras. Frames and signs are those of `models.highway`; a slot is
+    empty where its length is 0.
 
     Args:
         extras: Names of further features, in order: `neighbour_1_acceleration`,
@@ -197,6 +198,16 @@ _CONVENTIONS = (
     CONVENTIONS["pedals"],
     CONVENTIONS["reward"],
     CONVENTIONS["done"],
+    convention(
+        "limits",
+        """
+        What no state can hold, no verdict knows: a fifth road user, and whoever the tracker does
+        not see; intentions, indicators and brake lights; the past, turn rates of others, and
+        accelerations of the third and fourth; signals, signs and right of way; the road farther
+        than its curvature 0.4 s ahead; that long vehicles bend; grip, weather, slope and load; how
+        good the tracks are.
+        """,
+    ),
 )
 
 

@@ -4,7 +4,7 @@ In: what the command line asks for, and folders of recorded episodes. Out: folde
 checkpoint, a report. Each room builds on those before it, and all of them on `models`:
 
 - `running`: stopping, locks and progress of long commands, whole files;
-- `simulation`: cars on highway-env's roads, episode by episode;
+- `simulation`: road users in highway-env and in SUMO, episode by episode;
 - `dataset`: episodes on disk, and training windows made of them;
 - `fitting`: windows to weights, calibration and a checkpoint;
 - `evaluation`: a checkpoint against baselines on episodes that were held out;

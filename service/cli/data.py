@@ -32,13 +32,13 @@ from service.cli.running import (
     type=SEED,
     default=2,
     show_default=True,
-    help="Decides every episode. The bundled model was trained on those of seed 1.",
+    help="Decides every episode. The bundled model was trained on those of seed 1, of all sources.",
 )
 @click.option(
     "--fleet",
     type=click.Choice(["cars", "mixed"]),
     help="Who is on the road: only cars of 5 x 2 m, or all kinds of road users with sizes of their "
-    "own, on highways of 2 to 8 lanes.  [default: what the bundled model knows]",
+    "own, on highways of 2 to 8 lanes.  [default: cars; mixed, if SUMO is among the sources]",
 )
 @click.option(
     "--source",

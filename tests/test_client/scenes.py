@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.highway import highway_spec
+from models.spec import Spec
 from training.simulation.roads import road_network
 from world_model_client.scene import Ego, Road, RoadUser
 
@@ -25,9 +26,13 @@ EGO_NAMES = (
 SIZED_PARTS = ("length", "width", "dx", "dy", "heading", "speed")
 
 
-def bundled(**more: Any) -> dict[str, Any]:
-    """Return what `GET /model` says of the bundled model's state."""
-    spec = highway_spec()
+def cars_document(**more: Any) -> dict[str, Any]:
+    """Return what `GET /model` says of a state of the layout `highway`: cars without sizes."""
+    return document_of(highway_spec(), **more)
+
+
+def document_of(spec: Spec, **more: Any) -> dict[str, Any]:
+    """Return what `GET /model` says of the state of a spec."""
     features = {"state": [asdict(feature) for feature in spec.state]}
     return {"features": features, "frame": spec.frame, "dt_s": spec.dt_s, **more}
 
@@ -75,10 +80,10 @@ def ego_with(**more: Any) -> Ego:
     return replace(EGO, **more)
 
 
-def highway_lines() -> tuple[list[Floats], Floats, Floats]:
+def highway_lines(lanes: int = 4) -> tuple[list[Floats], Floats, Floats]:
     """Return the simulator's highway: centre lines, left edge, right edge; y is to the right."""
-    lanes = [straight(4.0 * i, 0.0, 10_000.0) for i in range(4)]
-    return lanes, straight(-2.0, 0.0, 10_000.0), straight(14.0, 0.0, 10_000.0)
+    centres = [straight(4.0 * i, 0.0, 10_000.0) for i in range(lanes)]
+    return centres, straight(-2.0, 0.0, 10_000.0), straight(4.0 * lanes - 2.0, 0.0, 10_000.0)
 
 
 def racetrack_lines(step_m: float) -> tuple[list[Floats], Floats, Floats]:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.highway import highway_spec
-from tests.test_client.scenes import Floats, bundled, document, sized_names
+from tests.test_client.scenes import Floats, cars_document, document, sized_names
 from training.simulation.bicycle import bicycle_step, steering_limit
 from world_model_client import InvalidInputError
 from world_model_client.scene import (
@@ -144,7 +144,7 @@ def test_a_car_that_stands_has_straight_wheels() -> None:
 def test_a_builder_has_the_bicycle_of_its_model() -> None:
     truck = Ego(0, 0, 0, 10, 12.0, 2.5, "truck")
 
-    assert StateBuilder(bundled()).bicycle(truck) == Bicycle(5.0)
+    assert StateBuilder(cars_document()).bicycle(truck) == Bicycle(5.0)
     sized = StateBuilder(document(sized_names()), FORWARD_RIGHT_DOWN)
     assert sized.bicycle(truck) == Bicycle(12.0, FORWARD_RIGHT_DOWN)
 

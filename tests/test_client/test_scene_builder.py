@@ -18,8 +18,9 @@ from tests.test_client.scenes import (
     EGO,
     Floats,
     at,
-    bundled,
+    cars_document,
     document,
+    document_of,
     ego_with,
     highway_lines,
     motorway,
@@ -29,6 +30,7 @@ from tests.test_client.scenes import (
     straight,
 )
 from training.simulation.behaviours import BEHAVIOURS, make_behaviour
+from training.simulation.fleets import FLEETS, spec_of
 from training.simulation.simulator import Simulation
 from world_model_client import InvalidInputError
 from world_model_client.scene import (
@@ -49,48 +51,51 @@ from world_model_client.scene import (
 )
 
 ROAD = motorway()
-BUNDLED = [feature.name for feature in highway_spec().state]
+CARS = [feature.name for feature in highway_spec().state]
 SIZED = sized_names()
+RACETRACK = racetrack_lines(0.02)
 
 
 def state_of(
     users: list[RoadUser], ego: Ego = EGO, names: list[str] | None = None, **options: Any
 ) -> tuple[dict[str, float], Built]:
     """Return the features by name, and all that was built."""
-    model = bundled() if names is None else document(names)
+    model = cars_document() if names is None else document(names)
     built = StateBuilder(model, **options).update(0.0, ego, users, ROAD)
-    return named(names or BUNDLED, built.state), built
+    return named(names or CARS, built.state), built
+
+
+def lines_of(world: Simulation) -> tuple[list[Floats], Floats, Floats]:
+    if world.environment == "racetrack":
+        return RACETRACK
+    return highway_lines(len(world.road.network.graph["0"]["1"]))
 
 
 @pytest.mark.parametrize("mirrors", [False, True], ids=["down", "iso8855"])
+@pytest.mark.parametrize("fleet", FLEETS)
 @pytest.mark.parametrize(
-    ("environment", "seed", "lines"),
-    [
-        ("highway", 3, highway_lines()),
-        ("highway", 8, highway_lines()),
-        ("racetrack", 1, racetrack_lines(0.02)),
-        ("racetrack", 5, racetrack_lines(0.02)),
-    ],
+    ("environment", "seed"), [("highway", 3), ("highway", 8), ("racetrack", 1), ("racetrack", 5)]
 )
 def test_states_are_those_of_the_simulator(
-    environment: str, seed: int, lines: Any, mirrors: bool
+    environment: str, seed: int, fleet: str, mirrors: bool
 ) -> None:
+    """With and without sizes, whatever the signs of what is given."""
+    world = Simulation(seed, environment, fleet=fleet)
     sign = -1.0 if mirrors else 1.0
-    lanes, left, right = lines
+    lanes, left, right = lines_of(world)
     turned = np.array([1.0, sign])
     road = Road([lane * turned for lane in lanes], left * turned, right * turned)
     frame = ISO8855 if mirrors else FORWARD_RIGHT_DOWN
-    builder = StateBuilder(bundled(), frame, filter_s=0, coast_s=0, range_m=100)
-    world = Simulation(seed, environment)
+    spec = spec_of(fleet)
+    builder = StateBuilder(document_of(spec), frame, filter_s=0, coast_s=0, range_m=100)
     driver = make_behaviour(BEHAVIOURS[0], world.rng.spawn(1)[0], world.pace)
 
     for k in range(60):
-        poses: list[Any] = (world.poses * [1, sign, sign, 1]).tolist()
-        ego, others = poses[0], poses[1:]
-        users = [RoadUser(i, *[*pose, 5.0, 2.0]) for i, pose in enumerate(others)]
-        built = builder.update(k * 0.05, Ego(*[*ego, 5.0, 2.0]), users, road)
+        rows = np.hstack([world.poses * [1, sign, sign, 1], world.sizes]).tolist()
+        users = [RoadUser(i, *row) for i, row in enumerate(rows[1:])]
+        built = builder.update(k * 0.05, Ego(*rows[0]), users, road)
 
-        np.testing.assert_allclose(built.state, world.state(), atol=1e-5)
+        np.testing.assert_allclose(built.state, world.state(spec), atol=1e-5)
         assert built.notes == ()
         world.step(driver.action(world.ego))
         if world.cause:
@@ -280,18 +285,18 @@ def test_headings_are_wrapped(turns: int) -> None:
 def test_edges_saturate_where_the_model_says_or_at_16_m() -> None:
     wide = Road([straight(4.0 * i) for i in range(8)], straight(30.0), straight(-2.0))
     declared = {"saturations": [{"feature": "left_edge", "low": None, "high": 12.0, "reason": ""}]}
-    trained = bundled()
+    trained = cars_document()
     for feature in trained["features"]["state"]:
         feature["trained_high"] = {"right_edge": 14.0}.get(feature["name"], 50.0)
 
     for model, left, right in (
-        (bundled(), 16, 16),
-        (bundled(**declared), 12, 16),
+        (cars_document(), 16, 16),
+        (cars_document(**declared), 12, 16),
         (trained, 16, 14),
     ):
         for y in (0.0, 28.0):
             built = StateBuilder(model).update(0.0, ego_with(y=y), [], wide)
-            found = named(BUNDLED, built.state)
+            found = named(CARS, built.state)
             assert (found["left_edge"], found["right_edge"]) == (
                 min(30 - y, left),
                 min(y + 2, right),
@@ -300,16 +305,18 @@ def test_edges_saturate_where_the_model_says_or_at_16_m() -> None:
 
 
 def test_an_unknown_edge_is_sent_as_far_away_and_noted() -> None:
-    built = StateBuilder(bundled()).update(0.0, EGO, [], Road([straight(0)], None, straight(-2)))
+    built = StateBuilder(cars_document()).update(
+        0.0, EGO, [], Road([straight(0)], None, straight(-2))
+    )
 
-    assert named(BUNDLED, built.state)["left_edge"] == 16
+    assert named(CARS, built.state)["left_edge"] == 16
     assert [(note.about, note.text[:24]) for note in built.notes] == [
         ("left_edge", "not given: sent as 16 m,")
     ]
 
 
 def test_rates_that_no_vehicle_has_are_sent_as_the_model_knows_them() -> None:
-    model = bundled()
+    model = cars_document()
     for feature in model["features"]["state"]:
         if feature["name"].endswith("acceleration"):
             feature |= {"trained_low": -8.5, "trained_high": 4.5}
@@ -317,7 +324,7 @@ def test_rates_that_no_vehicle_has_are_sent_as_the_model_knows_them() -> None:
 
     built = StateBuilder(model).update(0.0, EGO, [user], ROAD)
 
-    state = named(BUNDLED, built.state)
+    state = named(CARS, built.state)
     assert (state["neighbour_1_acceleration"], state["neighbour_1_yaw_rate"]) == (4.5, -4.0)
     assert [note.text for note in built.notes] == [
         "its acceleration is beyond what the model knows: sent as 4.5",
@@ -391,10 +398,10 @@ def test_only_the_ego_is_moved_for_where_its_size_alone_is_missing() -> None:
     assert (state["neighbour_1_dx"], state["neighbour_1_length"]) == (30.5, 18)
 
 
-@pytest.mark.parametrize("names", [BUNDLED, SIZED], ids=["bundled", "sized"])
+@pytest.mark.parametrize("names", [CARS, SIZED], ids=["cars", "sized"])
 def test_many_moments_at_once_are_the_same_states(names: list[str]) -> None:
     rng = np.random.default_rng(2)
-    model = bundled() if names is BUNDLED else document(names)
+    model = cars_document() if names is CARS else document(names)
     times = np.arange(30) * 0.05
     ego = np.stack([20 * times, rng.normal(2, 0.1, 30), rng.normal(0, 0.02, 30)], axis=1)
     ego = np.concatenate([ego, np.tile([20.0, 4.6, 1.9], (30, 1))], axis=1)
@@ -421,7 +428,7 @@ def test_many_moments_at_once_are_the_same_states(names: list[str]) -> None:
 
 
 def test_no_moments_and_nobody_are_fine() -> None:
-    layout = Layout.from_model(bundled())
+    layout = Layout.from_model(cars_document())
     ego = np.zeros((0, 6))
     made = assemble(
         layout, ISO8855, ego, ROAD.locate(ego), np.zeros((0, 0, 8)), np.zeros((0, 0), bool)
@@ -481,7 +488,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_right_is_refused_by_name_and_nothing_is_kept(case: str) -> None:
     given, message = REFUSED[case]
-    builder = StateBuilder(bundled())
+    builder = StateBuilder(cars_document())
     with pytest.raises(InvalidInputError, match=message) as caught:
         update(builder, **given)
     assert len(str(caught.value)) < 300
@@ -490,7 +497,7 @@ def test_what_cannot_be_right_is_refused_by_name_and_nothing_is_kept(case: str) 
 
 
 def test_time_that_goes_back_is_refused_until_a_reset() -> None:
-    builder = StateBuilder(bundled())
+    builder = StateBuilder(cars_document())
     update(builder, time_s=5.0)
     for time_s in (5.0, 4.9):
         message = rf"^time_s is {time_s}, and that of the update before was 5.0 \(allowed: later t"
@@ -501,7 +508,7 @@ def test_time_that_goes_back_is_refused_until_a_reset() -> None:
     builder.reset()
 
     built = update(builder, time_s=0.0, objects=[at(1, 30, 0, 25.0)])
-    assert named(BUNDLED, built.state)["neighbour_1_acceleration"] == 0
+    assert named(CARS, built.state)["neighbour_1_acceleration"] == 0
 
 
 def test_real_numbers_of_any_type_are_taken() -> None:
@@ -532,7 +539,7 @@ LAYOUTS: dict[str, tuple[Callable[[], Any], str]] = {
     "text": (lambda: "model", "^the model's document is 'model', without names"),
     "empty": (lambda: document([]), "without names in features.state"),
     "frame": (
-        lambda: {**bundled(), "frame": None},
+        lambda: {**cars_document(), "frame": None},
         "^frame of the model is None .allowed: iso8855 or forward-right-down",
     ),
     "no dx": (changed(neighbour_2_dx=None), "^the model's neighbour_2 lacks dx"),
@@ -580,23 +587,23 @@ def test_states_that_the_builder_cannot_fill_are_refused_by_name(case: str) -> N
 )
 def test_options_that_are_none_are_refused_by_name(option: str, value: Any) -> None:
     with pytest.raises(InvalidInputError, match=rf"^{option} is .* \(allowed: "):
-        StateBuilder(bundled(), **{option: value})
+        StateBuilder(cars_document(), **{option: value})
 
 
 def test_the_horizon_is_that_of_the_model() -> None:
     thresholds = {"evaluated_horizon": 40}
 
-    assert Layout.from_model(bundled()).horizon_s == 0.8
-    assert Layout.from_model(bundled(thresholds=thresholds)).horizon_s == pytest.approx(2.0)
+    assert Layout.from_model(cars_document()).horizon_s == 0.8
+    assert Layout.from_model(cars_document(thresholds=thresholds)).horizon_s == pytest.approx(2.0)
 
 
 def test_a_model_in_iso_8855_is_sent_no_other_signs() -> None:
-    model = {**bundled(), "frame": ISO8855}
+    model = {**cars_document(), "frame": ISO8855}
     built = StateBuilder(model).update(
         0.0, ego_with(y=0.5), [at(1, 30, 4, heading=0.1, yaw_rate=0.2)], ROAD
     )
 
-    state = named(BUNDLED, built.state)
+    state = named(CARS, built.state)
     found = [
         state[name]
         for name in ("lane_offset", "neighbour_1_dy", "neighbour_1_heading", "neighbour_1_yaw_rate")
@@ -615,11 +622,11 @@ WILD = st.floats(allow_nan=True, allow_infinity=True)
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.tuples(*[WILD] * 6), max_size=6), st.sampled_from([BUNDLED, SIZED]))
+@given(st.lists(st.tuples(*[WILD] * 6), max_size=6), st.sampled_from([CARS, SIZED]))
 def test_whatever_trackers_report_no_state_holds_what_is_no_number(
     rows: list[Any], names: list[str]
 ) -> None:
-    model = bundled() if names is BUNDLED else document(names)
+    model = cars_document() if names is CARS else document(names)
     builder = StateBuilder(model)
     for k in range(3):
         users = [RoadUser(i, *row) for i, row in enumerate(rows)]
@@ -639,7 +646,12 @@ def test_the_users_rows_are_not_changed() -> None:
     before = rows.copy()
     ego = np.array([[0.0, 0, 0, 20, 5, 2]])
     assemble(
-        Layout.from_model(bundled()), ISO8855, ego, ROAD.locate(ego), rows, np.ones((1, 2), bool)
+        Layout.from_model(cars_document()),
+        ISO8855,
+        ego,
+        ROAD.locate(ego),
+        rows,
+        np.ones((1, 2), bool),
     )
 
     np.testing.assert_array_equal(rows, before)

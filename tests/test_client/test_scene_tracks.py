@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.test_client.scenes import EGO, Floats, at, bundled, motorway, named
+from tests.test_client.scenes import EGO, Floats, at, cars_document, motorway, named
 from world_model_client.scene import RoadUser, StateBuilder, filtered, moved_on
 from world_model_client.scene.tracks import MEMORY_S, slopes
 
 ROAD = motorway()
-NAMES = [feature["name"] for feature in bundled()["features"]["state"]]
+NAMES = [feature["name"] for feature in cars_document()["features"]["state"]]
 RNG = np.random.default_rng(5)
 
 TIMES = {
@@ -28,7 +28,7 @@ TIMES = {
 
 def rates(times: Floats, users: list[list[RoadUser]], **options: Any) -> Floats:
     """Return acceleration and turn rate of the first slot at each time, [T, 2]."""
-    builder, found = StateBuilder(bundled(), **options), []
+    builder, found = StateBuilder(cars_document(), **options), []
     for time_s, now in zip(times.tolist(), users, strict=True):
         state = named(NAMES, builder.update(time_s, EGO, now, ROAD).state)
         # The model's frame turns the other way.
@@ -94,7 +94,7 @@ def test_an_id_that_comes_back_late_is_a_new_track(away_s: float, is_new: bool) 
     times = np.array([0.0, 0.05, 0.1 + away_s - 0.05, 0.1 + away_s])
     users = [[at(1, 30, 0, 10.0)], [at(1, 30, 0, 10.1)], [at(2, -30, 0)], [at(1, 35, 0, 11.0)]]
 
-    builder = StateBuilder(bundled(), coast_s=0)
+    builder = StateBuilder(cars_document(), coast_s=0)
     for time_s, now in zip(times.tolist(), users, strict=True):
         built = builder.update(time_s, EGO, now, ROAD)
 
@@ -126,7 +126,7 @@ def posed(pose: Any) -> RoadUser:
 
 def live(times: Floats, poses: Floats, present: Any = None, **options: Any) -> Floats:
     """Return x, y, heading, speed [T, 4] of one road user as sent; NaN where it is absent."""
-    builder, found = StateBuilder(bundled(), coast_s=0, range_m=1000, **options), []
+    builder, found = StateBuilder(cars_document(), coast_s=0, range_m=1000, **options), []
     is_there = np.ones(len(times), bool) if present is None else present
     for time_s, pose, there in zip(times.tolist(), poses.tolist(), is_there, strict=True):
         users = [posed(pose)] if there else []
@@ -292,7 +292,7 @@ def test_recorded_tracks_are_filtered_as_they_would_have_been_live() -> None:
 
 
 def test_who_is_lost_is_moved_on_for_half_a_second() -> None:
-    builder = StateBuilder(bundled())
+    builder = StateBuilder(cars_document())
     times = (np.arange(30) / 20).tolist()
     for time_s in times[:20]:
         user = at("lost", 30 + 10 * time_s - time_s**2, 4, 10 - 2 * time_s)
@@ -313,14 +313,14 @@ def test_who_is_lost_is_moved_on_for_half_a_second() -> None:
 
 
 def test_who_is_lost_is_gone_at_once_if_asked() -> None:
-    builder = StateBuilder(bundled(), coast_s=0)
+    builder = StateBuilder(cars_document(), coast_s=0)
     builder.update(0.0, EGO, [at(1, 30, 0)], ROAD)
 
     assert builder.update(0.05, EGO, [], ROAD).slots == (None,) * 4
 
 
 def test_a_track_that_got_another_id_is_not_there_twice() -> None:
-    builder = StateBuilder(bundled())
+    builder = StateBuilder(cars_document())
     builder.update(0.0, EGO, [at("old", 30, 0), at("other", 60, 0)], ROAD)
 
     built = builder.update(0.05, EGO, [at("new", 31.2, 0.1), at("other", 61, 0)], ROAD)
@@ -333,7 +333,7 @@ def test_a_track_that_got_another_id_is_not_there_twice() -> None:
 
 
 def test_who_is_reported_without_a_place_is_moved_on_if_it_was_seen() -> None:
-    builder = StateBuilder(bundled())
+    builder = StateBuilder(cars_document())
     builder.update(0.0, EGO, [at(1, 30, 0, 20.0)], ROAD)
 
     built = builder.update(0.05, EGO, [at(1, np.nan, 0, 20.0)], ROAD)
@@ -344,7 +344,7 @@ def test_who_is_reported_without_a_place_is_moved_on_if_it_was_seen() -> None:
 
 
 def test_any_number_of_tracks_come_and_go() -> None:
-    builder = StateBuilder(bundled())
+    builder = StateBuilder(cars_document())
     for k in range(60):
         users = [at(100 * k + i, 4.0 * i - 90, 4, 20.0) for i in range(45)]
         builder.update(k * 0.05, EGO, users, ROAD)

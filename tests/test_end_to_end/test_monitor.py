@@ -41,12 +41,14 @@ from examples.monitor import (
     watch,
 )
 from models.highway import highway_spec
+from models.road_users import road_users_spec
 from tests.test_end_to_end.conftest import Server, Start
 from training.closed_loop import drives
 from training.simulation.simulator import Simulation
 from world_model_client import AsyncClient
 
 SPEC = highway_spec()
+BUNDLED = road_users_spec()
 HORIZON = 16
 PATIENCE_S = 30.0
 """For answers that come: a busy machine may take its time."""
@@ -67,6 +69,17 @@ def state_of(speed: float = 22.0, *neighbours: dict[str, float], **ego: float) -
 
 def car(dx: float, dy: float = 0.0, speed: float = 6.0, **features: float) -> dict[str, float]:
     return {"presence": 1.0, "dx": dx, "dy": dy, "speed": speed, **features}
+
+
+def with_sizes(state: Floats) -> Floats:
+    """The same scene as the bundled model reads it, of cars of 4.8 x 1.9 m."""
+    features = dict(zip((x.name for x in SPEC.state), state, strict=True))
+    features |= {"length": 4.8, "width": 1.9}
+    for slot in range(1, 5):
+        is_there = features[f"neighbour_{slot}_presence"]
+        features[f"neighbour_{slot}_length"] = is_there * 4.8
+        features[f"neighbour_{slot}_width"] = is_there * 1.9
+    return np.array([features[x.name] for x in BUNDLED.state])
 
 
 def plan_of(action: list[float], horizon: int = HORIZON) -> Floats:
@@ -580,8 +593,8 @@ def server(start: Start) -> Server:
 
 async def judge(server: Server, state: Floats, plan: Floats) -> list[Judgement]:
     async with AsyncClient(server.url) as client:
-        assert await served(client) == (SPEC, HORIZON)
-        answer = await ask(client, state, plan, PATIENCE_S)
+        assert await served(client) == (BUNDLED, HORIZON)
+        answer = await ask(client, state, plan, PATIENCE_S, BUNDLED)
     assert answer is not None
     return answer
 
@@ -589,21 +602,25 @@ async def judge(server: Server, state: Floats, plan: Floats) -> list[Judgement]:
 async def test_the_service_calls_safe_what_cannot_be_avoided_and_the_monitor_does_not(
     server: Server,
 ) -> None:
-    answer = await judge(server, TOO_LATE, GOING_ON)
+    state = with_sizes(TOO_LATE)
+
+    answer = await judge(server, state, GOING_ON)
 
     verdicts = {name: x.verdict for name, x in zip(CANDIDATES, answer, strict=True)}
     assert verdicts[PLAN] == verdicts[BRAKE] == verdicts["half brake, keep lane"] == "safe"
     # The figures of docs/monitoring.md.
-    assert [answer[0].risk, answer[1].risk] == pytest.approx([0.0072, 0.0003], abs=2e-4)
-    decision = decide(TOO_LATE, GOING_ON, answer)
+    assert [answer[0].risk, answer[1].risk] == pytest.approx([0.0147, 0.0053], abs=2e-4)
+    decision = decide(state, GOING_ON, answer, spec=BUNDLED)
     assert decision.is_alarm
     assert decision.name.startswith("full brake")
 
 
 async def test_the_service_and_the_monitor_let_a_free_road_pass(server: Server) -> None:
-    state = state_of(22.0, car(60.0, speed=22.0))
+    state = with_sizes(state_of(22.0, car(60.0, speed=22.0)))
 
-    assert not decide(state, GOING_ON, await judge(server, state, GOING_ON)).is_alarm
+    answer = await judge(server, state, GOING_ON)
+
+    assert not decide(state, GOING_ON, answer, spec=BUNDLED).is_alarm
 
 
 def test_the_monitor_needs_neither_torch_nor_the_simulator() -> None:

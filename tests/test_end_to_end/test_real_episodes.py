@@ -72,8 +72,8 @@ def test_the_engine_says_what_the_ensemble_says(engine: Engine, checkpoint: Chec
 def test_what_is_left_in_an_empty_slot_changes_no_answer(client: httpx.Client, path: str) -> None:
     document = episode(EPISODES[0])
     empty = list(document["states"][0])
-    empty[27:] = [0.0] * 7  # the fourth neighbour
-    left = [*empty[:28], 5.0, 0.5, 0.1, 20.0, -3.0, 0.2]
+    empty[26:32] = [0.0] * 6  # the fourth neighbour, whose length comes first
+    left = [*empty[:27], 1.8, 5.0, 0.5, 0.1, 20.0, *empty[32:]]
     name, action = ("action", 0) if path == "/predict" else ("actions", slice(HORIZON))
     body = {"state": empty, name: document["actions"][action]}
     if path == "/safety-check":

@@ -1,26 +1,20 @@
-"""The bundled model's conventions: in the spec, in the physics, in the documents."""
+"""The conventions of the layout without sizes: in the spec and in the physics."""
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from models.checkpoint import Checkpoint, load_checkpoint
 from models.highway import highway_spec
 from models.network.kinematics import KinematicStep
-from models.safety import Verdict, assess
-from service.settings import PRETRAINED
 
 SPEC = highway_spec()
 NAMES = [feature.name for feature in SPEC.state]
 TEXTS = {convention.about: convention.text for convention in SPEC.conventions}
-HTTP = (Path(__file__).parents[2] / "docs" / "http.md").read_text()
 TURNED = ("lane_offset", "sin_heading_error", "curvature")
 TURNED_OF_SLOTS = ("dy", "heading", "yaw_rate")
 
@@ -118,61 +112,3 @@ def test_each_feature_s_meaning_names_its_sign() -> None:
     assert len(sided) > 20
     for feature in sided:
         assert re.search(r"positive|negative beyond", feature.meaning), feature.name
-
-
-def test_the_documents_have_the_conventions_of_the_spec() -> None:
-    flat = " ".join(HTTP.split())
-
-    for about, text in TEXTS.items():
-        assert (text in HTTP) if about == "drawing" else (text in flat), about
-    limits = load_checkpoint(PRETRAINED).limits
-    for i, feature in enumerate((*SPEC.state[:13], *SPEC.action)):
-        name = feature.name.replace("neighbour_1", "neighbour_N")
-        row = f"| `{name}` | {feature.unit} | {feature.low:g} to {feature.high:g} | "
-        if i < 13:
-            row += f"{limits.state_low[i]:.3g} to {limits.state_high[i]:.3g} | "
-        assert row + feature.meaning in HTTP
-    assert SPEC.example is not None
-    assert SPEC.example.scene in flat
-
-
-def test_the_documents_example_is_that_of_the_spec() -> None:
-    written = re.search(r"```json\n(\{\"state\": \[\n.*?)```", HTTP, re.DOTALL)
-    assert written is not None
-    body = json.loads(written[1])
-
-    assert SPEC.example is not None
-    assert body == {
-        "state": list(SPEC.example.state),
-        "action": list(SPEC.example.action),
-        "dt_s": SPEC.dt_s,
-        "frame": SPEC.frame,
-    }
-
-
-@pytest.fixture(scope="module")
-def bundled() -> Checkpoint:
-    return load_checkpoint(PRETRAINED)
-
-
-def judged(bundled: Checkpoint, state: list[float], action: tuple[float, ...]) -> Verdict:
-    rollout = bundled.ensemble.rollout(torch.tensor([state]), torch.tensor([[action] * 16]))
-    states, dones, uncertainty = rollout.states, rollout.dones, rollout.uncertainty
-    return assess(states.numpy(), dones.numpy(), uncertainty.numpy(), bundled.limits)[0]
-
-
-def test_the_example_is_safe(bundled: Checkpoint) -> None:
-    assert bundled.spec == SPEC
-    assert SPEC.example is not None
-
-    assert judged(bundled, list(SPEC.example.state), SPEC.example.action).verdict == "safe"
-
-
-def test_signs_of_another_frame_change_a_verdict_as_documented(bundled: Checkpoint) -> None:
-    road = [25.0, 0.0, 0.0, 6.0, 6.0, 0.0]
-    nobody = [0.0] * 21
-
-    right = judged(bundled, [*road, 1.0, 3.0, -3.5, 0.0, 25.0, 0.0, 0.0, *nobody], (-0.5, 0, 0))
-    wrong = judged(bundled, [*road, 1.0, 3.0, 3.5, 0.0, 25.0, 0.0, 0.0, *nobody], (-0.5, 0, 0))
-
-    assert (right.verdict, wrong.verdict) == ("unsafe", "safe")

@@ -374,9 +374,7 @@ def test_a_value_that_makes_no_sense_is_unknown_though_it_is_near_what_was_train
     """Cars that reverse were never seen: the model lets them stand."""
     checkpoint = load_checkpoint(BUNDLED)
     known = replace(checkpoint.limits, crash_threshold=1.0, uncertainty_limit=1.0)
-    state = [0.0] * checkpoint.spec.state_dim
-    for name in ("left_edge", "right_edge"):
-        state[checkpoint.spec.state_index(name)] = 6.0
+    state = list(KNOWN.values())
     assert judged(state, known).verdict == SAFE
     state[checkpoint.spec.state_index(feature)] = value
     verdict = judged(state, known)

@@ -24,9 +24,8 @@ from models.spec import (
 from service.settings import PRETRAINED
 
 
-def test_the_bundled_spec_has_34_state_and_3_action_features() -> None:
-    spec = highway_spec()
-
+@pytest.mark.parametrize("spec", [highway_spec(), road_users_spec()], ids=lambda s: s.name)
+def test_our_specs_have_34_state_and_3_action_features(spec: Spec) -> None:
     assert (spec.state_dim, spec.action_dim, spec.dt_s) == (34, 3, 0.05)
     assert all(f.low < f.high and f.unit and f.meaning for f in (*spec.state, *spec.action))
     assert spec.geometry is not None
@@ -45,9 +44,13 @@ def test_the_bundled_checkpoints_spec_is_read_and_written_to_the_byte() -> None:
 
     spec = read_spec(path)
 
-    assert spec == highway_spec()
+    assert spec == road_users_spec()
     assert json.dumps(spec.to_json(), indent=1) + "\n" == path.read_text()
-    assert spec.signature == "34x3-aaf42bb4"
+
+
+def test_signatures_stay_what_they_were() -> None:
+    assert highway_spec().signature == "34x3-aaf42bb4"
+    assert road_users_spec().signature == "34x3-2887ef71"
 
 
 def test_what_a_slot_does_not_have_may_be_missing() -> None:

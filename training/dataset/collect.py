@@ -71,8 +71,8 @@ def collect(
         seed: Of everything.
         environments: Share of each road of the source; those of `SOURCE_ROADS` by default.
         surprising_share: Of the drivers, how many have a sudden manoeuvre in store.
-        fleet: One of `fleets.FLEETS`: cars of 5 x 2 m, or everybody; None: `DEFAULT_FLEET`. That of
-            SUMO is mixed.
+        fleet: One of `fleets.FLEETS`: cars of 5 x 2 m, or everybody; None: `DEFAULT_FLEET`, or
+            mixed if SUMO is among the sources.
         source: One of `SOURCES`: which simulator; or `ALL`.
         workers: Processes; one per usable CPU by default. 1 runs in this process, unless the source
             is one of `MAY_KILL`.

@@ -18,7 +18,7 @@ FLEETS = (CARS, MIXED)
 """Only cars of 5 x 2 m, or all kinds with sizes of their own."""
 
 DEFAULT_FLEET = CARS
-"""What is driven unless someone asks: what the bundled model knows."""
+"""What highway-env drives unless someone asks; with SUMO the fleet is mixed."""
 
 TRAFFIC_SHARES = {
     "car": 0.55,

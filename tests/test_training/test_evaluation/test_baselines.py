@@ -366,7 +366,7 @@ def test_a_long_ego_turns_by_its_own_length() -> None:
         assert found[AT("lane_offset")] == pytest.approx(pose[1], abs=0.02)
 
 
-def test_physics_of_road_users_is_that_of_the_bundled_features_among_cars() -> None:
+def test_physics_of_road_users_is_that_of_the_layout_highway_among_cars() -> None:
     """The same traffic in both layouts; a truck in place of a car is nearer."""
     world = Simulation(5, "highway")
     for _ in range(3):
@@ -377,7 +377,7 @@ def test_physics_of_road_users_is_that_of_the_bundled_features_among_cars() -> N
         margin(physics_rollout(states[spec.name], actions, spec, turning=False), spec)
         for spec in (SPEC, USERS)
     ]
-    is_edge = found[0] > 11  # the bundled features know edges beyond 16 m
+    is_edge = found[0] > 11  # the layout highway knows edges beyond 16 m
     np.testing.assert_allclose(found[0][~is_edge], found[1][~is_edge], atol=1e-4)
     longer = states[USERS.name].copy()
     for i in range(1, 5):

@@ -42,7 +42,7 @@ def worlds() -> list[Simulation]:
 
 
 def test_a_fleet_of_cars_drives_as_before_there_were_others() -> None:
-    """The bundled model was trained on these episodes: a seed must go on standing for them."""
+    """Models of the layout `highway` were trained on these episodes: a seed must stay theirs."""
     digest = hashlib.sha256()
     for seed, road in enumerate(("highway", "merge", "racetrack", "roundabout")):
         world = Simulation(seed, road, fleet="cars")
