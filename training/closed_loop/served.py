@@ -72,7 +72,7 @@ _JUDGES = (MODEL, *_PHYSICS)
 _DRIVES = "closed-loop"
 """Folder of finished drives, beside the parts of an evaluation."""
 
-_DRIVE_S = 0.5
+_DRIVE_S = 1.4
 """A drive takes about so long, in the unit of `training.evaluation.evaluate`; for the time left."""
 
 
