@@ -1,9 +1,10 @@
-"""Rewrite the answers that the README shows, after a new model was bundled.
+"""Rewrite what pages and examples show of the bundled model, after a new one was bundled.
 
-    python -m tools.refresh_readme
+    python -m tools.refresh_pages
 
-Starts the service, asks what the README's curls ask, and puts the answers in their places. Look at
-the sentences around them afterwards: they tell a story about the numbers.
+The bodies in `examples/` are taken from bundled episodes; `docs/http.md` says what the model's
+numbers mean, from its spec and its limits; the README's answers are those of the started service.
+Look at the sentences around them afterwards: they tell a story about the numbers.
 """
 
 from __future__ import annotations
@@ -11,17 +12,137 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 import tempfile
 import textwrap
 from pathlib import Path
 from typing import Any
 
+from models.checkpoint import Checkpoint, load_checkpoint
+from models.spec import Feature, Spec
+from service.settings import PRETRAINED
 from tests.test_end_to_end.conftest import launch
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README, HTTP, EXAMPLES = ROOT / "README.md", ROOT / "docs" / "http.md", ROOT / "examples"
 SHOWN = re.compile(r"(```bash\n(curl [^\n]+)\n```\n+```json (\w+)\n)(.+?)```", re.DOTALL)
 ADDRESS = "http://127.0.0.1:8000"
+
+GOES_ON, AT_STEP = "careful-7", 20
+"""Episode of `predict.json` and `rollout.json`, chosen by hand: a truck, a person at the road's
+edge."""
+CRASHES, BEFORE_END = "crash-2", 12
+"""Episode of `safety-check.json`: a lane change into a long vehicle."""
+
+_HEAD = "## What the bundled model's numbers mean\n"
+_END = "## What a request may take for granted"
+_WIDTH = 118
+
+
+def write_examples(spec: Spec) -> None:
+    """Write the request bodies."""
+    goes_on, crashes = (
+        json.loads((PRETRAINED / "episodes" / f"{name}.json").read_text())
+        for name in (GOES_ON, CRASHES)
+    )
+    state, actions = goes_on["states"][AT_STEP], goes_on["actions"][AT_STEP:][:16]
+    start = len(crashes["actions"]) - BEFORE_END
+    bodies = {
+        "predict": {"state": state, "action": actions[0]},
+        "rollout": {
+            "state": state,
+            "actions": [actions, [[0.0, 0.0, 1.0]] * len(actions)],
+            "outputs": ["returns", "crash_probability", "uncertainty"],
+        },
+        "safety-check": {"state": crashes["states"][start], "actions": crashes["actions"][start:]},
+    }
+    for name, body in bodies.items():
+        meant = f',\n "dt_s": {spec.dt_s},\n "frame": "{spec.frame}"\n}}\n'
+        (EXAMPLES / f"{name}.json").write_text(json.dumps(body)[:-1] + meant)
+
+
+def numbers_section(checkpoint: Checkpoint, old: str) -> str:
+    """Return the section of `docs/http.md` on what numbers mean.
+
+    Args:
+        checkpoint: The bundled one.
+        old: The section as it is; what the spec does not say stays.
+    """
+    spec, limits = checkpoint.spec, checkpoint.limits
+    texts = {convention.about: convention.text for convention in spec.conventions}
+    known = [
+        f"{low:.3g} to {high:.3g}"
+        for low, high in zip(limits.state_low, limits.state_high, strict=True)
+    ]
+    states = [
+        [*_named(x), known[i], x.meaning]
+        for i, x in enumerate(spec.state)
+        if not re.match("neighbour_[2-9]", x.name)
+    ]
+    actions = [[*_named(x), x.meaning] for x in spec.action]
+    kinds = [
+        [x.kind, *(f"{low:g} to {high:g}" for low, high in (x.length_m, x.width_m))]
+        for x in spec.road_users
+    ]
+    intro = re.search(r"(All of this is also in .+?)\n\n", old, re.DOTALL)
+    slots = re.search(r"(N is 1 to 4.+?)\n\n", old, re.DOTALL)
+    ranges = re.search(r"(\*\*Which range acts\.\*\* .+?)\n\n", old, re.DOTALL)
+    tail = old[old.index("In a frame of ISO 8855 the first") :]
+    assert intro
+    assert slots
+    assert ranges
+    assert spec.example is not None
+    items = [
+        _filled(f"**{about.capitalize()}.** {text}", "- ", "  ")
+        for about, text in texts.items()
+        if about not in ("frame", "drawing")
+    ]
+    parts = [
+        _HEAD.strip(),
+        intro[1],
+        _filled(texts["frame"]),
+        f"```text\n{texts['drawing']}\n```",
+        _table(["state feature", "unit", "sensible", "known", "meaning"], states),
+        slots[1],
+        _table(["action feature", "unit", "allowed", "meaning"], actions),
+        _table(["kind that was trained on", "length, m", "width, m"], kinds),
+        "\n".join(items),
+        ranges[1],
+        _filled(f"**A scene in numbers.** {spec.example.scene}"),
+        f"```json\n{_scene(spec)}\n```",
+    ]
+    return "\n\n".join(parts) + "\n\n" + tail
+
+
+def _named(feature: Feature) -> tuple[str, str, str]:
+    """Return a feature's name, that of any slot for the first one's, its unit and its range."""
+    name = feature.name.replace("neighbour_1", "neighbour_N")
+    return f"`{name}`", feature.unit, f"{feature.low:g} to {feature.high:g}"
+
+
+def _scene(spec: Spec) -> str:
+    """Return the example's body, the ego and each slot on a line of its own."""
+    example, lines, line = spec.example, [], ""
+    assert example is not None
+    for feature, value in zip(spec.state, example.state, strict=True):
+        if line and feature.name.endswith(("_length", "_1_acceleration")):
+            lines.append(line)
+            line = ""
+        line += f", {value!r}" if line else f"  {value!r}"
+    states = ",\n".join([*lines, line])
+    meant = f'"dt_s": {spec.dt_s}, "frame": "{spec.frame}"'
+    return f'{{"state": [\n{states}\n ],\n "action": {json.dumps(list(example.action))}, {meant}}}'
+
+
+def _filled(text: str, first: str = "", others: str = "") -> str:
+    return textwrap.fill(
+        text, _WIDTH, initial_indent=first, subsequent_indent=others, break_on_hyphens=False
+    )
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, *rows]
+    text = ["| " + " | ".join(cells) + " |" for cells in lines]
+    return "\n".join([text[0], "|" + "---|" * len(head), *text[1:]])
 
 
 def shown_as(value: Any, depth: int = 0) -> str:
@@ -50,8 +171,7 @@ def _answer(match: re.Match[str], url: str) -> str:
     return f"{before}{shown_as(got)}\n```"
 
 
-def main() -> None:
-    """Rewrite README.md in place."""
+def _write_answers() -> None:
     with tempfile.TemporaryDirectory() as folder:
         server = launch(Path(folder) / "log")
         try:
@@ -61,7 +181,15 @@ def main() -> None:
             )
         finally:
             server.stop()
-    print(f"rewrote {README.name}", file=sys.stderr)
+
+
+def main() -> None:
+    """Rewrite examples, `docs/http.md` and README.md in place."""
+    checkpoint, page = load_checkpoint(PRETRAINED), HTTP.read_text()
+    write_examples(checkpoint.spec)
+    start, end = page.index(_HEAD), page.index(_END)
+    HTTP.write_text(page[:start] + numbers_section(checkpoint, page[start:end]) + page[end:])
+    _write_answers()
 
 
 if __name__ == "__main__":
