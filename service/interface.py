@@ -74,12 +74,20 @@ class Costs:
     step_s: tuple[float, ...]
     is_divisible: bool = True
 
-    def launch_s(self, rows: int, steps: int) -> float:
-        """Return how long `steps` steps of `rows` rows take, in as many launches as needed."""
-        whole, rest = divmod(rows, self.launch_rows[-1])
-        seconds = whole * steps * self.step_s[-1]
+    def launch_s(self, rows: int, steps: int, most_rows: int | None = None) -> float:
+        """Return how long `steps` steps of `rows` rows take, in as many launches as needed.
+
+        Args:
+            rows: Together.
+            steps: Of each row.
+            most_rows: Those of a launch; all launches but the last have so many. The biggest ones
+                if None.
+        """
+        step_s_of, most = self.step_s_of, most_rows or self.launch_rows[-1]
+        whole, rest = divmod(rows, most)
+        seconds = whole * steps * step_s_of[most]
         if rest:
-            seconds += steps * self.step_s[bisect_left(self.launch_rows, rest)]
+            seconds += steps * step_s_of[rest]
         return seconds
 
     @cached_property
@@ -87,14 +95,6 @@ class Costs:
         """Seconds of one step by the rows that take it, up to those of the biggest launch."""
         most = self.launch_rows[-1]
         return [self.step_s[bisect_left(self.launch_rows, rows)] for rows in range(most + 1)]
-
-    def work_s(self, work: int) -> float:
-        """Return how long `work` rows x steps take in launches of the best row count."""
-        return work * self._best_s
-
-    @cached_property
-    def _best_s(self) -> float:
-        return min(s / rows for rows, s in zip(self.launch_rows, self.step_s, strict=True))
 
     def job_s(self, rows: int, horizon: int, seconds: float) -> float:
         """Return how long a job takes in equal launches, each of at most `most_rows`."""

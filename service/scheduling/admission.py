@@ -88,5 +88,4 @@ class Admission:
 
     def backlog_s(self, job_class: JobClass) -> float:
         """Return how long the work before a new job of this class takes, as far as known."""
-        work = self._queues.work_before(job_class)
-        return self._health.pace * self._engine.costs.work_s(work) if work else 0.0
+        return self._health.pace * self._queues.seconds_before(job_class, self._engine.costs)

@@ -64,10 +64,9 @@ class Launch:
         """Steps of all parts that are left; at least one, for parts may have to be halved."""
         return max(1, self.horizon * -(-self.rows // self.part_rows) - self.taken)
 
-    @property
-    def work(self) -> int:
-        """Rows x steps that are left."""
-        return min(self.rows * self.horizon, self.steps_left * self.part_rows)
+    def seconds_left(self, costs: Costs) -> float:
+        """Return how long the steps that are left take, undisturbed."""
+        return self.steps_left * costs.step_s_of[self.part_rows]
 
     @property
     def is_abandoned(self) -> bool:

@@ -33,12 +33,23 @@ class Lane:
     Attributes:
         jobs: How many wait.
         rows: Their rows.
-        work: Their rows x steps.
+        rows_by_horizon: The same by horizon.
+        seconds: What those of a horizon take, until its jobs change.
         open: The launch that was begun and is not finished.
         passes: Slices in a row that other lanes got while this one waited.
     """
 
-    __slots__ = ("by_horizon", "capacity", "job_class", "jobs", "open", "passes", "rows", "work")
+    __slots__ = (
+        "by_horizon",
+        "capacity",
+        "job_class",
+        "jobs",
+        "open",
+        "passes",
+        "rows",
+        "rows_by_horizon",
+        "seconds",
+    )
 
     def __init__(self, job_class: JobClass, capacity: int) -> None:
         self.job_class = job_class
@@ -47,7 +58,8 @@ class Lane:
         self.by_horizon: dict[int, OrderedDict[int, Job]] = {}
         self.jobs = 0
         self.rows = 0
-        self.work = 0
+        self.rows_by_horizon: dict[int, int] = {}
+        self.seconds: dict[int, float] = {}
         self.open: Launch | None = None
         self.passes = 0
 
@@ -78,16 +90,24 @@ class Queues:
         """Return how many rows wait."""
         return self.lanes[job_class].rows
 
-    def work_before(self, job_class: JobClass) -> int:
-        """Return the rows x steps that wait or are begun, of this class and more urgent ones."""
-        work = 0
+    def seconds_before(self, job_class: JobClass, costs: Costs) -> float:
+        """Return how long what waits or is begun takes, of this class and more urgent ones.
+
+        In launches as they will be made, undisturbed: on a GPU one row takes about as long as 256.
+
+        Args:
+            job_class: Least urgent one that counts.
+            costs: Say how many rows may take their steps together, and how long those take.
+        """
+        seconds = 0.0
         for lane in self._in_order:
-            work += lane.work
+            if lane.jobs:
+                seconds += self._waiting_s(lane, costs)
             if lane.open is not None:
-                work += lane.open.work
+                seconds += lane.open.seconds_left(costs)
             if lane.job_class is job_class:
                 break
-        return work
+        return seconds
 
     def add(self, job: Job) -> None:
         """Append a job to its lane; the caller has checked the bounds."""
@@ -99,19 +119,22 @@ class Queues:
         job.is_waiting = True
         lane.jobs += 1
         lane.rows += job.rows
-        lane.work += job.rows * job.horizon
+        lane.rows_by_horizon[job.horizon] = lane.rows_by_horizon.get(job.horizon, 0) + job.rows
+        lane.seconds.pop(job.horizon, None)
 
     def remove(self, job: Job) -> None:
         """Take a job out that waits."""
         lane = self.lanes[job.job_class]
         same_horizon = lane.by_horizon[job.horizon]
         del same_horizon[job.seq]
+        lane.rows_by_horizon[job.horizon] -= job.rows
+        lane.seconds.pop(job.horizon, None)
         if not same_horizon:
             del lane.by_horizon[job.horizon]
+            del lane.rows_by_horizon[job.horizon]
         job.is_waiting = False
         lane.jobs -= 1
         lane.rows -= job.rows
-        lane.work -= job.rows * job.horizon
 
     def put_back(self, jobs: list[Job]) -> None:
         """Return the jobs of a failed launch to the front, each to be launched alone."""
@@ -171,12 +194,7 @@ class Queues:
         # Those that share the horizon of the one waiting longest.
         same_horizon = min(lane.by_horizon.values(), key=lambda jobs: next(iter(jobs)))
         horizon = next(iter(same_horizon.values())).horizon
-        if costs is not self._costs:
-            self._costs, self._most_rows = costs, {}
-        most = self._most_rows.get(horizon)
-        if most is None:
-            most = costs.most_rows(self._bounds.preempt_after_s, horizon)
-            self._most_rows[horizon] = most
+        most = self._most(costs, horizon)
         jobs: list[Job] = []
         rows = 0
         for job in same_horizon.values():
@@ -190,3 +208,31 @@ class Queues:
             self.remove(job)
         parts = -(-rows // most)
         return Launch(lane.job_class, jobs, rows, horizon, -(-rows // parts))
+
+    def _waiting_s(self, lane: Lane, costs: Costs) -> float:
+        """Return what the waiting jobs of a lane take; every request asks, so it is remembered."""
+        if costs is not self._costs:
+            self._renew(costs)
+        seconds = lane.seconds
+        if len(seconds) != len(lane.rows_by_horizon):
+            for horizon, rows in lane.rows_by_horizon.items():
+                if horizon not in seconds:
+                    most = self._most(costs, horizon)
+                    seconds[horizon] = costs.launch_s(rows, horizon, most)
+        return sum(seconds.values())
+
+    def _renew(self, costs: Costs) -> None:
+        """Forget what was known by other costs."""
+        self._costs, self._most_rows = costs, {}
+        for lane in self._in_order:
+            lane.seconds.clear()
+
+    def _most(self, costs: Costs, horizon: int) -> int:
+        """Return how many rows of a horizon may take their steps together."""
+        if costs is not self._costs:
+            self._renew(costs)
+        most = self._most_rows.get(horizon)
+        if most is None:
+            most = costs.most_rows(self._bounds.preempt_after_s, horizon)
+            self._most_rows[horizon] = most
+        return most

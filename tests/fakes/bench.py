@@ -7,12 +7,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from service.errors import ServiceError
-from service.interface import Array
+from service.interface import Array, Costs
 from service.scheduling.jobs import Bounds, JobClass, JobResult, Outcome
 from service.scheduling.scheduler import Scheduler
 from tests.fakes.engine import FakeEngine, Tally, VirtualLoop, VirtualWorker, rows, slow_costs
 
 SAFETY, PREDICT, ROLLOUT = JobClass
+
+THOUSAND_A_SECOND = slow_costs(0.001)
 
 
 def outcome_of(
@@ -71,13 +73,17 @@ class Bench:
         return held
 
 
-def simulate(play: Callable[[Bench, VirtualLoop], Awaitable[None]], **options: Any) -> Bench:
-    """Run a play against a scheduler whose engine does 1,000 row-steps a second."""
+def simulate(
+    play: Callable[[Bench, VirtualLoop], Awaitable[None]],
+    costs: Costs = THOUSAND_A_SECOND,
+    **options: Any,
+) -> Bench:
+    """Run a play against a scheduler whose engine has these costs: 1,000 row-steps a second."""
     loop = VirtualLoop()
     engine = FakeEngine()
-    engine.costs = slow_costs(0.001)
+    engine.costs = costs
     options = {"preempt_after_s": 0.064, **options}
-    worker = VirtualWorker(engine, work_per_s=1000)
+    worker = VirtualWorker(engine, costs)
     bench = Bench(engine, worker=worker, timer=loop.time, **options)
 
     async def run() -> None:

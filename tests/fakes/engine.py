@@ -89,6 +89,11 @@ def slow_costs(row_step_s: float, most_rows: int = 128) -> Costs:
     return Costs(rows, tuple(row_step_s * r for r in rows))
 
 
+def flat_costs() -> Costs:
+    """Return costs as a GPU has them: few rows take as long as many, and launches are whole."""
+    return Costs((8, 256, 1024, 4096), (1e-4, 1e-4, 1.5e-4, 5e-4), is_divisible=False)
+
+
 class FakeEngine:
     """`service.interface.EngineLike` without a model."""
 
@@ -239,11 +244,16 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 class VirtualWorker:
-    """Runs calls at once, and reports them after the virtual time they take."""
+    """Runs calls at once, and reports them after the virtual time they take.
 
-    def __init__(self, engine: FakeEngine, work_per_s: float) -> None:
+    Args:
+        engine: Notes its slices.
+        costs: What they take in truth, whatever the engine says.
+    """
+
+    def __init__(self, engine: FakeEngine, costs: Costs) -> None:
         self._engine = engine
-        self._work_per_s = work_per_s
+        self._costs = costs
 
     def start(self) -> None:
         pass
@@ -257,7 +267,7 @@ class VirtualWorker:
         except ArithmeticError as exc:
             value, error = None, exc
         rows, steps = self._engine.slices[-1] if len(self._engine.slices) > before else (1, 1)
-        seconds = rows * steps / self._work_per_s
+        seconds = steps * self._costs.step_s_of[rows]
         loop.call_later(seconds, self._report, future, Ran(value, error, seconds))
         return future
 

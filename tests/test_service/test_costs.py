@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from service.interface import Costs
+from tests.fakes.engine import flat_costs
 
 COSTS = Costs((8, 16, 32), (0.001, 0.0015, 0.0025))
 
@@ -16,8 +17,9 @@ def test_a_launch_costs_its_shape_times_its_steps(rows: int, steps: int, seconds
     assert COSTS.launch_s(rows, steps) == pytest.approx(seconds)
 
 
-def test_waiting_work_is_counted_at_the_best_shape() -> None:
-    assert COSTS.work_s(320) == pytest.approx(10 * 0.0025)
+def test_smaller_launches_are_filled_before_there_is_another() -> None:
+    assert COSTS.launch_s(70, 2, most_rows=16) == pytest.approx(2 * (4 * 0.0015 + 0.001))
+    assert COSTS.launch_s(32, 2, most_rows=16) == pytest.approx(2 * 2 * 0.0015)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +35,7 @@ def test_a_launch_is_as_big_as_may_be_computed_at_once(
     assert costs.most_rows(seconds, horizon=16) == rows
 
 
-FLAT = Costs((8, 256, 1024, 4096), (1e-4, 1e-4, 1.5e-4, 5e-4), is_divisible=False)
+FLAT = flat_costs()
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,13 @@ from service.errors import (
     ServiceError,
     UnavailableError,
 )
+from service.interface import Costs
 from service.scheduling.admission import Admission
 from service.scheduling.health import Health
 from service.scheduling.jobs import Bounds, Job, JobClass
 from service.scheduling.launches import Ran
 from service.scheduling.queues import Queues
-from tests.fakes.engine import FakeEngine, Tally, slow_costs
+from tests.fakes.engine import FakeEngine, Tally, flat_costs, slow_costs
 
 SAFETY, PREDICT, ROLLOUT = JobClass
 
@@ -32,9 +33,9 @@ PLENTY_S = 1e6
 class Entrance:
     """An admission that lets jobs in, with what it looks at."""
 
-    def __init__(self, row_step_s: float = ROW_STEP_S) -> None:
-        engine = FakeEngine()
-        engine.costs = slow_costs(row_step_s)
+    def __init__(self, row_step_s: float = ROW_STEP_S, costs: Costs | None = None) -> None:
+        engine = self.engine = FakeEngine()
+        engine.costs = costs or slow_costs(row_step_s)
         bounds = Bounds(queue_rows=dict.fromkeys(JobClass, CAPACITY))
         self.queues = Queues(bounds)
         self.tally = Tally()
@@ -181,6 +182,50 @@ def test_less_urgent_work_is_not_in_front(job_class: JobClass, rows: int) -> Non
         entrance.queue(other, count, horizon=2)
 
     assert entrance.admission.backlog_s(job_class) == pytest.approx(2 * rows * ROW_STEP_S)
+
+
+def test_on_a_gpu_a_row_that_waits_counts_as_the_launch_that_it_takes() -> None:
+    entrance = Entrance(costs=flat_costs())
+    entrance.queue(SAFETY, 1, horizon=16)
+
+    assert entrance.admission.backlog_s(SAFETY) == pytest.approx(16e-4)
+    assert entrance.ask(job_class=SAFETY, horizon=16, timeout_s=0.0031) is not None
+    assert entrance.ask(job_class=SAFETY, horizon=16, timeout_s=0.0033) is None
+
+
+def test_on_a_gpu_every_horizon_that_waits_is_a_launch_of_its_own() -> None:
+    entrance = Entrance(costs=flat_costs())
+    for horizon in range(1, 33):
+        entrance.queue(ROLLOUT, 1, horizon=horizon)
+        entrance.queue(ROLLOUT, 2, horizon=horizon)  # goes with the one before
+
+    assert entrance.admission.backlog_s(ROLLOUT) == pytest.approx(sum(range(1, 33)) * 1e-4)
+    assert entrance.admission.backlog_s(SAFETY) == 0.0
+
+
+def test_what_waits_is_counted_anew_when_it_or_the_costs_change() -> None:
+    entrance = Entrance()
+    entrance.queue(ROLLOUT, 2, horizon=4)
+    seen = [entrance.admission.backlog_s(ROLLOUT)]
+    entrance.queue(ROLLOUT, 2, horizon=4)
+    seen.append(entrance.admission.backlog_s(ROLLOUT))
+    entrance.engine.costs = slow_costs(2 * ROW_STEP_S)
+    seen.append(entrance.admission.backlog_s(ROLLOUT))
+
+    assert seen == pytest.approx([0.008, 0.016, 0.032])
+
+
+def test_on_a_gpu_what_is_begun_counts_until_it_is_done() -> None:
+    entrance = Entrance(costs=flat_costs())
+    entrance.queue(ROLLOUT, 4096, horizon=64)
+    launch = entrance.queues.next_launch(entrance.engine.costs)
+    assert launch is not None
+    seen = []
+    for taken in (0, 64, 128, 192):
+        launch.taken = taken
+        seen.append(entrance.admission.backlog_s(ROLLOUT))
+
+    assert seen == pytest.approx([launches * 64 * 1.5e-4 for launches in (4, 3, 2, 1)])
 
 
 def test_no_work_is_no_backlog_whatever_it_would_cost() -> None:

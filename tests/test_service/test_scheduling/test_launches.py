@@ -24,15 +24,16 @@ def launch_of(*counts: int, horizon: int = 4, part_rows: int | None = None) -> L
     return Launch(ROLLOUT, jobs, sum(counts), horizon, part_rows or sum(counts))
 
 
-def test_the_work_of_a_launch_shrinks_with_its_steps() -> None:
+def test_what_a_launch_takes_shrinks_with_its_steps() -> None:
     launch = launch_of(6, part_rows=4)
+    costs = slow_costs(0.25)  # a second a step of four rows
     seen = []
     for taken in range(9):
         launch.taken = taken
-        seen.append((launch.steps_left, launch.work))
+        seen.append(launch.steps_left)
+        assert launch.seconds_left(costs) == launch.steps_left
 
-    # Two parts of 4 and 2 rows: no more than is left of the whole, nor than what parts of 4 take.
-    assert seen == [(8, 24), (7, 24), (6, 24), (5, 20), (4, 16), (3, 12), (2, 8), (1, 4), (1, 4)]
+    assert seen == [8, 7, 6, 5, 4, 3, 2, 1, 1]
 
 
 @pytest.mark.parametrize(

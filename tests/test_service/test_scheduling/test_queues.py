@@ -35,6 +35,9 @@ class Line:
         """Return the launch that gets the next slice."""
         return self.queues.next_launch(self._costs)
 
+    def seconds_before(self, job_class: JobClass) -> float:
+        return self.queues.seconds_before(job_class, self._costs)
+
     def next(self) -> Launch:
         """Return the next launch, as if it took one slice."""
         launch = self.next_launch()
@@ -182,16 +185,16 @@ def test_a_row_longer_than_the_budget_is_a_part_of_its_own() -> None:
 
     launch = line.next()
 
-    assert (launch.rows, launch.part_rows, launch.work) == (2, 1, 40)
+    assert (launch.rows, launch.part_rows, launch.steps_left) == (2, 1, 40)
 
 
-def test_depth_rows_and_work_follow_what_waits() -> None:
+def test_depth_rows_and_seconds_follow_what_waits() -> None:
     line = Line(launch_work=16)
     big, small = line.add(ROLLOUT, rows=6, horizon=4), line.add(SAFETY, rows=2, horizon=3)
 
-    def seen() -> list[int]:
+    def seen() -> list[float]:
         queues = line.queues
-        return [queues.depth(ROLLOUT), queues.rows(ROLLOUT), queues.work_before(ROLLOUT)]
+        return [queues.depth(ROLLOUT), queues.rows(ROLLOUT), line.seconds_before(ROLLOUT)]
 
     assert seen() == [1, 6, 30]
     line.queues.remove(small)
@@ -297,7 +300,7 @@ def test_a_launch_stays_open_and_goes_on_until_it_is_closed() -> None:
     assert urgent.jobs == [check]
     line.queues.close(urgent)
     assert line.next_launch() is first
-    assert line.queues.work_before(ROLLOUT) == 3 + 4
+    assert line.seconds_before(ROLLOUT) == 3 + 4
     line.queues.close(first)
     second = line.next_launch()
     assert second is not None

@@ -21,7 +21,7 @@ class Play:
 
     def __init__(self, most_rows: int, max_passes: int) -> None:
         self.line = Line(max_passes=max_passes)
-        self.costs = Costs((most_rows,), (0.0,))
+        self.costs = Costs((most_rows,), (1.0,))
         self.most_rows = most_rows
         self.waiting: list[Job] = []
         self.open: list[Launch] = []
@@ -71,15 +71,17 @@ class Play:
         assert (launch.part_rows - 1) * parts < launch.rows <= launch.part_rows * parts
 
     def check_account(self) -> None:
-        work = 0
+        seconds = 0.0
         for job_class in JobClass:
             mine = [job for job in self.waiting if job.job_class is job_class]
-            work += sum(job.rows * job.horizon for job in mine)
-            work += sum(x.work for x in self.open if x.job_class is job_class)
+            for horizon in {job.horizon for job in mine}:
+                rows = sum(job.rows for job in mine if job.horizon == horizon)
+                seconds += horizon * -(-rows // self.most_rows)
+            seconds += sum(x.steps_left for x in self.open if x.job_class is job_class)
             queues = self.line.queues
             assert queues.depth(job_class) == len(mine)
             assert queues.rows(job_class) == sum(job.rows for job in mine)
-            assert queues.work_before(job_class) == work
+            assert queues.seconds_before(job_class, self.costs) == seconds
 
 
 ADDS = st.tuples(st.sampled_from(JobClass), st.integers(1, 9), st.sampled_from([1, 4]))

@@ -116,16 +116,16 @@ def test_times_are_those_of_all_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     simulate(play, preempt_after_s=0.064)
 
 
-def test_work_shrinks_with_each_slice_of_a_launch() -> None:
+def test_the_backlog_shrinks_with_each_slice_of_a_launch() -> None:
     async def play(bench: Bench, loop: VirtualLoop) -> None:
         future = bench.ask(count=50, horizon=4)
         seen = []
         for _ in range(5):
             await asyncio.sleep(0.05)
             await asyncio.sleep(0.001)
-            seen.append(bench.scheduler.queues.work_before(ROLLOUT))
+            seen.append(bench.scheduler.queues.seconds_before(ROLLOUT, bench.engine.costs))
         await future
-        assert seen == [150, 100, 50, 0, 0]
+        assert seen == pytest.approx([0.15, 0.1, 0.05, 0, 0])
 
     simulate(play, preempt_after_s=0.064)
 
@@ -231,7 +231,7 @@ def test_closing_leaves_no_task_no_timer_and_no_trouble(
     play: Callable[[Scheduler, Bench], Awaitable[None]],
 ) -> None:
     loop, engine = RecordingLoop(), FakeEngine()
-    worker = VirtualWorker(engine, work_per_s=1000)
+    worker = VirtualWorker(engine, slow_costs(0.001))
     bench = Bench(engine, worker=worker, timer=loop.time)
 
     async def run() -> set[str]:
@@ -258,7 +258,7 @@ class PatientWorker(VirtualWorker):
 
 def test_closing_waits_for_the_engine_no_longer_than_it_is_asked_to() -> None:
     loop, engine = VirtualLoop(), FakeEngine()
-    worker = PatientWorker(engine, work_per_s=1000)
+    worker = PatientWorker(engine, slow_costs(0.001))
     bench = Bench(engine, worker=worker, timer=loop.time)
 
     try:
