@@ -19,6 +19,7 @@ from tests.fakes.bench import Bench, outcome_of, simulate
 from tests.fakes.engine import (
     VirtualLoop,
     expected,
+    flat_costs,
     rows,
     same_bits,
     slow_costs,
@@ -80,6 +81,45 @@ def test_the_canary_runs_only_when_idle() -> None:
         assert (bench.scheduler.health.age_s or 0) <= 5.5
 
     simulate(play, canary_interval_s=5.0, preempt_after_s=1.0)
+
+
+def test_on_a_gpu_planners_take_few_launches_and_checks_wait_no_longer_than_one() -> None:
+    """Planners of 4,096 x 64 without end, beside a check every 20 ms."""
+    costs, horizon, check_s = flat_costs(), 64, 16e-4
+    bound_s = max(0.001, 1.5 * horizon * costs.step_s[0])
+    waits: list[float] = []
+    plans_s: list[float] = []
+    states, actions = rows(4096, horizon)
+
+    async def plan(bench: Bench, loop: VirtualLoop) -> None:
+        while loop.now < 2:
+            started = loop.now
+            await outcome_of(bench.scheduler, states, actions)
+            plans_s.append(loop.now - started)
+
+    async def check(bench: Bench, loop: VirtualLoop) -> None:
+        started = loop.now
+        await bench.ask(horizon=16, job_class=SAFETY, timeout_s=bound_s + check_s + 1e-6)
+        waits.append(loop.now - started)
+
+    async def play(bench: Bench, loop: VirtualLoop) -> None:
+        planners = [asyncio.create_task(plan(bench, loop)) for _ in range(2)]
+        checks = []
+        for _ in range(100):
+            await asyncio.sleep(0.02)
+            checks.append(asyncio.create_task(check(bench, loop)))
+        await asyncio.gather(*checks, *planners)
+
+    bench = simulate(play, costs, preempt_after_s=0.001, queue_rows=dict.fromkeys(JobClass, 16384))
+
+    # Of 1,024 rows: those take half as long again as the smallest launch, 4,096 five times as long.
+    slices = Counter(bench.engine.slices)
+    assert set(slices) == {(1024, horizon), (1, 16)}
+    assert slices[1024, horizon] == 4 * len(plans_s)
+    assert len(waits) == 100
+    assert 0.75 * bound_s < max(waits) <= bound_s + check_s + 1e-9
+    assert max(plans_s) <= 2 * 4 * bound_s + 5 * check_s + 1e-9
+    assert not bench.tally.rejections
 
 
 def test_an_hour_of_mixed_traffic_keeps_every_promise() -> None:
