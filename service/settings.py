@@ -168,7 +168,9 @@ class Settings(BaseSettings):
         le=10,
         description="Seconds that the engine computes before it looks for more urgent work: what a "
         "safety check may have to wait for. As many rows take their steps together as one step of "
-        "them (on a GPU: all their steps) fits into that; shorter costs throughput.",
+        "them fits into that; shorter costs throughput. A GPU computes all their steps at once: as "
+        "many rows as fit into that, or into 1.5 times what the smallest launch of that horizon "
+        "takes, if that is longer.",
     )
     max_passes: int = Field(
         default=8,

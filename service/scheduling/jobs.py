@@ -31,7 +31,8 @@ class Bounds:
 
     Attributes:
         queue_rows: Most waiting rows per class.
-        preempt_after_s: Longest time that the engine computes without looking for urgent work.
+        preempt_after_s: Longest time that the engine computes without looking for urgent work, if
+            a launch can be so short: see `Costs.most_rows`.
         inline_s: Longest slice that is computed on the event loop.
         max_passes: Slices that may pass over a waiting class in a row.
         canary_interval_s: Time without a success after which the engine is tried.

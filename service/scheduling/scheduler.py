@@ -3,8 +3,10 @@
 Work-conserving: no timer ever holds a job back. Every job gets exactly one outcome: a result, an
 error of the engine, its deadline, the engine's death, shutdown, or none as it was cancelled.
 
-A safety check waits for at most one slice of another class (see `service.scheduling.queues`), which
-lasts about `preempt_after_s`, and for the safety checks that came before it.
+A safety check waits for at most one slice of another class (see `service.scheduling.queues`), and
+for the safety checks that came before it. A slice lasts about `preempt_after_s`; where launches
+cannot be left between steps, as on a GPU, half as long again as the smallest launch of its horizon,
+if that is longer.
 """
 
 from __future__ import annotations

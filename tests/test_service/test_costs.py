@@ -47,10 +47,34 @@ def test_on_a_gpu_a_long_horizon_is_not_cut_into_the_smallest_launches(
     rows: int, horizon: int, launches: int
 ) -> None:
     """Its smallest launch takes as long as one of 256 rows; halving it would help nobody."""
-    most = FLAT.most_rows(0.002, horizon)
+    most = FLAT.most_rows(0.001, horizon)
 
     assert -(-rows // most) == launches
-    assert FLAT.launch_s(most, horizon) <= max(0.002, 1.5 * FLAT.launch_s(1, horizon)) + 1e-9
+    assert FLAT.launch_s(most, horizon) <= max(0.001, 1.5 * FLAT.launch_s(1, horizon)) + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("step_s", "horizon", "launches"),
+    [
+        ((1e-4, 1e-4, 1.2e-4, 1.49e-4), 64, 1),
+        ((1e-4, 1e-4, 1.2e-4, 1.51e-4), 64, 4),
+        ((1e-4, 1e-4, 1.2e-4, 4e-4), 2, 1),
+        ((5.3e-5, 5.6e-5, 1.29e-4, 3.76e-4), 64, 16),
+    ],
+    ids=["little longer", "more than a little", "short enough", "H200"],
+)
+def test_the_biggest_launch_is_whole_if_it_takes_little_longer_than_the_smallest(
+    step_s: tuple[float, ...], horizon: int, launches: int
+) -> None:
+    """The H200's times are those of docs/benchmarks.md, by 16 steps."""
+    costs = Costs(FLAT.launch_rows, step_s, is_divisible=False)
+
+    most = costs.most_rows(0.001, horizon)
+
+    assert 4096 / most == launches
+    assert costs.job_s(4096, horizon, 0.001) == pytest.approx(
+        launches * costs.launch_s(most, horizon)
+    )
 
 
 def test_a_job_costs_the_launches_that_it_is_divided_into() -> None:
