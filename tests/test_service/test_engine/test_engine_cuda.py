@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,9 @@ import torch
 from models.backends import graphs
 from models.backends.backend import NotCompiledError
 from models.backends.eager import Eager
+from models.backends.fused import CudaKernels, Fused
 from models.network.ensemble import WorldModelEnsemble
+from models.prediction import Array, Prediction
 from service.engine import Engine
 from service.engine.device_memory import DeviceMemory
 from service.engine.parts import Parts
@@ -172,6 +175,128 @@ def test_without_nvidias_compiler_graphs_do_it_and_it_is_said(
         "no fused kernels: steps are graphs, slower",
         "no compiler",
     )
+
+
+class Compared:
+    """What is launched where the kernels are compared with the model: blocks, rows and steps."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.launches: list[tuple[str, int, int, int]] = []
+        launch = CudaKernels._launch
+
+        def noted(kernels: CudaKernels, kernel: Any, blocks: tuple[int, int], *given: Any) -> None:
+            rows_and_steps = given[-1]
+            if kernel in (kernels._rollout, kernels._large):
+                name = "small" if kernel is kernels._rollout else "large"
+                self.launches.append((name, blocks[0] * blocks[1], *rows_and_steps))
+            launch(kernels, kernel, blocks, *given)
+
+        monkeypatch.setattr(CudaKernels, "_launch", noted)
+
+
+def engine_with_kernels(library: Path) -> Engine:
+    """Return a started engine that has what fused kernels need."""
+    engine = Engine(checkpoint(), device="cpu", threads=1, library=lambda: library)
+    engine.start()
+    return engine
+
+
+@pytest.mark.parametrize("multiprocessors", [3, 13, 48])
+def test_kernels_are_compared_over_16_steps_and_on_all_multiprocessors(
+    driver: Driver, library: Path, monkeypatch: pytest.MonkeyPatch, multiprocessors: int
+) -> None:
+    driver.multiprocessors(multiprocessors)
+    compared = Compared(monkeypatch)
+
+    assert engine_with_kernels(library)._gpu_backend().label == ""
+
+    few, many = compared.launches
+    assert few[0] == "small"
+    assert many[0] == "large"
+    assert many[1] >= 2 * multiprocessors
+    assert {steps for *_, steps in compared.launches} == {16}
+
+
+def test_as_many_rows_are_compared_as_fit_the_memory(
+    driver: Driver, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emptied: list[bool] = []
+
+    class Small(Fused):
+        def compute(self, states: Array, actions: Array, prediction: Prediction) -> None:
+            if len(states) > 200:
+                raise torch.OutOfMemoryError("full")
+            super().compute(states, actions, prediction)
+
+    driver.multiprocessors(48)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+    monkeypatch.setattr("service.engine.engine.Fused", Small)
+    compared = Compared(monkeypatch)
+
+    with structlog.testing.capture_logs() as lines:
+        assert engine_with_kernels(library)._gpu_backend().label == ""
+
+    assert [rows for _, _, rows, _ in compared.launches] == [8, 1536 // 8]
+    fewer = [line["rows"] for line in lines if line["event"] == "fewer rows compared"]
+    assert fewer == [1536, 768, 384]
+    assert len(emptied) == 3
+
+
+class OneFeature(Fused):
+    """A feature that is a little off."""
+
+    def compute(self, states: Array, actions: Array, prediction: Prediction) -> None:
+        super().compute(states, actions, prediction)
+        prediction.states[:, 1:, 2] *= 1.001
+
+
+class LastStep(Fused):
+    """The sixteenth step is not taken."""
+
+    def compute(self, states: Array, actions: Array, prediction: Prediction) -> None:
+        super().compute(states, actions, prediction)
+        if actions.shape[1] >= 16:
+            prediction.states[:, 16] = prediction.states[:, 15]
+
+
+class OneMember(Fused):
+    """One member is another one."""
+
+    def __init__(self, ensemble: WorldModelEnsemble, device: torch.device) -> None:
+        wrong = copy.deepcopy(ensemble)
+        next(list(wrong.members)[1].parameters()).mul_(1.05)
+        super().__init__(wrong, device)
+        self._ensemble = ensemble
+
+
+class LastTile(Fused):
+    """The last of many tiles is not computed: that of a multiprocessor few rows do not reach."""
+
+    def compute(self, states: Array, actions: Array, prediction: Prediction) -> None:
+        super().compute(states, actions, prediction)
+        if len(states) == self.busy_rows:
+            prediction.states[-32:, 1:] = prediction.states[:32, 1:]
+
+
+@pytest.mark.parametrize("faulty", [OneFeature, LastStep, OneMember, LastTile])
+def test_kernels_with_a_fault_give_way_to_graphs_and_it_is_said(
+    graphs_on_cpu: None,
+    driver: Driver,
+    library: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    faulty: type[Fused],
+) -> None:
+    driver.multiprocessors(48)
+    monkeypatch.setattr("service.engine.engine.Fused", faulty)
+
+    with structlog.testing.capture_logs() as lines:
+        _, engine = rolled_out_as_on_a_gpu(
+            Engine(checkpoint(), device="cpu", threads=1, library=lambda: library)
+        )
+
+    assert engine.describe().device == "cpu (graphs)"
+    assert lines[0]["event"] == "no fused kernels: steps are graphs, slower"
+    assert "differ from the model's" in lines[0]["reason"]
 
 
 def test_without_the_driver_the_device_wide_figures_are_absent(
