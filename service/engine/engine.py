@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -292,7 +293,34 @@ def _context_works() -> bool:
 
 
 def _pick_device(wanted: str) -> torch.device:
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise StartupError("the setting WORLD_MODEL_DEVICE is cuda, but no CUDA device is usable")
-    is_cuda = wanted != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda", torch.cuda.current_device()) if is_cuda else torch.device("cpu")
+    """Return the GPU if it is wanted and usable, else the CPU.
+
+    Raises:
+        StartupError: Only a GPU is wanted, and none is usable.
+    """
+    if wanted == "cpu":
+        return torch.device("cpu")
+    # PyTorch only warns of what is wrong with a device or its driver, once a process: not asked
+    # twice.
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        is_usable = torch.cuda.is_available()
+    if is_usable:
+        try:
+            return torch.device("cuda", torch.cuda.current_device())
+        except RuntimeError as exc:
+            raise StartupError(f"the CUDA device is not usable: {_in_short(exc)}") from exc
+    reason = "; ".join(_in_short(warning.message) for warning in caught)
+    if wanted == "cuda":
+        raise StartupError(
+            "the setting WORLD_MODEL_DEVICE is cuda, but no CUDA device is usable"
+            + (f": {reason}" if reason else "")
+        )
+    if reason:
+        log.warning("no GPU used", reason=reason)
+    return torch.device("cpu")
+
+
+def _in_short(trouble: Warning | Exception | str) -> str:
+    """Return what PyTorch says in one line, without the place in its source."""
+    return " ".join(str(trouble).partition("(Triggered internally")[0].split())

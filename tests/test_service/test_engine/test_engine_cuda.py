@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,9 @@ from models.backends.eager import Eager
 from models.network.ensemble import WorldModelEnsemble
 from service.engine import Engine
 from service.engine.device_memory import DeviceMemory
+from service.engine.engine import _pick_device
 from service.engine.parts import Parts
+from service.errors import StartupError
 from tests.test_models.test_backends.driver import Driver
 from tests.test_service.test_engine.test_engine import checkpoint, inputs, moody, row_bits
 
@@ -59,6 +62,72 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     }.items():
         monkeypatch.setattr(torch.cuda, name, answer)
     return calls
+
+
+TOO_OLD = (
+    "CUDA initialization: The NVIDIA driver on your system is too old (found version 11040).\n"
+    "Please update. (Triggered internally at /pytorch/c10/cuda/CUDAFunctions.cpp:119.)"
+)
+TOO_OLD_IN_SHORT = TOO_OLD.partition(" (Trig")[0].replace("\n", " ")
+
+
+@pytest.fixture
+def old_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch that says once why there is no device, as the real one does."""
+    sayings = [TOO_OLD]
+
+    def is_available() -> bool:
+        if sayings:
+            warnings.warn(sayings.pop(), stacklevel=2)
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", is_available)
+
+
+def test_a_driver_that_is_too_old_is_told_where_the_cpu_is_taken(old_driver: None) -> None:
+    with structlog.testing.capture_logs() as lines:
+        device = _pick_device("auto")
+
+    assert device.type == "cpu"
+    assert lines == [{"event": "no GPU used", "reason": TOO_OLD_IN_SHORT, "log_level": "warning"}]
+
+
+def test_a_driver_that_is_too_old_is_told_where_a_gpu_is_demanded(old_driver: None) -> None:
+    with pytest.raises(StartupError) as caught:
+        _pick_device("cuda")
+
+    assert str(caught.value).endswith(f"no CUDA device is usable: {TOO_OLD_IN_SHORT}")
+
+
+def test_where_there_is_no_gpu_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    with structlog.testing.capture_logs() as lines:
+        assert _pick_device("auto").type == "cpu"
+
+    assert lines == []
+
+
+def test_a_gpu_is_not_asked_about_where_the_cpu_is_wanted(
+    old_driver: None,
+) -> None:
+    with structlog.testing.capture_logs() as lines:
+        assert _pick_device("cpu").type == "cpu"
+
+    assert lines == []
+
+
+def test_a_gpu_that_cannot_be_had_stops_the_start_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse() -> int:
+        raise RuntimeError("CUDA error: all CUDA-capable devices are busy\nor unavailable")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", refuse)
+
+    with pytest.raises(StartupError, match=r"usable: CUDA error: all .* are busy or unavailable"):
+        _pick_device("auto")
 
 
 def test_the_memory_budget_is_enforced_and_reported(
