@@ -22,6 +22,7 @@ from models.backends.cpus import usable_cpus
 from models.backends.eager import Eager
 from models.backends.fused import Fused
 from models.backends.graphs import Graphs
+from models.backends.memory import is_out_of_memory
 from models.backends.native import Native
 from models.checkpoint import Checkpoint
 from models.network.rows import ROW_TILE
@@ -107,8 +108,9 @@ class Engine:
                 self._backend = self._cpu_backend(threads)
             self.costs = self._measured_costs()
             self._answer_digest = self._digest()
-        except (RuntimeError, ValueError) as exc:
-            raise StartupError(f"the model does not run on {self._device}: {exc}") from exc
+        except (RuntimeError, ValueError, MemoryError) as exc:
+            reason = str(exc) or type(exc).__name__
+            raise StartupError(f"the model does not run on {self._device}: {reason}") from exc
         self.load_s = time.perf_counter() - started
 
     def close(self) -> None:
@@ -249,7 +251,7 @@ class Engine:
 
         Raises:
             NotCompiledError: The two differ.
-            OutOfMemoryError: Not even few rows fit the device's memory.
+            RuntimeError, MemoryError: Not even few rows fit the memory, or the device failed.
         """
         ranges = self._checkpoint.spec, self._checkpoint.limits
         fused.check(*probe_rows(ROW_TILE, _COMPARED_STEPS, *ranges))
@@ -258,7 +260,9 @@ class Engine:
             try:
                 fused.check(*probe_rows(rows, _COMPARED_STEPS, *ranges))
                 return
-            except torch.OutOfMemoryError:
+            except (RuntimeError, MemoryError) as exc:
+                if not is_out_of_memory(exc):
+                    raise
                 log.info("fewer rows compared", kind="out_of_memory", rows=rows)
             torch.cuda.empty_cache()
             rows //= 2

@@ -18,13 +18,17 @@ import torch
 from models.backends import graphs
 from models.backends.backend import NotCompiledError
 from models.backends.eager import Eager
+from models.backends.fused import Fused
+from models.backends.memory import host_memory
 from models.network.ensemble import WorldModelEnsemble
 from service.engine import Engine
 from service.engine.device_memory import DeviceMemory
 from service.engine.engine import _pick_device
 from service.engine.parts import Parts
 from service.errors import StartupError
+from service.interface import Array
 from tests.test_models.test_backends.driver import Driver
+from tests.test_models.test_backends.test_memory import unpinnable
 from tests.test_service.test_engine.test_engine import checkpoint, inputs, moody, row_bits
 
 
@@ -222,6 +226,62 @@ def test_fused_kernels_are_used_if_they_can_be_had(driver: Driver, library: Path
     first = np.frombuffer(seen[0][0], np.float32).reshape(22, -1)
     np.testing.assert_allclose(first, truth.states[0].numpy(), rtol=1e-5, atol=1e-5)
     assert engine.describe().device == "cpu"
+
+
+def test_kernels_do_without_pinned_memory(
+    driver: Driver, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def wanted_pinned(*shape: int, is_pinned: bool) -> torch.Tensor:
+        asked.extend(shape)
+        return host_memory(*shape, is_pinned=True)
+
+    short = unpinnable(RuntimeError("CUDA error: out of memory"))
+    truth, _ = rolled_out_as_on_a_gpu(
+        Engine(checkpoint(), device="cpu", threads=1, library=lambda: library)
+    )
+    monkeypatch.setattr("models.backends.fused.host_memory", wanted_pinned)
+    monkeypatch.setattr(torch, "empty", short)
+
+    seen, _ = rolled_out_as_on_a_gpu(
+        Engine(checkpoint(), device="cpu", threads=1, library=lambda: library)
+    )
+
+    assert seen == truth
+    assert asked
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("CUDA error: out of memory")],
+    ids=str,
+)
+def test_fewer_rows_are_compared_where_memory_is_missing_anywhere(
+    cuda: dict[str, Any], error: RuntimeError
+) -> None:
+    compared: list[int] = []
+
+    def check(states: Array, actions: Array) -> None:
+        compared.append(len(states))
+        if len(states) > 30:
+            raise error
+
+    fused = SimpleNamespace(busy_rows=100, check=check)
+    Engine(checkpoint())._compare(cast(Fused, fused))
+
+    assert compared == [8, 100, 50, 25]
+    assert cuda["emptied"] == 2
+
+
+def test_another_fault_ends_the_comparison() -> None:
+    def check(states: Array, actions: Array) -> None:
+        if len(states) > 30:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    fused = SimpleNamespace(busy_rows=100, check=check)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        Engine(checkpoint())._compare(cast(Fused, fused))
 
 
 def test_without_nvidias_compiler_graphs_do_it_and_it_is_said(
