@@ -26,6 +26,7 @@ from models.backends.memory import is_out_of_memory
 from models.backends.native import Native
 from models.checkpoint import Checkpoint
 from models.network.rows import ROW_TILE
+from service.engine.context import context_works, keep
 from service.engine.device_memory import DeviceMemory
 from service.engine.launch_rows import launch_row_counts, probe_rows
 from service.engine.parts import Parts
@@ -114,17 +115,23 @@ class Engine:
         self.load_s = time.perf_counter() - started
 
     def close(self) -> None:
-        """Give the device's memory back."""
+        """Give the device's memory back; a lost device's stays, also beyond this engine's life."""
         if self._device_memory is not None:
             self._device_memory.close()
             self._device_memory = None
-        if self._device.type == "cuda":
-            try:
-                self.__dict__.pop("_backend", None)
-                self._checkpoint.ensemble.to("cpu")
-                torch.cuda.empty_cache()
-            except RuntimeError as exc:
-                log.warning("device memory not given back", error=str(exc).splitlines()[0])
+        if self._device.type != "cuda":
+            return
+        if self.is_lost or not context_works():
+            self.is_lost = True
+            keep(self)
+            log.warning("device memory not given back", error="the device is lost")
+            return
+        try:
+            self.__dict__.pop("_backend", None)
+            self._checkpoint.ensemble.to("cpu")
+            torch.cuda.empty_cache()
+        except RuntimeError as exc:
+            log.warning("device memory not given back", error=str(exc).splitlines()[0])
 
     def report_errors_to(self, count: Callable[[str], None]) -> None:
         """Set what counts errors that the engine survives, by kind."""
@@ -190,7 +197,7 @@ class Engine:
         try:
             is_finite = np.isfinite(self.rollout(states, actions).states).all()
         except RuntimeError:
-            self.is_lost = self._device.type == "cuda" and not _context_works()
+            self.is_lost = self._device.type == "cuda" and not context_works()
             raise
         if not is_finite:
             raise RuntimeError("the canary's prediction is not finite")
@@ -285,15 +292,6 @@ class Engine:
             _LONGEST_STEP_S if kind == "cpu" else math.inf,
             is_divisible=kind == "cpu",
         )
-
-
-def _context_works() -> bool:
-    """Return whether CUDA can still be used by this process: some errors stay until it ends."""
-    try:
-        torch.cuda.synchronize()
-    except RuntimeError:
-        return False
-    return True
 
 
 def _pick_device(wanted: str) -> torch.device:

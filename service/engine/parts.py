@@ -10,6 +10,7 @@ import torch
 from models.backends.backend import Backend, Rollout
 from models.backends.memory import is_out_of_memory
 from models.network.rows import ROW_TILE
+from service.engine.context import context_works, keep
 from service.interface import Array, Prediction
 
 log = structlog.get_logger()
@@ -110,6 +111,9 @@ class Parts:
             taken = self._rollout.advance(steps, stop_when_readable)
         except (RuntimeError, MemoryError) as exc:
             if not is_out_of_memory(exc):
+                is_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+                if is_cuda and not context_works():
+                    keep(self)
                 raise
             self._rollout = None
             return None

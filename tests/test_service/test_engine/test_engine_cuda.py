@@ -16,7 +16,7 @@ import structlog
 import torch
 
 from models.backends import graphs
-from models.backends.backend import NotCompiledError
+from models.backends.backend import Backend, NotCompiledError
 from models.backends.eager import Eager
 from models.backends.fused import Fused
 from models.backends.memory import host_memory
@@ -26,7 +26,7 @@ from service.engine.device_memory import DeviceMemory
 from service.engine.engine import _pick_device
 from service.engine.parts import Parts
 from service.errors import StartupError
-from service.interface import Array
+from service.interface import Array, Prediction
 from tests.test_models.test_backends.driver import Driver
 from tests.test_models.test_backends.test_memory import unpinnable
 from tests.test_service.test_engine.test_engine import checkpoint, inputs, moody, row_bits
@@ -62,6 +62,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "memory_allocated": lambda device: 1,
         "memory_reserved": lambda device: 2,
         "max_memory_allocated": lambda device: 4,
+        "synchronize": lambda: None,
         "empty_cache": lambda: calls.update(emptied=calls.get("emptied", 0) + 1),
     }.items():
         monkeypatch.setattr(torch.cuda, name, answer)
@@ -354,12 +355,13 @@ def test_nvml_reads_a_slice_of_a_device_too(monkeypatch: pytest.MonkeyPatch) -> 
         assert DeviceMemory(uuid).read() == {"device_used": 5, "device_total": 9}
 
 
-def test_a_device_that_is_lost_can_be_closed(
+def lost(*_: Any) -> None:
+    raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+
+
+def test_a_device_that_does_not_take_its_memory_back_can_be_closed(
     cuda: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lost() -> None:
-        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
-
     monkeypatch.setattr(torch.cuda, "empty_cache", lost)
     engine = Engine(checkpoint())
     engine._device = torch.device("cuda", 0)
@@ -369,6 +371,65 @@ def test_a_device_that_is_lost_can_be_closed(
 
     assert lines[0]["event"] == "device memory not given back"
     assert lines[0]["error"] == "CUDA error: an illegal memory access was encountered"
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    kept: list[object] = []
+    monkeypatch.setattr("service.engine.context._kept", kept)
+    return kept
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_nothing_of_a_lost_device_is_freed(
+    cuda: dict[str, Any], monkeypatch: pytest.MonkeyPatch, kept: list[object], is_known: bool
+) -> None:
+    """Whether a canary has noticed it, or the end of the service does."""
+    if not is_known:
+        monkeypatch.setattr(torch.cuda, "synchronize", lost)
+    engine = Engine(checkpoint())
+    engine._device = torch.device("cuda", 0)
+    backend = engine._backend = graphs.Graphs(checkpoint().ensemble)
+    engine.is_lost = is_known
+
+    engine.close()
+
+    assert engine.is_lost
+    assert kept == [engine]
+    assert engine._backend is backend
+    assert "emptied" not in cuda
+
+
+@pytest.mark.parametrize("does_last", [True, False])
+def test_rows_under_way_are_kept_if_they_lose_the_device(
+    cuda: dict[str, Any], monkeypatch: pytest.MonkeyPatch, kept: list[object], does_last: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    if does_last:
+        monkeypatch.setattr(torch.cuda, "synchronize", lost)
+    backend = SimpleNamespace(blank=Prediction.blank, start=lost)
+    parts = Parts(cast(Backend, backend), (8,), *inputs(8, 2), 8, lambda kind: None)
+
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        parts.run()
+
+    assert kept == ([parts] if does_last else [])
+
+
+def test_nvml_that_is_gone_at_the_end_is_no_fault(
+    cuda: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+
+    monkeypatch.setattr(pynvml, "nvmlShutdown", gone)
+    engine = Engine(checkpoint())
+    engine._device = torch.device("cuda", 0)
+    engine._device_memory = DeviceMemory("abc")
+
+    engine.close()
+
+    assert cuda["emptied"] == 1
 
 
 @pytest.mark.parametrize("does_last", [True, False])
