@@ -229,8 +229,9 @@ class Settings(BaseSettings):
         default=4 * 2**30,
         ge=64 * 2**20,
         le=2**50,
-        description="Most GPU memory in bytes that the model may take; the allocator enforces it. "
-        "Less leaves room for others on the device and splits big launches sooner.",
+        description="Most GPU memory in bytes that PyTorch's allocator may take. CUDA's context "
+        "and the code of kernels come on top, some hundred MB, and so does pinned memory of the "
+        "host. Less leaves room for others on the device and splits big launches sooner.",
     )
     docs: bool = Field(
         default=True,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from models.backends.backend import NotCompiledError, WholeRollout
+from models.backends.memory import host_memory
 from models.backends.packing import DEFINITIONS, PANEL, definitions, pack
 from models.network.ensemble import EnsembleRollout, WorldModelEnsemble
 from models.prediction import Array, Prediction
@@ -87,10 +89,12 @@ class Fused:
         self._weights[:size].copy_(torch.from_numpy(block.copy()))
         self._model = self._weights.data_ptr() + at
         self._kernels.reserve(self._model, torch.zeros(2, dtype=torch.int32, device=device))
-        self._inputs = _GrowingBuffer(device)
-        self._trace = _GrowingBuffer(device)
-        self._outputs = _GrowingBuffer(device)
-        self._host = _GrowingBuffer(torch.device("cpu"), is_pinned=device.type == "cuda")
+        on_device = partial(torch.empty, device=device)
+        self._inputs = _GrowingBuffer(on_device)
+        self._trace = _GrowingBuffer(on_device)
+        self._outputs = _GrowingBuffer(on_device)
+        self._on_host = partial(host_memory, is_pinned=device.type == "cuda")
+        self._host = _GrowingBuffer(self._on_host)
 
     def blank(self, rows: int, horizon: int, state_dim: int) -> Prediction:
         """Return a prediction to be written, where the device can write it itself."""
@@ -170,7 +174,7 @@ class Fused:
             first += array.size
 
     def _pinned(self, numbers: int) -> Array:
-        block: Array = torch.empty(numbers, pin_memory=self._device.type == "cuda").numpy()
+        block: Array = self._on_host(numbers).numpy()
         return block
 
 
@@ -217,17 +221,21 @@ def _arrays(prediction: Prediction) -> tuple[Array, ...]:
 
 
 class _GrowingBuffer:
-    """Memory that grows to the most numbers that were ever needed at once."""
+    """Memory that grows to the most numbers that were ever needed at once.
 
-    def __init__(self, device: torch.device, *, is_pinned: bool = False) -> None:
-        self._options: dict[str, Any] = {"device": device, "pin_memory": is_pinned}
-        self._memory = torch.empty(0, **self._options)
+    Args:
+        take: Returns memory for as many numbers.
+    """
+
+    def __init__(self, take: Callable[[int], Tensor]) -> None:
+        self._take = take
+        self._memory = take(0)
 
     def numbers(self, count: int) -> Tensor:
         """Return memory for `count` numbers, of whatever value."""
         if count > len(self._memory):
-            self._memory = torch.empty(0, **self._options)  # first give back, then take
-            self._memory = torch.empty(count, **self._options)
+            self._memory = self._take(0)  # first give back, then take
+            self._memory = self._take(count)
         return self._memory[:count]
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from models.backends.backend import WholeRollout
 from models.backends.eager import write_summaries
+from models.backends.memory import host_memory
 from models.network.ensemble import SUMMARY_EXTRAS, EnsembleStep, WorldModelEnsemble
 from models.prediction import Array, Prediction
 
@@ -101,10 +102,10 @@ class RecordedSteps:
         self._wait = wait
         self._shapes = (rows, state_dim), (longest, rows, action_dim)
         numbers = rows * (state_dim + longest * action_dim)
-        self._host_in = torch.zeros(numbers, pin_memory=is_pinned)
+        self._host_in = host_memory(numbers, is_pinned=is_pinned)
         self._device_in = torch.zeros(numbers, device=device)
         columns = state_dim + SUMMARY_EXTRAS
-        self._host_out = torch.zeros(longest, rows, columns, pin_memory=is_pinned)
+        self._host_out = host_memory(longest, rows, columns, is_pinned=is_pinned)
         self._device_out = torch.zeros(longest, rows, columns, device=device)
         self._carry = step.start(torch.zeros(rows, state_dim, device=device))
         self._actions = torch.zeros(longest, rows, action_dim, device=device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pynvml
@@ -51,8 +52,9 @@ class DeviceMemory:
             return None
 
     def close(self) -> None:
-        """Disconnect from the driver."""
-        pynvml.nvmlShutdown()
+        """Disconnect from the driver, if it is still there."""
+        with contextlib.suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
 
     def _handle(self) -> Any:
         """Return what NVML knows the device, or the slice of one, by.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -21,9 +22,11 @@ from models.backends.cpus import usable_cpus
 from models.backends.eager import Eager
 from models.backends.fused import Fused
 from models.backends.graphs import Graphs
+from models.backends.memory import is_out_of_memory
 from models.backends.native import Native
 from models.checkpoint import Checkpoint
 from models.network.rows import ROW_TILE
+from service.engine.context import context_works, keep
 from service.engine.device_memory import DeviceMemory
 from service.engine.launch_rows import launch_row_counts, probe_rows
 from service.engine.parts import Parts
@@ -106,22 +109,29 @@ class Engine:
                 self._backend = self._cpu_backend(threads)
             self.costs = self._measured_costs()
             self._answer_digest = self._digest()
-        except (RuntimeError, ValueError) as exc:
-            raise StartupError(f"the model does not run on {self._device}: {exc}") from exc
+        except (RuntimeError, ValueError, MemoryError) as exc:
+            reason = str(exc) or type(exc).__name__
+            raise StartupError(f"the model does not run on {self._device}: {reason}") from exc
         self.load_s = time.perf_counter() - started
 
     def close(self) -> None:
-        """Give the device's memory back."""
+        """Give the device's memory back; a lost device's stays, also beyond this engine's life."""
         if self._device_memory is not None:
             self._device_memory.close()
             self._device_memory = None
-        if self._device.type == "cuda":
-            try:
-                self.__dict__.pop("_backend", None)
-                self._checkpoint.ensemble.to("cpu")
-                torch.cuda.empty_cache()
-            except RuntimeError as exc:
-                log.warning("device memory not given back", error=str(exc).splitlines()[0])
+        if self._device.type != "cuda":
+            return
+        if self.is_lost or not context_works():
+            self.is_lost = True
+            keep(self)
+            log.warning("device memory not given back", error="the device is lost")
+            return
+        try:
+            self.__dict__.pop("_backend", None)
+            self._checkpoint.ensemble.to("cpu")
+            torch.cuda.empty_cache()
+        except RuntimeError as exc:
+            log.warning("device memory not given back", error=str(exc).splitlines()[0])
 
     def report_errors_to(self, count: Callable[[str], None]) -> None:
         """Set what counts errors that the engine survives, by kind."""
@@ -187,7 +197,7 @@ class Engine:
         try:
             is_finite = np.isfinite(self.rollout(states, actions).states).all()
         except RuntimeError:
-            self.is_lost = self._device.type == "cuda" and not _context_works()
+            self.is_lost = self._device.type == "cuda" and not context_works()
             raise
         if not is_finite:
             raise RuntimeError("the canary's prediction is not finite")
@@ -248,7 +258,7 @@ class Engine:
 
         Raises:
             NotCompiledError: The two differ.
-            OutOfMemoryError: Not even few rows fit the device's memory.
+            RuntimeError, MemoryError: Not even few rows fit the memory, or the device failed.
         """
         ranges = self._checkpoint.spec, self._checkpoint.limits
         fused.check(*probe_rows(ROW_TILE, _COMPARED_STEPS, *ranges))
@@ -257,7 +267,9 @@ class Engine:
             try:
                 fused.check(*probe_rows(rows, _COMPARED_STEPS, *ranges))
                 return
-            except torch.OutOfMemoryError:
+            except (RuntimeError, MemoryError) as exc:
+                if not is_out_of_memory(exc):
+                    raise
                 log.info("fewer rows compared", kind="out_of_memory", rows=rows)
             torch.cuda.empty_cache()
             rows //= 2
@@ -282,17 +294,35 @@ class Engine:
         )
 
 
-def _context_works() -> bool:
-    """Return whether CUDA can still be used by this process: some errors stay until it ends."""
-    try:
-        torch.cuda.synchronize()
-    except RuntimeError:
-        return False
-    return True
-
-
 def _pick_device(wanted: str) -> torch.device:
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise StartupError("the setting WORLD_MODEL_DEVICE is cuda, but no CUDA device is usable")
-    is_cuda = wanted != "cpu" and torch.cuda.is_available()
-    return torch.device("cuda", torch.cuda.current_device()) if is_cuda else torch.device("cpu")
+    """Return the GPU if it is wanted and usable, else the CPU.
+
+    Raises:
+        StartupError: Only a GPU is wanted, and none is usable.
+    """
+    if wanted == "cpu":
+        return torch.device("cpu")
+    # PyTorch only warns of what is wrong with a device or its driver, once a process: not asked
+    # twice.
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        is_usable = torch.cuda.is_available()
+    if is_usable:
+        try:
+            return torch.device("cuda", torch.cuda.current_device())
+        except RuntimeError as exc:
+            raise StartupError(f"the CUDA device is not usable: {_in_short(exc)}") from exc
+    reason = "; ".join(_in_short(warning.message) for warning in caught)
+    if wanted == "cuda":
+        raise StartupError(
+            "the setting WORLD_MODEL_DEVICE is cuda, but no CUDA device is usable"
+            + (f": {reason}" if reason else "")
+        )
+    if reason:
+        log.warning("no GPU used", reason=reason)
+    return torch.device("cpu")
+
+
+def _in_short(trouble: Warning | Exception | str) -> str:
+    """Return what PyTorch says in one line, without the place in its source."""
+    return " ".join(str(trouble).partition("(Triggered internally")[0].split())

@@ -8,14 +8,16 @@ import structlog
 import torch
 
 from models.backends.backend import Backend, Rollout
+from models.backends.memory import is_out_of_memory
 from models.network.rows import ROW_TILE
+from service.engine.context import context_works, keep
 from service.interface import Array, Prediction
 
 log = structlog.get_logger()
 
 
 class DeviceFullError(RuntimeError):
-    """Not even the smallest launch fits the device's memory."""
+    """Not even the smallest launch fits the device's memory, or an answer not the host's."""
 
 
 class Parts:
@@ -28,6 +30,9 @@ class Parts:
         actions: [B, H, A].
         part_rows: Rows of a part; at most the biggest of `launch_rows`.
         count_error: Counts errors that are survived, by kind.
+
+    Raises:
+        DeviceFullError: The prediction does not fit the host's memory.
     """
 
     def __init__(
@@ -48,7 +53,12 @@ class Parts:
         self._parts = [(first, min(first + part_rows, rows)) for first in range(0, rows, part_rows)]
         self._parts.reverse()
         self._rollout: Rollout | None = None
-        self._prediction = backend.blank(rows, horizon, dim)
+        try:
+            self._prediction = backend.blank(rows, horizon, dim)
+        except (RuntimeError, MemoryError) as exc:
+            if not is_out_of_memory(exc):
+                raise
+            raise DeviceFullError("the prediction does not fit the host's memory") from exc
 
     @property
     def is_complete(self) -> bool:
@@ -99,8 +109,11 @@ class Parts:
             if self._rollout is None:
                 self._rollout = self._start_part(*self._parts[-1])
             taken = self._rollout.advance(steps, stop_when_readable)
-        except RuntimeError as exc:
-            if not _is_out_of_memory(exc):
+        except (RuntimeError, MemoryError) as exc:
+            if not is_out_of_memory(exc):
+                is_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+                if is_cuda and not context_works():
+                    keep(self)
                 raise
             self._rollout = None
             return None
@@ -129,9 +142,3 @@ class Parts:
         log.warning("launch split", kind="out_of_memory", rows=last - first)
         half = first + -(-(last - first) // (2 * ROW_TILE)) * ROW_TILE
         self._parts += [(half, last), (first, half)]
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Tell missing memory from other faults: PyTorch's allocator, pinned host memory, a launch."""
-    words = str(error).lower().replace("_", " ")
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in words

@@ -66,7 +66,7 @@ class WarmUp:
             is_divisible: Whether a launch can be left between steps.
 
         Raises:
-            DeviceFullError: Not even the smallest launch fits the device's memory.
+            DeviceFullError, MemoryError: Not even the smallest launch fits the memory.
         """
         rows = probe_rows(ROW_TILE, _PROBE_STEPS, self.spec, self.limits)
         is_reproducible = self._probed(ROW_TILE, *rows, turn=1) == self._probed(
@@ -80,10 +80,11 @@ class WarmUp:
             try:
                 bits[count] = self._probed(count, *rows, turn=1)
                 step_s[count] = self._step_s(count, _TIMED_STEPS if is_divisible else _TIMED_WHOLE)
-            except DeviceFullError as exc:
+            except (DeviceFullError, MemoryError) as exc:  # what compares bits needs memory, too
                 if not step_s:
                     raise
-                log.warning("bigger launches dropped", rows=count, reason=str(exc))
+                reason = str(exc) or type(exc).__name__
+                log.warning("bigger launches dropped", rows=count, reason=reason)
                 break
             if step_s[count] > longest_step_s:
                 break

@@ -7,6 +7,8 @@ import os
 import resource
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -431,6 +433,47 @@ def test_a_lost_device_ends_the_process_with_a_code_of_its_own(
     assert set(statuses) <= {200, 500, 503}
     last = orjson.loads(capsys.readouterr().out.splitlines()[-1])
     assert (last["event"], last["reason"], last["exit_code"]) == ("stopped", "device lost", 75)
+
+
+LOST_DEVICE = """
+import os, sys
+import torch
+from service.cli import main
+from service.engine import Engine
+from service.engine.parts import Parts
+
+class OnDevice:
+    def __del__(self):
+        os.abort()  # as PyTorch does
+
+def lost(*_):
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+def start(engine):
+    works(engine)
+    engine._device = torch.device("cuda", 0)
+    engine._backend.weights = OnDevice()
+    torch.cuda.synchronize = Parts.advance = lost
+
+works, Engine.start = Engine.start, start
+torch.cuda.get_device_name = lambda device: "NVIDIA Fake"
+main(["serve", "--compile", "false", "--port", sys.argv[1], "--checkpoint", sys.argv[2]])
+"""
+
+
+def test_the_command_ends_with_the_code_of_a_lost_device_and_not_by_a_signal(
+    folder: Path, port: int
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOST_DEVICE, str(port), folder],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+    assert done.returncode == DEVICE_LOST_CODE, done.stdout + done.stderr
+    assert "device memory not given back" in done.stdout
 
 
 def broken_when(is_broken: threading.Event, works: Callable[..., int]) -> Callable[..., int]:

@@ -18,12 +18,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models.backends.backend import NotCompiledError
+from models.backends.eager import Eager
 from models.checkpoint import Architecture, Calibration, Checkpoint
 from models.network.ensemble import WorldModelEnsemble
 from models.network.rows import ROW_TILE
 from models.spec import anonymous_spec
 from service.engine import Engine
 from service.engine.launch_rows import launch_row_counts
+from service.engine.parts import DeviceFullError
 from service.engine.warmup import _best_group
 from service.errors import StartupError
 from service.interface import Array, EngineLike, Prediction
@@ -252,7 +254,7 @@ class Moody(nn.Module):
         self.inner = inner
         self.member_count = inner.member_count
         self.fits_rows = 10**9
-        self.error: RuntimeError = torch.OutOfMemoryError("CUDA out of memory (pretended)")
+        self.error: Exception = torch.OutOfMemoryError("CUDA out of memory (pretended)")
         self.odd_rows = 0
         self.is_odd_in_place = False
         self.factor = 1.0
@@ -366,10 +368,12 @@ def test_launches_that_do_not_fit_at_the_start_are_left_out() -> None:
         torch.OutOfMemoryError("CUDA out of memory."),
         RuntimeError("CUDA error: out of memory"),  # pinned memory
         RuntimeError("CUDA_ERROR_OUT_OF_MEMORY"),  # a launch of our kernels
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        MemoryError(),
     ],
-    ids=str,
+    ids=repr,
 )
-def test_memory_that_is_missing_anywhere_splits_a_launch(error: RuntimeError) -> None:
+def test_memory_that_is_missing_anywhere_splits_a_launch(error: Exception) -> None:
     ensemble, small = moody()
     small.start()
     ensemble.fits_rows, ensemble.error = 16, error
@@ -378,6 +382,74 @@ def test_memory_that_is_missing_anywhere_splits_a_launch(error: RuntimeError) ->
     small.rollout(*inputs(32, 1))
 
     assert ensemble.launches == [32, 16, 16]
+
+
+def short_of_memory(error: Exception, fits_rows: int) -> Any:
+    """Return `blank` of a backend whose predictions do not fit the host's memory."""
+
+    def blank(rows: int, horizon: int, state_dim: int) -> Prediction:
+        if rows > fits_rows:
+            raise error
+        return Prediction.blank(rows, horizon, state_dim)
+
+    return staticmethod(blank)
+
+
+HOST_FULL = [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes.")]
+
+
+@pytest.mark.parametrize("error", HOST_FULL, ids=repr)
+def test_launches_whose_answers_do_not_fit_the_host_are_left_out_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(Eager, "blank", short_of_memory(error, 40))
+    _, small = moody()
+
+    with structlog.testing.capture_logs() as lines:
+        small.start()
+
+    assert small.costs.launch_rows[-1] == 40
+    assert (lines[-1]["event"], lines[-1]["reason"]) == (
+        "bigger launches dropped",
+        "the prediction does not fit the host's memory",
+    )
+
+
+@pytest.mark.parametrize("error", HOST_FULL, ids=repr)
+def test_an_answer_that_does_not_fit_the_host_fails_alone(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    _, small = moody()
+    small.start()
+    monkeypatch.setattr(Eager, "blank", short_of_memory(error, 40))
+
+    with pytest.raises(DeviceFullError, match="host's memory"):
+        small.rollout(*inputs(50, 2))
+    small.rollout(*inputs(20, 2))
+
+
+def test_another_fault_of_the_answers_memory_is_told_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, small = moody()
+    small.start()
+    monkeypatch.setattr(Eager, "blank", short_of_memory(RuntimeError("illegal address"), 0))
+
+    with pytest.raises(RuntimeError, match="illegal address"):
+        small.rollout(*inputs(8, 2))
+
+
+def test_a_host_without_memory_stops_the_start_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full() -> None:
+        raise MemoryError
+
+    _, small = moody()
+    monkeypatch.setattr(small, "_measured_costs", full)
+
+    with pytest.raises(StartupError, match="does not run on cpu: MemoryError"):
+        small.start()
 
 
 def test_a_model_whose_bits_depend_on_the_place_is_told() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,15 +17,19 @@ import structlog
 import torch
 
 from models.backends import graphs
-from models.backends.backend import NotCompiledError
+from models.backends.backend import Backend, NotCompiledError
 from models.backends.eager import Eager
 from models.backends.fused import CudaKernels, Fused
+from models.backends.memory import host_memory
 from models.network.ensemble import WorldModelEnsemble
 from models.prediction import Array, Prediction
 from service.engine import Engine
 from service.engine.device_memory import DeviceMemory
+from service.engine.engine import _pick_device
 from service.engine.parts import Parts
+from service.errors import StartupError
 from tests.test_models.test_backends.driver import Driver
+from tests.test_models.test_backends.test_memory import unpinnable
 from tests.test_service.test_engine.test_engine import checkpoint, inputs, moody, row_bits
 
 
@@ -58,10 +63,77 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "memory_allocated": lambda device: 1,
         "memory_reserved": lambda device: 2,
         "max_memory_allocated": lambda device: 4,
+        "synchronize": lambda: None,
         "empty_cache": lambda: calls.update(emptied=calls.get("emptied", 0) + 1),
     }.items():
         monkeypatch.setattr(torch.cuda, name, answer)
     return calls
+
+
+TOO_OLD = (
+    "CUDA initialization: The NVIDIA driver on your system is too old (found version 11040).\n"
+    "Please update. (Triggered internally at /pytorch/c10/cuda/CUDAFunctions.cpp:119.)"
+)
+TOO_OLD_IN_SHORT = TOO_OLD.partition(" (Trig")[0].replace("\n", " ")
+
+
+@pytest.fixture
+def old_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch that says once why there is no device, as the real one does."""
+    sayings = [TOO_OLD]
+
+    def is_available() -> bool:
+        if sayings:
+            warnings.warn(sayings.pop(), stacklevel=2)
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", is_available)
+
+
+def test_a_driver_that_is_too_old_is_told_where_the_cpu_is_taken(old_driver: None) -> None:
+    with structlog.testing.capture_logs() as lines:
+        device = _pick_device("auto")
+
+    assert device.type == "cpu"
+    assert lines == [{"event": "no GPU used", "reason": TOO_OLD_IN_SHORT, "log_level": "warning"}]
+
+
+def test_a_driver_that_is_too_old_is_told_where_a_gpu_is_demanded(old_driver: None) -> None:
+    with pytest.raises(StartupError) as caught:
+        _pick_device("cuda")
+
+    assert str(caught.value).endswith(f"no CUDA device is usable: {TOO_OLD_IN_SHORT}")
+
+
+def test_where_there_is_no_gpu_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    with structlog.testing.capture_logs() as lines:
+        assert _pick_device("auto").type == "cpu"
+
+    assert lines == []
+
+
+def test_a_gpu_is_not_asked_about_where_the_cpu_is_wanted(
+    old_driver: None,
+) -> None:
+    with structlog.testing.capture_logs() as lines:
+        assert _pick_device("cpu").type == "cpu"
+
+    assert lines == []
+
+
+def test_a_gpu_that_cannot_be_had_stops_the_start_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse() -> int:
+        raise RuntimeError("CUDA error: all CUDA-capable devices are busy\nor unavailable")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", refuse)
+
+    with pytest.raises(StartupError, match=r"usable: CUDA error: all .* are busy or unavailable"):
+        _pick_device("auto")
 
 
 def test_the_memory_budget_is_enforced_and_reported(
@@ -156,6 +228,62 @@ def test_fused_kernels_are_used_if_they_can_be_had(driver: Driver, library: Path
     first = np.frombuffer(seen[0][0], np.float32).reshape(22, -1)
     np.testing.assert_allclose(first, truth.states[0].numpy(), rtol=1e-5, atol=1e-5)
     assert engine.describe().device == "cpu"
+
+
+def test_kernels_do_without_pinned_memory(
+    driver: Driver, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def wanted_pinned(*shape: int, is_pinned: bool) -> torch.Tensor:
+        asked.extend(shape)
+        return host_memory(*shape, is_pinned=True)
+
+    short = unpinnable(RuntimeError("CUDA error: out of memory"))
+    truth, _ = rolled_out_as_on_a_gpu(
+        Engine(checkpoint(), device="cpu", threads=1, library=lambda: library)
+    )
+    monkeypatch.setattr("models.backends.fused.host_memory", wanted_pinned)
+    monkeypatch.setattr(torch, "empty", short)
+
+    seen, _ = rolled_out_as_on_a_gpu(
+        Engine(checkpoint(), device="cpu", threads=1, library=lambda: library)
+    )
+
+    assert seen == truth
+    assert asked
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("CUDA error: out of memory")],
+    ids=str,
+)
+def test_fewer_rows_are_compared_where_memory_is_missing_anywhere(
+    cuda: dict[str, Any], error: RuntimeError
+) -> None:
+    compared: list[int] = []
+
+    def check(states: Array, actions: Array) -> None:
+        compared.append(len(states))
+        if len(states) > 30:
+            raise error
+
+    fused = SimpleNamespace(busy_rows=100, check=check)
+    Engine(checkpoint())._compare(cast(Fused, fused))
+
+    assert compared == [8, 100, 50, 25]
+    assert cuda["emptied"] == 2
+
+
+def test_another_fault_ends_the_comparison() -> None:
+    def check(states: Array, actions: Array) -> None:
+        if len(states) > 30:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    fused = SimpleNamespace(busy_rows=100, check=check)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        Engine(checkpoint())._compare(cast(Fused, fused))
 
 
 def test_without_nvidias_compiler_graphs_do_it_and_it_is_said(
@@ -350,12 +478,13 @@ def test_nvml_reads_a_slice_of_a_device_too(monkeypatch: pytest.MonkeyPatch) -> 
         assert DeviceMemory(uuid).read() == {"device_used": 5, "device_total": 9}
 
 
-def test_a_device_that_is_lost_can_be_closed(
+def lost(*_: Any) -> None:
+    raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+
+
+def test_a_device_that_does_not_take_its_memory_back_can_be_closed(
     cuda: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lost() -> None:
-        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
-
     monkeypatch.setattr(torch.cuda, "empty_cache", lost)
     engine = Engine(checkpoint())
     engine._device = torch.device("cuda", 0)
@@ -365,6 +494,65 @@ def test_a_device_that_is_lost_can_be_closed(
 
     assert lines[0]["event"] == "device memory not given back"
     assert lines[0]["error"] == "CUDA error: an illegal memory access was encountered"
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    kept: list[object] = []
+    monkeypatch.setattr("service.engine.context._kept", kept)
+    return kept
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_nothing_of_a_lost_device_is_freed(
+    cuda: dict[str, Any], monkeypatch: pytest.MonkeyPatch, kept: list[object], is_known: bool
+) -> None:
+    """Whether a canary has noticed it, or the end of the service does."""
+    if not is_known:
+        monkeypatch.setattr(torch.cuda, "synchronize", lost)
+    engine = Engine(checkpoint())
+    engine._device = torch.device("cuda", 0)
+    backend = engine._backend = graphs.Graphs(checkpoint().ensemble)
+    engine.is_lost = is_known
+
+    engine.close()
+
+    assert engine.is_lost
+    assert kept == [engine]
+    assert engine._backend is backend
+    assert "emptied" not in cuda
+
+
+@pytest.mark.parametrize("does_last", [True, False])
+def test_rows_under_way_are_kept_if_they_lose_the_device(
+    cuda: dict[str, Any], monkeypatch: pytest.MonkeyPatch, kept: list[object], does_last: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    if does_last:
+        monkeypatch.setattr(torch.cuda, "synchronize", lost)
+    backend = SimpleNamespace(blank=Prediction.blank, start=lost)
+    parts = Parts(cast(Backend, backend), (8,), *inputs(8, 2), 8, lambda kind: None)
+
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        parts.run()
+
+    assert kept == ([parts] if does_last else [])
+
+
+def test_nvml_that_is_gone_at_the_end_is_no_fault(
+    cuda: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+
+    monkeypatch.setattr(pynvml, "nvmlShutdown", gone)
+    engine = Engine(checkpoint())
+    engine._device = torch.device("cuda", 0)
+    engine._device_memory = DeviceMemory("abc")
+
+    engine.close()
+
+    assert cuda["emptied"] == 1
 
 
 @pytest.mark.parametrize("does_last", [True, False])
