@@ -226,7 +226,7 @@ def test_who_is_no_ego_is_named_with_the_reason_and_still_a_neighbour(tmp_path: 
         "no ego, of the unknown class 'hovercraft'": ["tracks.csv ufo"],
         "no ego, on no road": ["tracks.csv beside"],
     }
-    assert column(found, "neighbour_2_presence")[0] == 1
+    assert column(found, "neighbour_2_length")[0] > 0
     text = made.text(0.05)
     assert "1 episodes of 1 egos, 80 steps (0.1 minutes); 0 end" in text
     assert "- 2 x no ego, never moves: tracks.csv bare, tracks.csv parked" in text
@@ -237,7 +237,7 @@ def test_who_has_no_heading_and_no_lane_is_in_nobodys_state(tmp_path: Path) -> N
     made, found = imported(tmp_path, given)
     reason = "in nobody's state, never moves, and no heading is given"
     assert made.unused.names == {reason: ["tracks.csv box"]}
-    assert not column(found, "neighbour_1_presence").any()
+    assert not column(found, "neighbour_1_length").any()
 
 
 def test_many_names_are_counted(tmp_path: Path) -> None:
@@ -335,8 +335,8 @@ def test_recorded_actions_drive_the_bicycle_along_the_track(tmp_path: Path) -> N
 
 
 def test_what_a_spec_does_not_allow_is_left_out(tmp_path: Path) -> None:
-    given = rows("car", speed=44.0, acceleration=1.0, seconds=4.0)  # highway ends at 45 m/s
-    with pytest.raises(RecordingError, match="beyond the range of spec 'highway', left out"):
+    given = rows("car", speed=44.0, acceleration=1.0, seconds=4.0)  # the spec ends at 45 m/s
+    with pytest.raises(RecordingError, match="beyond the range of spec 'road-users', left out"):
         imported(tmp_path, given)
     made, _ = imported(tmp_path, given, options=Options(least_s=0.5))
     assert (made.episodes, made.steps) == (1, 20)
