@@ -33,8 +33,8 @@ class Lane:
     Attributes:
         jobs: How many wait.
         rows: Their rows.
-        rows_by_horizon: The same by horizon.
-        seconds: What those of a horizon take, until its jobs change.
+        rows_by_horizon: Waiting rows of each horizon.
+        seconds: Cached seconds of each horizon, dropped when its jobs change.
         open: The launch that was begun and is not finished.
         passes: Slices in a row that other lanes got while this one waited.
     """
