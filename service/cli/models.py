@@ -128,8 +128,7 @@ def train(
     type=click.Choice(["trained", "data"]),
     default="trained",
     show_default=True,
-    help="Where verdicts are unknown: beyond what the weights were trained on, or beyond DATA. If "
-    "no episode of DATA ends, only this changes.",
+    help="Where verdicts are unknown: beyond what the weights were trained on, or beyond DATA.",
 )
 @click.option(
     "--allow-lower-recall",

@@ -32,10 +32,9 @@ def recalibrate(
 
     A third of the episodes, at random, fixes the probabilities, the others the thresholds. The
     weights stay, and so do the known ranges; of a checkpoint that has none, as an imported one,
-    they become those of the recordings. Where no episode ends, as in recorded traffic, the known
-    ranges are all that recordings can change. Episodes that the weights may have been fitted to are
-    left out: a guarantee is about others. Prints how many episodes there were and how many are
-    needed, and what the old and the new limits do on the windows that fixed the thresholds.
+    they become those of the recordings. Episodes that the weights may have been fitted to are left
+    out: a guarantee is about others. Prints how many episodes there were and how many are needed,
+    and what the old and the new limits do on the windows that fixed the thresholds.
 
     Args:
         checkpoint_folder: The model.
@@ -43,8 +42,7 @@ def recalibrate(
         out: Checkpoint folder to write; may be the first, to be written over.
         options: Seed, false-alarm rate, miss rate, lead and uncertainty quantile count.
         members: Take the first so many members only; all by default.
-        data_ranges: Whether the known ranges become those of the recordings; if none of their
-            episodes ends, only they change.
+        data_ranges: Whether the known ranges become those of the recordings.
         allow_lower_recall: Whether the new threshold may be reached by fewer of the windows that
             end than the old one.
         overwrite: Whether `out` may hold something.
@@ -74,24 +72,13 @@ def recalibrate(
     for part in parts:
         refuse_too_few(store_folder, part, "validation and calibration")
     validation, thresholds = (data.windows(np.sort(part), horizon, 2) for part in parts)
-    ending = [bool(windows.ends.any()) for windows in (validation, thresholds)]
-    only_ranges = data_ranges and not any(ending)
-    if not all(ending) and not only_ranges:
-        raise TrainingError(
-            f"{store_folder} holds too few episodes that end; if none does, --ranges data takes "
-            "the known ranges alone from it"
-        )
+    for windows in (validation, thresholds):
+        if not windows.ends.any():
+            raise TrainingError(f"{store_folder} holds too few episodes that end")
     known = thresholds.take(np.flatnonzero(thresholds.is_known))
     before = rates_of(replace(old, held_members=None), known)
     ranges = _ranges(old, trained_ranges(validation, thresholds), store_folder, data_ranges)
-    if only_ranges:
-        print(f"No episode of {store_folder} ends: probabilities, thresholds and limits stay")
-        low, high = (tuple(bound.tolist()) for bound in ranges)
-        calibration = replace(old.calibration, state_low=low, state_high=high)
-    else:
-        calibration = calibrate(
-            old.ensemble, ranges, validation, thresholds, options, old.spec.dt_s
-        )
+    calibration = calibrate(old.ensemble, ranges, validation, thresholds, options, old.spec.dt_s)
     training = {**old.training, "recalibrated": origin_note(data)}
     name = old.name if members is None else named(old.name, f"-of-which-{old.member_count}")
     new = replace(

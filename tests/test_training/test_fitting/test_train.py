@@ -29,7 +29,7 @@ from models.road_users import road_users_spec
 from models.safety import assess
 from models.spec import LONGEST_NAME
 from models.survival import crash_probability
-from tests.test_training.driving import drive, mixed_episodes, save_store
+from tests.test_training.driving import mixed_episodes, save_store
 from tests.test_training.interrupted import Running, still_there
 from tests.test_training.toy import toy_spec, toy_windows
 from training.dataset.overlap import origin_note
@@ -696,32 +696,6 @@ def test_known_ranges_become_those_of_the_recordings_if_asked_for(
     assert (windows.states[:, 0] >= np.array(new.state_low) - 1e-6).all()
     assert new.state_high[spec.state_index("speed")] > 1
     assert new.state_high[spec.state_index("left_edge")] < 1e6
-
-
-def test_recordings_in_which_nothing_ends_can_change_the_known_ranges_alone(
-    driven: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    spec = highway_spec()
-    old = save_changed(
-        driven, tmp_path / "old", state_low=(-1.0,) * spec.state_dim, state_high=(1.0,) * 34
-    )
-    harmless = save_store(tmp_path / "harmless", [drive(seed, ahead_m=90.0) for seed in range(6)])
-    assert not harmless.cause.any()
-
-    with pytest.raises(TrainingError, match="if none does, --ranges data takes"):
-        recalibrate(old, tmp_path / "harmless", tmp_path / "out", UNGUARANTEED)
-    recalibrate(old, tmp_path / "harmless", tmp_path / "out", UNGUARANTEED, data_ranges=True)
-
-    said = capsys.readouterr().out
-    assert "probabilities, thresholds and limits stay" in said
-    assert re.search(r"After: the threshold 0.2 is reached by none of 0 windows that end", said)
-    before, after = (load_checkpoint(x) for x in (old, tmp_path / "out"))
-    assert after.limits.crash_threshold == before.limits.crash_threshold == 0.2
-    assert after.limits.uncertainty_limit == before.limits.uncertainty_limit
-    windows = make_windows(harmless, np.arange(6), 6, 2)
-    assert (windows.states[:, 0] <= np.array(after.calibration.state_high) + 1e-6).all()
-    unknown = [after.calibration.notes[name]["unknown"] for name in ("before", "after")]
-    assert unknown == [1.0, 0.0]
 
 
 def test_a_calibration_writes_over_nothing_that_came_meanwhile(
