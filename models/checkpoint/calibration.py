@@ -43,6 +43,7 @@ class Notes:
         false_alarm_rate: Share of harmless windows that was to be called unsafe.
         false_alarm_threshold: Crash threshold that does so.
         realised_false_alarm_rate: That share at the crash threshold.
+        doubt_rate: Share of harmless windows that may be unknown, being just below the threshold.
         uncertainty_quantile: Share of windows below the uncertainty limit.
         done_scale: Of hazard logits.
         done_shift: Of hazard logits.
@@ -55,6 +56,7 @@ class Notes:
     false_alarm_rate: Share | None = None
     false_alarm_threshold: Share | None = None
     realised_false_alarm_rate: Share | None = None
+    doubt_rate: Share | None = None
     uncertainty_quantile: Share | None = None
     done_scale: DoneScale | None = None
     done_shift: DoneShift | None = None
@@ -81,6 +83,8 @@ class Calibration:
         state_high: Largest trained value a feature; empty if unknown.
         horizon: Longest evaluated number of steps; 0 if never evaluated.
         notes: How the numbers were obtained.
+        safe_below: Crash probability below which a sequence may be safe; from there to the
+            threshold it is unknown. None: nothing is unknown for that.
     """
 
     crash_threshold: Annotated[float, Interval(gt=0, le=HIGHEST_THRESHOLD)] | None = None
@@ -89,6 +93,7 @@ class Calibration:
     state_high: tuple[Number, ...] = ()
     horizon: Annotated[int, Interval(ge=0, le=100_000)] = 0
     notes: dict[str, Any] = field(default_factory=dict)
+    safe_below: Annotated[float, Interval(gt=0, le=HIGHEST_THRESHOLD)] | None = None
 
     def __post_init__(self) -> None:
         _compare_counts(_read_notes(self.notes), _read_guarantee(self.notes))
@@ -99,6 +104,13 @@ class Calibration:
             raise ValueError(
                 f"crash_threshold is {self.crash_threshold}, but must be null where state_low is "
                 "empty: no state is known to be one that the model predicts well"
+            )
+        if self.safe_below is not None and not (
+            self.crash_threshold is not None and self.safe_below <= self.crash_threshold
+        ):
+            raise ValueError(
+                f"safe_below is {self.safe_below}, but must not be above crash_threshold, "
+                f"{self.crash_threshold}"
             )
         for i, (least, most) in enumerate(zip(low, high, strict=True)):
             if not least <= most:
@@ -121,6 +133,11 @@ class Calibration:
         guarantee = self.guarantee
         is_guaranteed = guarantee is not None and guarantee.holds_for(self.crash_threshold)
         return self.crash_threshold if is_guaranteed or self._notes.allow_unguaranteed else None
+
+    @property
+    def served_safe_below(self) -> float | None:
+        """The bound below the crash threshold, where that is served."""
+        return None if self.served_threshold is None else self.safe_below
 
     @property
     def served_uncertainty_limit(self) -> float | None:

@@ -156,6 +156,7 @@ class Checkpoint:
         has_uncertainty = is_whole and self.member_count > 1
         return SafetyLimits(
             crash_threshold=calibration.served_threshold if is_whole else None,
+            safe_below=calibration.served_safe_below if is_whole else None,
             uncertainty_limit=calibration.served_uncertainty_limit if has_uncertainty else None,
             uncalibrated=NOT_CALIBRATED
             if is_whole
@@ -386,7 +387,8 @@ def _compare_sizes(
 
 
 def _checked_calibration(document: dict[str, Any], path: Path | str, spec: Spec) -> Calibration:
-    calibration = checked(Calibration, document, path)
+    # Those of version 0.2 and before have no such limit.
+    calibration = checked(Calibration, {"safe_below": None, **document}, path)
     if (count := len(calibration.state_low)) not in (0, spec.state_dim):
         raise CheckpointError(
             f"{path} has {count} values of state_low, the spec has {spec.state_dim} state features"

@@ -16,6 +16,8 @@ RULES = (
     "input_impossible",
     "not_finite",
     "not_calibrated",
+    "crash_not_excluded",
+    "predicted_contact",
     "uncertain",
     "uncertainty_unavailable",
     "horizon_not_evaluated",
@@ -47,6 +49,8 @@ class SafetyLimits:
         horizon: Longest evaluated number of steps.
         feature_names: S names of the state features.
         dt_s: Length of a step.
+        safe_below: Crash probability below which a sequence may be safe; from there to the
+            threshold it is unknown. None: nothing is unknown for that.
         slots: Columns of presence, dx and dy of each neighbour, [slots, 3]; of one without a
             presence, that of its length comes first.
         apart_m: Width of a vehicle whose size is not known: centres of two cannot be closer.
@@ -70,6 +74,7 @@ class SafetyLimits:
     horizon: int
     feature_names: tuple[str, ...]
     dt_s: float
+    safe_below: float | None = None
     slots: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 3), np.int64))
     apart_m: float = 0.0
     headings: tuple[int, ...] = ()
@@ -123,3 +128,19 @@ class SafetyLimits:
                 zip(self.slots.tolist(), headings, sizes, strict=True), 1
             )
         ]
+
+    @cached_property
+    def motion_columns(self) -> NDArray[np.int64]:
+        """Columns of dx of each neighbour with a heading, then of dy, of heading, and of edges."""
+        places = self.slots[: len(self.headings), 1:].T.ravel().tolist()
+        return np.array([*places, *self.headings, *self.edges], np.int64)
+
+    @cached_property
+    def size_columns(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Columns of length and width of the ego and of each neighbour, [1 + slots, 2].
+
+        And of whom they are no features, [1 + slots, 1]; columns are 0 there.
+        """
+        pairs = [self.ego_size, *(size for *_, size in self.places)]
+        columns = np.array([pair or (0, 0) for pair in pairs], np.int64)
+        return columns, np.array([[not pair] for pair in pairs])

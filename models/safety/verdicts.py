@@ -9,8 +9,9 @@ order:
    or off the road already, the prediction is not finite or holds hazards that
    are no probabilities, or the model was never calibrated: its numbers mean nothing then.
 2. `unsafe` if the crash probability reaches the threshold.
-3. `unknown` if the members disagree too much, their disagreement cannot be known, or the
-   horizon is longer than the evaluated one: "no crash" cannot be trusted then.
+3. `unknown` if the crash probability is near the threshold, the predicted motion ends in contact
+   all the same, the members disagree too much, their disagreement cannot be known, or the horizon
+   is longer than the evaluated one: "no crash" cannot be trusted then.
 4. `safe`.
 
 All reasons that apply are listed, whichever of them decided.
@@ -24,6 +25,7 @@ from math import inf
 
 import numpy as np
 
+from models.safety.contacts import contact_reasons
 from models.safety.limits import Floats, Reason, SafetyLimits
 from models.safety.plausibility import faults_of
 from models.survival import log_step_survival
@@ -75,7 +77,8 @@ def assess(
         dones: [K, H], hazards.
         uncertainty: [K].
         limits: The checkpoint's.
-        threshold: Used instead of the checkpoint's. As that one, it counts only within [0, 1].
+        threshold: Used instead of the checkpoint's. As that one, it counts only within [0, 1]. What
+            is not below the checkpoint's `safe_below` is not safe by a higher one either.
 
     Returns:
         K verdicts. Lowering a threshold within [0, 1] never turns one that is not safe into a safe
@@ -99,8 +102,9 @@ def assess(
     inputs = (
         _start_reasons(start[:1], limits) * len(start) if is_same else _start_reasons(start, limits)
     )
+    contacts = contact_reasons(states, limits)
     return [
-        _judge(by_step[k], spreads[k], inputs[k], limits, threshold)
+        _judge(by_step[k], spreads[k], inputs[k], contacts.get(k), limits, threshold)
         if is_valid[k] and 0 <= spreads[k] < inf
         else _unjudged(inputs[k], limits, threshold, dones.shape[1])
         for k in range(len(dones))
@@ -162,6 +166,7 @@ def _judge(
     by_step: list[float],
     uncertainty: float,
     input_reasons: list[Reason],
+    contact: Reason | None,
     limits: SafetyLimits,
     threshold: float | None,
 ) -> Verdict:
@@ -181,7 +186,9 @@ def _judge(
                 f"first after {time_to_crash_s:.2f} s",
             )
         )
-    doubts = _doubts(uncertainty, limits, horizon)
+    doubts = [] if crash else _near_reasons(probability, limits)
+    doubts += [] if contact is None else [contact]
+    doubts += _doubts(uncertainty, limits, horizon)
     verdict = UNKNOWN if blocking else UNSAFE if crash else UNKNOWN if doubts else SAFE
     return Verdict(
         verdict=verdict,
@@ -198,6 +205,20 @@ def _judge(
 def _seconds(steps: int, limits: SafetyLimits) -> float:
     # Rounded to nanoseconds: 12 * 0.05 is 0.6000000000000001 in binary.
     return round(steps * limits.dt_s, 9)
+
+
+def _near_reasons(probability: float, limits: SafetyLimits) -> list[Reason]:
+    """Say why a crash probability below the threshold is too near to it for a safe verdict."""
+    bound = limits.safe_below
+    if bound is None or probability < bound <= 1:
+        return []
+    return [
+        Reason(
+            "crash_not_excluded",
+            f"crash probability {probability:.4f} is below the threshold, but not below "
+            f"{bound:.4f}, from which on no sequence is called safe",
+        )
+    ]
 
 
 def _doubts(uncertainty: float, limits: SafetyLimits, horizon: int) -> list[Reason]:

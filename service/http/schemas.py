@@ -137,7 +137,10 @@ _OPTIONS: Mapping[str, Any] = {
     ),
     "threshold": (
         Annotated[float, Field(ge=0, le=1)],
-        Field(default=None, description="Judge by this instead of the checkpoint's."),
+        Field(
+            default=None,
+            description="Judge by this instead of the checkpoint's. Its `safe_below` stays.",
+        ),
     ),
     "include": (
         Annotated[list[Include], Field(min_length=1, max_length=MOST_NAMES)],

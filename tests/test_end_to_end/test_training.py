@@ -86,12 +86,13 @@ def test_a_checkpoint_is_recalibrated_to_other_rates(data: Path, tmp_path: Path)
         "--out",
         tmp_path / "new",
     ]
-    command += ["--false-alarm-rate", "0.2", "--allow-unguaranteed-limits"]
+    command += ["--false-alarm-rate", "0.2", "--doubt-rate", "0.3", "--allow-unguaranteed-limits"]
     subprocess.run(command, check=True, capture_output=True, timeout=600)
 
     new = load_checkpoint(tmp_path / "new")
     assert new.version != old.version
     assert new.calibration.notes["false_alarm_rate"] == 0.2
+    assert new.calibration.notes["doubt_rate"] == 0.3
     assert new.calibration.crash_threshold != old.calibration.crash_threshold
     assert new.calibration.state_low == old.calibration.state_low
     weights = old.ensemble.state_dict()

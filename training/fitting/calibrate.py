@@ -83,8 +83,8 @@ def calibrate(
 
     The crash threshold is the lowest of three: the one at the options' false-alarm rate, the one
     that carries a guarantee for episodes that end, see `conformal_threshold`, and one half: what is
-    more likely to crash than not is never safe. What few data cannot support is None, unless the
-    options ask for it by name: no verdict is `safe` then.
+    more likely to crash than not is never safe. Just below it, verdicts are unknown. What few data
+    cannot support is None, unless the options ask for it by name: no verdict is `safe` then.
 
     Args:
         ensemble: The trained members.
@@ -109,8 +109,12 @@ def calibrate(
     at_rate = _upper_quantile(harmless, 1 - options.false_alarm_rate, "higher")
     guarantee = guarantee_of(episode_scores(probability, known, options.lead_steps), options, dt_s)
     threshold = _threshold(at_rate, guarantee, options)
+    realised = None if threshold is None else float(np.mean(harmless >= threshold))
     return Calibration(
         crash_threshold=threshold,
+        safe_below=None
+        if threshold is None
+        else _safe_below(harmless, threshold, options.doubt_rate),
         uncertainty_limit=_uncertainty_limit(prediction.uncertainty, options),
         state_low=tuple(known_ranges[0].tolist()),
         state_high=tuple(known_ranges[1].tolist()),
@@ -123,9 +127,8 @@ def calibrate(
             "false_alarm_threshold": at_rate,
             "conformal": asdict(guarantee),
             ALLOW_UNGUARANTEED: options.allow_unguaranteed,
-            "realised_false_alarm_rate": None
-            if threshold is None
-            else float(np.mean(harmless >= threshold)),
+            "realised_false_alarm_rate": realised,
+            "doubt_rate": options.doubt_rate,
             "uncertainty_quantile": options.uncertainty_quantile,
             "done_scale": scale,
             "done_shift": shift,
@@ -160,6 +163,11 @@ def summary(calibration: Calibration) -> str:
             f" and calls {realised:.3g} of harmless windows unsafe "
             f"({calibration.notes['false_alarm_rate']:g} was aimed at)"
         )
+    if threshold is not None and calibration.safe_below is not None:
+        follows += (
+            f"; from {calibration.safe_below:.4g} on none is called safe, so that at most "
+            f"{calibration.notes['doubt_rate']:g} of them are unknown for that"
+        )
     if calibration.uncertainty_limit is None:
         follows += "; there is no uncertainty limit, and no verdict is safe"
     return f"{counted(guarantee)}: {follows}"
@@ -185,6 +193,24 @@ def _threshold(at_rate: float | None, guarantee: Guarantee, options: TrainOption
         return None
     # A guarantee at 0: episodes were predicted to be certain not to end, and did.
     return threshold if (threshold := min(bounds)) > 0 else None
+
+
+def _safe_below(harmless: Floats, threshold: float, doubt_rate: float) -> float | None:
+    """Return from which crash probability on verdicts below the threshold are unknown.
+
+    What is neither likely nor unlikely enough is not decided (Chow 1970, "On optimum recognition
+    error and reject tradeoff"). It is the lowest one that leaves at most a share of the
+    harmless windows undecided; None if that is none of them.
+
+    Args:
+        harmless: Crash probabilities of windows in which nothing happens.
+        threshold: From which on verdicts are unsafe.
+        doubt_rate: The share.
+    """
+    values, counts = np.unique(harmless[harmless < threshold], return_counts=True)
+    undecided = counts[::-1].cumsum()[::-1]
+    bounds = values[undecided <= doubt_rate * len(harmless)]
+    return min(max(float(bounds[0]), _LOWEST_THRESHOLD), threshold) if len(bounds) else None
 
 
 def _uncertainty_limit(uncertainty: NDArray[np.float32], options: TrainOptions) -> float | None:

@@ -205,3 +205,73 @@ def test_a_threshold_is_never_above_one_half(monkeypatch: pytest.MonkeyPatch) ->
 
     assert calibration.notes["false_alarm_threshold"] == 1.0
     assert calibration.crash_threshold == 0.5
+
+
+def answer(probability: NDArray[np.floating], monkeypatch: pytest.MonkeyPatch) -> Windows:
+    """Let the model answer 20 windows that end with .9, and others as given; return all."""
+
+    def answered(model: WorldModelEnsemble, part: Windows) -> calibration_module.Prediction:
+        prediction = predict_windows(model, part)
+        dones = np.zeros_like(prediction.dones)
+        dones[:, 0] = np.concatenate([np.full(20, 0.9), probability])
+        return replace(prediction, dones=dones)
+
+    monkeypatch.setattr(calibration_module, "predict_windows", answered)
+    return windows(20, len(probability))
+
+
+STEPS = np.repeat([0.01, 0.02, 0.03, 0.2], [700, 300, 90, 10])
+
+
+@pytest.mark.parametrize(
+    ("probability", "rate", "undecided"),
+    [
+        (np.linspace(0.001, 0.3, 1100), 0.01, 11),
+        (np.linspace(0.001, 0.3, 1100), 0.1, 110),
+        (np.linspace(0.001, 0.3, 1100), 0.5, 550),
+        (np.linspace(0.001, 0.3, 1100), 0.0, 0),
+        (np.linspace(0.001, 0.3, 90), 0.01, 0),
+        (np.linspace(0.001, 0.3, 110), 0.01, 1),
+        (STEPS, 0.01, 0),
+        (STEPS, 0.08, 0),
+        (STEPS, 0.09, 90),
+        (STEPS, 0.35, 90),
+        (STEPS, 0.36, 390),
+        (STEPS, 0.999, 1090),
+        (np.full(1100, 0.02), 0.999, 0),
+        (np.zeros(1100), 0.01, 0),
+    ],
+    ids=lambda value: str(value) if isinstance(value, int | float) else str(len(value)),
+)
+def test_at_most_a_share_of_harmless_windows_is_just_below_the_threshold(
+    probability: NDArray[np.floating],
+    rate: float,
+    undecided: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of equal windows all are, or none is."""
+    given_windows = answer(probability, monkeypatch)
+    calibration = calibrated(given_windows, doubt_rate=rate, false_alarm_rate=0.005)
+    threshold, bound = calibration.crash_threshold, calibration.safe_below
+
+    assert threshold is not None
+    assert calibration.notes["doubt_rate"] == rate
+    assert (bound is None) is (undecided == 0)
+    if bound is not None:
+        assert 0 < bound < threshold
+        stored = np.float64(np.float32(probability))
+        assert (
+            (stored >= bound * (1 - 1e-9)) & (stored < threshold * (1 - 1e-9))
+        ).sum() == undecided
+        assert undecided <= rate * len(probability)
+        assert f"from {bound:.4g} on none is called safe" in summary(calibration)
+        assert f"at most {rate:g} of them are unknown for that" in summary(calibration)
+    else:
+        assert "called safe" not in summary(calibration)
+
+
+def test_there_is_no_lower_bound_without_a_threshold() -> None:
+    calibration = calibrated(windows(18, 1100), doubt_rate=0.5)
+
+    assert (calibration.crash_threshold, calibration.safe_below) == (None, None)
+    assert "called safe" not in summary(calibration)
