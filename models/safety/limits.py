@@ -8,6 +8,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from models.safety.expected_error import ExpectedError
+
 Floats = NDArray[np.floating]
 
 RULES = (
@@ -51,6 +53,8 @@ class SafetyLimits:
         dt_s: Length of a step.
         safe_below: Crash probability below which a sequence may be safe; from there to the
             threshold it is unknown. None: nothing is unknown for that.
+        expected_error: How wrong the neighbours' places will probably be; None if nobody knows.
+        error_limit_m: Expected error up to which "no crash" is trusted; None: any.
         slots: Columns of presence, dx and dy of each neighbour, [slots, 3]; of one without a
             presence, that of its length comes first.
         apart_m: Width of a vehicle whose size is not known: centres of two cannot be closer.
@@ -75,6 +79,8 @@ class SafetyLimits:
     feature_names: tuple[str, ...]
     dt_s: float
     safe_below: float | None = None
+    expected_error: ExpectedError | None = None
+    error_limit_m: float | None = None
     slots: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 3), np.int64))
     apart_m: float = 0.0
     headings: tuple[int, ...] = ()
@@ -94,6 +100,11 @@ class SafetyLimits:
                 raise ValueError(f"{name} has shape {np.shape(getattr(self, name))}, not ({dim},)")
         if self.slots.shape[1:] != (3,) or not np.isin(self.slots, range(dim)).all():
             raise ValueError(f"slots must be columns below {dim}, [slots, 3], got {self.slots}")
+        if self.expected_error is not None and self.expected_error.features > dim:
+            raise ValueError(
+                f"the expected error reads {self.expected_error.features} features, the state has "
+                f"{dim}"
+            )
         for name in ("headings", "edges", "sides", "ego_size"):
             if not set(getattr(self, name)) <= set(range(dim)):
                 raise ValueError(f"{name} must be columns below {dim}, got {getattr(self, name)}")

@@ -284,6 +284,7 @@ def _entry(verdict: Verdict, trajectory: Any) -> dict[str, Any]:
         "crash_probability_by_step": verdict.crash_probability_by_step,
         "time_to_crash_s": verdict.time_to_crash_s,
         "uncertainty": verdict.uncertainty,
+        "expected_error_m": verdict.expected_error_m,
         "threshold": verdict.threshold,
         "reasons": verdict.reasons,
         "horizon_s": verdict.horizon_s,

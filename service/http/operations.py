@@ -168,6 +168,7 @@ def _described(info: ModelInfo, max_horizon: int, max_rows: int) -> dict[str, An
             "crash_probability": limits.crash_threshold,
             "safe_below": limits.safe_below,
             "uncertainty": limits.uncertainty_limit,
+            "expected_error_m": limits.error_limit_m,
             "evaluated_horizon": limits.horizon,
             "guarantee": _guarantee(info.guarantee, limits.crash_threshold),
         },

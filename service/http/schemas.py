@@ -53,6 +53,10 @@ class Verdict(BaseModel):
         description="End of the step at which the probability reaches the threshold, else null."
     )
     uncertainty: float | None = Field(description="Disagreement of the ensemble.")
+    expected_error_m: float | None = Field(
+        description="How far neighbours will probably be from where they are predicted to be after "
+        "the evaluated horizon, m; null if the model does not know."
+    )
     threshold: float | None = Field(description="Crash probability judged by.")
     reasons: list[Reason] = Field(description="The rules that fired; empty if safe.")
     horizon_s: float = Field(description="Length of the sequence in seconds.")

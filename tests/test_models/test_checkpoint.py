@@ -414,7 +414,7 @@ def test_a_field_of_another_kind_is_refused(
 
 UNKNOWN_TO_0_1 = {"frame", "conventions", "example"}
 """Fields of a spec that version 0.1 did not write."""
-MAY_BE_MISSING = UNKNOWN_TO_0_1 | {"geometry", "kinematics", "safe_below"}
+MAY_BE_MISSING = UNKNOWN_TO_0_1 | {"geometry", "kinematics", "safe_below", "error_limit_m"}
 
 
 def test_a_checkpoint_of_version_0_1_can_be_served(driving_folder: Path, tmp_path: Path) -> None:

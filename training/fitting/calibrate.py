@@ -21,6 +21,7 @@ from models.checkpoint.calibration import (
 )
 from models.conformal import Guarantee, conformal_threshold, has_values_beyond
 from models.network.ensemble import EnsembleRollout, WorldModelEnsemble
+from models.safety.expected_error import ExpectedError
 from models.survival import crash_probability
 from training.dataset.windows import Windows
 from training.fitting.options import TrainOptions
@@ -78,6 +79,7 @@ def calibrate(
     calibration: Windows,
     options: TrainOptions,
     dt_s: float,
+    expected_error: ExpectedError | None = None,
 ) -> Calibration:
     """Calibrate an ensemble; sets its members' hazard calibration.
 
@@ -93,6 +95,7 @@ def calibrate(
         calibration: Windows that nothing was fitted to; they fix thresholds and limits.
         options: The run's.
         dt_s: Length of a step.
+        expected_error: Of the ensemble, if it is known.
 
     Raises:
         ValueError: The ensemble's predictions are not finite.
@@ -115,7 +118,10 @@ def calibrate(
         safe_below=None
         if threshold is None
         else _safe_below(harmless, threshold, options.doubt_rate),
-        uncertainty_limit=_uncertainty_limit(prediction.uncertainty, options),
+        uncertainty_limit=_upper_limit(prediction.uncertainty, options),
+        error_limit_m=None
+        if expected_error is None
+        else _upper_limit(expected_error(known.states[:, 0]), options),
         state_low=tuple(known_ranges[0].tolist()),
         state_high=tuple(known_ranges[1].tolist()),
         horizon=calibration.horizon,
@@ -213,13 +219,13 @@ def _safe_below(harmless: Floats, threshold: float, doubt_rate: float) -> float 
     return min(max(float(bounds[0]), _LOWEST_THRESHOLD), threshold) if len(bounds) else None
 
 
-def _uncertainty_limit(uncertainty: NDArray[np.float32], options: TrainOptions) -> float | None:
+def _upper_limit(values: Floats, options: TrainOptions) -> float | None:
     """Return the limit; None if so few windows would make it the largest that was seen, or it is 0.
 
     The largest of few values is any value: one wrong window decides it.
     """
-    limit = _upper_quantile(uncertainty, options.uncertainty_quantile, "linear")
-    is_few = not has_values_beyond(len(uncertainty), options.uncertainty_quantile)
+    limit = _upper_quantile(values, options.uncertainty_quantile, "linear")
+    is_few = not has_values_beyond(len(values), options.uncertainty_quantile)
     if limit is None or limit <= 0 or (is_few and not options.allow_unguaranteed):
         return None
     return limit

@@ -72,7 +72,8 @@ class TrainOptions:
             probability is just below the threshold.
         miss_rate: Largest probability that an episode that ends gets no alarm in time.
         lead_steps: In time means this many steps before the end, or earlier.
-        uncertainty_quantile: Share of calibration windows below the uncertainty limit.
+        uncertainty_quantile: Share of calibration windows below the uncertainty limit, and below
+            the limit of the expected error.
         allow_unguaranteed: Whether a crash threshold and an uncertainty limit are wanted even if
             calibration episodes or windows are too few to support them.
         workers: Members trained at once, one thread each; one at a time on a GPU.

@@ -79,7 +79,15 @@ def recalibrate(
     known = thresholds.take(np.flatnonzero(thresholds.is_known))
     before = rates_of(replace(old, held_members=None), known)
     ranges = _ranges(old, trained_ranges(validation, thresholds), store_folder, data_ranges)
-    calibration = calibrate(old.ensemble, ranges, validation, thresholds, options, old.spec.dt_s)
+    calibration = calibrate(
+        old.ensemble,
+        ranges,
+        validation,
+        thresholds,
+        options,
+        old.spec.dt_s,
+        old.expected_error,
+    )
     training = {**old.training, "recalibrated": origin_note(data)}
     name = old.name if members is None else named(old.name, f"-of-which-{old.member_count}")
     new = replace(

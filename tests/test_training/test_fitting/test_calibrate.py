@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from models.checkpoint import Architecture, Calibration
 from models.checkpoint.calibration import DONE_SCALES, DONE_SHIFTS
 from models.network.ensemble import WorldModelEnsemble
+from models.safety.expected_error import ExpectedError
 from tests.test_training.toy import DT_S, toy_spec, toy_windows
 from training.dataset.windows import Windows
 from training.fitting import calibrate as calibration_module
@@ -47,7 +48,10 @@ def windows(ending: int, harmless: int) -> Windows:
 
 
 def calibrated(
-    calibration: Windows, validation: Windows | None = None, **options: object
+    calibration: Windows,
+    validation: Windows | None = None,
+    expected_error: ExpectedError | None = None,
+    **options: object,
 ) -> Calibration:
     validation = toy_windows(200, HORIZON, seed=6) if validation is None else validation
     return calibrate(
@@ -57,6 +61,7 @@ def calibrated(
         replace(calibration, episode=np.arange(len(calibration))),
         replace(OPTIONS, **options),  # type: ignore[arg-type]
         DT_S,
+        expected_error,
     )
 
 
@@ -109,6 +114,31 @@ def test_few_windows_give_no_uncertainty_limit(count: int, is_there: bool) -> No
 
     assert (calibration.uncertainty_limit is not None) is is_there
     assert ("no uncertainty limit" in summary(calibration)) is not is_there
+
+
+FIRST_FEATURE = ExpectedError(
+    feature=np.zeros((1, 1), np.int32),
+    threshold=np.zeros((1, 1), np.float32),
+    value=np.log(np.array([[1.0, 3.0]], np.float32)),
+    base=0.0,
+)
+"""1 m where the first feature is not above 0, else 3 m."""
+
+
+@pytest.mark.parametrize(("quantile", "limit_m"), [(0.9, 3.0), (0.1, 1.0)])
+def test_the_limit_of_the_expected_error_is_a_quantile(quantile: float, limit_m: float) -> None:
+    given = windows(20, 1100)
+    above = np.arange(len(given)) % 2 == 0
+    given.states[:, 0, 0] = np.where(above, 1.0, -1.0)
+    found = calibrated(given, expected_error=FIRST_FEATURE, uncertainty_quantile=quantile)
+    assert found.error_limit_m == found.served_error_limit_m == pytest.approx(limit_m)
+
+
+def test_few_windows_or_no_trees_give_no_limit_of_the_expected_error() -> None:
+    assert calibrated(windows(20, 1100)).error_limit_m is None
+    assert calibrated(windows(20, 900), expected_error=FIRST_FEATURE).error_limit_m is None
+    asked_for = calibrated(windows(20, 900), expected_error=FIRST_FEATURE, allow_unguaranteed=True)
+    assert asked_for.served_error_limit_m is not None
 
 
 def test_the_horizon_is_that_of_the_windows_not_of_the_options() -> None:
