@@ -13,13 +13,14 @@ export PYTHONUNBUFFERED = 1
 ARGS ?=
 # Options of the comparison with other servers, e.g. make bench BENCH="--short"
 BENCH ?=
-# Working folders of `make train`, and the size and seed of its data set. The bundled model's data
-# are of seed 1: with another one, both models can be judged by the same episodes.
+# Working folders of `make train`, and the size and seed of its data set: those of `world-model
+# collect` by default. The bundled model's data are of seed 1: with another one, both models can be
+# judged by the same episodes.
 DATA ?= data/train
 RUN ?= runs/train
 OUT ?= runs/checkpoint
-TRANSITIONS ?= 850000
-SEED ?= 2
+TRANSITIONS ?=
+SEED ?=
 # Time for mutation testing, and which groups of modules; all of them by default.
 MINUTES ?= 20
 GROUPS ?=
@@ -51,8 +52,8 @@ test: $(VENV)/.all
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered
 
 train: $(VENV)/.all
-	@echo "==> Collecting $(TRANSITIONS) transitions into $(DATA)"
-	@$(BIN)/world-model collect $(DATA) --source all --transitions $(TRANSITIONS) --seed $(SEED)
+	@echo "==> Collecting episodes into $(DATA)"
+	@$(BIN)/world-model collect $(DATA) $(addprefix --transitions ,$(TRANSITIONS)) $(addprefix --seed ,$(SEED))
 	@echo "==> Training into $(OUT)"
 	@$(BIN)/world-model train $(DATA) --run $(RUN) --out $(OUT)
 	@echo "==> Evaluating $(OUT)"

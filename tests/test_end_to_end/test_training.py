@@ -36,7 +36,10 @@ TINY = TrainOptions(
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     subprocess.run(
-        [COMMAND, "collect", folder, "--transitions", "4000", "--seed", "3"],
+        [
+            *(COMMAND, "collect", folder, "--source", "highway-env"),
+            *("--transitions", "4000", "--seed", "3"),
+        ],
         check=True,
         capture_output=True,
         timeout=600,
