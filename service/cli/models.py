@@ -112,7 +112,7 @@ def train(
 @click.option(
     "--doubt-rate",
     type=NumberRange(0, 1, max_open=True),
-    default=0.01,
+    default=0.02,
     show_default=True,
     help="Share of harmless windows that may be unknown, being just below the threshold.",
 )

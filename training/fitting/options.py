@@ -94,7 +94,7 @@ class TrainOptions:
     positive_weight: float = 1.0
     validate_every: int = 250
     false_alarm_rate: float = 0.01
-    doubt_rate: float = 0.01
+    doubt_rate: float = 0.02
     miss_rate: float = 0.01
     lead_steps: int = 4
     uncertainty_quantile: float = 0.999
