@@ -44,7 +44,7 @@ from models.conformal import Guarantee
 from models.network.ensemble import WorldModelEnsemble
 from models.network.world_model import WorldModel
 from models.safety.expected_error import ExpectedError
-from models.safety.limits import NOT_CALIBRATED, SafetyLimits
+from models.safety.limits import SafetyLimits
 from models.spec import Name, Spec, States
 
 FORMAT = 1
@@ -159,19 +159,14 @@ class Checkpoint:
             for slot in (geometry.slots if geometry is not None else ())
         ]
         columns = np.array(slots, np.int64).reshape(-1, 4)
-        is_whole = self.held_members is None
         # One member cannot disagree: its uncertainty is unknown, not zero.
-        has_uncertainty = is_whole and self.member_count > 1
-        return SafetyLimits(
-            crash_threshold=calibration.served_threshold if is_whole else None,
-            safe_below=calibration.served_safe_below if is_whole else None,
+        has_uncertainty = self.member_count > 1
+        limits = SafetyLimits(
+            crash_threshold=calibration.served_threshold,
+            safe_below=calibration.served_safe_below,
             expected_error=self.expected_error,
-            error_limit_m=calibration.served_error_limit_m if is_whole else None,
+            error_limit_m=calibration.served_error_limit_m,
             uncertainty_limit=calibration.served_uncertainty_limit if has_uncertainty else None,
-            uncalibrated=NOT_CALIBRATED
-            if is_whole
-            else f"{self.member_count} of {self.held_members} members answer, and the checkpoint's "
-            "thresholds hold for all together",
             state_low=low,
             state_high=high,
             horizon=calibration.horizon,
@@ -185,6 +180,9 @@ class Checkpoint:
             sides=(index(road.left_edge), index(road.right_edge)) if road is not None else (),
             **_size_columns(self.spec),
         )
+        if self.held_members is None:
+            return limits
+        return limits.for_fewer(self.member_count, self.held_members)
 
     def _known_ranges(self) -> tuple[States, States]:
         """Return the smallest and the largest value of each feature, [S] each, that is known.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -114,6 +114,25 @@ class SafetyLimits:
                 f"{len(self.headings)} headings and the length_m {self.length_m} do not fit "
                 f"{len(self.slots)} slots"
             )
+
+    def for_fewer(self, members: int, held: int) -> SafetyLimits:
+        """Return what verdicts are judged by if only the first members of an ensemble answer.
+
+        They have no thresholds: those of all were fitted to the mean and the spread of all.
+
+        Args:
+            members: That answer.
+            held: That the thresholds were calibrated for.
+        """
+        return replace(
+            self,
+            crash_threshold=None,
+            safe_below=None,
+            error_limit_m=None,
+            uncertainty_limit=None,
+            uncalibrated=f"{members} of {held} members answer, and the checkpoint's thresholds "
+            "hold for all together",
+        )
 
     def _check_sizes(self, dim: int) -> None:
         """Refuse columns of sizes that would be of somebody else, or ask nothing."""

@@ -222,7 +222,7 @@ def dead() -> None:
         passed("dead context: fused kernels are served", is_good=False)
         return
     try:
-        backend._kernels(backend._model, 1, [16] * 7, 64, 4)
+        backend._kernels(backend._models[0], 1, [16] * 7, 64, 4)
         backend._kernels.wait()
         passed("an illegal access is noticed", is_good=False)
     except RuntimeError as exc:

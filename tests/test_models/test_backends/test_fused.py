@@ -32,6 +32,7 @@ from tests.test_models.test_backends.test_native import (
     broken_rows_break_alone,
     close,
     ensemble_of,
+    fewer_members_answer_alone,
     highway_rows,
     rows_for,
 )
@@ -48,9 +49,11 @@ def made(driver: Driver, request: pytest.FixtureRequest) -> Make:
     return lambda ensemble: Fused(ensemble, CPU)
 
 
-def rolled_out(backend: Fused, states: Array, actions: Array) -> Prediction:
+def rolled_out(
+    backend: Fused, states: Array, actions: Array, members: int | None = None
+) -> Prediction:
     prediction = backend.blank(len(states), actions.shape[1], states.shape[1])
-    rollout = backend.start(states, actions, len(states), prediction)
+    rollout = backend.start(states, actions, len(states), prediction, members)
     assert rollout.advance(1) == actions.shape[1]
     assert rollout.is_complete
     return prediction
@@ -97,6 +100,23 @@ def test_a_row_has_the_same_bits_in_any_company_and_any_place(made: Make) -> Non
         for name in NUMBERS:
             assert np.array_equal(getattr(part, name), getattr(whole, name)[first:last]), name
         assert np.array_equal(shorter.states, part.states[:, :3])
+
+
+def test_fewer_members_answer_as_an_ensemble_of_no_others(made: Make) -> None:
+    backends: dict[WorldModelEnsemble, Fused] = {}
+
+    def computed(
+        ensemble: WorldModelEnsemble, states: Array, actions: Array, members: int | None
+    ) -> Prediction:
+        backend = backends.setdefault(ensemble, made(ensemble))
+        return rolled_out(backend, states, actions, members)
+
+    fewer_members_answer_alone(computed)
+
+
+@pytest.mark.parametrize("members", [1, 2, 3])
+def test_fewer_members_are_compared_with_the_model_too(driver: Driver, members: int) -> None:
+    Fused(ensemble_of(MODELS["kinematics"]), CPU).check(*highway_rows(20, 3), members)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -169,8 +189,14 @@ def test_kernels_with_a_fault_are_not_used(
     driver: Driver, fault: Callable[[Prediction], None]
 ) -> None:
     class Wrong(Fused):
-        def compute(self, states: Array, actions: Array, prediction: Prediction) -> None:
-            super().compute(states, actions, prediction)
+        def compute(
+            self,
+            states: Array,
+            actions: Array,
+            prediction: Prediction,
+            members: int | None = None,
+        ) -> None:
+            super().compute(states, actions, prediction, members)
             fault(prediction)
 
     ensemble, rows = load_checkpoint(PRETRAINED, members=2).ensemble, highway_rows(160, 6)
@@ -190,8 +216,14 @@ def test_an_infinite_number_hides_no_error() -> None:
 
 def test_a_row_that_the_last_bit_decides_is_no_fault(driver: Driver) -> None:
     class Another(Fused):
-        def compute(self, states: Array, actions: Array, prediction: Prediction) -> None:
-            super().compute(states, actions, prediction)
+        def compute(
+            self,
+            states: Array,
+            actions: Array,
+            prediction: Prediction,
+            members: int | None = None,
+        ) -> None:
+            super().compute(states, actions, prediction, members)
             prediction.states[77, 1:] += 1
 
     ensemble, rows = ensemble_of(MODELS["kinematics"]), highway_rows(160, 6)

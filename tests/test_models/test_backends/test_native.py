@@ -18,6 +18,7 @@ import torch
 from models.backends import native
 from models.backends.backend import NotCompiledError
 from models.backends.native import Native, compile_library, library_file
+from models.backends.packing import pack
 from models.checkpoint import Architecture, load_checkpoint
 from models.highway import highway_spec
 from models.network.ensemble import WorldModelEnsemble
@@ -52,9 +53,11 @@ def rows_for(name: str, rows: int, horizon: int) -> tuple[Array, Array]:
     return highway_rows(rows, horizon, spec=SPECS.get(name, HIGHWAY))
 
 
-def rolled_out(backend: Native, states: Array, actions: Array, *slices: int) -> Prediction:
+def rolled_out(
+    backend: Native, states: Array, actions: Array, *slices: int, members: int | None = None
+) -> Prediction:
     prediction = Prediction.blank(len(states), actions.shape[1], states.shape[1])
-    rollout = backend.start(states, actions, len(states), prediction)
+    rollout = backend.start(states, actions, len(states), prediction, members)
     for count in slices or (actions.shape[1],):
         rollout.advance(count)
     assert rollout.is_complete
@@ -355,3 +358,56 @@ def test_without_the_kernels_list_of_abilities_others_are_used(
     monkeypatch.setattr(Path, "read_text", absent)
 
     assert isinstance(native.processor(), str)
+
+
+def fewer_members_answer_alone(
+    rolled_out: Callable[[WorldModelEnsemble, Array, Array, int | None], Prediction],
+) -> None:
+    """Compare the first members of three, in any company, with an ensemble of no others.
+
+    Args:
+        rolled_out: Computes rows by the first members of an ensemble; None: by all.
+    """
+    ensemble = ensemble_of(MODELS["kinematics"])
+    states, actions = highway_rows(40, 4)
+    for members in (1, 2, 3):
+        alone = WorldModelEnsemble.from_members(list(ensemble.members)[:members])
+        truth = rolled_out(alone, states, actions, None)
+        for rows in (slice(0, 40), slice(0, 1), slice(13, 30)):
+            seen = rolled_out(ensemble, states[rows], actions[rows], members)
+            for name in NUMBERS:
+                assert np.array_equal(getattr(seen, name), getattr(truth, name)[rows]), name
+
+
+def test_fewer_members_answer_as_an_ensemble_of_no_others(library: Path) -> None:
+    def computed(
+        ensemble: WorldModelEnsemble, states: Array, actions: Array, members: int | None
+    ) -> Prediction:
+        return rolled_out(Native(library, ensemble), states, actions, members=members)
+
+    fewer_members_answer_alone(computed)
+
+
+def test_rollouts_by_different_members_may_be_under_way_at_once(library: Path) -> None:
+    backend = Native(library, ensemble_of(MODELS["kinematics"]))
+    states, actions = highway_rows(9, 6)
+    truth = [rolled_out(backend, states, actions, members=members) for members in (1, 2, 3)]
+    seen = [Prediction.blank(9, 6, states.shape[1]) for _ in truth]
+    rollouts = [backend.start(states, actions, 9, x, k) for k, x in enumerate(seen, 1)]
+
+    for _ in range(3):
+        for rollout in rollouts:
+            rollout.advance(2)
+
+    for one, other in zip(seen, truth, strict=True):
+        for name in NUMBERS:
+            assert np.array_equal(getattr(one, name), getattr(other, name)), name
+
+
+def test_weights_are_packed_once_whoever_computes() -> None:
+    members = list(ensemble_of(MODELS["kinematics"], 5).members)
+
+    block, places = pack(members, 0)
+
+    assert len(block) < 5.1 * len(pack(members[:1], 0)[0])
+    assert len(places) == 5
