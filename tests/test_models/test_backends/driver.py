@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,8 @@ from models.backends import fused
 
 _SOURCE = Path(__file__).with_name("driver.cpp")
 _NAME = "libcuda.so.1"
+_WAVEFRONTS = ("loads", "stores", "copies", "lines")
+"""In the order of `Wavefronts::Kind`."""
 
 
 class Driver:
@@ -32,6 +35,7 @@ class Driver:
         named = [f"-Wl,-soname,{_NAME}", "-I", str(fused.SOURCE.parent), "-o", str(made)]
         subprocess.run([compiler, *options, *named, str(_SOURCE)], check=True)
         self._library = ctypes.CDLL(str(made))
+        self._library.driver_counted.restype = ctypes.c_longlong
         self._compiled = functools.cache(fused.compile_gpu)
         self._properties = SimpleNamespace(multi_processor_count=2)
 
@@ -66,3 +70,10 @@ class Driver:
     def thread_order(self, *, is_backward: bool) -> None:
         """Compute a block's threads from the first to the last, or the other way."""
         self._library.driver_go_backward(is_backward)
+
+    def wavefronts(self, compute: Callable[[], object]) -> dict[str, int]:
+        """Return how many `wavefronts.h` counts while something is computed, by kind."""
+        self._library.driver_count(True)
+        compute()
+        self._library.driver_count(False)
+        return {name: self._library.driver_counted(i) for i, name in enumerate(_WAVEFRONTS)}
