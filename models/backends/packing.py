@@ -25,7 +25,8 @@ PANEL = 32
 """Columns of weights that lie side by side."""
 
 _ACTIVATIONS = {"relu": 1, "elu": 2, "tanh": 3}
-_ALIGNMENT = 64
+_ALIGNMENT = 128
+"""A line of a GPU's cache: what a warp reads at once would lie in two of them else."""
 
 Bytes = NDArray[np.uint8]
 
@@ -35,7 +36,7 @@ def pack(members: Sequence[WorldModel], address: int) -> tuple[Bytes, list[int]]
 
     Args:
         members: Their present weights are taken.
-        address: Where the block will lie, aligned to 64.
+        address: Where the block will lie: on a CPU aligned to 64, on a GPU to 128.
 
     Returns:
         The block, and where in it the `Model` of the first 1, 2, ... members begins; all of them

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from models.backends import fused
+from models.backends import fused, packing
 from models.backends.fused import LARGE_TILE_ROWS, TILE_ROWS, Fused, compile_gpu
-from models.backends.packing import layers_of, padded
+from models.backends.packing import layers_of, pack, padded
 from models.checkpoint import load_checkpoint
 from service.settings import PRETRAINED
 from tests.test_models.test_backends.driver import Driver
@@ -48,6 +48,20 @@ def test_a_tile_and_step_stay_within_their_wavefronts(driver: Driver, rows: int)
 
 def test_rows_of_large_tiles_are_within_the_budget() -> None:
     assert MOST[LARGE_TILE_ROWS] * 16 <= BUDGET * LARGE_TILE_ROWS
+
+
+def test_weights_that_a_warp_reads_at_once_lie_in_one_line() -> None:
+    line, members = 128, list(load_checkpoint(PRETRAINED, members=2).ensemble.members)
+
+    packed_bytes, at = pack(members, line)
+    block = packed_bytes.tobytes()
+
+    model = packing._Model.from_buffer_copy(block, at)
+    packed = (packing._Member * len(members)).from_buffer_copy(block, model.member - line)
+    for member, of in zip(members, packed, strict=True):
+        count = len(list(layers_of(member)))
+        for layer in (packing._Layer * count).from_buffer_copy(block, of.layers - line):
+            assert layer.weights % line == 0
 
 
 @pytest.mark.parametrize("architecture", ["sm_86", "sm_90"], ids=["RTX A4000", "H100"])
