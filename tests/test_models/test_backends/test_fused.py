@@ -25,14 +25,15 @@ from service.settings import PRETRAINED
 from tests.test_models.test_backends.driver import Driver
 from tests.test_models.test_backends.test_native import (
     HIGHWAY,
+    LAYOUTS,
     MODELS,
     NUMBERS,
     broken_rows_break_alone,
     close,
     ensemble_of,
     fewer_members_answer_alone,
-    highway_rows,
     rows_for,
+    rows_of,
 )
 
 CPU = torch.device("cpu")
@@ -76,27 +77,29 @@ def test_they_say_what_the_ensemble_says(made: Make, name: str, members: int) ->
 
 
 def test_the_bundled_model_agrees_over_the_whole_horizon(made: Make) -> None:
-    ensemble = load_checkpoint(PRETRAINED).ensemble
-    states, actions = highway_rows(33, 16, seed=1)
+    loaded = load_checkpoint(PRETRAINED)
+    states, actions = rows_of(loaded.spec, 33, 16, seed=1)
 
-    seen = rolled_out(made(ensemble), states, actions)
+    seen = rolled_out(made(loaded.ensemble), states, actions)
 
-    truth = ensemble.rollout(torch.from_numpy(states), torch.from_numpy(actions))
+    truth = loaded.ensemble.rollout(torch.from_numpy(states), torch.from_numpy(actions))
     close(seen.states, truth.states, rtol=1e-4, atol=2e-3)
     close(seen.dones, truth.dones, rtol=1e-2, atol=1e-5)
     close(seen.uncertainty, truth.uncertainty, rtol=1e-3, atol=1e-4)
 
 
-def test_a_row_has_the_same_bits_in_any_company_and_any_place(made: Make) -> None:
-    backend = made(ensemble_of(MODELS["kinematics"]))
-    states, actions = highway_rows(300, 4)
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_row_has_the_same_bits_in_any_company_and_any_place(made: Make, name: str) -> None:
+    backend = made(ensemble_of(MODELS[name]))
+    states, actions = rows_for(name, 300, 4)
     whole = rolled_out(backend, states, actions)
 
     for first, last in ((0, 1), (3, 10), (15, 17), (20, 60), (299, 300)):
         part = rolled_out(backend, states[first:last], actions[first:last])
         shorter = rolled_out(backend, states[first:last], actions[first:last, :2])
-        for name in NUMBERS:
-            assert np.array_equal(getattr(part, name), getattr(whole, name)[first:last]), name
+        for numbers in NUMBERS:
+            expected = getattr(whole, numbers)[first:last]
+            assert np.array_equal(getattr(part, numbers), expected), numbers
         assert np.array_equal(shorter.states, part.states[:, :3])
 
 
@@ -133,13 +136,14 @@ def test_no_thread_waits_for_another_between_synchronisations(
         assert np.array_equal(getattr(forward, numbers), getattr(backward, numbers)), numbers
 
 
-def test_numbers_that_are_not_finite_stay_in_their_row(made: Make) -> None:
-    broken_rows_break_alone(partial(rolled_out, made(ensemble_of(MODELS["kinematics"]))))
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_numbers_that_are_not_finite_stay_in_their_row(made: Make, name: str) -> None:
+    broken_rows_break_alone(name, partial(rolled_out, made(ensemble_of(MODELS[name]))))
 
 
 def test_a_part_of_a_prediction_is_written_where_it_is(made: Make) -> None:
     backend = made(ensemble_of(MODELS["plain"]))
-    states, actions = highway_rows(20, 3)
+    states, actions = rows_for("plain", 20, 3)
     whole = rolled_out(backend, states, actions)
 
     joined = backend.blank(20, 3, 34)
@@ -153,7 +157,7 @@ def test_a_part_of_a_prediction_is_written_where_it_is(made: Make) -> None:
 
 def test_rows_that_share_a_start_need_not_repeat_it(made: Make) -> None:
     backend = made(ensemble_of(MODELS["plain"]))
-    states, actions = highway_rows(9, 3)
+    states, actions = rows_for("plain", 9, 3)
     shared = np.broadcast_to(states[:1], states.shape)
 
     seen, truth = rolled_out(backend, shared, actions), rolled_out(backend, shared.copy(), actions)
@@ -197,11 +201,12 @@ def test_kernels_with_a_fault_are_not_used(
             super().compute(states, actions, prediction, members)
             fault(prediction)
 
-    ensemble, rows = load_checkpoint(PRETRAINED, members=2).ensemble, highway_rows(160, 6)
+    loaded = load_checkpoint(PRETRAINED, members=2)
+    rows = rows_of(loaded.spec, 160, 6)
 
-    Fused(ensemble, CPU).check(*rows)
+    Fused(loaded.ensemble, CPU).check(*rows)
     with pytest.raises(NotCompiledError, match="differ from the model's"):
-        Wrong(ensemble, CPU).check(*rows)
+        Wrong(loaded.ensemble, CPU).check(*rows)
 
 
 def test_an_infinite_number_hides_no_error() -> None:
@@ -212,7 +217,8 @@ def test_an_infinite_number_hides_no_error() -> None:
     assert fused._relative_error(np.where(truth == 1, 1.01, truth), truth) > 0.009
 
 
-def test_a_row_that_the_last_bit_decides_is_no_fault(driver: Driver) -> None:
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_row_that_the_last_bit_decides_is_no_fault(driver: Driver, name: str) -> None:
     class Another(Fused):
         def compute(
             self,
@@ -224,21 +230,26 @@ def test_a_row_that_the_last_bit_decides_is_no_fault(driver: Driver) -> None:
             super().compute(states, actions, prediction, members)
             prediction.states[77, 1:] += 1
 
-    ensemble, rows = ensemble_of(MODELS["kinematics"]), highway_rows(160, 6)
+    ensemble, rows = ensemble_of(MODELS[name]), rows_for(name, 160, 6)
 
     Another(ensemble, CPU).check(*rows)
 
 
-def test_both_sizes_of_tiles_give_a_row_the_same_bits(driver: Driver) -> None:
+@pytest.mark.parametrize("name", ["bundled", *LAYOUTS])
+def test_both_sizes_of_tiles_give_a_row_the_same_bits(driver: Driver, name: str) -> None:
     driver.multiprocessors(4)
-    backend = Fused(load_checkpoint(PRETRAINED, members=2).ensemble, CPU)
-    states, actions = highway_rows(70, 4)
+    if name == "bundled":
+        loaded = load_checkpoint(PRETRAINED, members=2)
+        ensemble, (states, actions) = loaded.ensemble, rows_of(loaded.spec, 70, 4)
+    else:
+        ensemble, (states, actions) = ensemble_of(MODELS[name], 2), rows_for(name, 70, 4)
+    backend = Fused(ensemble, CPU)
 
     large = rolled_out(backend, states, actions)
     small = rolled_out(backend, states[30:40], actions[30:40])
 
-    for name in NUMBERS:
-        assert np.array_equal(getattr(large, name)[30:40], getattr(small, name)), name
+    for numbers in NUMBERS:
+        assert np.array_equal(getattr(large, numbers)[30:40], getattr(small, numbers)), numbers
 
 
 def test_a_device_with_too_little_shared_memory_is_told(made: Make, driver: Driver) -> None:
@@ -268,10 +279,10 @@ def test_a_launch_that_the_device_refuses_fails(made: Make, driver: Driver) -> N
     driver.launch_error(702)
 
     with pytest.raises(RuntimeError, match="CUDA_ERROR_LAUNCH_TIMEOUT"):
-        rolled_out(backend, *highway_rows(3, 2))
+        rolled_out(backend, *rows_for("plain", 3, 2))
 
     driver.launch_error(0)
-    assert np.isfinite(rolled_out(backend, *highway_rows(3, 2)).states).all()
+    assert np.isfinite(rolled_out(backend, *rows_for("plain", 3, 2)).states).all()
 
 
 @pytest.mark.parametrize("architecture", ["sm_86", "sm_90"], ids=["RTX A4000", "H100"])

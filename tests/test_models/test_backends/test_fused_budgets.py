@@ -14,7 +14,7 @@ from models.backends.packing import layers_of, pack, padded
 from models.checkpoint import load_checkpoint
 from service.settings import PRETRAINED
 from tests.test_models.test_backends.driver import Driver
-from tests.test_models.test_backends.test_native import SIZED, highway_rows
+from tests.test_models.test_backends.test_native import rows_of
 
 CPU = torch.device("cpu")
 KIB = 1024
@@ -29,11 +29,11 @@ MULTIPROCESSORS = {TILE_ROWS: 1000, LARGE_TILE_ROWS: 1}
 @pytest.mark.parametrize("rows", MOST)
 def test_a_tile_and_step_stay_within_their_wavefronts(driver: Driver, rows: int) -> None:
     driver.multiprocessors(MULTIPROCESSORS[rows])
-    ensemble = load_checkpoint(PRETRAINED, members=1).ensemble
-    (member,) = ensemble.members
-    backend = Fused(ensemble, CPU)
-    prediction = backend.blank(rows, 1, SIZED.state_dim)
-    states, actions = highway_rows(rows, 1, spec=SIZED)
+    checkpoint = load_checkpoint(PRETRAINED, members=1)
+    (member,) = checkpoint.ensemble.members
+    backend = Fused(checkpoint.ensemble, CPU)
+    prediction = backend.blank(rows, 1, checkpoint.spec.state_dim)
+    states, actions = rows_of(checkpoint.spec, rows, 1)
 
     seen = driver.wavefronts(lambda: backend.compute(states, actions, prediction))
 

@@ -33,9 +33,7 @@ SIZED = road_users_spec()
 NUMBERS = ("states", "rewards", "dones", "uncertainty")
 
 
-def highway_rows(
-    rows: int, horizon: int, seed: int = 0, *, spec: Spec = HIGHWAY
-) -> tuple[Array, Array]:
+def rows_of(spec: Spec, rows: int, horizon: int, seed: int = 0) -> tuple[Array, Array]:
     """Return states and actions over the whole of their ranges, some neighbours absent."""
     rng = np.random.default_rng(seed)
     low, high = (np.array([getattr(f, x) for f in spec.state]) for x in ("low", "high"))
@@ -50,7 +48,7 @@ def highway_rows(
 
 def rows_for(name: str, rows: int, horizon: int) -> tuple[Array, Array]:
     """Return rows that fit one of `MODELS`."""
-    return highway_rows(rows, horizon, spec=SPECS.get(name, HIGHWAY))
+    return rows_of(SPECS.get(name, HIGHWAY), rows, horizon)
 
 
 def rolled_out(
@@ -152,6 +150,8 @@ MODELS: dict[str, Callable[[], WorldModel]] = {
     "mixed": lambda: Architecture(hidden_dims=(48, 40), kinematics=True).build(SPECS["mixed"]),
     "no residual": lambda: WorldModel(34, 3, (24, 32), residual=False),
 }
+LAYOUTS = ("kinematics", "sizes")
+"""Models of the layouts `highway` and `road-users`."""
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -171,7 +171,7 @@ def test_a_prediction_is_the_ensembles(library: Path, name: str, members: int) -
 
 def test_the_bundled_model_agrees_over_the_whole_horizon(library: Path) -> None:
     loaded = load_checkpoint(PRETRAINED)
-    states, actions = highway_rows(64, 16, seed=1)
+    states, actions = rows_of(loaded.spec, 64, 16, seed=1)
 
     seen = rolled_out(Native(library, loaded.ensemble), states, actions)
 
@@ -181,7 +181,7 @@ def test_the_bundled_model_agrees_over_the_whole_horizon(library: Path) -> None:
     close(seen.uncertainty, truth.uncertainty, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["kinematics", "sizes", "mixed"])
+@pytest.mark.parametrize("name", [*LAYOUTS, "mixed"])
 def test_a_row_has_the_same_bits_in_any_company_and_any_slices(library: Path, name: str) -> None:
     backend = Native(library, ensemble_of(MODELS[name]))
     states, actions = rows_for(name, 60, 5)
@@ -197,7 +197,7 @@ def test_a_row_has_the_same_bits_in_any_company_and_any_slices(library: Path, na
 
 def test_rows_that_share_a_start_need_not_repeat_it(library: Path) -> None:
     backend = Native(library, ensemble_of(MODELS["plain"]))
-    states, actions = highway_rows(9, 3)
+    states, actions = rows_for("plain", 9, 3)
     shared = np.broadcast_to(states[:1], states.shape)
     same_actions = np.broadcast_to(actions[:1], actions.shape)
 
@@ -210,7 +210,7 @@ def test_rows_that_share_a_start_need_not_repeat_it(library: Path) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_steps_stop_while_a_file_is_readable(library: Path, threads: int) -> None:
-    states, actions = highway_rows(40, 6)
+    states, actions = rows_for("plain", 40, 6)
     backend = Native(library, ensemble_of(MODELS["plain"]), threads)
     whole = rolled_out(backend, states, actions)
     seen = Prediction.blank(len(states), actions.shape[1], states.shape[1])
@@ -258,15 +258,16 @@ def test_activations_are_exact_to_a_few_units_in_the_last_place(
     np.testing.assert_allclose(seen.states[:, 1], truth.numpy(), rtol=1e-6, atol=1e-12)
 
 
-def test_numbers_that_are_not_finite_stay_in_their_row(library: Path) -> None:
-    backend = Native(library, ensemble_of(MODELS["kinematics"]))
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_numbers_that_are_not_finite_stay_in_their_row(library: Path, name: str) -> None:
+    backend = Native(library, ensemble_of(MODELS[name]))
 
-    broken_rows_break_alone(partial(rolled_out, backend))
+    broken_rows_break_alone(name, partial(rolled_out, backend))
 
 
-def broken_rows_break_alone(roll_out: Callable[[Array, Array], Prediction]) -> None:
+def broken_rows_break_alone(name: str, roll_out: Callable[[Array, Array], Prediction]) -> None:
     """Check that rows which are not finite spoil no other."""
-    states, actions = highway_rows(20, 3)
+    states, actions = rows_for(name, 20, 3)
     clean = roll_out(states, actions)
     states[4, 0], states[11, 7] = np.nan, np.inf
 
