@@ -47,7 +47,7 @@ GPU_DEFINITIONS = DEFINITIONS + definitions(
     },
 )
 
-_MOST_ERROR = 1e-4
+MOST_ERROR = 1e-4
 """Relative, in the norm over rows and steps."""
 
 _ROWS_LEFT_OUT = 7
@@ -166,12 +166,12 @@ class Fused:
         with torch.inference_mode():
             inputs = (torch.from_numpy(x).to(self._device) for x in (states, actions))
             truth = self._ensemble.rollout(*inputs, members=members)
-        for name, (numbers, expected) in _compared(seen, truth).items():
-            error = _relative_error(numbers, expected)
-            if not error <= _MOST_ERROR:
+        for name, (numbers, expected) in compared(seen, truth).items():
+            error = relative_error(numbers, expected)
+            if not error <= MOST_ERROR:
                 raise NotCompiledError(
                     f"the GPU's {name} differ from the model's: by {error:.1e} in the norm, "
-                    f"{_MOST_ERROR:.0e} is allowed"
+                    f"{MOST_ERROR:.0e} is allowed"
                 )
 
     def _fetch(self, outputs: Tensor, prediction: Prediction) -> None:
@@ -193,7 +193,7 @@ class Fused:
         return block
 
 
-def _compared(seen: Prediction, truth: EnsembleRollout) -> dict[str, tuple[Array, Array]]:
+def compared(seen: Prediction, truth: EnsembleRollout) -> dict[str, tuple[Array, Array]]:
     """Return what is compared, [B, ...] each: every feature by itself, and hazards by magnitude.
 
     Small hazards would hide behind big ones, so their logarithms count too.
@@ -209,7 +209,7 @@ def _compared(seen: Prediction, truth: EnsembleRollout) -> dict[str, tuple[Array
     return pairs
 
 
-def _relative_error(seen: Array, truth: Array) -> float:
+def relative_error(seen: Array, truth: Array) -> float:
     """Return the norm of the error over that of the truth, the worst few rows left out.
 
     Where a car comes or goes, the last bit decides, and a row may rightly become another.

@@ -78,13 +78,14 @@ def stand_in(patch: pytest.MonkeyPatch) -> Driver:
     for name, answer in answers.items():
         patch.setattr(torch.cuda, name, answer)
     memory = pynvml.c_nvmlMemory_t(total=TOTAL, used=USED)
-    for name, answer in {
+    told: Mapping[str, Callable[..., object]] = {
         "nvmlInit": lambda: None,
         "nvmlShutdown": lambda: None,
         "nvmlDeviceGetHandleByUUID": lambda uuid: uuid,
         "nvmlDeviceGetMemoryInfo": lambda handle: memory,
         "nvmlDeviceGetUtilizationRates": lambda handle: pynvml.c_nvmlUtilization_t(50, 7),
-    }.items():
+    }
+    for name, answer in told.items():
         patch.setattr(pynvml, name, answer)
     patch.setattr(WorldModelEnsemble, "to", lambda ensemble, device: ensemble)
     patch.setattr(CudaKernels, "wait", synchronise)

@@ -213,8 +213,8 @@ def test_an_infinite_number_hides_no_error() -> None:
     truth = np.ones((160, 3), np.float32)
     truth[5, 1] = np.inf
 
-    assert fused._relative_error(truth.copy(), truth) == 0
-    assert fused._relative_error(np.where(truth == 1, 1.01, truth), truth) > 0.009
+    assert fused.relative_error(truth.copy(), truth) == 0
+    assert fused.relative_error(np.where(truth == 1, 1.01, truth), truth) > 0.009
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
