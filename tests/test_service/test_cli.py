@@ -184,7 +184,7 @@ def test_collect_passes_its_options(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         {"transitions": 500, "seed": 7, "workers": 1, "source": "highway-env"},
         {"fleet": "mixed", "source": "sumo"},
     ):
-        options = [x for name, value in given.items() for x in (f"--{name}", value)]
+        options = [str(x) for name, value in given.items() for x in (f"--{name}", value)]
 
         result = invoke("collect", tmp_path, *options)
 

@@ -117,7 +117,7 @@ def test_fewer_members_answer_as_an_ensemble_of_no_others(made: Make) -> None:
 
 @pytest.mark.parametrize("members", [1, 2, 3])
 def test_fewer_members_are_compared_with_the_model_too(driver: Driver, members: int) -> None:
-    Fused(ensemble_of(MODELS["kinematics"]), CPU).check(*highway_rows(20, 3), members)
+    Fused(ensemble_of(MODELS["kinematics"]), CPU).check(*rows_for("kinematics", 20, 3), members)
 
 
 @pytest.mark.parametrize("name", MODELS)

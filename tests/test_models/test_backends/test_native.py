@@ -370,7 +370,7 @@ def fewer_members_answer_alone(
         rolled_out: Computes rows by the first members of an ensemble; None: by all.
     """
     ensemble = ensemble_of(MODELS["kinematics"])
-    states, actions = highway_rows(40, 4)
+    states, actions = rows_for("kinematics", 40, 4)
     for members in (1, 2, 3):
         alone = WorldModelEnsemble.from_members(list(ensemble.members)[:members])
         truth = rolled_out(alone, states, actions, None)
@@ -391,7 +391,7 @@ def test_fewer_members_answer_as_an_ensemble_of_no_others(library: Path) -> None
 
 def test_rollouts_by_different_members_may_be_under_way_at_once(library: Path) -> None:
     backend = Native(library, ensemble_of(MODELS["kinematics"]))
-    states, actions = highway_rows(9, 6)
+    states, actions = rows_for("kinematics", 9, 6)
     truth = [rolled_out(backend, states, actions, members=members) for members in (1, 2, 3)]
     seen = [Prediction.blank(9, 6, states.shape[1]) for _ in truth]
     rollouts = [backend.start(states, actions, 9, x, k) for k, x in enumerate(seen, 1)]
