@@ -215,8 +215,14 @@ def test_kernels_with_a_fault_fail(
     where: str | None,
 ) -> None:
     class Wrong(Fused):
-        def compute(self, states: Array, actions: Array, prediction: Prediction) -> None:
-            super().compute(states, actions, prediction)
+        def compute(
+            self,
+            states: Array,
+            actions: Array,
+            prediction: Prediction,
+            members: int | None = None,
+        ) -> None:
+            super().compute(states, actions, prediction, members)
             if fault is not None:
                 fault(self._kernels, prediction)
 

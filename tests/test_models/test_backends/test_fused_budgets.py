@@ -53,10 +53,10 @@ def test_rows_of_large_tiles_are_within_the_budget() -> None:
 def test_weights_that_a_warp_reads_at_once_lie_in_one_line() -> None:
     line, members = 128, list(load_checkpoint(PRETRAINED, members=2).ensemble.members)
 
-    packed_bytes, at = pack(members, line)
+    packed_bytes, places = pack(members, line)
     block = packed_bytes.tobytes()
 
-    model = packing._Model.from_buffer_copy(block, at)
+    model = packing._Model.from_buffer_copy(block, places[-1])
     packed = (packing._Member * len(members)).from_buffer_copy(block, model.member - line)
     for member, of in zip(members, packed, strict=True):
         count = len(list(layers_of(member)))
