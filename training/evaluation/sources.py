@@ -32,7 +32,7 @@ from training.evaluation.state_errors import (
     Sums,
     compare_final_errors,
     disagreement_scores,
-    uncertainty_scores,
+    expected_scores,
 )
 from training.simulation.simulator import UNSEEN
 
@@ -246,14 +246,12 @@ def doubt(seen: Seen, rows: Booleans, standards: Standards) -> dict[str, Any] | 
             beyond[name] = doubt_of_errors(
                 error[some, -1], is_doubted[some], limit, episode[some], draws
             )
-    expected = None
-    if seen.expected is not None:
-        error, exists = errors["neighbour_m"]
-        last = exists[:, -1]
-        expected = uncertainty_scores(
-            seen.expected[rows][last], error[last, -1], episode[last], draws
-        )
-    return {"spearman": scores, "expected": expected, "beyond": beyond}
+    expected = None if seen.expected is None else seen.expected[rows]
+    return {
+        "spearman": scores,
+        "expected": expected_scores(expected, errors, episode, draws),
+        "beyond": beyond,
+    }
 
 
 def lost(
