@@ -817,9 +817,9 @@ def test_some_members_are_another_version_without_limits(tmp_path: Path) -> None
 
     assert some.version == f"{bundled.version}-3of5"
     assert (some.limits.crash_threshold, some.limits.uncertainty_limit) == (None, None)
-    assert some.limits.safe_below is None
+    assert (some.limits.safe_below, some.limits.error_limit_m) == (None, None)
     assert some.guarantee is None
-    assert set(some.refused) == {"crash_threshold", "uncertainty_limit"}
+    assert set(some.refused) == {"crash_threshold", "uncertainty_limit", "error_limit_m"}
     assert (all_named.version, all_named.limits.crash_threshold) == (
         bundled.version,
         bundled.limits.crash_threshold,
