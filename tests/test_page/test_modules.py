@@ -8,10 +8,14 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
 from models.checkpoint import load_checkpoint
+from models.network.kinematics import KinematicStep
+from models.road_users import road_users_spec
 from models.safety import RULES
 from service.http.page import ASSETS
 from service.settings import PRETRAINED
@@ -61,6 +65,54 @@ def test_every_rule_has_plain_words() -> None:
     text = (STATIC / "explain.js").read_text()
 
     assert set(RULES) <= set(re.findall(r"^  (\w+): \{$", text, re.MULTILINE))
+
+
+PLACES = """
+const layout = await import(FOLDER + "layout.js");
+const motion = await import(FOLDER + "motion.js");
+const found = layout.layoutOf(MODEL);
+const poses = motion.egoPoses(found, STATES, [ACTION], MODEL.dt_s);
+const users = STATES.map((state, k) => motion.usersAt(found, state, poses[k])[0]);
+console.log(JSON.stringify(users.map(({ x, y, heading }) => [x, y, heading])));
+"""
+
+
+@pytest.mark.parametrize("action", [[0.9, 0.3, 0.0], [-0.4, 0.0, 1.0], [0.0, 0.0, 0.0]])
+def test_who_stands_stays_in_place_while_the_ego_moves_as_the_model_moves_it(
+    node: str, action: list[float]
+) -> None:
+    spec = road_users_spec()
+    state = torch.zeros(1, spec.state_dim)
+    stands = {"length": 4.0, "width": 2.0, "dx": 20.0, "dy": 3.0, "heading": 0.5, "speed": 0.0}
+    given = {"speed": 12.0, "length": 4.5, "width": 2.0, "left_edge": 5.0, "right_edge": 5.0}
+    for name, value in {**given, **{f"neighbour_1_{x}": v for x, v in stands.items()}}.items():
+        state[0, spec.state_index(name)] = value
+    states = [state]
+    for _ in range(16):
+        states.append(KinematicStep(spec)(states[-1], torch.tensor([action])))
+    model: dict[str, Any] = {
+        "dt_s": spec.dt_s,
+        "frame": spec.frame,
+        "saturations": [],
+        "features": {
+            "state": [{"name": x.name} for x in spec.state],
+            "action": [{"name": x.name} for x in spec.action],
+        },
+    }
+    script = PLACES
+    for name, what in {
+        "FOLDER": f"{STATIC.as_uri()}/",
+        "MODEL": model,
+        "STATES": torch.cat(states).tolist(),
+        "ACTION": action,
+    }.items():
+        script = script.replace(name, json.dumps(what))
+    command = [node, "--input-type=module", "-e", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    places = np.array(json.loads(done.stdout))
+    assert places.shape == (17, 3)
+    np.testing.assert_allclose(places, np.tile([20.0, 3.0, 0.5], (17, 1)), atol=1e-3)
 
 
 RULE_FILES = ROOT / "deploy" / "prometheus" / "rules"

@@ -159,6 +159,41 @@ def test_members_are_bands_where_the_service_tells_them_apart(open_page: Open) -
     shoot(page, "bands")
 
 
+def test_doubts_and_expected_errors_are_shown_where_the_service_tells_them(
+    open_page: Open,
+) -> None:
+    page = open_page()
+    verdict_of(page)
+
+    def with_limits(route: Any) -> None:
+        model = route.fetch().json()
+        model["thresholds"].update(safe_below=0.02, expected_error_m=1.0)
+        route.fulfill(json=model)
+
+    def in_doubt(route: Any) -> None:
+        answer = route.fetch().json()
+        rules = ("crash_not_excluded", "predicted_contact", "a_rule_to_come")
+        reasons = [{"rule": rule, "message": f"{rule} says so"} for rule in rules]
+        answer.update(verdict="unknown", expected_error_m=1.5, uncertainty=None, reasons=reasons)
+        route.fulfill(json=answer)
+
+    page.route("**/model", with_limits)
+    page.route("**/safety-check", in_doubt)
+    page.reload()
+
+    wait_for_verdict(page, "unknown")
+    text = page.locator(".panel").inner_text()
+    assert "A crash is not likely, but cannot be excluded either." in text
+    assert "the ego touches somebody or leaves the road" in text
+    assert "Rule a rule to come." in text
+    assert "a_rule_to_come says so" in text
+    assert "Expected error of predicted places, m: 1.5 of at most 1" in text
+    assert "over the limit" in text
+    assert "standard deviations: not known" in text
+    chart = page.get_by_role("img", name=re.compile("^Crash probability"))
+    assert "safe below 0.02" in str(chart.get_attribute("aria-label"))
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_has_no_known_barrier(open_page: Open, modules: Path, scheme: str) -> None:
     page = open_page(color_scheme=scheme, bypass_csp=True)

@@ -31,6 +31,7 @@ export async function askAll(service, chosen, search, isLatest, events) {
   }
   const plans = chosen.plans.map(({ plan }) => plan);
   const { verdicts, timing } = await service.safetyCheck(safetyBody(model, scene.state, plans));
+  if (scene !== chosen.scene) return; // another one was chosen meanwhile
   /** @type {Result[]} */
   const results = verdicts.map((verdict, i) => ({
     plan: plans[i],
@@ -82,6 +83,7 @@ async function askFan(service, chosen) {
     outputs: ["states", "crash_probability"],
     dt_s: model.dt_s,
   });
+  if (scene !== chosen.scene) return;
   chosen.fan = plans.map((plan, i) => ({
     plan,
     states: states[i],
