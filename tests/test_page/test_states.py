@@ -70,6 +70,7 @@ def test_a_model_of_other_features_has_a_plot_for_each(open_page: Open, other: S
     verdict_of(page)
 
     assert page.locator(".above .chart").count() == 5
+    assert page.get_by_text("Seen from above").is_hidden()
     assert page.get_by_role("slider", name=re.compile("^action_")).count() == 2
     assert page.locator("#scene option:not([hidden])").all_inner_texts() == [
         "The model's own example"

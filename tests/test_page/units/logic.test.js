@@ -177,7 +177,7 @@ test("a chart holds its limits, and noise of rounding does not fill it", () => {
 });
 
 test("numbers are short", () => {
-  assert.deepEqual([0, 1e-12, 0.0842233, 12345, 2e-7, -1.5].map(short), [
-    ...["0", "0", "0.0842", "12345", "2.0e-7", "-1.5"],
+  assert.deepEqual([0, 1e-12, 0.0842233, 12345, -125681, 2e-7, -1.5].map(short), [
+    ...["0", "0", "0.0842", "12345", "-1.3e+5", "2.0e-7", "-1.5"],
   ]);
 });

@@ -144,6 +144,7 @@ function byName(lines) {
  */
 export function short(value) {
   if (value === 0 || Math.abs(value) < 1e-9) return "0";
+  if (Math.abs(value) >= 1e5) return value.toExponential(1);
   const text = Math.abs(value) >= 1000 ? value.toFixed(0) : value.toPrecision(3);
   return text.includes("e") ? Number(text).toExponential(1) : String(Number(text));
 }

@@ -63,8 +63,8 @@ function showModel() {
     html("option", { value: PASTED, disabled: "", hidden: "" }, "Pasted"),
   );
   /** @type {Input} */ (one("#step")).max = String(chosen.horizon);
-  one("#controls").hidden = one("#legend").hidden = false;
-  one("#legend").classList.toggle("plots", !chosen.layout);
+  one("#controls").hidden = false;
+  one("#legend").hidden = !chosen.layout;
   one("#about-band").textContent = chosen.hasMembers
     ? `Shaded bands: where the ${model.members} members of the ensemble put each centre; narrow where they agree.`
     : "This service does not tell what each member of the ensemble predicts, so no band is drawn: how much "
