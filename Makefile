@@ -14,13 +14,14 @@ export PYTHONUNBUFFERED = 1
 ARGS ?=
 # Options of the comparison with other servers, e.g. make bench BENCH="--short"
 BENCH ?=
-# Working folders of `make train`, and the size and seed of its data set. The bundled model's data
-# are of seed 1: with another one, both models can be judged by the same episodes.
+# Working folders of `make train`, and the size and seed of its data set: those of `world-model
+# collect` by default. The bundled model's data are of seed 1: with another one, both models can be
+# judged by the same episodes.
 DATA ?= data/train
 RUN ?= runs/train
 OUT ?= runs/checkpoint
-TRANSITIONS ?= 850000
-SEED ?= 2
+TRANSITIONS ?=
+SEED ?=
 # Time for mutation testing, and which groups of modules; all of them by default.
 MINUTES ?= 20
 GROUPS ?=
@@ -63,8 +64,8 @@ $(NODE_MODULES): tests/test_page/package.json tests/test_page/package-lock.json
 	|| echo "==> Skipping the page's types and accessibility: npm could not install their packages"
 
 train: $(VENV)/.all
-	@echo "==> Collecting $(TRANSITIONS) transitions into $(DATA)"
-	@$(BIN)/world-model collect $(DATA) --source all --transitions $(TRANSITIONS) --seed $(SEED)
+	@echo "==> Collecting episodes into $(DATA)"
+	@$(BIN)/world-model collect $(DATA) $(addprefix --transitions ,$(TRANSITIONS)) $(addprefix --seed ,$(SEED))
 	@echo "==> Training into $(OUT)"
 	@$(BIN)/world-model train $(DATA) --run $(RUN) --out $(OUT)
 	@echo "==> Evaluating $(OUT)"

@@ -24,7 +24,8 @@ class Prediction:
         states: [B, H+1, S], the start included, physical units.
         rewards: [B, H].
         dones: [B, H], P(ends at that step | alive before it).
-        uncertainty: [B], disagreement of the ensemble; 0 with one member.
+        uncertainty: [B], disagreement of the members that computed it; 0, which means nothing, of
+            one.
         is_finite: Whether all numbers are; see `mark_finite`.
         block: All four in this order, one after the other, if they lie so; else None.
     """

@@ -97,7 +97,7 @@ def create_app(
     metrics = Metrics(registry, PATHS, predictions, set(key_names.values()))
     scheduler = Scheduler(engine, _bounds(settings), metrics)
     health = scheduler.health
-    contract = Contract(info.spec, settings.max_horizon, settings.max_rows)
+    contract = Contract(info.spec, settings.max_horizon, settings.max_rows, info.members)
     limits = _connection_limits(settings)
     exchanges = Exchanges(
         BodyParser(contract),

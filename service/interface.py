@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -29,7 +29,7 @@ class ModelInfo:
     Attributes:
         name: Name of the checkpoint.
         version: Hash of all that decides the answers, and how many members of the checkpoint's do,
-            if not all; `model_version` in answers.
+            if not all; `model_version` in answers by all that are served.
         device: "cpu", or the accelerator's name.
         members: Served members of the ensemble.
         spec: Meaning of the features.
@@ -55,6 +55,27 @@ class ModelInfo:
     held_members: int | None = None
     answer_digest: str = ""
 
+    def of(self, members: int | None) -> ModelInfo:
+        """Return what is known about the first members alone.
+
+        They are another version, without thresholds, just as if only they were served.
+
+        Args:
+            members: How many, fewer than are served; None: all that are served.
+        """
+        if members is None:
+            return self
+        held = self.held_members or self.members
+        return replace(
+            self,
+            version=f"{self.version.partition('-')[0]}-{members}of{held}",
+            members=members,
+            held_members=held,
+            limits=self.limits.for_fewer(members, held),
+            guarantee=None,
+            answer_digest="",
+        )
+
 
 LITTLE_LONGER = 1.5
 """How much longer than the smallest launch one may take whatever it holds up."""
@@ -68,11 +89,20 @@ class Costs:
         launch_rows: Row counts of launches, ascending.
         step_s: Seconds of one step of a launch of each row count, with its share of the copies.
         is_divisible: Whether a launch can be left between steps and gone on with later.
+        fewer: Costs of launches by 1, 2, ... members of the ensemble, up to all but one; none: they
+            cost what those by all do.
     """
 
     launch_rows: tuple[int, ...]
     step_s: tuple[float, ...]
     is_divisible: bool = True
+    fewer: tuple[Costs, ...] = ()
+
+    def of(self, members: int | None) -> Costs:
+        """Return the costs of launches by so many members; None: by all."""
+        if members is None or members > len(self.fewer):
+            return self
+        return self.fewer[members - 1]
 
     def launch_s(self, rows: int, steps: int, most_rows: int | None = None) -> float:
         """Return how long `steps` steps of `rows` rows take, in as many launches as needed.
@@ -163,13 +193,16 @@ class EngineLike(Protocol):
     def describe(self) -> ModelInfo:
         """Return what is known about the model."""
 
-    def begin(self, states: Array, actions: Array, part_rows: int) -> Running:
+    def begin(
+        self, states: Array, actions: Array, part_rows: int, members: int | None = None
+    ) -> Running:
         """Take rows to compute: states [B, S], actions [B, H, A].
 
         Args:
             states: Start of each row.
             actions: Of each row.
             part_rows: Rows that take their steps together, before the next ones do.
+            members: How many compute, the first ones, fewer than are served; None: all.
         """
 
     def canary(self) -> None:

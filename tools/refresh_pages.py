@@ -2,10 +2,11 @@
 
     python -m tools.refresh_pages
 
-The bodies in `examples/` and the scenes of the page at `/` are taken from bundled episodes;
-`docs/http.md` says what the model's numbers mean, from its spec and its limits; the README's
-answers are those of the started service. Look at the sentences around them afterwards: they tell a
-story about the numbers.
+The bodies in `examples/` and the scenes of the page at `/` are taken from bundled episodes.
+`docs/http.md` says what the model's numbers mean, from its spec and its limits: what stands between
+the markers of each piece. The README's answers, each in a block that says `json answer` or `json
+excerpt`, are those of the started service. Look at the sentences around all these afterwards: they
+tell a story about the numbers.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from models.checkpoint import Checkpoint, load_checkpoint
 from models.spec import Feature, Spec
 from service.settings import PRETRAINED
 from tests.test_end_to_end.conftest import launch
+from training.running.files import replace_between
 
 ROOT = Path(__file__).parents[1]
 README, HTTP, EXAMPLES = ROOT / "README.md", ROOT / "docs" / "http.md", ROOT / "examples"
@@ -45,13 +47,11 @@ SHOWN_EPISODES = {
 MOST_STEPS = 44
 """Steps of each of them: its last ones, or if nothing happens in it, those from `AT_STEP` on."""
 
-_HEAD = "## What the bundled model's numbers mean\n"
-_END = "## What a request may take for granted"
 _WIDTH = 118
 
 
-def write_examples(spec: Spec) -> None:
-    """Write the request bodies."""
+def write_examples(spec: Spec, folder: Path) -> None:
+    """Write the request bodies into a folder."""
     goes_on, crashes = (
         json.loads((PRETRAINED / "episodes" / f"{name}.json").read_text())
         for name in (GOES_ON, CRASHES)
@@ -69,7 +69,7 @@ def write_examples(spec: Spec) -> None:
     }
     for name, body in bodies.items():
         meant = f',\n "dt_s": {spec.dt_s},\n "frame": "{spec.frame}"\n}}\n'
-        (EXAMPLES / f"{name}.json").write_text(json.dumps(body)[:-1] + meant)
+        (folder / f"{name}.json").write_text(json.dumps(body)[:-1] + meant)
 
 
 def page_episodes(spec: Spec) -> str:
@@ -100,57 +100,63 @@ def _cut(rows: list[list[float]]) -> list[list[float]]:
     return [[float(f"{x:.5g}") for x in row] for row in rows]
 
 
-def numbers_section(checkpoint: Checkpoint, old: str) -> str:
-    """Return the section of `docs/http.md` on what numbers mean.
+def write_numbers(checkpoint: Checkpoint, page: Path) -> None:
+    """Write what the numbers of a checkpoint mean between the markers of a page.
 
-    Args:
-        checkpoint: The bundled one.
-        old: The section as it is; what the spec does not say stays.
+    Raises:
+        ValueError: The page lacks markers.
     """
+    spec = checkpoint.spec
+    pieces = {"states": _states(checkpoint), "actions": _actions(spec), "scene": _scene(spec)}
+    for name, text in pieces.items():
+        start = f"<!-- {name}: written by `python -m tools.refresh_pages` -->"
+        replace_between(page, start, f"<!-- end of {name} -->", f"\n{text}\n\n")
+
+
+def _states(checkpoint: Checkpoint) -> str:
+    """Return the frame, its drawing and the table of state features."""
     spec, limits = checkpoint.spec, checkpoint.limits
     texts = {convention.about: convention.text for convention in spec.conventions}
     known = [
         f"{low:.3g} to {high:.3g}"
         for low, high in zip(limits.state_low, limits.state_high, strict=True)
     ]
-    states = [
+    rows = [
         [*_named(x), known[i], x.meaning]
         for i, x in enumerate(spec.state)
         if not re.match("neighbour_[2-9]", x.name)
     ]
-    actions = [[*_named(x), x.meaning] for x in spec.action]
+    table = _table(["state feature", "unit", "sensible", "known", "meaning"], rows)
+    return "\n\n".join([_filled(texts["frame"]), f"```text\n{texts['drawing']}\n```", table])
+
+
+def _actions(spec: Spec) -> str:
+    """Return the tables of action features and of kinds, and the other conventions."""
     kinds = [
         [x.kind, *(f"{low:g} to {high:g}" for low, high in (x.length_m, x.width_m))]
         for x in spec.road_users
     ]
-    intro = re.search(r"(All of this is also in .+?)\n\n", old, re.DOTALL)
-    slots = re.search(r"(N is 1 to 4.+?)\n\n", old, re.DOTALL)
-    ranges = re.search(r"(\*\*Which range acts\.\*\* .+?)\n\n", old, re.DOTALL)
-    tail = old[old.index("In a frame of ISO 8855 the first") :]
-    assert intro
-    assert slots
-    assert ranges
-    assert spec.example is not None
     items = [
-        _filled(f"**{about.capitalize()}.** {text}", "- ", "  ")
-        for about, text in texts.items()
-        if about not in ("frame", "drawing")
+        _filled(f"**{x.about.capitalize()}.** {x.text}", "- ", "  ")
+        for x in spec.conventions
+        if x.about not in ("frame", "drawing")
     ]
     parts = [
-        _HEAD.strip(),
-        intro[1],
-        _filled(texts["frame"]),
-        f"```text\n{texts['drawing']}\n```",
-        _table(["state feature", "unit", "sensible", "known", "meaning"], states),
-        slots[1],
-        _table(["action feature", "unit", "allowed", "meaning"], actions),
+        _table(
+            ["action feature", "unit", "allowed", "meaning"],
+            [[*_named(x), x.meaning] for x in spec.action],
+        ),
         _table(["kind that was trained on", "length, m", "width, m"], kinds),
         "\n".join(items),
-        ranges[1],
-        _filled(f"**A scene in numbers.** {spec.example.scene}"),
-        f"```json\n{_scene(spec)}\n```",
     ]
-    return "\n\n".join(parts) + "\n\n" + tail
+    return "\n\n".join(parts)
+
+
+def _scene(spec: Spec) -> str:
+    """Return the example in words and as a body."""
+    assert spec.example is not None
+    words = _filled(f"**A scene in numbers.** {spec.example.scene}")
+    return f"{words}\n\n```json\n{_body(spec)}\n```"
 
 
 def _named(feature: Feature) -> tuple[str, str, str]:
@@ -159,7 +165,7 @@ def _named(feature: Feature) -> tuple[str, str, str]:
     return f"`{name}`", feature.unit, f"{feature.low:g} to {feature.high:g}"
 
 
-def _scene(spec: Spec) -> str:
+def _body(spec: Spec) -> str:
     """Return the example's body, the ego and each slot on a line of its own."""
     example, lines, line = spec.example, [], ""
     assert example is not None
@@ -225,11 +231,10 @@ def _write_answers() -> None:
 
 def main() -> None:
     """Rewrite examples, the page's scenes, `docs/http.md` and README.md in place."""
-    checkpoint, page = load_checkpoint(PRETRAINED), HTTP.read_text()
-    write_examples(checkpoint.spec)
+    checkpoint = load_checkpoint(PRETRAINED)
+    write_examples(checkpoint.spec, EXAMPLES)
     SCENES.write_text(page_episodes(checkpoint.spec))
-    start, end = page.index(_HEAD), page.index(_END)
-    HTTP.write_text(page[:start] + numbers_section(checkpoint, page[start:end]) + page[end:])
+    write_numbers(checkpoint, HTTP)
     _write_answers()
 
 

@@ -29,6 +29,7 @@ from world_model_client.inputs import (
     Reader,
     include_names,
     label,
+    member_count,
     output_names,
     probability,
     seconds,
@@ -150,7 +151,8 @@ class Calls(ABC, Generic[Http, Transport, Answer]):
 
         Returns:
             `next_state` ([S] or [N][S]), `reward`, `done` (the probability that the episode ends at
-            this step) and `uncertainty` (each a number, or [N]), `model_version`.
+            this step) and `uncertainty` (each a number, or [N]; `uncertainty` is None if the model
+            has one member), `model_version`.
 
         Raises:
             InvalidInputError: An argument cannot be sent; nothing was.
@@ -166,6 +168,7 @@ class Calls(ABC, Generic[Http, Transport, Answer]):
         actions: ArrayLike,
         *,
         outputs: Sequence[str] | None = None,
+        members: int | None = None,
         dt_s: float | None = None,
         frame: str | None = None,
         timeout_s: float | None = None,
@@ -177,6 +180,8 @@ class Calls(ABC, Generic[Http, Transport, Answer]):
             actions: [H, A] or [K, H, A].
             outputs: What the answer holds, of the names below; by default `states`, `rewards` and
                 `dones`. Few outputs make short answers.
+            members: How many of the ensemble answer, the first ones, from 1 on; None: all. Fewer
+                take less time, and are another `model_version`; one has no `uncertainty`.
             dt_s: As for `predict`, like those that follow.
             frame: As for `predict`.
             timeout_s: As for `predict`.
@@ -184,8 +189,8 @@ class Calls(ABC, Generic[Http, Transport, Answer]):
         Returns:
             `model_version` and, without K for one sequence: `states` ([K][H+1][S], start included),
             `rewards` ([K][H]), `dones` ([K][H], the probability that the episode ends at that step
-            if it has not before), `returns`, `crash_probability` and `uncertainty` ([K]),
-            `final_state` ([K][S]).
+            if it has not before), `returns`, `crash_probability` and `uncertainty` ([K]; None if
+            one member answers), `final_state` ([K][S]).
 
         Raises:
             InvalidInputError: An argument cannot be sent; nothing was.
@@ -193,7 +198,11 @@ class Calls(ABC, Generic[Http, Transport, Answer]):
             UnreachableError: No answer came.
         """
         arrays = {"state": (state, "[S] or [K, S]"), "actions": (actions, "[H, A] or [K, H, A]")}
-        options = {"outputs": (outputs, output_names), **_counted_on(dt_s, frame)}
+        options = {
+            "outputs": (outputs, output_names),
+            "members": (members, member_count),
+            **_counted_on(dt_s, frame),
+        }
         return self._call(Call("/rollout", arrays, options, timeout_s))
 
     def safety_check(
@@ -203,6 +212,7 @@ class Calls(ABC, Generic[Http, Transport, Answer]):
         *,
         threshold: float | None = None,
         include: Sequence[str] | None = None,
+        members: int | None = None,
         dt_s: float | None = None,
         frame: str | None = None,
         timeout_s: float | None = None,
@@ -217,6 +227,7 @@ class Calls(ABC, Generic[Http, Transport, Answer]):
             threshold: Crash probability from which a verdict is `unsafe`, 0 to 1; by default the
                 model's own.
             include: ["trajectory"]: the answer has the predicted states, too.
+            members: As for `rollout`. No verdict of fewer than all is `safe`.
             dt_s: As for `predict`, like those that follow.
             frame: As for `predict`.
             timeout_s: As for `predict`.
@@ -224,9 +235,9 @@ class Calls(ABC, Generic[Http, Transport, Answer]):
         Returns:
             `verdict` ("safe", "unsafe" or "unknown"), `reasons` (each with `rule` and `message`),
             `crash_probability`, `crash_probability_by_step` ([H]), `time_to_crash_s` (seconds or
-            None), `uncertainty`, `threshold`, `horizon_s`, `model_version`, and `trajectory`
-            ([H+1][S]) if included. With K sequences, these in `candidates` ([K]), and in `best` the
-            index of the one with the lowest risk.
+            None), `uncertainty` (None if one member answers), `threshold`, `horizon_s`,
+            `model_version`, and `trajectory` ([H+1][S]) if included. With K sequences, these in
+            `candidates` ([K]), and in `best` the index of the one with the lowest risk.
 
         Raises:
             InvalidInputError: An argument cannot be sent; nothing was.
@@ -237,6 +248,7 @@ class Calls(ABC, Generic[Http, Transport, Answer]):
         options = {
             "threshold": (threshold, probability),
             "include": (include, include_names),
+            "members": (members, member_count),
             **_counted_on(dt_s, frame),
         }
         return self._call(Call("/safety-check", arrays, options, timeout_s))

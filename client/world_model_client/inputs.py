@@ -44,6 +44,7 @@ OUTPUTS = (
 INCLUDES = ("trajectory",)
 """What a `/safety-check` answers with if asked."""
 _MOST_NAMES = 16
+_MOST_MEMBERS = 10_000
 
 _KINDS = {
     "b": "booleans",
@@ -111,6 +112,20 @@ def probability(name: str, value: Any) -> float:
         InvalidInputError: It is none.
     """
     return _number(name, value, lambda x: 0 <= x <= 1, "a number from 0 to 1")
+
+
+def member_count(name: str, value: Any) -> int:
+    """Return how many members of an ensemble shall answer; the service knows how many it has.
+
+    Raises:
+        InvalidInputError: It is no such number.
+    """
+
+    def is_allowed(number: float) -> bool:
+        return 1 <= number <= _MOST_MEMBERS and number.is_integer()
+
+    allowed = f"a whole number from 1 to {_MOST_MEMBERS}"
+    return int(_number(name, value, is_allowed, allowed))
 
 
 def label(name: str, value: Any) -> str:

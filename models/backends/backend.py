@@ -49,7 +49,12 @@ class Backend(Protocol):
         """Return a prediction of B rows over H steps, in memory that this backend writes best."""
 
     def start(
-        self, states: Array, actions: Array, launch_rows: int, prediction: Prediction
+        self,
+        states: Array,
+        actions: Array,
+        launch_rows: int,
+        prediction: Prediction,
+        members: int | None = None,
     ) -> Rollout:
         """Return a rollout of which no step is taken yet.
 
@@ -58,6 +63,7 @@ class Backend(Protocol):
             actions: [B, H, A].
             launch_rows: Number of rows that B is filled up to, if this backend pads.
             prediction: Written; its rows are views of one from `blank`.
+            members: How many of the ensemble compute, the first ones; None: all.
         """
 
 

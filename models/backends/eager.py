@@ -23,11 +23,15 @@ class Eager:
     blank = staticmethod(Prediction.blank)
 
     def __init__(self, ensemble: WorldModelEnsemble) -> None:
-        self._step = ensemble.step()
-        self._members = ensemble.member_count
+        self._steps = [ensemble.step(k + 1) for k in range(ensemble.member_count)]
 
     def start(
-        self, states: Array, actions: Array, launch_rows: int, prediction: Prediction
+        self,
+        states: Array,
+        actions: Array,
+        launch_rows: int,
+        prediction: Prediction,
+        members: int | None = None,
     ) -> EagerRollout:
         """Return a rollout of which no step is taken yet; see `Backend`."""
         rows, horizon, _ = actions.shape
@@ -36,7 +40,8 @@ class Eager:
         state.numpy()[:rows] = states
         by_step = torch.zeros(horizon, launch_rows, actions.shape[2])
         by_step.numpy()[:, :rows] = actions.swapaxes(0, 1)
-        return EagerRollout(self._step, self._members, state, by_step, prediction)
+        step = self._steps[(members or len(self._steps)) - 1]
+        return EagerRollout(step, state, by_step, prediction)
 
 
 class EagerRollout:
@@ -44,7 +49,6 @@ class EagerRollout:
 
     Args:
         step: Takes one.
-        members: E.
         state: [B or more, S]; rows beyond those of the prediction are padding.
         actions: [H, B or more, A].
         prediction: Written.
@@ -53,12 +57,12 @@ class EagerRollout:
     def __init__(
         self,
         step: EnsembleStep,
-        members: int,
         state: Tensor,
         actions: Tensor,
         prediction: Prediction,
     ) -> None:
         self._step = step
+        members = step.member_count
         self._carry = state.expand(members, *state.shape), torch.zeros(members, len(state))
         self._state = state
         self._actions = actions

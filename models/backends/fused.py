@@ -47,7 +47,7 @@ GPU_DEFINITIONS = DEFINITIONS + definitions(
     },
 )
 
-_MOST_ERROR = 1e-4
+MOST_ERROR = 1e-4
 """Relative, in the norm over rows and steps."""
 
 _ROWS_LEFT_OUT = 7
@@ -85,10 +85,10 @@ class Fused:
         size = len(pack(members, 0)[0])
         ahead = INPUTS_AHEAD * PANEL * np.dtype(np.float32).itemsize
         self._weights = torch.zeros(size + ahead, dtype=torch.uint8, device=device)
-        block, at = pack(members, self._weights.data_ptr())
+        block, places = pack(members, self._weights.data_ptr())
         self._weights[:size].copy_(torch.from_numpy(block.copy()))
-        self._model = self._weights.data_ptr() + at
-        self._kernels.reserve(self._model, torch.zeros(2, dtype=torch.int32, device=device))
+        self._models = [self._weights.data_ptr() + place for place in places]
+        self._kernels.reserve(self._models[-1], torch.zeros(2, dtype=torch.int32, device=device))
         on_device = partial(torch.empty, device=device)
         self._inputs = _GrowingBuffer(on_device)
         self._trace = _GrowingBuffer(on_device)
@@ -101,19 +101,33 @@ class Fused:
         return Prediction.blank(rows, horizon, state_dim, self._pinned)
 
     def start(
-        self, states: Array, actions: Array, launch_rows: int, prediction: Prediction
+        self,
+        states: Array,
+        actions: Array,
+        launch_rows: int,
+        prediction: Prediction,
+        members: int | None = None,
     ) -> WholeRollout:
         """Return a rollout of which no step is taken yet; see `Backend`."""
-        return WholeRollout(self.compute, states, actions, prediction)
+        compute = partial(self.compute, members=members)
+        return WholeRollout(compute, states, actions, prediction)
 
-    def compute(self, states: Array, actions: Array, prediction: Prediction) -> None:
+    def compute(
+        self,
+        states: Array,
+        actions: Array,
+        prediction: Prediction,
+        members: int | None = None,
+    ) -> None:
         """Take all steps.
 
         Args:
             states: [B, S].
             actions: [B, H, A].
             prediction: Written, but for `is_finite`.
+            members: How many compute, the first ones; None: all.
         """
+        members = members or self._members
         rows, horizon, _ = actions.shape
         starts = states.size
         numbers = starts + actions.size
@@ -123,12 +137,12 @@ class Fused:
         inputs = self._inputs.numbers(numbers)
         inputs.copy_(host, non_blocking=True)
         columns = self._state_dim + TRACE_EXTRAS
-        trace = self._trace.numbers(self._members * horizon * rows * columns)
+        trace = self._trace.numbers(members * horizon * rows * columns)
         sizes = [x.size for x in _arrays(prediction)]
         outputs = self._outputs.numbers(sum(sizes))
         memory = [inputs, inputs[starts:], trace, *torch.split(outputs, sizes)]
         addresses = [x.data_ptr() for x in memory]
-        self._kernels(self._model, self._members, addresses, rows, horizon)
+        self._kernels(self._models[members - 1], members, addresses, rows, horizon)
         self._fetch(outputs, prediction)
 
     @property
@@ -136,27 +150,28 @@ class Fused:
         """Rows by which every multiprocessor gets two blocks."""
         return LARGE_TILE_ROWS * -(-2 * self._kernels.multiprocessors // self._members)
 
-    def check(self, states: Array, actions: Array) -> None:
+    def check(self, states: Array, actions: Array, members: int | None = None) -> None:
         """Compare with the ensemble in PyTorch.
 
         Args:
             states: [B, S].
             actions: [B, H, A].
+            members: How many compute, the first ones; None: all.
 
         Raises:
             NotCompiledError: The two differ.
         """
         seen = self.blank(len(states), actions.shape[1], states.shape[1])
-        self.compute(states, actions, seen)
+        self.compute(states, actions, seen, members)
         with torch.inference_mode():
             inputs = (torch.from_numpy(x).to(self._device) for x in (states, actions))
-            truth = self._ensemble.rollout(*inputs)
-        for name, (numbers, expected) in _compared(seen, truth).items():
-            error = _relative_error(numbers, expected)
-            if not error <= _MOST_ERROR:
+            truth = self._ensemble.rollout(*inputs, members=members)
+        for name, (numbers, expected) in compared(seen, truth).items():
+            error = relative_error(numbers, expected)
+            if not error <= MOST_ERROR:
                 raise NotCompiledError(
                     f"the GPU's {name} differ from the model's: by {error:.1e} in the norm, "
-                    f"{_MOST_ERROR:.0e} is allowed"
+                    f"{MOST_ERROR:.0e} is allowed"
                 )
 
     def _fetch(self, outputs: Tensor, prediction: Prediction) -> None:
@@ -178,7 +193,7 @@ class Fused:
         return block
 
 
-def _compared(seen: Prediction, truth: EnsembleRollout) -> dict[str, tuple[Array, Array]]:
+def compared(seen: Prediction, truth: EnsembleRollout) -> dict[str, tuple[Array, Array]]:
     """Return what is compared, [B, ...] each: every feature by itself, and hazards by magnitude.
 
     Small hazards would hide behind big ones, so their logarithms count too.
@@ -194,7 +209,7 @@ def _compared(seen: Prediction, truth: EnsembleRollout) -> dict[str, tuple[Array
     return pairs
 
 
-def _relative_error(seen: Array, truth: Array) -> float:
+def relative_error(seen: Array, truth: Array) -> float:
     """Return the norm of the error over that of the truth, the worst few rows left out.
 
     Where a car comes or goes, the last bit decides, and a row may rightly become another.
@@ -297,8 +312,8 @@ class CudaKernels:
         """Queue both kernels.
 
         Args:
-            model: Address of the packed model.
-            members: E.
+            model: Address of the packed model of these members.
+            members: How many compute.
             memory: Addresses of starts, actions, trace, states, rewards, dones, uncertainty.
             rows: B.
             horizon: H.

@@ -37,7 +37,7 @@ def cuda_capture(work: Callable[[], None]) -> Replay:
 
 
 class Graphs:
-    """The `Backend` of a GPU without NVIDIA's compiler: some graphs for each number of rows.
+    """The `Backend` of a GPU without NVIDIA's compiler: graphs by numbers of rows and of members.
 
     Args:
         ensemble: On the device; its present weights are taken.
@@ -55,21 +55,28 @@ class Graphs:
         capture: Capture = cuda_capture,
         wait: Callable[[], None] = torch.cuda.synchronize,
     ) -> None:
-        self._step = ensemble.step()
+        self._steps = [ensemble.step(k + 1) for k in range(ensemble.member_count)]
         self._capture = capture
         self._wait = wait
-        self._by_rows: dict[int, RecordedSteps] = {}
+        self._recorded: dict[tuple[int, int], RecordedSteps] = {}
 
     def start(
-        self, states: Array, actions: Array, launch_rows: int, prediction: Prediction
+        self,
+        states: Array,
+        actions: Array,
+        launch_rows: int,
+        prediction: Prediction,
+        members: int | None = None,
     ) -> WholeRollout:
         """Return a rollout of which no step is taken yet; see `Backend`."""
-        if launch_rows not in self._by_rows:
+        members = members or len(self._steps)
+        key = launch_rows, members
+        if key not in self._recorded:
             dims = states.shape[1], actions.shape[2]
-            self._by_rows[launch_rows] = RecordedSteps(
-                self._step, launch_rows, *dims, self._capture, self._wait
+            self._recorded[key] = RecordedSteps(
+                self._steps[members - 1], launch_rows, *dims, self._capture, self._wait
             )
-        return WholeRollout(self._by_rows[launch_rows].compute, states, actions, prediction)
+        return WholeRollout(self._recorded[key].compute, states, actions, prediction)
 
 
 class RecordedSteps:
@@ -79,7 +86,7 @@ class RecordedSteps:
     one rollout must be complete before the next begins.
 
     Args:
-        step: All members' step, its weights on the device.
+        step: Of the members that compute, its weights on the device.
         rows: B.
         state_dim: S.
         action_dim: A.

@@ -152,6 +152,10 @@ class Native:
         ensemble: On the CPU.
         threads: Among which the rows of a call are divided.
 
+    Attributes:
+        models: Addresses of what steps.h calls `Model`, of the first 1, 2, ... members.
+        state_dim: S.
+
     Raises:
         NotCompiledError: The file cannot be used.
     """
@@ -171,16 +175,21 @@ class Native:
         self._call.restype = _INT
         self._call.argtypes = [_POINTER, _POINTER, *[_INT] * 5]
         members = list(ensemble.members)
-        self.member_count, self.state_dim = len(members), members[0].state_dim
+        self.state_dim = members[0].state_dim
         self._pool = ThreadPoolExecutor(threads, "steps") if threads > 1 else None
         self._threads = threads
-        self._weights, self._address = _placed(members)
+        self._weights, self.models = _placed(members)
 
     def start(
-        self, states: Array, actions: Array, launch_rows: int, prediction: Prediction
+        self,
+        states: Array,
+        actions: Array,
+        launch_rows: int,
+        prediction: Prediction,
+        members: int | None = None,
     ) -> NativeRollout:
         """Return a rollout of which no step is taken yet; see `Backend`."""
-        return NativeRollout(self, states, actions, prediction)
+        return NativeRollout(self, states, actions, prediction, members or len(self.models))
 
     def take(
         self, rollout: NativeRollout, begin: int, end: int, stop_when_readable: int | None
@@ -217,19 +226,19 @@ class Native:
     ) -> int:
         # ctypes releases the interpreter's lock for the whole call.
         step: int = self._call(
-            self._address, rollout.address, begin, end, first, last - first, watched
+            rollout.model, rollout.address, begin, end, first, last - first, watched
         )
         return step
 
 
-def _placed(members: Sequence[WorldModel]) -> tuple[Bytes, int]:
-    """Return members' weights where they lie, and the address of the model in them."""
+def _placed(members: Sequence[WorldModel]) -> tuple[Bytes, list[int]]:
+    """Return members' weights where they lie, and addresses in them: see `pack`."""
     size = len(pack(members, 0)[0])
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     first = -memory.ctypes.data % _ALIGNMENT
     block = memory[first : first + size]
-    block[:], model = pack(members, block.ctypes.data)
-    return block, block.ctypes.data + model
+    block[:], places = pack(members, block.ctypes.data)
+    return block, [block.ctypes.data + place for place in places]
 
 
 class NativeRollout:
@@ -240,21 +249,29 @@ class NativeRollout:
         states: [B, S].
         actions: [B, H, A].
         prediction: Of B rows over H steps; written, but for `is_finite`.
+        members: How many compute, the first ones.
 
     Attributes:
         rows: B.
+        model: Address of the `Model` of these members.
         address: Of what native.cpp calls `Rows`.
     """
 
     def __init__(
-        self, backend: Native, states: Array, actions: Array, prediction: Prediction
+        self,
+        backend: Native,
+        states: Array,
+        actions: Array,
+        prediction: Prediction,
+        members: int,
     ) -> None:
         self.rows, self._horizon, _ = actions.shape
+        self.model = backend.models[members - 1]
         size = states.itemsize
         if states.strides[1] != size or states.dtype != np.float32:
             states = np.ascontiguousarray(states, np.float32)
         actions = np.ascontiguousarray(actions, np.float32)
-        carried = np.empty(backend.member_count * self.rows * (backend.state_dim + 1), np.float32)
+        carried = np.empty(members * self.rows * (backend.state_dim + 1), np.float32)
         written = (
             prediction.states, prediction.rewards, prediction.dones, prediction.uncertainty
         )  # fmt: skip

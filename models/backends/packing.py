@@ -25,24 +25,29 @@ PANEL = 32
 """Columns of weights that lie side by side."""
 
 _ACTIVATIONS = {"relu": 1, "elu": 2, "tanh": 3}
-_ALIGNMENT = 64
+_ALIGNMENT = 128
+"""A line of a GPU's cache: what a warp reads at once would lie in two of them else."""
 
 Bytes = NDArray[np.uint8]
 
 
-def pack(members: Sequence[WorldModel], address: int) -> tuple[Bytes, int]:
+def pack(members: Sequence[WorldModel], address: int) -> tuple[Bytes, list[int]]:
     """Pack members of the same shape.
 
     Args:
         members: Their present weights are taken.
-        address: Where the block will lie, aligned to 64.
+        address: Where the block will lie: on a CPU aligned to 64, on a GPU to 128.
 
     Returns:
-        The block, and where in it the `Model` begins.
+        The block, and where in it the `Model` of the first 1, 2, ... members begins; all of them
+        point to the same weights.
     """
     block = _Block(address)
-    model = block.address_of(bytes(_model(members, block)))
-    return np.frombuffer(b"".join(block.parts), np.uint8), model - address
+    model, places = _model(members, block), []
+    for count in range(1, len(members) + 1):
+        model.members = count
+        places.append(block.address_of(bytes(model)) - address)
+    return np.frombuffer(b"".join(block.parts), np.uint8), places
 
 
 class _Block:

@@ -43,7 +43,8 @@ class Notes:
         false_alarm_rate: Share of harmless windows that was to be called unsafe.
         false_alarm_threshold: Crash threshold that does so.
         realised_false_alarm_rate: That share at the crash threshold.
-        uncertainty_quantile: Share of windows below the uncertainty limit.
+        doubt_rate: Share of harmless windows that may be unknown, being just below the threshold.
+        uncertainty_quantile: Share of windows below the uncertainty limit and the error limit.
         done_scale: Of hazard logits.
         done_shift: Of hazard logits.
         allow_unguaranteed: Whether limits were asked for that few data cannot support.
@@ -55,6 +56,7 @@ class Notes:
     false_alarm_rate: Share | None = None
     false_alarm_threshold: Share | None = None
     realised_false_alarm_rate: Share | None = None
+    doubt_rate: Share | None = None
     uncertainty_quantile: Share | None = None
     done_scale: DoneScale | None = None
     done_shift: DoneShift | None = None
@@ -81,6 +83,9 @@ class Calibration:
         state_high: Largest trained value a feature; empty if unknown.
         horizon: Longest evaluated number of steps; 0 if never evaluated.
         notes: How the numbers were obtained.
+        safe_below: Crash probability below which a sequence may be safe; from there to the
+            threshold it is unknown. None: nothing is unknown for that.
+        error_limit_m: Largest expected error at which "no crash" is trusted; None: any.
     """
 
     crash_threshold: Annotated[float, Interval(gt=0, le=HIGHEST_THRESHOLD)] | None = None
@@ -89,6 +94,8 @@ class Calibration:
     state_high: tuple[Number, ...] = ()
     horizon: Annotated[int, Interval(ge=0, le=100_000)] = 0
     notes: dict[str, Any] = field(default_factory=dict)
+    safe_below: Annotated[float, Interval(gt=0, le=HIGHEST_THRESHOLD)] | None = None
+    error_limit_m: Annotated[float, Interval(gt=0, le=1e12)] | None = None
 
     def __post_init__(self) -> None:
         _compare_counts(_read_notes(self.notes), _read_guarantee(self.notes))
@@ -99,6 +106,13 @@ class Calibration:
             raise ValueError(
                 f"crash_threshold is {self.crash_threshold}, but must be null where state_low is "
                 "empty: no state is known to be one that the model predicts well"
+            )
+        if self.safe_below is not None and not (
+            self.crash_threshold is not None and self.safe_below <= self.crash_threshold
+        ):
+            raise ValueError(
+                f"safe_below is {self.safe_below}, but must not be above crash_threshold, "
+                f"{self.crash_threshold}"
             )
         for i, (least, most) in enumerate(zip(low, high, strict=True)):
             if not least <= most:
@@ -123,15 +137,30 @@ class Calibration:
         return self.crash_threshold if is_guaranteed or self._notes.allow_unguaranteed else None
 
     @property
+    def served_safe_below(self) -> float | None:
+        """The bound below the crash threshold, where that is served."""
+        return None if self.served_threshold is None else self.safe_below
+
+    @property
     def served_uncertainty_limit(self) -> float | None:
         """The uncertainty limit, if enough windows support it or it was asked for by name."""
+        return self.uncertainty_limit if self._has_quantiles else None
+
+    @property
+    def served_error_limit_m(self) -> float | None:
+        """The limit of the expected error, as for uncertainty."""
+        return self.error_limit_m if self._has_quantiles else None
+
+    @property
+    def _has_quantiles(self) -> bool:
+        """Whether windows are enough for quantiles, or limits were asked for by name."""
         notes = self._notes
         is_supported = (
             notes.windows is not None
             and notes.uncertainty_quantile is not None
             and has_values_beyond(notes.windows, notes.uncertainty_quantile)
         )
-        return self.uncertainty_limit if is_supported or notes.allow_unguaranteed else None
+        return is_supported or notes.allow_unguaranteed
 
     @property
     def refused(self) -> dict[str, float]:
@@ -139,6 +168,7 @@ class Calibration:
         served = {
             "crash_threshold": self.served_threshold,
             "uncertainty_limit": self.served_uncertainty_limit,
+            "error_limit_m": self.served_error_limit_m,
         }
         return {name: limit for name, limit in self.held.items() if served[name] is None}
 
@@ -148,6 +178,7 @@ class Calibration:
         limits = {
             "crash_threshold": self.crash_threshold,
             "uncertainty_limit": self.uncertainty_limit,
+            "error_limit_m": self.error_limit_m,
         }
         return {name: limit for name, limit in limits.items() if limit is not None}
 

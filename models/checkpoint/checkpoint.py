@@ -3,11 +3,14 @@
     weights.safetensors   all members' parameters and normalisers (`models.0.encoder.0.weight`, ...)
     config.json           format, name, architecture, number of members
     spec.json             meaning of the features (`models.spec.Spec`)
+    expected_error.safetensors
+                          trees that say how wrong predictions will probably be (may be absent)
     calibration.json      hazard calibration, thresholds, trained ranges (`Calibration`)
     training.json         data set, arguments and history of the training (for people)
     metrics.json          evaluation on held-out episodes (for people; absent until evaluated)
 
-The version is a hash of what decides the answers: weights, config, spec and calibration.
+The version is a hash of what decides the answers: weights, config, spec, calibration and
+expected error.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from models.checkpoint.calibration import Calibration
+from models.checkpoint.expected_error import error_tensors, read_expected_error
 from models.checkpoint.files import (
     CheckpointError,
     checked,
@@ -39,13 +43,15 @@ from models.checkpoint.tensors import check_normalisers, check_values, compare_s
 from models.conformal import Guarantee
 from models.network.ensemble import WorldModelEnsemble
 from models.network.world_model import WorldModel
-from models.safety.limits import NOT_CALIBRATED, SafetyLimits
+from models.safety.expected_error import ExpectedError
+from models.safety.limits import SafetyLimits
 from models.spec import Name, Spec, States
 
 FORMAT = 1
 WEIGHTS, CONFIG, SPEC = "weights.safetensors", "config.json", "spec.json"
 CALIBRATION, TRAINING, METRICS = "calibration.json", "training.json", "metrics.json"
-VERSIONED = (WEIGHTS, CONFIG, SPEC, CALIBRATION)
+EXPECTED_ERROR = "expected_error.safetensors"
+VERSIONED = (WEIGHTS, CONFIG, SPEC, CALIBRATION, EXPECTED_ERROR)
 
 Widths = Annotated[tuple[Annotated[int, Interval(ge=1, le=65_536)], ...], Len(1, 64)]
 Members = Annotated[int, Interval(ge=1, le=1000)]
@@ -103,6 +109,7 @@ class Checkpoint:
         spec: Meaning of the features.
         architecture: What the members are made of.
         calibration: Thresholds and ranges.
+        expected_error: How wrong predictions will probably be; None if nobody knows.
         name: Name shown to clients.
         version: Hash of everything that decides the answers, and how many members of the folder's
             do, if not all: "0123456789abcdef-3of5"; "" before it is saved.
@@ -116,6 +123,7 @@ class Checkpoint:
     spec: Spec
     architecture: Architecture
     calibration: Calibration = field(default_factory=Calibration)
+    expected_error: ExpectedError | None = None
     name: str = "world-model"
     version: str = ""
     training: dict[str, Any] = field(default_factory=dict)
@@ -151,16 +159,14 @@ class Checkpoint:
             for slot in (geometry.slots if geometry is not None else ())
         ]
         columns = np.array(slots, np.int64).reshape(-1, 4)
-        is_whole = self.held_members is None
         # One member cannot disagree: its uncertainty is unknown, not zero.
-        has_uncertainty = is_whole and self.member_count > 1
-        return SafetyLimits(
-            crash_threshold=calibration.served_threshold if is_whole else None,
+        has_uncertainty = self.member_count > 1
+        limits = SafetyLimits(
+            crash_threshold=calibration.served_threshold,
+            safe_below=calibration.served_safe_below,
+            expected_error=self.expected_error,
+            error_limit_m=calibration.served_error_limit_m,
             uncertainty_limit=calibration.served_uncertainty_limit if has_uncertainty else None,
-            uncalibrated=NOT_CALIBRATED
-            if is_whole
-            else f"{self.member_count} of {self.held_members} members answer, and the checkpoint's "
-            "thresholds hold for all together",
             state_low=low,
             state_high=high,
             horizon=calibration.horizon,
@@ -174,6 +180,9 @@ class Checkpoint:
             sides=(index(road.left_edge), index(road.right_edge)) if road is not None else (),
             **_size_columns(self.spec),
         )
+        if self.held_members is None:
+            return limits
+        return limits.for_fewer(self.member_count, self.held_members)
 
     def _known_ranges(self) -> tuple[States, States]:
         """Return the smallest and the largest value of each feature, [S] each, that is known.
@@ -245,7 +254,9 @@ def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> str:
     texts = {name: json_text(document, name) for name, document in documents.items()}
     # Not save_file, which makes files that only their owner may read.
     parts = {WEIGHTS: save(weights), **{name: text.encode() for name, text in texts.items()}}
-    write_parts(folder, parts, CONFIG, {METRICS} - parts.keys())
+    if checkpoint.expected_error is not None:
+        parts[EXPECTED_ERROR] = save(error_tensors(checkpoint.expected_error))
+    write_parts(folder, parts, CONFIG, {METRICS, EXPECTED_ERROR} - parts.keys())
     return checkpoint_version(folder)
 
 
@@ -278,6 +289,7 @@ def load_checkpoint(folder: Path, *, device: str = "cpu", members: int | None = 
     ensemble = _build(folder, config, spec)
     check_normalisers(folder / WEIGHTS, ensemble.state_dict(), spec, calibration)
     ensemble = WorldModelEnsemble.from_members(list(ensemble.members)[:members])
+    expected_error = read_expected_error(folder / EXPECTED_ERROR, spec)
     training = read_json(folder / TRAINING)
     metrics = read_json(folder / METRICS) if (folder / METRICS).exists() else {}
     # Weights of one and thresholds of another would be a model that nobody has judged.
@@ -289,6 +301,7 @@ def load_checkpoint(folder: Path, *, device: str = "cpu", members: int | None = 
         spec=spec,
         architecture=config.architecture,
         calibration=calibration,
+        expected_error=expected_error,
         name=config.name,
         version=version if is_whole else f"{version}-{members}of{config.members}",
         training=training,
@@ -327,6 +340,8 @@ def checkpoint_version(folder: Path) -> str:
     """
     digest = hashlib.sha256()
     for name in VERSIONED:
+        if name == EXPECTED_ERROR and not (folder / name).exists():
+            continue
         digest.update(hashlib.sha256(read_bytes(folder / name)).digest())
     return digest.hexdigest()[:16]
 
@@ -386,7 +401,10 @@ def _compare_sizes(
 
 
 def _checked_calibration(document: dict[str, Any], path: Path | str, spec: Spec) -> Calibration:
-    calibration = checked(Calibration, document, path)
+    # Those of version 0.2 and before have no such limits.
+    calibration = checked(
+        Calibration, {"safe_below": None, "error_limit_m": None, **document}, path
+    )
     if (count := len(calibration.state_low)) not in (0, spec.state_dim):
         raise CheckpointError(
             f"{path} has {count} values of state_low, the spec has {spec.state_dim} state features"

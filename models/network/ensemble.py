@@ -106,7 +106,9 @@ class WorldModelEnsemble(nn.Module):
         spread = _member_variance(states).sqrt()
         return _member_mean(states), _member_mean(rewards), _member_mean(dones), spread
 
-    def rollout(self, initial_state: Tensor, actions: Tensor) -> EnsembleRollout:
+    def rollout(
+        self, initial_state: Tensor, actions: Tensor, *, members: int | None = None
+    ) -> EnsembleRollout:
         """Roll every member out on its own, then combine.
 
         A row's bits depend neither on how many rows there are nor on which they are.
@@ -114,6 +116,7 @@ class WorldModelEnsemble(nn.Module):
         Args:
             initial_state: [B, S].
             actions: [B, H, A], H >= 1.
+            members: Of the first so many; None: of all.
 
         Raises:
             ValueError: H is 0.
@@ -121,7 +124,7 @@ class WorldModelEnsemble(nn.Module):
         if actions.shape[-2] < 1:
             raise ValueError("horizon must be at least 1, got actions with 0 steps")
         rows = initial_state.shape[0]
-        step = self.step()
+        step = self.step(members)
         states, log_alive = step.start(pad_rows(initial_state))
         summaries = []
         for action in pad_rows(actions, dim=-3).unbind(-2):
@@ -137,9 +140,16 @@ class WorldModelEnsemble(nn.Module):
             uncertainty=spread.amax(-1),
         )
 
-    def step(self) -> EnsembleStep:
-        """Return what rollouts are made of, with the members' present weights."""
-        return EnsembleStep(self.stacked())
+    def step(self, members: int | None = None) -> EnsembleStep:
+        """Return what rollouts are made of, with the members' present weights.
+
+        Args:
+            members: Of the first so many, whose weights are views of those of all; None: of all.
+        """
+        stacked = self.stacked()
+        if members is None or members == self.member_count:
+            return EnsembleStep(stacked)
+        return EnsembleStep(_first(stacked, members))
 
     def rollout_members(
         self, initial_state: Tensor, actions: Tensor
@@ -175,12 +185,12 @@ class WorldModelEnsemble(nn.Module):
 
 
 class EnsembleStep(nn.Module):
-    """One step of all members, each on its own, and what they predict together.
+    """One step of some members, each on its own, and what they predict together.
 
     Tensors in, tensors out, no host in between: it can be compiled, or captured as a graph.
 
     Args:
-        stacked: All members as one model, see `WorldModelEnsemble.stacked`.
+        stacked: These members as one model, see `WorldModelEnsemble.stacked`.
     """
 
     def __init__(self, stacked: WorldModel) -> None:
@@ -301,3 +311,14 @@ def _stack(members: Sequence[WorldModel]) -> WorldModel:
             values = torch.stack([member.get_buffer(name) for member in members])
             setattr(stacked, name, values.unsqueeze(1))
     return stacked
+
+
+def _first(stacked: WorldModel, members: int) -> WorldModel:
+    """Return a model of the first members of one from `_stack`; its tensors are views of those."""
+    of_members = {name for name in stacked.state_dict() if "." not in name}
+    memo: dict[int, Tensor] = {}
+    for path, module in stacked.named_modules():
+        for name, tensor in module.named_buffers(recurse=False):
+            is_stacked = isinstance(module, _StackedLinear) or (not path and name in of_members)
+            memo[id(tensor)] = tensor[:members] if is_stacked else tensor
+    return copy.deepcopy(stacked, memo)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+
+from models.safety.expected_error import ExpectedError
 
 Floats = NDArray[np.floating]
 
@@ -16,6 +18,8 @@ RULES = (
     "input_impossible",
     "not_finite",
     "not_calibrated",
+    "crash_not_excluded",
+    "predicted_contact",
     "uncertain",
     "uncertainty_unavailable",
     "horizon_not_evaluated",
@@ -47,6 +51,10 @@ class SafetyLimits:
         horizon: Longest evaluated number of steps.
         feature_names: S names of the state features.
         dt_s: Length of a step.
+        safe_below: Crash probability below which a sequence may be safe; from there to the
+            threshold it is unknown. None: nothing is unknown for that.
+        expected_error: How wrong the neighbours' places will probably be; None if nobody knows.
+        error_limit_m: Expected error up to which "no crash" is trusted; None: any.
         slots: Columns of presence, dx and dy of each neighbour, [slots, 3]; of one without a
             presence, that of its length comes first.
         apart_m: Width of a vehicle whose size is not known: centres of two cannot be closer.
@@ -70,6 +78,9 @@ class SafetyLimits:
     horizon: int
     feature_names: tuple[str, ...]
     dt_s: float
+    safe_below: float | None = None
+    expected_error: ExpectedError | None = None
+    error_limit_m: float | None = None
     slots: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 3), np.int64))
     apart_m: float = 0.0
     headings: tuple[int, ...] = ()
@@ -89,6 +100,11 @@ class SafetyLimits:
                 raise ValueError(f"{name} has shape {np.shape(getattr(self, name))}, not ({dim},)")
         if self.slots.shape[1:] != (3,) or not np.isin(self.slots, range(dim)).all():
             raise ValueError(f"slots must be columns below {dim}, [slots, 3], got {self.slots}")
+        if self.expected_error is not None and self.expected_error.features > dim:
+            raise ValueError(
+                f"the expected error reads {self.expected_error.features} features, the state has "
+                f"{dim}"
+            )
         for name in ("headings", "edges", "sides", "ego_size"):
             if not set(getattr(self, name)) <= set(range(dim)):
                 raise ValueError(f"{name} must be columns below {dim}, got {getattr(self, name)}")
@@ -98,6 +114,25 @@ class SafetyLimits:
                 f"{len(self.headings)} headings and the length_m {self.length_m} do not fit "
                 f"{len(self.slots)} slots"
             )
+
+    def for_fewer(self, members: int, held: int) -> SafetyLimits:
+        """Return what verdicts are judged by if only the first members of an ensemble answer.
+
+        They have no thresholds: those of all were fitted to the mean and the spread of all.
+
+        Args:
+            members: That answer.
+            held: That the thresholds were calibrated for.
+        """
+        return replace(
+            self,
+            crash_threshold=None,
+            safe_below=None,
+            error_limit_m=None,
+            uncertainty_limit=None,
+            uncalibrated=f"{members} of {held} members answer, and the checkpoint's thresholds "
+            "hold for all together",
+        )
 
     def _check_sizes(self, dim: int) -> None:
         """Refuse columns of sizes that would be of somebody else, or ask nothing."""
@@ -123,3 +158,19 @@ class SafetyLimits:
                 zip(self.slots.tolist(), headings, sizes, strict=True), 1
             )
         ]
+
+    @cached_property
+    def motion_columns(self) -> NDArray[np.int64]:
+        """Columns of dx of each neighbour with a heading, then of dy, of heading, and of edges."""
+        places = self.slots[: len(self.headings), 1:].T.ravel().tolist()
+        return np.array([*places, *self.headings, *self.edges], np.int64)
+
+    @cached_property
+    def size_columns(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Columns of length and width of the ego and of each neighbour, [1 + slots, 2].
+
+        And of whom they are no features, [1 + slots, 1]; columns are 0 there.
+        """
+        pairs = [self.ego_size, *(size for *_, size in self.places)]
+        columns = np.array([pair or (0, 0) for pair in pairs], np.int64)
+        return columns, np.array([[not pair] for pair in pairs])

@@ -9,8 +9,9 @@ order:
    or off the road already, the prediction is not finite or holds hazards that
    are no probabilities, or the model was never calibrated: its numbers mean nothing then.
 2. `unsafe` if the crash probability reaches the threshold.
-3. `unknown` if the members disagree too much, their disagreement cannot be known, or the
-   horizon is longer than the evaluated one: "no crash" cannot be trusted then.
+3. `unknown` if the crash probability is near the threshold, the predicted motion ends in contact
+   all the same, the members disagree too much or too large an error is expected, either cannot be
+   known, or the horizon is longer than the evaluated one: "no crash" cannot be trusted then.
 4. `safe`.
 
 All reasons that apply are listed, whichever of them decided.
@@ -20,10 +21,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
+from math import inf, isfinite
 
 import numpy as np
 
+from models.safety.contacts import contact_reasons
 from models.safety.limits import Floats, Reason, SafetyLimits
 from models.safety.plausibility import faults_of
 from models.survival import log_step_survival
@@ -45,6 +47,8 @@ class Verdict:
         time_to_crash_s: End of the step at which the probability reaches the threshold; None
             if it never does.
         uncertainty: Disagreement of the ensemble; None if not finite.
+        expected_error_m: How far the neighbours' places will probably be off at the evaluated
+            horizon; None if unknown.
         threshold: Crash probability from which the sequence is unsafe; None if unknown.
         reasons: The rules that fired; empty if safe.
         horizon_s: Length of the sequence.
@@ -55,6 +59,7 @@ class Verdict:
     crash_probability_by_step: list[float | None]
     time_to_crash_s: float | None
     uncertainty: float | None
+    expected_error_m: float | None
     threshold: float | None
     reasons: tuple[Reason, ...]
     horizon_s: float
@@ -75,7 +80,8 @@ def assess(
         dones: [K, H], hazards.
         uncertainty: [K].
         limits: The checkpoint's.
-        threshold: Used instead of the checkpoint's. As that one, it counts only within [0, 1].
+        threshold: Used instead of the checkpoint's. As that one, it counts only within [0, 1]. What
+            is not below the checkpoint's `safe_below` is not safe by a higher one either.
 
     Returns:
         K verdicts. Lowering a threshold within [0, 1] never turns one that is not safe into a safe
@@ -99,8 +105,12 @@ def assess(
     inputs = (
         _start_reasons(start[:1], limits) * len(start) if is_same else _start_reasons(start, limits)
     )
+    contacts = contact_reasons(states, limits)
+    expected = _expected_errors(start[:1] if is_same else start, limits) * (
+        len(start) if is_same else 1
+    )
     return [
-        _judge(by_step[k], spreads[k], inputs[k], limits, threshold)
+        _judge(by_step[k], spreads[k], expected[k], inputs[k], contacts.get(k), limits, threshold)
         if is_valid[k] and 0 <= spreads[k] < inf
         else _unjudged(inputs[k], limits, threshold, dones.shape[1])
         for k in range(len(dones))
@@ -152,6 +162,7 @@ def _unjudged(
         crash_probability_by_step=[None] * horizon,
         time_to_crash_s=None,
         uncertainty=None,
+        expected_error_m=None,
         threshold=threshold,
         reasons=(*input_reasons, reason),
         horizon_s=_seconds(horizon, limits),
@@ -161,7 +172,9 @@ def _unjudged(
 def _judge(
     by_step: list[float],
     uncertainty: float,
+    expected_error_m: float | None,
     input_reasons: list[Reason],
+    contact: Reason | None,
     limits: SafetyLimits,
     threshold: float | None,
 ) -> Verdict:
@@ -181,7 +194,9 @@ def _judge(
                 f"first after {time_to_crash_s:.2f} s",
             )
         )
-    doubts = _doubts(uncertainty, limits, horizon)
+    doubts = [] if crash else _near_reasons(probability, limits)
+    doubts += [] if contact is None else [contact]
+    doubts += _doubts(uncertainty, expected_error_m, limits, horizon)
     verdict = UNKNOWN if blocking else UNSAFE if crash else UNKNOWN if doubts else SAFE
     return Verdict(
         verdict=verdict,
@@ -189,6 +204,7 @@ def _judge(
         crash_probability_by_step=[*by_step],
         time_to_crash_s=time_to_crash_s,
         uncertainty=uncertainty,
+        expected_error_m=expected_error_m,
         threshold=threshold,
         reasons=(*blocking, *crash, *doubts),
         horizon_s=_seconds(horizon, limits),
@@ -200,7 +216,47 @@ def _seconds(steps: int, limits: SafetyLimits) -> float:
     return round(steps * limits.dt_s, 9)
 
 
-def _doubts(uncertainty: float, limits: SafetyLimits, horizon: int) -> list[Reason]:
+def _near_reasons(probability: float, limits: SafetyLimits) -> list[Reason]:
+    """Say why a crash probability below the threshold is too near to it for a safe verdict."""
+    bound = limits.safe_below
+    if bound is None or probability < bound <= 1:
+        return []
+    return [
+        Reason(
+            "crash_not_excluded",
+            f"crash probability {probability:.4f} is below the threshold, but not below "
+            f"{bound:.4f}, from which on no sequence is called safe",
+        )
+    ]
+
+
+def _expected_errors(start: Floats, limits: SafetyLimits) -> list[float | None]:
+    """Return the expected error of each start state [K, S], m; None if it is no finite number."""
+    if limits.expected_error is None:
+        return [None] * len(start)
+    return [x if isfinite(x) else None for x in limits.expected_error(start).tolist()]
+
+
+def _error_doubts(expected_error_m: float | None, limits: SafetyLimits) -> list[Reason]:
+    limit_m = limits.error_limit_m
+    if limit_m is None:
+        return []
+    if expected_error_m is None:
+        return [Reason("uncertainty_unavailable", "the error to be expected is not known")]
+    if expected_error_m <= limit_m < inf:
+        return []
+    return [
+        Reason(
+            "uncertain",
+            f"neighbours are expected to be {expected_error_m:.2f} m from where they are "
+            f"predicted, more than the limit {limit_m:.2f} m",
+        )
+    ]
+
+
+def _doubts(
+    uncertainty: float, expected_error_m: float | None, limits: SafetyLimits, horizon: int
+) -> list[Reason]:
     doubts = []
     limit = limits.uncertainty_limit
     if limit is None or not 0 <= limit < inf:
@@ -217,6 +273,7 @@ def _doubts(uncertainty: float, limits: SafetyLimits, horizon: int) -> list[Reas
                 f"the members disagree by {uncertainty:.4f}, more than the limit {limit:.4f}",
             )
         )
+    doubts += _error_doubts(expected_error_m, limits)
     if not horizon <= limits.horizon < inf:
         doubts.append(
             Reason(

@@ -23,7 +23,7 @@ from service.cli.running import (
 @click.option(
     "--transitions",
     type=click.IntRange(1, 10**9),
-    default=1_400_000,
+    default=850_000,
     show_default=True,
     help="Steps to record.",
 )
@@ -32,18 +32,18 @@ from service.cli.running import (
     type=SEED,
     default=2,
     show_default=True,
-    help="Decides every episode. The bundled model was trained on those of seed 1, of all sources.",
+    help="Decides every episode. The bundled model was trained on those of seed 1.",
 )
 @click.option(
     "--fleet",
     type=click.Choice(["cars", "mixed"]),
     help="Who is on the road: only cars of 5 x 2 m, or all kinds of road users with sizes of their "
-    "own, on highways of 2 to 8 lanes.  [default: cars; mixed, if SUMO is among the sources]",
+    "own, on highways of 2 to 8 lanes.  [default: mixed; of highway-env alone, cars]",
 )
 @click.option(
     "--source",
     type=click.Choice(["highway-env", "sumo", "all"]),
-    default="highway-env",
+    default="all",
     show_default=True,
     help="Which simulator, or as many episodes of each; with sumo, the fleet is mixed.",
 )

@@ -110,6 +110,13 @@ def train(
     help="Share of harmless windows that may be called unsafe.",
 )
 @click.option(
+    "--doubt-rate",
+    type=NumberRange(0, 1, max_open=True),
+    default=0.02,
+    show_default=True,
+    help="Share of harmless windows that may be unknown, being just below the threshold.",
+)
+@click.option(
     "--miss-rate",
     type=NumberRange(0, 1, min_open=True, max_open=True),
     default=0.01,
@@ -143,6 +150,7 @@ def calibrate(
     out: Path,
     seed: int,
     false_alarm_rate: float,
+    doubt_rate: float,
     miss_rate: float,
     members: int | None,
     ranges: str,
@@ -158,6 +166,7 @@ def calibrate(
         options = TrainOptions(
             seed=seed,
             false_alarm_rate=false_alarm_rate,
+            doubt_rate=doubt_rate,
             miss_rate=miss_rate,
             allow_unguaranteed=allow_unguaranteed_limits,
         )

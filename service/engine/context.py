@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 
 _kept: list[object] = []
-"""What holds tensors of a lost device. The engine's thread adds to it; only the process's end,
-`os._exit` of the command line, takes anything away."""
+"""What holds tensors of a lost device. A launch that fails with it adds itself, on the thread that
+computes it, and `Engine.close` the engine; only the process's end, `os._exit` of the command line,
+takes anything away."""
 
 
 def context_works() -> bool:

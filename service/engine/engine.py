@@ -11,6 +11,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -159,7 +160,9 @@ class Engine:
             answer_digest=self._answer_digest,
         )
 
-    def begin(self, states: Array, actions: Array, part_rows: int) -> Parts:
+    def begin(
+        self, states: Array, actions: Array, part_rows: int, members: int | None = None
+    ) -> Parts:
         """Take rows; nothing is computed yet.
 
         Args:
@@ -167,25 +170,29 @@ class Engine:
             actions: [B, H, A].
             part_rows: Rows that take their steps together, before the next ones do; at most those
                 of the biggest launch.
+            members: How many compute, the first ones, fewer than are loaded; None: all.
         """
-        launch_rows = self.costs.launch_rows
+        launch_rows = self.costs.of(members).launch_rows
         part_rows = min(part_rows, launch_rows[-1])
-        return Parts(self._backend, launch_rows, states, actions, part_rows, self._count_error)
+        return Parts(
+            self._backend, launch_rows, states, actions, part_rows, self._count_error, members
+        )
 
-    def rollout(self, states: Array, actions: Array) -> Prediction:
+    def rollout(self, states: Array, actions: Array, members: int | None = None) -> Prediction:
         """Predict B rows over H steps in one go.
 
-        A row's bits depend on the checkpoint and the device only. Rows that do not fit the
-        device's memory together are computed in halves.
+        A row's bits depend on the checkpoint, the members and the device only. Rows that do not
+        fit the device's memory together are computed in halves.
 
         Args:
             states: [B, S].
             actions: [B, H, A].
+            members: As for `begin`.
 
         Raises:
             RuntimeError: The device failed, or not even the smallest launch fits its memory.
         """
-        return self.begin(states, actions, self.costs.launch_rows[-1]).run()
+        return self.begin(states, actions, self.costs.launch_rows[-1], members).run()
 
     def canary(self) -> None:
         """Make the smallest forward pass.
@@ -262,6 +269,7 @@ class Engine:
         """
         ranges = self._checkpoint.spec, self._checkpoint.limits
         fused.check(*probe_rows(ROW_TILE, _COMPARED_STEPS, *ranges))
+        fused.check(*probe_rows(ROW_TILE, _COMPARED_STEPS, *ranges), members=1)
         rows = fused.busy_rows
         while rows > ROW_TILE:
             try:
@@ -287,11 +295,14 @@ class Engine:
         """Warm, verify and time the launches."""
         checkpoint, kind = self._checkpoint, self._device.type
         warm_up = WarmUp(self._backend, checkpoint.spec, checkpoint.limits, self._count_error)
-        return warm_up.costs(
-            launch_row_counts(kind, is_padded=self._backend.is_padded),
+        is_padded = self._backend.is_padded
+        costs = warm_up.costs(
+            launch_row_counts(kind, is_padded=is_padded),
             _LONGEST_STEP_S if kind == "cpu" else math.inf,
             is_divisible=kind == "cpu",
         )
+        fewer = warm_up.costs_of_fewer(costs, checkpoint.member_count, is_padded=is_padded)
+        return replace(costs, fewer=fewer)
 
 
 def _pick_device(wanted: str) -> torch.device:

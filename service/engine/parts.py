@@ -30,6 +30,7 @@ class Parts:
         actions: [B, H, A].
         part_rows: Rows of a part; at most the biggest of `launch_rows`.
         count_error: Counts errors that are survived, by kind.
+        members: How many of the ensemble compute, the first ones; None: all.
 
     Raises:
         DeviceFullError: The prediction does not fit the host's memory.
@@ -43,11 +44,13 @@ class Parts:
         actions: Array,
         part_rows: int,
         count_error: Callable[[str], None],
+        members: int | None = None,
     ) -> None:
         (rows, dim), horizon = states.shape, actions.shape[1]
         self._backend = backend
         self._launch_rows = launch_rows
         self._count_error = count_error
+        self._members = members
         self._inputs = states, actions
         # The next part is the last one in the list.
         self._parts = [(first, min(first + part_rows, rows)) for first in range(0, rows, part_rows)]
@@ -126,7 +129,9 @@ class Parts:
         states, actions = self._inputs
         launch_rows = next(count for count in self._launch_rows if count >= last - first)
         prediction = self._prediction.part(first, last)
-        return self._backend.start(states[first:last], actions[first:last], launch_rows, prediction)
+        return self._backend.start(
+            states[first:last], actions[first:last], launch_rows, prediction, self._members
+        )
 
     def _halve_part(self) -> None:
         """Make room on the device, and take the present part anew in halves.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -19,7 +20,8 @@ from service.telemetry.metrics import Metrics
 
 _JSON = orjson.OPT_SERIALIZE_NUMPY
 
-_Outputs = Mapping[str, Callable[[Prediction], Any]]
+_Outputs = Mapping[str, Callable[[Prediction], Any] | None]
+"""By name, what makes an output [K, ...] of a prediction; None: it is null."""
 
 _NUMBERS_AT_ONCE = 2**14
 """Numbers that are written without a pause: a millisecond's work."""
@@ -87,8 +89,8 @@ class Answers:
     """
 
     def __init__(self, info: ModelInfo, metrics: Metrics) -> None:
-        self._info = info
         self._metrics = metrics
+        self._by_members = {k: info.of(k) for k in (None, *range(1, info.members))}
 
     def text(
         self,
@@ -111,8 +113,9 @@ class Answers:
         started = perf_counter()
         answer = compose(self, parsed, result)
         if isinstance(answer, Parts):
-            return answer._replace(texts=self._timed(answer.texts, parse_s, result))
-        answer["model_version"] = self._info.version
+            texts = self._timed(answer.texts, parsed, parse_s, result)
+            return answer._replace(texts=texts)
+        answer["model_version"] = self._by_members[parsed.members].version
         body = orjson.dumps(answer, option=_JSON)
         self._metrics.observe_stages(
             parse_s, result.queue_s, result.compute_s, perf_counter() - started
@@ -120,7 +123,7 @@ class Answers:
         return body
 
     def _timed(
-        self, texts: Iterator[bytes], parse_s: float, result: JobResult
+        self, texts: Iterator[bytes], parsed: Parsed, parse_s: float, result: JobResult
     ) -> Generator[bytes, None, None]:
         """Pass on the texts of a long answer, the version behind them, and note what they took."""
         respond_s = 0.0
@@ -131,12 +134,14 @@ class Answers:
             if text is None:
                 break
             yield text
-        yield b',"model_version":%b}' % orjson.dumps(self._info.version)
+        version = self._by_members[parsed.members].version
+        yield b',"model_version":%b}' % orjson.dumps(version)
         self._metrics.observe_stages(parse_s, result.queue_s, result.compute_s, respond_s)
 
     def predicted(self, parsed: Parsed, result: JobResult) -> dict[str, Any] | Parts:
         """Return the answer of `/predict`."""
-        if parsed.is_single and result.launched.is_finite:
+        is_by_one = self._is_by_one(parsed)
+        if parsed.is_single and result.launched.is_finite and not is_by_one:
             # The most frequent request of all: no detour by views of its rows.
             row, launched = result.first, result.launched
             uncertainty = launched.uncertainty[row]
@@ -147,12 +152,15 @@ class Answers:
                 "done": launched.dones[row, 0],
                 "uncertainty": uncertainty,
             }
-        return _written(_PREDICTED, self._finite(result), parsed)
+        outputs = {**_PREDICTED, "uncertainty": None} if is_by_one else _PREDICTED
+        return _written(outputs, self._finite(parsed, result), parsed)
 
     def rolled_out(self, parsed: Parsed, result: JobResult) -> dict[str, Any] | Parts:
         """Return the answer of `/rollout`."""
         outputs = {name: _OUTPUTS[name] for name in parsed.outputs}
-        return _written(outputs, self._finite(result), parsed)
+        if "uncertainty" in outputs and self._is_by_one(parsed):
+            outputs["uncertainty"] = None
+        return _written(outputs, self._finite(parsed, result), parsed)
 
     def judged(self, parsed: Parsed, result: JobResult) -> dict[str, Any] | Parts:
         """Return the answer of `/safety-check`."""
@@ -195,13 +203,19 @@ class Answers:
             prediction.states,
             prediction.dones,
             uncertainty,
-            self._info.limits,
+            self._by_members[parsed.members].limits,
             threshold=parsed.threshold,
         )
-        self._metrics.observe_verdicts(verdicts)
+        if self._is_by_one(parsed):
+            verdicts = [replace(verdict, uncertainty=None) for verdict in verdicts]
+        self._metrics.observe_verdicts(verdicts, has_uncertainty=parsed.members is None)
         return verdicts
 
-    def _finite(self, result: JobResult) -> Prediction:
+    def _is_by_one(self, parsed: Parsed) -> bool:
+        """Tell whether one member answers: it disagrees with nobody, which is not certainty."""
+        return self._by_members[parsed.members].members == 1
+
+    def _finite(self, parsed: Parsed, result: JobResult) -> Prediction:
         """Return a job's prediction; refuse what JSON cannot hold and nobody should act on.
 
         Raises:
@@ -212,7 +226,9 @@ class Answers:
             self._metrics.engine_failed("non_finite")
             row = _first_broken_row(prediction)
             raise EngineError(f"non-finite prediction in row {row}: the model diverged")
-        self._metrics.observe_uncertainties(prediction.uncertainty)
+        # Fewer members disagree less: counted with all, they would look like other traffic.
+        if parsed.members is None and not self._is_by_one(parsed):
+            self._metrics.observe_uncertainties(prediction.uncertainty)
         return prediction
 
 
@@ -242,14 +258,20 @@ def _held(prediction: Prediction) -> int:
 def _written(outputs: _Outputs, prediction: Prediction, parsed: Parsed) -> dict[str, Any] | Parts:
     """Return outputs for JSON: [K, ...], or their only row if the request had no batch."""
     if parsed.is_single:
-        return {name: np.ascontiguousarray(of(prediction))[0] for name, of in outputs.items()}
+        return {
+            name: None if of is None else np.ascontiguousarray(of(prediction))[0]
+            for name, of in outputs.items()
+        }
     rows, horizon = prediction.dones.shape
     state = prediction.states.shape[2]
     of_states = {"states": (horizon + 1) * state, "next_state": state, "final_state": state}
     of_steps = {"rewards": horizon, "dones": horizon}
     sizes = {name: {**of_states, **of_steps}.get(name, 1) for name in outputs}
     if sum(sizes.values()) * rows <= 2 * _NUMBERS_AT_ONCE:
-        return {name: np.ascontiguousarray(of(prediction)) for name, of in outputs.items()}
+        return {
+            name: None if of is None else np.ascontiguousarray(of(prediction))
+            for name, of in outputs.items()
+        }
     return Parts(_written_in_parts(outputs, prediction, sizes), _held(prediction))
 
 
@@ -259,12 +281,17 @@ def _written_in_parts(
     """Yield the texts of outputs, a few rows at a time; the same text as all at once."""
     lead = b"{"
     for name, of in outputs.items():
+        if of is None:
+            yield b'%b"%b":null' % (lead, name.encode())
+            lead = b","
+            continue
         at_once = max(1, _NUMBERS_AT_ONCE // (sizes[name] + prediction.dones.shape[1]))
         for first, part in _parts(prediction, at_once):
             text = orjson.dumps(np.ascontiguousarray(of(part)), option=_JSON)[1:-1]
             yield (b"," if first else b'%b"%b":[' % (lead, name.encode())) + text
         lead = b"],"
-    yield b"]"
+    if lead == b"],":
+        yield b"]"
 
 
 def _entries(
@@ -284,6 +311,7 @@ def _entry(verdict: Verdict, trajectory: Any) -> dict[str, Any]:
         "crash_probability_by_step": verdict.crash_probability_by_step,
         "time_to_crash_s": verdict.time_to_crash_s,
         "uncertainty": verdict.uncertainty,
+        "expected_error_m": verdict.expected_error_m,
         "threshold": verdict.threshold,
         "reasons": verdict.reasons,
         "horizon_s": verdict.horizon_s,

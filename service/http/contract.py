@@ -91,11 +91,13 @@ class Contract:
         spec: The model's features.
         max_horizon: Most steps of a sequence.
         max_rows: Most sequences of a request.
+        members: Of the ensemble that are served.
     """
 
     spec: Spec
     max_horizon: int
     max_rows: int
+    members: int = 1
 
     def fields(self, kind: Kind) -> RequestFields:
         """Return what the body of an endpoint holds."""
@@ -107,9 +109,10 @@ class Contract:
             return RequestFields(state, self._actions("action", rows), options=self._conventions)
         sequences, steps = Axis("sequences", 1, self.max_rows), Axis("steps", 1, self.max_horizon)
         actions = self._actions("actions", sequences, steps)
+        others = {"members": (), **self._conventions}
         if kind == "rollout":
-            return RequestFields(state, actions, options={"outputs": OUTPUTS, **self._conventions})
-        options = {"threshold": (), "include": INCLUDES, **self._conventions}
+            return RequestFields(state, actions, options={"outputs": OUTPUTS, **others})
+        options = {"threshold": (), "include": INCLUDES, **others}
         return RequestFields(state, actions, takes_many_states=False, options=options)
 
     @property

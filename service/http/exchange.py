@@ -260,7 +260,7 @@ class Exchange:
         """Return whether the caller itself chose a deadline that no load is to blame for."""
         if least_s is None:
             rows, horizon, _ = self._parsed.actions.shape
-            least_s = self.shared.scheduler.least_s(rows, horizon)
+            least_s = self.shared.scheduler.least_s(rows, horizon, self._parsed.members)
         timeout_s = self._head.timeout_s
         return timeout_s < least_s and self.shared.policy.is_callers_choice(
             timeout_s, self._headers
@@ -277,6 +277,7 @@ class Exchange:
             job_class=endpoint.job_class if is_urgent else JobClass.ROLLOUT,
             timeout_s=timeout_s,
             respond=self._on_outcome,
+            members=parsed.members,
         )
 
     def read_late(self, parsed: Parsed, took_s: float) -> None:

@@ -125,7 +125,13 @@ def model_router(info: ModelInfo, *, max_horizon: int, max_rows: int) -> APIRout
     router = APIRouter(tags=["model"])
     description = _described(info, max_horizon, max_rows)
 
-    @router.get("/model", summary="What is served?")
+    @router.get(
+        "/model",
+        summary="What is served?",
+        description="`thresholds` are what verdicts are judged by: `unsafe` from a probability of "
+        "`crash_probability` on; `safe` only below `safe_below`, if it is not null; `unknown` "
+        "between them.",
+    )
     async def model() -> dict[str, Any]:
         return description
 
@@ -162,7 +168,9 @@ def _described(info: ModelInfo, max_horizon: int, max_rows: int) -> dict[str, An
         "features": {"state": state, "action": _features(info.spec.action)},
         "thresholds": {
             "crash_probability": limits.crash_threshold,
+            "safe_below": limits.safe_below,
             "uncertainty": limits.uncertainty_limit,
+            "expected_error_m": limits.error_limit_m,
             "evaluated_horizon": limits.horizon,
             "guarantee": _guarantee(info.guarantee, limits.crash_threshold),
         },

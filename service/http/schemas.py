@@ -52,7 +52,13 @@ class Verdict(BaseModel):
     time_to_crash_s: float | None = Field(
         description="End of the step at which the probability reaches the threshold, else null."
     )
-    uncertainty: float | None = Field(description="Disagreement of the ensemble.")
+    uncertainty: float | None = Field(
+        description="Disagreement of the members; null if one answers, or it is not finite."
+    )
+    expected_error_m: float | None = Field(
+        description="How far neighbours will probably be from where they are predicted to be after "
+        "the evaluated horizon, m; null if the model does not know."
+    )
     threshold: float | None = Field(description="Crash probability judged by.")
     reasons: list[Reason] = Field(description="The rules that fired; empty if safe.")
     horizon_s: float = Field(description="Length of the sequence in seconds.")
@@ -81,8 +87,12 @@ class PredictAnswer(_Answer):
     next_state: list[float] | list[list[float]] = Field(description="[S] or [N][S].")
     reward: float | list[float]
     done: float | list[float] = Field(description="P(the episode ends at this step).")
-    uncertainty: float | list[float] = Field(description="Disagreement of the ensemble.")
-    model_version: str = Field(description="Hash of all that decides the answer.")
+    uncertainty: float | list[float] | None = Field(
+        description="Disagreement of the members; null if there is one only."
+    )
+    model_version: str = Field(
+        description="Hash of all that decides the answer, and how many members do, if not all."
+    )
 
 
 class RolloutAnswer(_Answer):
@@ -101,7 +111,9 @@ class RolloutAnswer(_Answer):
         default=None, description="Expected sum of rewards; a step counts if alive before it."
     )
     crash_probability: float | list[float] | None = None
-    uncertainty: float | list[float] | None = None
+    uncertainty: float | list[float] | None = Field(
+        default=None, description="Disagreement of the members; null if one answers."
+    )
     final_state: list[float] | list[list[float]] | None = None
     model_version: str
 
@@ -137,7 +149,10 @@ _OPTIONS: Mapping[str, Any] = {
     ),
     "threshold": (
         Annotated[float, Field(ge=0, le=1)],
-        Field(default=None, description="Judge by this instead of the checkpoint's."),
+        Field(
+            default=None,
+            description="Judge by this instead of the checkpoint's. Its `safe_below` stays.",
+        ),
     ),
     "include": (
         Annotated[list[Include], Field(min_length=1, max_length=MOST_NAMES)],
@@ -156,7 +171,7 @@ def request_model(contract: Contract, kind: Kind, name: str) -> type[BaseModel]:
     """
     fields, example = contract.fields(kind), contract.spec.example
     state, actions = _nested(fields.state), _nested(fields.actions)
-    options = {**_OPTIONS, **_conventions(contract)}
+    options = {**_OPTIONS, "members": _members(contract), **_conventions(contract)}
     a_state = _example(fields.state.features, example.state if example else ())
     an_action = _example(fields.actions.features, example.action if example else ())
     steps = min(_EXAMPLE_STEPS, contract.max_horizon)
@@ -167,6 +182,16 @@ def request_model(contract: Contract, kind: Kind, name: str) -> type[BaseModel]:
         **{fields.actions.name: _actions_field(fields.actions, actions, an_action, steps)},
         **{option: options[option] for option in fields.options},
     )
+
+
+def _members(contract: Contract) -> Any:
+    """Return the field that says how many members answer."""
+    text = (
+        "How many members of the ensemble answer, the first ones; all by default. Fewer cost less; "
+        "no verdict is `safe` then, and one member has no uncertainty."
+    )
+    number = Annotated[int, Field(ge=1, le=contract.members)]
+    return number, Field(default=contract.members, description=text)
 
 
 def _conventions(contract: Contract) -> Mapping[str, Any]:

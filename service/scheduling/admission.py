@@ -38,7 +38,14 @@ class Admission:
         self._health = health
         self._observer = observer
 
-    def check(self, rows: int, horizon: int, job_class: JobClass, timeout_s: float) -> None:
+    def check(
+        self,
+        rows: int,
+        horizon: int,
+        job_class: JobClass,
+        timeout_s: float,
+        members: int | None = None,
+    ) -> None:
         """Return if a job is accepted.
 
         Args:
@@ -46,6 +53,7 @@ class Admission:
             horizon: H.
             job_class: Decides its queue.
             timeout_s: Time until its deadline.
+            members: How many compute it; None: all.
 
         Raises:
             OverloadedError: The queue of its class is full, or its answer would be late.
@@ -71,8 +79,7 @@ class Admission:
             )
         if not backlog_s:
             return  # the first in line is always tried
-        job_s = self._engine.costs.job_s(rows, horizon, self._bounds.preempt_after_s)
-        total_s = backlog_s + self._health.pace * job_s
+        total_s = backlog_s + self._health.pace * self._job_s(rows, horizon, members)
         if total_s > timeout_s:
             self._observer.rejected("too_late")
             raise OverloadedError(
@@ -81,11 +88,14 @@ class Admission:
                 retry_after_s=min(backlog_s, total_s - timeout_s),
             )
 
-    def least_s(self, rows: int, horizon: int) -> float:
+    def least_s(self, rows: int, horizon: int, members: int | None = None) -> float:
         """Return the shortest deadline that is kept for a job if nothing else does anything."""
-        job_s = self._engine.costs.job_s(rows, horizon, self._bounds.preempt_after_s)
-        return job_s + OVERHEAD_S
+        return self._job_s(rows, horizon, members) + OVERHEAD_S
 
     def backlog_s(self, job_class: JobClass) -> float:
         """Return how long the work before a new job of this class takes, as far as known."""
         return self._health.pace * self._queues.seconds_before(job_class, self._engine.costs)
+
+    def _job_s(self, rows: int, horizon: int, members: int | None) -> float:
+        costs = self._engine.costs.of(members)
+        return costs.job_s(rows, horizon, self._bounds.preempt_after_s)

@@ -80,6 +80,9 @@ class JobResult(NamedTuple):
 Outcome = JobResult | ServiceError | None
 """How a job ended; None if it was cancelled."""
 
+Group = tuple[int, int | None]
+"""Horizon and members (None: all): what jobs of one class must have in common to share a launch."""
+
 
 @dataclass(eq=False, slots=True)
 class Job:
@@ -92,6 +95,7 @@ class Job:
         rows: B.
         horizon: H.
         respond: Gets the outcome, exactly once, whatever happens.
+        members: How many compute it, the first ones; None: all.
         submitted_s: When it came, on the clock for durations.
         deadline_s: When it must be answered, on the loop's clock.
         timeout_s: How long that was from submission.
@@ -108,6 +112,7 @@ class Job:
     rows: int
     horizon: int
     respond: Callable[[Outcome], None]
+    members: int | None = None
     submitted_s: float = 0.0
     deadline_s: float = 0.0
     timeout_s: float = 0.0
@@ -115,6 +120,11 @@ class Job:
     started_s: float | None = None
     is_alone: bool = False
     is_done: bool = False
+
+    @property
+    def group(self) -> Group:
+        """What the jobs of its launch have in common with it."""
+        return self.horizon, self.members
 
 
 class Observer(Protocol):

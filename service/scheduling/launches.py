@@ -36,13 +36,14 @@ class Slice(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class Launch:
-    """Jobs of one class and horizon, computed together in slices.
+    """Jobs of one class, horizon and number of members, computed together in slices.
 
     Changed on the event loop's thread only, but for `running`: the first slice sets it, on the
     thread that computes it.
 
     Attributes:
         part_rows: Rows that take their steps together; a launch of more goes part by part.
+        members: How many compute it, the first ones; None: all.
         running: What the engine has begun; None before the first slice.
         taken: Steps computed, of all parts.
         seconds: Time in slices.
@@ -54,6 +55,7 @@ class Launch:
     rows: int
     horizon: int
     part_rows: int
+    members: int | None = None
     running: Running | None = None
     taken: int = 0
     seconds: float = 0.0
@@ -66,7 +68,7 @@ class Launch:
 
     def seconds_left(self, costs: Costs) -> float:
         """Return how long the steps that are left take, undisturbed."""
-        return self.steps_left * costs.step_s_of[self.part_rows]
+        return self.steps_left * costs.of(self.members).step_s_of[self.part_rows]
 
     @property
     def is_abandoned(self) -> bool:
@@ -95,7 +97,7 @@ class Launch:
             due_in_s: Returns the time until the next deadline, which is kept on the event loop.
         """
         longest_s = bounds.preempt_after_s
-        steps, step_s = self.steps_left, costs.step_s_of[self.part_rows]
+        steps, step_s = self.steps_left, costs.of(self.members).step_s_of[self.part_rows]
         is_long = steps * step_s > longest_s
         # A slice that stops for what comes in need not be short to look for it. But a deadline
         # does not come in.
@@ -125,7 +127,7 @@ class Launch:
             BadOutputError: The engine returned arrays of the wrong shape.
         """
         if self.running is None:
-            self.running = engine.begin(*self._arrays(), self.part_rows)
+            self.running = engine.begin(*self._arrays(), self.part_rows, self.members)
         taken = self.running.advance(steps, stop_when_readable)
         if not self.running.is_complete:
             return taken, None

@@ -1,7 +1,8 @@
 """What waits, and what is computed next. No tasks, no clocks: the scheduler owns both.
 
-A launch holds whole jobs of one class and one horizon, as many rows as the engine may be occupied
-with at once. It is computed in slices; between two of them another class may get its turn.
+A launch holds whole jobs of one class, one horizon and one number of members, as many rows as the
+engine may be occupied with at once. It is computed in slices; between two of them another class may
+get its turn.
 
 - Safety goes before predict, predict before rollout. No launch mixes classes, so a launch made
   for a safety check is never filled up with planner rows.
@@ -19,12 +20,12 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from service.interface import Costs
-from service.scheduling.jobs import Bounds, Job, JobClass
+from service.scheduling.jobs import Bounds, Group, Job, JobClass
 from service.scheduling.launches import Launch
 
 
 class Lane:
-    """Waiting jobs of one class: by horizon, in order of arrival.
+    """Waiting jobs of one class: by horizon and members, in order of arrival.
 
     Args:
         job_class: Of all its jobs.
@@ -33,21 +34,22 @@ class Lane:
     Attributes:
         jobs: How many wait.
         rows: Their rows.
-        rows_by_horizon: Waiting rows of each horizon.
-        seconds: Cached seconds of each horizon, dropped when its jobs change.
+        by_group: Those of each horizon and number of members.
+        rows_by_group: Their rows.
+        seconds: Cached seconds of each group, dropped when its jobs change.
         open: The launch that was begun and is not finished.
         passes: Slices in a row that other lanes got while this one waited.
     """
 
     __slots__ = (
-        "by_horizon",
+        "by_group",
         "capacity",
         "job_class",
         "jobs",
         "open",
         "passes",
         "rows",
-        "rows_by_horizon",
+        "rows_by_group",
         "seconds",
     )
 
@@ -55,11 +57,11 @@ class Lane:
         self.job_class = job_class
         self.capacity = capacity
         # Ordered dicts, for a job that leaves from the middle must not cost a search.
-        self.by_horizon: dict[int, OrderedDict[int, Job]] = {}
+        self.by_group: dict[Group, OrderedDict[int, Job]] = {}
         self.jobs = 0
         self.rows = 0
-        self.rows_by_horizon: dict[int, int] = {}
-        self.seconds: dict[int, float] = {}
+        self.rows_by_group: dict[Group, int] = {}
+        self.seconds: dict[Group, float] = {}
         self.open: Launch | None = None
         self.passes = 0
 
@@ -80,7 +82,7 @@ class Queues:
         self._in_order = list(self.lanes.values())
         self._last: Lane | None = None
         self._costs: Costs | None = None
-        self._most_rows: dict[int, int] = {}  # by horizon, with those costs
+        self._most_rows: dict[Group, int] = {}  # with those costs
 
     def depth(self, job_class: JobClass) -> int:
         """Return how many jobs wait."""
@@ -111,27 +113,27 @@ class Queues:
 
     def add(self, job: Job) -> None:
         """Append a job to its lane; the caller has checked the bounds."""
-        lane = self.lanes[job.job_class]
-        jobs = lane.by_horizon.get(job.horizon)
+        lane, group = self.lanes[job.job_class], job.group
+        jobs = lane.by_group.get(group)
         if jobs is None:
-            jobs = lane.by_horizon[job.horizon] = OrderedDict()
+            jobs = lane.by_group[group] = OrderedDict()
         jobs[job.seq] = job
         job.is_waiting = True
         lane.jobs += 1
         lane.rows += job.rows
-        lane.rows_by_horizon[job.horizon] = lane.rows_by_horizon.get(job.horizon, 0) + job.rows
-        lane.seconds.pop(job.horizon, None)
+        lane.rows_by_group[group] = lane.rows_by_group.get(group, 0) + job.rows
+        lane.seconds.pop(group, None)
 
     def remove(self, job: Job) -> None:
         """Take a job out that waits."""
-        lane = self.lanes[job.job_class]
-        same_horizon = lane.by_horizon[job.horizon]
-        del same_horizon[job.seq]
-        lane.rows_by_horizon[job.horizon] -= job.rows
-        lane.seconds.pop(job.horizon, None)
-        if not same_horizon:
-            del lane.by_horizon[job.horizon]
-            del lane.rows_by_horizon[job.horizon]
+        lane, group = self.lanes[job.job_class], job.group
+        same_group = lane.by_group[group]
+        del same_group[job.seq]
+        lane.rows_by_group[group] -= job.rows
+        lane.seconds.pop(group, None)
+        if not same_group:
+            del lane.by_group[group]
+            del lane.rows_by_group[group]
         job.is_waiting = False
         lane.jobs -= 1
         lane.rows -= job.rows
@@ -142,8 +144,8 @@ class Queues:
             if not job.is_done:
                 job.is_alone = True
                 self.add(job)
-                same_horizon = self.lanes[job.job_class].by_horizon[job.horizon]
-                same_horizon.move_to_end(job.seq, last=False)
+                same_group = self.lanes[job.job_class].by_group[job.group]
+                same_group.move_to_end(job.seq, last=False)
 
     def next_launch(self, costs: Costs) -> Launch | None:
         """Return the launch that gets the next slice; None if nothing waits.
@@ -191,13 +193,12 @@ class Queues:
 
     def _begun(self, lane: Lane, costs: Costs) -> Launch:
         """Return a launch of the lane's first jobs, which do not wait any more."""
-        # Those that share the horizon of the one waiting longest.
-        same_horizon = min(lane.by_horizon.values(), key=lambda jobs: next(iter(jobs)))
-        horizon = next(iter(same_horizon.values())).horizon
-        most = self._most(costs, horizon)
+        # Those of the group of the one waiting longest.
+        group, same_group = min(lane.by_group.items(), key=lambda entry: next(iter(entry[1])))
+        most = self._most(costs, group)
         jobs: list[Job] = []
         rows = 0
-        for job in same_horizon.values():
+        for job in same_group.values():
             if jobs and (job.is_alone or rows + job.rows > most):
                 break
             jobs.append(job)
@@ -207,18 +208,19 @@ class Queues:
         for job in jobs:
             self.remove(job)
         parts = -(-rows // most)
-        return Launch(lane.job_class, jobs, rows, horizon, -(-rows // parts))
+        horizon, members = group
+        return Launch(lane.job_class, jobs, rows, horizon, -(-rows // parts), members)
 
     def _waiting_s(self, lane: Lane, costs: Costs) -> float:
         """Return what the waiting jobs of a lane take; every request asks, so it is remembered."""
         if costs is not self._costs:
             self._renew(costs)
         seconds = lane.seconds
-        if len(seconds) != len(lane.rows_by_horizon):
-            for horizon, rows in lane.rows_by_horizon.items():
-                if horizon not in seconds:
-                    most = self._most(costs, horizon)
-                    seconds[horizon] = costs.launch_s(rows, horizon, most)
+        if len(seconds) != len(lane.rows_by_group):
+            for group, rows in lane.rows_by_group.items():
+                if group not in seconds:
+                    (horizon, members), most = group, self._most(costs, group)
+                    seconds[group] = costs.of(members).launch_s(rows, horizon, most)
         return sum(seconds.values())
 
     def _renew(self, costs: Costs) -> None:
@@ -227,12 +229,13 @@ class Queues:
         for lane in self._in_order:
             lane.seconds.clear()
 
-    def _most(self, costs: Costs, horizon: int) -> int:
-        """Return how many rows of a horizon may take their steps together."""
+    def _most(self, costs: Costs, group: Group) -> int:
+        """Return how many rows of a group may take their steps together."""
         if costs is not self._costs:
             self._renew(costs)
-        most = self._most_rows.get(horizon)
+        most = self._most_rows.get(group)
         if most is None:
-            most = costs.most_rows(self._bounds.preempt_after_s, horizon)
-            self._most_rows[horizon] = most
+            horizon, members = group
+            most = costs.of(members).most_rows(self._bounds.preempt_after_s, horizon)
+            self._most_rows[group] = most
         return most

@@ -5,8 +5,8 @@ error of the engine, its deadline, the engine's death, shutdown, or none as it w
 
 A safety check waits for at most one slice of another class (see `service.scheduling.queues`), and
 for the safety checks that came before it. A slice lasts about `preempt_after_s`; where launches
-cannot be left between steps, as on a GPU, half as long again as the smallest launch of its horizon,
-if that is longer.
+cannot be left between steps, as on a GPU, half as long again as the smallest launch of its horizon
+and members, if that is longer.
 """
 
 from __future__ import annotations
@@ -114,6 +114,7 @@ class Scheduler:
         job_class: JobClass,
         timeout_s: float,
         respond: Callable[[Outcome], None],
+        members: int | None = None,
     ) -> Job:
         """Queue a job.
 
@@ -124,6 +125,7 @@ class Scheduler:
             timeout_s: Time until its deadline.
             respond: Gets its outcome, exactly once and later than this call: a result, an
                 EngineError, an UnavailableError, a DeadlineExceededError, or None.
+            members: How many compute it, the first ones, fewer than are served; None: all.
 
         Raises:
             OverloadedError: The queue of its class is full, or its answer would be late.
@@ -131,10 +133,10 @@ class Scheduler:
             DeadlineExceededError: `timeout_s` is not positive.
         """
         rows, horizon, _ = actions.shape
-        self._admission.check(rows, horizon, job_class, timeout_s)
+        self._admission.check(rows, horizon, job_class, timeout_s, members)
         loop = asyncio.get_running_loop()
         seq = self._seq = self._seq + 1
-        job = Job(seq, job_class, states, actions, rows, horizon, respond)
+        job = Job(seq, job_class, states, actions, rows, horizon, respond, members)
         job.submitted_s = self._timer()
         job.timeout_s = timeout_s
         job.deadline_s = loop.time() + timeout_s
@@ -145,9 +147,9 @@ class Scheduler:
         self._wake.set()
         return job
 
-    def least_s(self, rows: int, horizon: int) -> float:
+    def least_s(self, rows: int, horizon: int, members: int | None = None) -> float:
         """Return the shortest deadline that is kept for a job if nothing else does anything."""
-        return self._admission.least_s(rows, horizon)
+        return self._admission.least_s(rows, horizon, members)
 
     def cancel(self, job: Job) -> None:
         """Free a job's place; its outcome is None, unless it had one already."""

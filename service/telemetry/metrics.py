@@ -246,13 +246,20 @@ class Metrics:
         """Note a fault of the engine."""
         self._errors[kind].inc()
 
-    def observe_verdicts(self, verdicts: Sequence[Verdict]) -> None:
-        """Note the verdicts on the sequences of one safety check."""
+    def observe_verdicts(
+        self, verdicts: Sequence[Verdict], *, has_uncertainty: bool = True
+    ) -> None:
+        """Note the verdicts on the sequences of one safety check.
+
+        Args:
+            verdicts: One a sequence.
+            has_uncertainty: Whether the uncertainty is that of all members, and so to be compared.
+        """
         for verdict in verdicts:
             self._verdicts[verdict.verdict,] += 1
             if verdict.crash_probability is not None:
                 self._crash_probability.add(verdict.crash_probability)
-            if verdict.uncertainty is not None:
+            if has_uncertainty and verdict.uncertainty is not None:
                 self._uncertainty.add(verdict.uncertainty)
         self._unsorted += len(verdicts)
 

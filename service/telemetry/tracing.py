@@ -220,7 +220,11 @@ class Trace:
             self._stage("parse", self._parse_s, ended_s)
             return
         assert self._settled_s is not None
-        size: Attributes = {"world_model.rows": job.rows, "world_model.horizon": job.horizon}
+        size: Attributes = {
+            "world_model.rows": job.rows,
+            "world_model.horizon": job.horizon,
+            **({} if job.members is None else {"world_model.members": job.members}),
+        }
         self._stage("parse", self._parse_s, job.submitted_s, size)
         launched_s = self._settled_s if job.started_s is None else job.started_s
         self._stage("queue", job.submitted_s, launched_s, {"world_model.class": job.job_class})

@@ -23,6 +23,7 @@ def outcome_of(
     actions: Array,
     job_class: JobClass = ROLLOUT,
     timeout_s: float = 20.0,
+    members: int | None = None,
 ) -> asyncio.Future[JobResult]:
     """Return a job's outcome as a future; cancelling it cancels the job."""
     future: asyncio.Future[JobResult] = asyncio.get_running_loop().create_future()
@@ -36,7 +37,12 @@ def outcome_of(
             future.set_result(outcome)
 
     job = scheduler.enqueue(
-        states, actions, job_class=job_class, timeout_s=timeout_s, respond=respond
+        states,
+        actions,
+        job_class=job_class,
+        timeout_s=timeout_s,
+        respond=respond,
+        members=members,
     )
     future.add_done_callback(lambda _: scheduler.cancel(job))
     return future
@@ -59,11 +65,12 @@ class Bench:
         job_class: JobClass = ROLLOUT,
         timeout_s: float = 20.0,
         first: float | None = None,
+        members: int | None = None,
     ) -> asyncio.Future[JobResult]:
         states, actions = rows(count, horizon, seed)
         if first is not None:
             states[0, 0] = first
-        return outcome_of(self.scheduler, states, actions, job_class, timeout_s)
+        return outcome_of(self.scheduler, states, actions, job_class, timeout_s, members)
 
     async def hold(self) -> asyncio.Future[JobResult]:
         """Close the gate behind a job of another horizon, and wait until it runs."""

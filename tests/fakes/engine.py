@@ -67,8 +67,11 @@ def fake_info() -> ModelInfo:
     )
 
 
-def expected(states: Array, actions: Array) -> Prediction:
-    """x and y move by the action; z counts steps; |x| is the hazard in hundredths."""
+def expected(states: Array, actions: Array, members: int | None = None) -> Prediction:
+    """x and y move by the action; z counts steps; |x| is the hazard in hundredths.
+
+    Fewer members than all add their number to the rewards; one has no uncertainty.
+    """
     rows, horizon, _ = actions.shape
     path = np.zeros((rows, horizon + 1, 3), np.float32)
     path[:, 0] = states
@@ -77,9 +80,9 @@ def expected(states: Array, actions: Array) -> Prediction:
         path[:, k + 1, 2] = path[:, k, 2] + 1
     return Prediction(
         states=path,
-        rewards=path[:, 1:, 0] * np.float32(0.1),
+        rewards=path[:, 1:, 0] * np.float32(0.1) + np.float32(members or 0),
         dones=np.clip(np.abs(path[:, 1:, 0]) / 100, 0, 1).astype(np.float32),
-        uncertainty=(np.abs(states[:, 1]) / 10).astype(np.float32),
+        uncertainty=(np.abs(states[:, 1]) / 10 * (members != 1)).astype(np.float32),
     )
 
 
@@ -101,6 +104,10 @@ class FakeEngine:
         self.gate = threading.Event()
         self.gate.set()
         self.launches: list[tuple[int, int]] = []
+        self.members: list[int | None] = []
+        """Of each launch."""
+        self.computing: int | None = None
+        """Members of the last slice."""
         self.slices: list[tuple[int, int]] = []
         self.seen: list[Array] = []
         self.threads: set[str] = set()
@@ -133,14 +140,18 @@ class FakeEngine:
     def report_errors_to(self, count: Callable[[str], None]) -> None:
         self.count_error = count
 
-    def begin(self, states: Array, actions: Array, part_rows: int) -> FakeRunning:
+    def begin(
+        self, states: Array, actions: Array, part_rows: int, members: int | None = None
+    ) -> FakeRunning:
         rows, horizon, _ = actions.shape
         self.launches.append((rows, horizon))
+        self.members.append(members)
         self.seen.append(states)
-        return FakeRunning(self, states, actions, part_rows)
+        return FakeRunning(self, states, actions, part_rows, members)
 
     def advance(self, running: FakeRunning, steps: int) -> None:
         self.slices.append((running.part_rows, steps))
+        self.computing = running.members
         self.threads.add(threading.current_thread().name)
         self._entered.release()
         if not self.gate.wait(PATIENCE_S):
@@ -168,13 +179,21 @@ class FakeEngine:
 class FakeRunning:
     """A launch of the fake engine, which counts the steps of all its parts."""
 
-    def __init__(self, engine: FakeEngine, states: Array, actions: Array, part_rows: int) -> None:
+    def __init__(
+        self,
+        engine: FakeEngine,
+        states: Array,
+        actions: Array,
+        part_rows: int,
+        members: int | None,
+    ) -> None:
         rows, horizon, _ = actions.shape
         self.part_rows = part_rows
         self._steps = horizon * -(-rows // part_rows)
         self._engine = engine
         self.states = states
         self.actions = actions
+        self.members = members
         self.taken = 0
 
     @property
@@ -193,7 +212,7 @@ class FakeRunning:
         return steps
 
     def result(self) -> Prediction:
-        prediction = expected(self.states, self.actions)
+        prediction = expected(self.states, self.actions, self.members)
         prediction.states[self.states[:, 0] == DIVERGE, -1] = np.nan
         return self._engine.change(prediction)
 
@@ -267,7 +286,7 @@ class VirtualWorker:
         except ArithmeticError as exc:
             value, error = None, exc
         rows, steps = self._engine.slices[-1] if len(self._engine.slices) > before else (1, 1)
-        seconds = steps * self._costs.step_s_of[rows]
+        seconds = steps * self._costs.of(self._engine.computing).step_s_of[rows]
         loop.call_later(seconds, self._report, future, Ran(value, error, seconds))
         return future
 

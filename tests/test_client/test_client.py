@@ -41,13 +41,19 @@ CALLS: dict[str, tuple[str, Callable[[Client], Any], dict[str, Any]]] = {
     "predict": ("/predict", lambda c: c.predict([1.0], [2]), {"state": [1.0], "action": [2.0]}),
     "rollout": (
         "/rollout",
-        lambda c: c.rollout([1.0], [[2]], outputs=["returns"]),
-        {"state": [1.0], "actions": [[2.0]], "outputs": ["returns"]},
+        lambda c: c.rollout([1.0], [[2]], outputs=["returns"], members=1),
+        {"state": [1.0], "actions": [[2.0]], "outputs": ["returns"], "members": 1},
     ),
     "safety_check": (
         "/safety-check",
-        lambda c: c.safety_check([1.0], [[2]], threshold=0.1, include=["trajectory"]),
-        {"state": [1.0], "actions": [[2.0]], "threshold": 0.1, "include": ["trajectory"]},
+        lambda c: c.safety_check([1.0], [[2]], threshold=0.1, include=["trajectory"], members=2),
+        {
+            "state": [1.0],
+            "actions": [[2.0]],
+            "threshold": 0.1,
+            "include": ["trajectory"],
+            "members": 2,
+        },
     ),
 }
 

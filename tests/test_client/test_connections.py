@@ -12,8 +12,10 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import httpcore
 import httpx
 import numpy as np
 import orjson
@@ -32,6 +34,7 @@ from tests.fakes.engine import FakeEngine, expected, rows
 from tests.fakes.misbehaving import Visit, answer_to, answered, misbehaving
 from tests.fakes.sockets import listening
 from world_model_client import AsyncClient, Client, ClosedClientError
+from world_model_client.network import _Stream as Stream
 
 FORKING = """
 import asyncio, os, sys
@@ -118,10 +121,35 @@ async def test_a_hundred_threads_share_one_client(engine: FakeEngine) -> None:
 def test_more_threads_than_connections_wait_for_each_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    most, limits = 20, world_model_client.network.LIMITS
+    fewer = httpx.Limits(max_connections=most, max_keepalive_connections=most)
+    lock, open_now, counts = threading.Lock(), set[object](), list[int]()
+    has_all = threading.Event()
+
+    class Counted(Stream):
+        def __init__(self, stream: httpcore.NetworkStream) -> None:
+            super().__init__(stream)
+            with lock:
+                open_now.add(self)
+                counts.append(len(open_now))
+
+        def close(self) -> None:
+            super().close()
+            with lock:
+                open_now.discard(self)
+
+    def answer_together(visit: Visit) -> bytes:
+        if len(server.visits) >= most:
+            has_all.set()
+        has_all.wait(60)
+        return answer_to(visit)
+
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)  # no connection is idle for too long
-    with misbehaving(answer_to) as server, Client(server.url, timeout_s=60) as client:
-        barrier = threading.Barrier(250)
+    monkeypatch.setattr(world_model_client.network, "_Stream", Counted)
+    monkeypatch.setattr(world_model_client.network, "LIMITS", fewer)
+    with misbehaving(answer_together) as server, Client(server.url, timeout_s=120) as client:
+        barrier = threading.Barrier(2 * most)
 
         def ask(i: int) -> bool:
             barrier.wait()
@@ -130,12 +158,14 @@ def test_more_threads_than_connections_wait_for_each_other(
                 answer["echo"] == {"state": [i], "action": [k]} for k, answer in enumerate(answers)
             )
 
-        with ThreadPoolExecutor(250) as threads:
-            assert all(threads.map(ask, range(250)))
+        with ThreadPoolExecutor(2 * most) as threads:
+            assert all(threads.map(ask, range(2 * most)))
 
-    # At most 200 at a time; under the rush one or two may break and be replaced.
-    assert len({visit.connection for visit in server.visits}) <= 205
-    assert len(server.visits) == 500
+    assert max(counts) == most
+    assert not open_now
+    assert len(server.visits) == 4 * most
+    page = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
+    assert f"At most {limits.max_connections} connections are open" in page
 
 
 Ask = Callable[[str], Any]

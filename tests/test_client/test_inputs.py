@@ -283,6 +283,15 @@ NOT_SENT: dict[str, tuple[Callable[[Client], object], str]] = {
         r"^threshold is Decimal\('0.1'\), not a",
     ),
     "threshold bytes": (check(threshold=b"1"), "^threshold is b'1', not a number"),
+    **{
+        f"members {text}": (
+            check(members=value),
+            rf"^members is {text} \(allowed: a whole number from 1 to 10000\)",
+        )
+        for text, value in {"0": 0, "-1": -1, "1.5": 1.5, "10001": 10_001}.items()
+    },
+    "members yes": (check(members=True), "^members is True, not a number"),
+    "members text": (check(members="2"), "^members is '2', not a number"),
     "threshold masked": (check(threshold=np.ma.masked), "^threshold has masked values"),
     "threshold duration": (check(threshold=np.timedelta64(1, "s")), "^threshold is .*, not a num"),
     "threshold huge": (check(threshold=10**400), "^threshold is 10000.*, too large a number"),

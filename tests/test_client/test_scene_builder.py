@@ -590,6 +590,19 @@ def test_options_that_are_none_are_refused_by_name(option: str, value: Any) -> N
         StateBuilder(cars_document(), **{option: value})
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, "1"])
+@pytest.mark.parametrize("bound", ["low", "high", "trained_low", "trained_high"])
+def test_bounds_of_a_model_that_are_no_finite_numbers_are_refused(bound: str, value: Any) -> None:
+    model = cars_document()
+    model["features"]["state"][1][bound] = value
+    with pytest.raises(InvalidInputError, match=rf"^{bound} of the model's lane_offset is "):
+        StateBuilder(model)
+
+    saturations = [{"feature": "speed", bound.removeprefix("trained_"): value}]
+    with pytest.raises(InvalidInputError, match=r" of the model's speed is .* \(allowed: a finite"):
+        StateBuilder(cars_document(saturations=saturations))
+
+
 def test_the_horizon_is_that_of_the_model() -> None:
     thresholds = {"evaluated_horizon": 40}
 

@@ -169,11 +169,22 @@ class FakeService:
 
     def __init__(self) -> None:
         self.states: list[np.ndarray] = []
+        self.asked: list[tuple[int | None, np.ndarray]] = []
 
-    def rollout(self, state: np.ndarray, actions: np.ndarray, outputs: Sequence[str]) -> Any:
+    def rollout(
+        self,
+        state: np.ndarray,
+        actions: np.ndarray,
+        outputs: Sequence[str],
+        members: int | None = None,
+    ) -> Any:
         self.states.append(state)
+        self.asked.append((members, actions))
         count = len(actions)
-        numbers = {name: [0.0] * count for name in outputs}
+        numbers: dict[str, Any] = {name: [0.0] * count for name in outputs}
+        numbers["returns"] = actions[:, 0, 0].tolist()  # the more to the right, the better
+        if members == 1:
+            numbers["uncertainty"] = None
         return numbers | {"final_state": np.repeat(state[None], count, axis=0).tolist()}
 
 
@@ -186,6 +197,24 @@ def test_the_planner_is_asked_about_states_with_sizes() -> None:
     assert len(service.states) == 2
     assert service.states[0].shape == see(world).shape
     assert (service.states[0][SPEC.state_index("length")]) > 0
+
+
+def test_one_member_screens_and_all_confirm_the_best_and_the_candidates_without_noise() -> None:
+    service = FakeService()
+    mind = mppi_planner.Planner(
+        service,  # type: ignore[arg-type]
+        np.random.default_rng(0),
+        SPEC,
+        count=100,
+        confirmed=8,
+    )
+
+    mind.action(np.zeros(SPEC.state_dim, np.float32))
+
+    (screened, many), (confirmed, few) = service.asked
+    assert (screened, len(many), confirmed, len(few)) == (1, 100, None, 8)
+    assert np.array_equal(few[:3], many[:3])
+    assert np.array_equal(few[3:, 0, 0], np.sort(many[3:, 0, 0])[:-6:-1])
 
 
 def test_the_planner_sees_every_step_of_its_drive() -> None:

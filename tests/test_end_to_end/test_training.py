@@ -36,7 +36,10 @@ TINY = TrainOptions(
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     subprocess.run(
-        [COMMAND, "collect", folder, "--transitions", "4000", "--seed", "3"],
+        [
+            *(COMMAND, "collect", folder, "--source", "highway-env"),
+            *("--transitions", "4000", "--seed", "3"),
+        ],
         check=True,
         capture_output=True,
         timeout=600,
@@ -86,12 +89,13 @@ def test_a_checkpoint_is_recalibrated_to_other_rates(data: Path, tmp_path: Path)
         "--out",
         tmp_path / "new",
     ]
-    command += ["--false-alarm-rate", "0.2", "--allow-unguaranteed-limits"]
+    command += ["--false-alarm-rate", "0.2", "--doubt-rate", "0.3", "--allow-unguaranteed-limits"]
     subprocess.run(command, check=True, capture_output=True, timeout=600)
 
     new = load_checkpoint(tmp_path / "new")
     assert new.version != old.version
     assert new.calibration.notes["false_alarm_rate"] == 0.2
+    assert new.calibration.notes["doubt_rate"] == 0.3
     assert new.calibration.crash_threshold != old.calibration.crash_threshold
     assert new.calibration.state_low == old.calibration.state_low
     weights = old.ensemble.state_dict()

@@ -13,32 +13,24 @@ from models.checkpoint import Checkpoint, load_checkpoint
 from models.road_users import road_users_spec
 from models.safety import Verdict, assess
 from service.settings import PRETRAINED
+from tools.refresh_pages import EXAMPLES, write_examples, write_numbers
+from tools.refresh_pages import HTTP as HTTP_PAGE
 
 SPEC = road_users_spec()
-TEXTS = {convention.about: convention.text for convention in SPEC.conventions}
-HTTP = (Path(__file__).parents[2] / "docs" / "http.md").read_text()
+HTTP = HTTP_PAGE.read_text()
 
 
-def test_the_documents_have_the_conventions_of_the_spec() -> None:
-    flat = " ".join(HTTP.split())
+def test_the_documents_have_what_would_be_written_of_the_bundled_model(tmp_path: Path) -> None:
+    checkpoint, page = load_checkpoint(PRETRAINED), tmp_path / "http.md"
+    page.write_text(HTTP)
 
-    for about, text in TEXTS.items():
-        assert (text in HTTP) if about == "drawing" else (text in flat), about
-    limits = load_checkpoint(PRETRAINED).limits
-    for feature in (*SPEC.state, *SPEC.action):
-        if re.match("neighbour_[2-4]", feature.name):
-            continue
-        name = feature.name.replace("neighbour_1", "neighbour_N")
-        row = f"| `{name}` | {feature.unit} | {feature.low:g} to {feature.high:g} | "
-        if feature in SPEC.state:
-            i = SPEC.state_index(feature.name)
-            row += f"{limits.state_low[i]:.3g} to {limits.state_high[i]:.3g} | "
-        assert row + feature.meaning in HTTP
-    for user in SPEC.road_users:
-        length, width = (f"{low:g} to {high:g}" for low, high in (user.length_m, user.width_m))
-        assert f"| {user.kind} | {length} | {width} |" in HTTP
-    assert SPEC.example is not None
-    assert SPEC.example.scene in flat
+    write_numbers(checkpoint, page)
+    write_examples(checkpoint.spec, tmp_path)
+
+    assert page.read_text() == HTTP
+    for name in ("predict", "rollout", "safety-check"):
+        written = (tmp_path / f"{name}.json").read_text()
+        assert (EXAMPLES / f"{name}.json").read_text() == written, name
 
 
 def test_the_documents_example_is_that_of_the_spec() -> None:

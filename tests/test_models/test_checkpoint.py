@@ -101,6 +101,7 @@ def test_the_version_follows_what_decides_the_answers(tmp_path: Path) -> None:
     assert not (tmp_path / "metrics.json").exists()
     for change in (
         replace(checkpoint, calibration=replace(checkpoint.calibration, crash_threshold=0.3)),
+        replace(checkpoint, calibration=replace(checkpoint.calibration, safe_below=0.1)),
         replace(checkpoint, spec=anonymous_spec(5, 2, dt_s=0.1)),
         replace(small_checkpoint(), ensemble=small_checkpoint(members=1).ensemble),
     ):
@@ -269,6 +270,7 @@ NAN, INF = float("nan"), float("inf")
 NO_NUMBERS = [True, "0.018", [0.1], {}, NAN, INF, -INF, 10**400]
 FIELDS: list[tuple[str, list[str | int], list[Any]]] = [
     ("calibration.json", ["crash_threshold"], [75, 0, 1, -0.1, 0.999, 0.5001]),
+    ("calibration.json", ["safe_below"], [0, -0.1, 0.2001, 0.5, 0.6, 75]),
     ("calibration.json", ["uncertainty_limit"], [0, -1, 1e300]),
     ("calibration.json", ["state_low", 1], [2.0, 1e39, -1e39, None]),
     ("calibration.json", ["state_high", 4], [-2.0, 1e39, -1e39, None]),
@@ -412,7 +414,7 @@ def test_a_field_of_another_kind_is_refused(
 
 UNKNOWN_TO_0_1 = {"frame", "conventions", "example"}
 """Fields of a spec that version 0.1 did not write."""
-MAY_BE_MISSING = UNKNOWN_TO_0_1 | {"geometry", "kinematics"}
+MAY_BE_MISSING = UNKNOWN_TO_0_1 | {"geometry", "kinematics", "safe_below", "error_limit_m"}
 
 
 def test_a_checkpoint_of_version_0_1_can_be_served(driving_folder: Path, tmp_path: Path) -> None:
@@ -426,6 +428,21 @@ def test_a_checkpoint_of_version_0_1_can_be_served(driving_folder: Path, tmp_pat
 
     assert (spec.frame, spec.conventions, spec.example) == (None, (), None)
     assert spec.state == load_checkpoint(driving_folder).spec.state
+
+
+def test_a_calibration_without_a_lower_bound_is_as_before(
+    driving_folder: Path, tmp_path: Path
+) -> None:
+    """Version 0.2 did not write `safe_below`."""
+    folder = shutil.copytree(driving_folder, tmp_path / "old")
+    document = json.loads((folder / "calibration.json").read_text())
+    del document["safe_below"]
+    (folder / "calibration.json").write_text(json.dumps(document))
+
+    old = load_checkpoint(folder)
+
+    assert old.calibration == load_checkpoint(driving_folder).calibration
+    assert (old.calibration.safe_below, old.limits.safe_below) == (None, None)
 
 
 @pytest.mark.parametrize("name", ["calibration.json", "spec.json", "config.json"])
@@ -483,6 +500,15 @@ def test_a_threshold_without_known_ranges_is_refused() -> None:
         Calibration(crash_threshold=0.5)
 
 
+def test_a_lower_bound_is_not_above_the_threshold() -> None:
+    calibration = small_checkpoint().calibration
+
+    assert replace(calibration, safe_below=calibration.crash_threshold).safe_below == 0.2
+    for change in ({"safe_below": 0.3}, {"safe_below": NAN}, {"crash_threshold": None}):
+        with pytest.raises(ValueError, match="must not be above crash_threshold"):
+            replace(calibration, **{"safe_below": 0.1, **change})  # type: ignore[arg-type]
+
+
 LOOSE = NOTES | {"conformal": {**CONFORMAL, "threshold": None}}
 
 
@@ -517,9 +543,11 @@ def test_a_threshold_that_guarantees_nothing_is_served_only_if_asked_for(
     notes: dict[str, Any], served: float | None
 ) -> None:
     checkpoint = small_checkpoint()
-    calibration = replace(checkpoint.calibration, notes=notes)
+    calibration = replace(checkpoint.calibration, notes=notes, safe_below=0.1)
+    limits = replace(checkpoint, calibration=calibration).limits
 
-    assert replace(checkpoint, calibration=calibration).limits.crash_threshold == served
+    assert limits.crash_threshold == served
+    assert limits.safe_below == (None if served is None else 0.1)
     assert calibration.refused.get("crash_threshold") == (0.2 if served is None else None)
 
 
@@ -587,7 +615,7 @@ def test_no_calibration_is_served_without_episodes_that_vouch_for_it(
 def test_the_bundled_checkpoint_is_what_it_was() -> None:
     bundled = load_checkpoint(Path(models.__file__).parent / "pretrained")
 
-    assert bundled.version == "4b765e85c8e7db36"
+    assert bundled.version == "3b4681afc32bae27"
     guarantee = bundled.calibration.guarantee
     assert guarantee is not None
     assert (guarantee.alpha, guarantee.episodes, guarantee.episodes_needed) == (0.01, 402, 99)
@@ -784,10 +812,12 @@ def test_some_members_are_another_version_without_limits(tmp_path: Path) -> None
     bundled = load_checkpoint(PRETRAINED)
 
     some = load_checkpoint(PRETRAINED, members=3)
+    some = replace(some, calibration=replace(some.calibration, safe_below=1e-3))
     all_named = load_checkpoint(PRETRAINED, members=5)
 
     assert some.version == f"{bundled.version}-3of5"
     assert (some.limits.crash_threshold, some.limits.uncertainty_limit) == (None, None)
+    assert some.limits.safe_below is None
     assert some.guarantee is None
     assert set(some.refused) == {"crash_threshold", "uncertainty_limit"}
     assert (all_named.version, all_named.limits.crash_threshold) == (

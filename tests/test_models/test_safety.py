@@ -90,6 +90,53 @@ def test_a_probability_just_below_the_threshold_is_safe() -> None:
     assert judge([0.01], threshold=np.nextafter(probability, 1)).verdict == SAFE
 
 
+DOUBTFUL = replace(LIMITS, safe_below=0.05)
+
+
+@pytest.mark.parametrize(
+    ("done", "threshold", "verdict"),
+    [
+        (0.04, None, SAFE),
+        (0.06, None, UNKNOWN),
+        (0.09, None, UNKNOWN),
+        (0.11, None, UNSAFE),
+        (0.02, 0.03, SAFE),
+        (0.04, 0.03, UNSAFE),
+        (0.055, 0.06, UNKNOWN),
+        (0.07, 0.06, UNSAFE),
+        (0.04, 0.3, SAFE),
+        (0.2, 0.3, UNKNOWN),
+        (0.2, 1.0, UNKNOWN),
+    ],
+    ids=str,
+)
+def test_a_probability_just_below_the_threshold_is_unknown(
+    done: float, threshold: float | None, verdict: str
+) -> None:
+    judged = judge([done], limits=DOUBTFUL, threshold=threshold)
+    due = {SAFE: [], UNKNOWN: ["crash_not_excluded"], UNSAFE: ["crash_probability"]}
+
+    assert (judged.verdict, rules(judged)) == (verdict, due[verdict])
+    assert judged.time_to_crash_s == (0.05 if verdict == UNSAFE else None)
+
+
+def test_exactly_the_lower_bound_is_unknown_and_says_so() -> None:
+    probability = judge([0.06]).crash_probability
+    assert probability is not None
+    verdict = judge([0.06], limits=replace(LIMITS, safe_below=probability))
+
+    assert verdict.verdict == UNKNOWN
+    assert verdict.reasons == (
+        Reason(
+            "crash_not_excluded",
+            "crash probability 0.0600 is below the threshold, but not below 0.0600, from which on "
+            "no sequence is called safe",
+        ),
+    )
+    above = replace(LIMITS, safe_below=math.nextafter(probability, 1))
+    assert judge([0.06], limits=above).verdict == SAFE
+
+
 @pytest.mark.parametrize(
     ("change", "rule", "message"),
     [
@@ -325,6 +372,7 @@ def test_a_prediction_that_is_not_finite_is_unknown_and_leaves_siblings_alone(pl
     ("change", "rule"),
     [
         *(({"crash_threshold": x}, "not_calibrated") for x in (NAN, INF, -INF, -0.5, 1.5, 75)),
+        *(({"safe_below": x}, "crash_not_excluded") for x in (NAN, INF, -INF, -0.5, 0, 1.5, 75)),
         *(({"uncertainty_limit": x}, "uncertainty_unavailable") for x in (NAN, INF, -INF, -0.5)),
         *(({"horizon": x}, "horizon_not_evaluated") for x in (NAN, INF, -INF, -1, 0)),
         *(({"state_low": np.array([x, -1])}, "input_out_of_range") for x in (NAN, INF, 11)),
@@ -471,18 +519,28 @@ def test_limits_know_no_neighbours_by_default() -> None:
 @given(
     st.lists(st.floats(0, 1), min_size=1, max_size=6),
     st.floats(0, 1),
-    st.floats(0, 1),
-    st.floats(0, 1),
+    st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    st.tuples(st.floats(0, 1), st.floats(0, 1) | st.none()),
 )
 def test_a_lower_threshold_never_turns_anything_into_safe(
-    dones: list[float], uncertainty: float, first: float, second: float
+    dones: list[float],
+    uncertainty: float,
+    thresholds: tuple[float, float],
+    bounds: tuple[float, float | None],
 ) -> None:
-    low, high = sorted((first, second))
-    strict = judge(dones, uncertainty=uncertainty, threshold=low)
-    lenient = judge(dones, uncertainty=uncertainty, threshold=high)
+    """The one from which sequences are unsafe, and the one from which they are unknown."""
 
-    if lenient.verdict != SAFE:
-        assert strict.verdict != SAFE
+    def is_safe(threshold: float, bound: float | None) -> bool:
+        limits = replace(LIMITS, safe_below=bound)
+        verdict = judge(dones, uncertainty=uncertainty, limits=limits, threshold=threshold)
+        return verdict.verdict == SAFE
+
+    low, high = sorted(thresholds)
+    lower, upper = sorted(bounds, key=lambda bound: INF if bound is None else bound)
+    for bound in bounds:
+        assert is_safe(high, bound) or not is_safe(low, bound)
+    for threshold in thresholds:
+        assert is_safe(threshold, upper) or not is_safe(threshold, lower)
 
 
 BENIGN_START = [10.0, 0.0, 1.0, 20.0, 3.0, 1.0, 40.0, -3.0, 0.0, 0.0, 0.0]
@@ -499,6 +557,7 @@ class Case:
     spreads: list[float]
     threshold: Any = 0.3
     override: Any = None
+    safe_below: Any = None
     uncertainty_limit: Any = 0.5
     horizon: Any = 4
     low: list[float] = field(default_factory=lambda: [-50.0] * 11)
@@ -519,6 +578,7 @@ class Case:
             dt_s=0.05,
             slots=np.array(PLACES),
             apart_m=self.apart_m,
+            safe_below=self.safe_below,
         )
         return assess(
             states,
@@ -551,8 +611,11 @@ class Case:
         if threshold is None or not (threshold >= 0 and threshold <= 1):
             fired.add("not_calibrated")
             is_blocked = True
-        elif 1 - math.prod(1 - done for done in dones) >= threshold:
+        probability = 1 - math.prod(1 - done for done in dones)
+        if "not_calibrated" not in fired and probability >= threshold:
             fired.add("crash_probability")
+        elif self.safe_below is not None and not probability < self.safe_below <= 1:
+            fired.add("crash_not_excluded")
         limit = self.uncertainty_limit
         if limit is None or not (limit >= 0 and math.isfinite(limit)):
             fired.add("uncertainty_unavailable")
@@ -571,6 +634,7 @@ HOSTILE = [NAN, INF, -INF, -0.25, 1.5, 75.0]
 HARMFUL: dict[str, list[Any]] = {
     "threshold": [None, 0.0, 0.05, 1.0, *HOSTILE],
     "override": [0.0, 0.05, 0.5, 1.0, *HOSTILE],
+    "safe_below": [0.0, 0.05, 0.2, *HOSTILE],
     "uncertainty_limit": [None, 0.0, 0.25, *HOSTILE],
     "horizon": [0, 1, 3, -1, NAN, INF, -INF],
     "apart_m": [0.0, 5.0, 8.0, 1000.0, *HOSTILE],

@@ -46,12 +46,14 @@ LIMITS = replace(
     edges=(0, 9),
 )
 NOBODY = [0.0] * 4
+FAR_AWAY_M = 1000.0
 BUNDLED = Path(models.__file__).parent / "pretrained"
 
 
 def judged(state: list[float], limits: SafetyLimits = LIMITS) -> Verdict:
-    """The verdict on a sequence that the model finds harmless and is sure of."""
-    states = np.tile(np.array(state, np.float32), (1, 2, 1))
+    """The verdict on a start after which the model is sure that all are far away."""
+    states = np.full((1, 2, len(state)), FAR_AWAY_M, np.float32)
+    states[0, 0] = state
     (verdict,) = assess(states, np.zeros((1, 1)), np.zeros(1), limits)
     return verdict
 

@@ -128,36 +128,30 @@ def test_a_link_of_another_model_is_refused_and_the_page_goes_on(open_page: Open
     assert verdict_of(page) == "unsafe"
 
 
-SPREAD = 0.5
-
-
 def test_members_are_bands_where_the_service_tells_them_apart(open_page: Open) -> None:
     page = open_page()
-    verdict_of(page)
-    assert page.locator(".birdseye .band").count() == 0
-
-    def with_members(route: Any) -> None:
-        document = route.fetch().json()
-        document["components"]["schemas"]["RolloutRequest"]["properties"]["members"] = {}
-        route.fulfill(json=document)
-
-    def first_members(route: Any) -> None:
-        """Answer for the first m members: each is farther to the right than the one before."""
-        body = route.request.post_data_json
-        m = body.pop("members", None)
-        answer = route.fetch(post_data=body).json()
-        for states in answer.get("states", []) if m else []:
-            for state in states[1:]:
-                state[11] += SPREAD * (m - 5) / 2
-        route.fulfill(json=answer)
-
-    page.route("**/openapi.json", with_members)
-    page.route("**/rollout", first_members)
-    page.reload()
 
     page.locator(".birdseye .band").first.wait_for()
     assert "Shaded bands: where the 5 members" in page.locator("#about-band").inner_text()
     shoot(page, "bands")
+
+
+def test_a_service_that_does_not_tell_members_apart_gets_no_band(open_page: Open) -> None:
+    page = open_page()
+    verdict_of(page)
+
+    def without_members(route: Any) -> None:
+        document = route.fetch().json()
+        del document["components"]["schemas"]["RolloutRequest"]["properties"]["members"]
+        route.fulfill(json=document)
+
+    page.route("**/openapi.json", without_members)
+    page.reload()
+    verdict_of(page)
+    page.wait_for_load_state("networkidle")
+
+    assert page.locator(".birdseye .band").count() == 0
+    assert "no band is drawn" in page.locator("#about-band").inner_text()
 
 
 def test_doubts_and_expected_errors_are_shown_where_the_service_tells_them(

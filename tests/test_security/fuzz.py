@@ -29,7 +29,7 @@ from tests.fakes.engine import fake_spec
 from tests.test_security.reference import FIELDS, OUTPUTS, Meaning, Reference, Refused
 
 CORPUS = Path(__file__).parent / "corpus"
-MAX_HORIZON, MAX_ROWS = 4, 3
+MAX_HORIZON, MAX_ROWS, MEMBERS = 4, 3, 5
 LONGEST = 8192
 """Bytes of a fuzzed body. The service may refuse long ones for being written unusually."""
 MOST_ERROR_BYTES = 16 * 1024
@@ -75,8 +75,8 @@ def targets() -> tuple[Target, ...]:
     return tuple(
         Target(
             spec.name,
-            BodyParser(Contract(spec, MAX_HORIZON, MAX_ROWS)),
-            Reference(spec, MAX_HORIZON, MAX_ROWS),
+            BodyParser(Contract(spec, MAX_HORIZON, MAX_ROWS, MEMBERS)),
+            Reference(spec, MAX_HORIZON, MAX_ROWS, MEMBERS),
         )
         for spec in (fake_spec(), highway_spec(), road_users_spec())
     )
@@ -115,7 +115,7 @@ def _differing(parsed: Any, meaning: Meaning) -> Iterator[str]:
         elif array.tobytes() != wanted.tobytes():
             at = np.argwhere(array.view(np.uint32) != wanted.view(np.uint32))[0].tolist()
             yield f"{name}{at} is {array[tuple(at)]}, not {wanted[tuple(at)]}"
-    for name in ("is_single", "outputs", "threshold", "has_trajectory"):
+    for name in ("is_single", "outputs", "threshold", "has_trajectory", "members"):
         if getattr(parsed, name) != getattr(meaning, name):
             yield f"{name} {getattr(parsed, name)}, not {getattr(meaning, name)}"
 
@@ -174,6 +174,8 @@ class Fuzzer:
             fields["threshold"] = choose.choice(NUMBERS[:16])
         if endpoint == "safety_check" and choose.random() < 0.3:
             fields["include"] = b'["trajectory"]'
+        if endpoint != "predict" and choose.random() < 0.3:
+            fields["members"] = choose.choice((b"1", b"2", b"3", b"4", *NUMBERS))
         if choose.random() < 0.2:
             fields["dt_s"] = b"%.9g" % spec.dt_s
         if choose.random() < 0.2:

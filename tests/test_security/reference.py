@@ -29,8 +29,8 @@ OUTPUTS = (
 )
 FIELDS: dict[Kind, tuple[str, ...]] = {
     "predict": ("state", "action", "dt_s", "frame"),
-    "rollout": ("state", "actions", "outputs", "dt_s", "frame"),
-    "safety_check": ("state", "actions", "threshold", "include", "dt_s", "frame"),
+    "rollout": ("state", "actions", "outputs", "members", "dt_s", "frame"),
+    "safety_check": ("state", "actions", "threshold", "include", "members", "dt_s", "frame"),
 }
 """Endpoint -> required fields, which are two, and others."""
 
@@ -49,6 +49,7 @@ class Meaning:
     outputs: tuple[str, ...] = ()
     threshold: float | None = None
     has_trajectory: bool = False
+    members: int | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Reference:
     spec: Spec
     max_horizon: int
     max_rows: int
+    members: int
 
     def read(self, endpoint: Kind, body: bytes) -> Meaning:
         """Return what a body means.
@@ -88,8 +90,14 @@ class Reference:
         elif is_one_action:
             actions = actions * len(states)
         _check(len(states) == len(actions), "state and actions differ in rows")
+        members = document.get("members", self.members)
+        _check(type(members) is int and 1 <= members <= self.members, "number of members")
         return Meaning(
-            states, actions, is_one_state and is_one_action, **_options(endpoint, document)
+            states,
+            actions,
+            is_one_state and is_one_action,
+            members=None if members == self.members else members,
+            **_options(endpoint, document),
         )
 
     def _sequences(self, value: Any) -> tuple[list[list[list[float]]], bool]:

@@ -178,17 +178,18 @@ def test_collect_passes_its_options(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
     monkeypatch.setattr(training.dataset.collect, "collect", fake_collect)
 
-    options = ("--transitions", "500", "--seed", "7", "--workers", "1")
-    for fleet, source, given in (
-        (None, "highway-env", ()),
-        ("mixed", "sumo", ("--fleet", "mixed", "--source", "sumo")),
+    usual = {"transitions": 850_000, "seed": 2, "fleet": None, "source": "all", "workers": None}
+    for given in (
+        {},
+        {"transitions": 500, "seed": 7, "workers": 1, "source": "highway-env"},
+        {"fleet": "mixed", "source": "sumo"},
     ):
-        result = invoke("collect", tmp_path, *options, *given)
+        options = [str(x) for name, value in given.items() for x in (f"--{name}", value)]
+
+        result = invoke("collect", tmp_path, *options)
 
         assert result.exit_code == 0
-        rest = {"fleet": fleet, "source": source, "workers": 1}
-        wanted = {"transitions": 500, "seed": 7, **rest}
-        assert seen == {"folder": tmp_path, **wanted}
+        assert seen == {"folder": tmp_path, **usual, **given}
 
 
 def test_train_passes_its_options_and_prints_the_version(

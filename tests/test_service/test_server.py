@@ -514,11 +514,13 @@ def test_accepted_work_is_finished_or_answered_before_the_end(
     answers: list[httpx.Response] = []
     begin = Engine.begin
 
-    def held(self: Engine, states: Array, actions: Array, part_rows: int) -> Parts:
+    def held(
+        self: Engine, states: Array, actions: Array, part_rows: int, members: int | None = None
+    ) -> Parts:
         if actions.shape[1] == 3:
             entered.set()
             gate.wait(20)
-        return begin(self, states, actions, part_rows)
+        return begin(self, states, actions, part_rows, members)
 
     monkeypatch.setattr(Engine, "begin", held)
     monkeypatch.setattr(Engine, "is_quick_to_call", False)

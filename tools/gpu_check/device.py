@@ -11,7 +11,6 @@ import copy
 import importlib.metadata
 import os
 import shutil
-import subprocess
 import sys
 import time
 from contextlib import ExitStack, suppress
@@ -21,16 +20,22 @@ import numpy as np
 import torch
 
 from models.backends.backend import NotCompiledError
-from models.backends.fused import NUMBERS, Fused, compile_gpu
+from models.backends.fused import LARGE_TILE_ROWS, NUMBERS, Fused, compared, compile_gpu
+from models.checkpoint import Checkpoint
 from service.engine import Engine
 from service.engine.device_memory import DeviceMemory
 from service.errors import StartupError
 from service.settings import Settings
 from tools.gpu_check.report import (
+    MIB,
     OUT,
     ROWS,
+    STEPS,
     bundled,
+    compare_answers,
+    compare_with_smi,
     device,
+    exit_code,
     fused,
     has_gpu,
     info,
@@ -40,8 +45,9 @@ from tools.gpu_check.report import (
 )
 
 _PACKAGES = "torch numpy cuda-bindings nvidia-cuda-nvrtc nvidia-ml-py fastapi pydantic uvicorn"
-_TOOLS = ("c++", "nvcc", "ncu", "compute-sanitizer", "wrk")
-_MIB = 2**20
+_TOOLS = ("c++", "nvcc", "ncu", "compute-sanitizer", "nvidia-smi")
+_A4000_MULTIPROCESSORS, _A4000_SHARED_BYTES = 48, 99 * 1024
+"""Of an RTX A4000, the latter for a block."""
 
 
 def _nowhere() -> Path:
@@ -62,10 +68,11 @@ def environment() -> None:
     seconds = round(time.perf_counter() - started, 2)
     passed("NVRTC compiles fused.cu", is_good=binary[:4] == b"\x7fELF", seconds=seconds)
     if has_gpu():
-        _compare_memory()
+        compare_memory()
 
 
-def _compare_memory() -> None:
+def compare_memory() -> None:
+    """What NVML says of the device, beside nvidia-smi."""
     properties = torch.cuda.get_device_properties(0)
     print(f"  {properties.name}, {properties.multi_processor_count} multiprocessors")
     torch.ones(1, device="cuda")
@@ -73,17 +80,11 @@ def _compare_memory() -> None:
     memory.start()
     seen = memory.read()
     passed("NVML finds the device by CUDA's UUID", is_good=bool(seen), uuid=properties.uuid, **seen)
-    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    used = float(
-        subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
-    )
-    gap = abs(seen.get("device_used", 0) / _MIB - used)
-    # What the driver keeps for itself counts for one of them only.
-    passed("memory by NVML is nvidia-smi's", is_good=gap < 1024, gap_mib=round(gap, 1))
+    compare_with_smi("memory by NVML is nvidia-smi's", seen.get("device_used", 0))
 
 
 def numbers() -> None:
-    """Values beside a float64 model on the CPU: error in the norm, that of eager PyTorch beside."""
+    """Values beside a float64 model on the CPU, and the bits of both kernels."""
     sizes = ((1, 16), (17, 16), (300, 16), (4096, 16), (64, 64)) if has_gpu() else ((1, 2), (17, 2))
     with ExitStack() as stack:
         where, checkpoint = device(stack), bundled()
@@ -95,16 +96,36 @@ def numbers() -> None:
             given = torch.from_numpy(states), torch.from_numpy(actions)
             with torch.inference_mode():
                 truth = exact.rollout(*(x.double() for x in given))
-                eager = checkpoint.ensemble.rollout(*(x.to(where) for x in given))
-            for name in NUMBERS:
-                expected = getattr(truth, name).numpy()
-                scale = np.linalg.norm(expected) or 1.0
-                ours = np.linalg.norm(getattr(seen, name) - expected) / scale
-                theirs = np.linalg.norm(getattr(eager, name).cpu().numpy() - expected) / scale
-                is_good = bool(ours < max(1e-4, 3.0 * float(theirs)))
-                what = f"numbers {rows}x{steps} {name}"
-                passed(what, is_good=is_good, fused=f"{ours:.1e}", eager=f"{theirs:.1e}")
+            pairs = compared(seen, truth)
+            compare_answers(
+                f"numbers {rows}x{steps}",
+                {name: pair[0] for name, pair in pairs.items()},
+                {name: pair[1] for name, pair in pairs.items()},
+            )
         _compare_as_at_start(backend, checkpoint.spec.state_dim)
+        _compare_as_on_an_a4000(backend, checkpoint)
+
+
+def _compare_as_on_an_a4000(backend: Fused, checkpoint: Checkpoint) -> None:
+    """Let the kernels be chosen as on an RTX A4000, and compare the bits of both."""
+    kernels = backend._kernels
+    small, large = kernels.shared_bytes
+    # Without room for the large kernel, this device would compare the small one with itself.
+    fits = kernels._large is not None and max(small, large) <= _A4000_SHARED_BYTES
+    passed("both kernels fit an A4000's shared memory", is_good=fits, small=small, large=large)
+    own, steps = kernels.multiprocessors, STEPS if has_gpu() else 2
+    # The fewest rows that this device computes by the large kernel, and one row less.
+    first = LARGE_TILE_ROWS * (-(-_A4000_MULTIPROCESSORS // checkpoint.member_count) - 1) + 1
+    for rows in (first - 1, first, *((2 * first + 5, 4096) if has_gpu() else ())):
+        states, actions = rows_of(checkpoint, rows, steps)
+        kernels.multiprocessors = _A4000_MULTIPROCESSORS
+        seen = rolled_out(backend, states, actions)
+        kernels.multiprocessors = sys.maxsize  # never enough tiles for the large kernel
+        truth = rolled_out(backend, states, actions)
+        kernels.multiprocessors = own
+        differ = [name for name in NUMBERS if _bits(seen, name) != _bits(truth, name)]
+        what = f"bits by the kernels of an A4000, {rows} rows"
+        passed(what, is_good=not differ, large=rows >= first, differ=differ)
 
 
 def _compare_as_at_start(backend: Fused, state_dim: int) -> None:
@@ -182,9 +203,10 @@ def memory() -> None:
     if not has_gpu():
         info("memory: no GPU")
         return
+    first: dict[str, bytes] = {}
     for mib in (64, 96, 128, 256, 4096):
         checkpoint = bundled()
-        engine = Engine(checkpoint, device="cuda", vram_budget_bytes=mib * _MIB, library=_nowhere)
+        engine = Engine(checkpoint, device="cuda", vram_budget_bytes=mib * MIB, library=_nowhere)
         counted: list[str] = []
         engine.report_errors_to(counted.append)
         what = f"budget {mib} MiB"
@@ -197,8 +219,17 @@ def memory() -> None:
                 getattr(seen, name)[4000:4001].tobytes() == getattr(alone, name).tobytes()
                 for name in NUMBERS
             )
-            is_good = is_same and bool(np.isfinite(seen.states).all())
-            usage = {name: number >> 20 for name, number in (engine.vram() or {}).items()}
+            vram = dict(engine.vram() or {})
+            whole = {name: _bits(seen, name) for name in NUMBERS}
+            first = first or whole
+            is_good = (
+                is_same
+                and whole == first
+                and bool(np.isfinite(seen.states).all())
+                and 0 < vram["allocated"] <= vram["peak"]
+                and vram["reserved"] <= vram["budget"] == mib * MIB
+            )
+            usage = {name: number >> 20 for name, number in vram.items()}
             most = engine.costs.launch_rows[-1]
             passed(what, is_good=is_good, splits=len(counted), most_rows=most, mib=usage)
         except (RuntimeError, StartupError) as exc:
@@ -220,9 +251,10 @@ def dead() -> None:
     backend = engine._backend
     if not isinstance(backend, Fused):
         passed("dead context: fused kernels are served", is_good=False)
+        engine.close()
         return
     try:
-        backend._kernels(backend._model, 1, [16] * 7, 64, 4)
+        backend._kernels(backend._models[0], 1, [16] * 7, 64, 4)
         backend._kernels.wait()
         passed("an illegal access is noticed", is_good=False)
     except RuntimeError as exc:
@@ -234,6 +266,7 @@ def dead() -> None:
         except RuntimeError:
             failed += 1
     passed("canaries fail from then on", is_good=failed == 3, failed=failed)
+    passed("the engine knows that its device is lost", is_good=engine.is_lost)
     started = time.perf_counter()
     try:
         engine.close()
@@ -241,7 +274,7 @@ def dead() -> None:
     except RuntimeError as exc:
         passed("close tolerates it", is_good=False, error=type(exc).__name__)
     sys.stdout.flush()
-    os._exit(0)  # tensors of a dead context would end the process by a signal
+    os._exit(exit_code())  # tensors of a dead context would end the process by a signal
 
 
 STAGES = {stage.__name__: stage for stage in (environment, numbers, bits, shapes, memory, dead)}
@@ -250,3 +283,4 @@ STAGES = {stage.__name__: stage for stage in (environment, numbers, bits, shapes
 if __name__ == "__main__":
     OUT.mkdir(parents=True, exist_ok=True)
     STAGES[sys.argv[1]]()
+    sys.exit(exit_code())

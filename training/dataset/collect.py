@@ -169,7 +169,9 @@ def fleet_in(simulators: Sequence[str], fleet: str | None, default: str) -> str:
     """
     if "sumo" in simulators:
         if fleet not in (None, MIXED):
-            raise ValueError(f"the fleet in SUMO is {MIXED!r}, got {fleet!r}")
+            raise ValueError(
+                f"the fleet in SUMO is {MIXED!r}, got {fleet!r}; only highway-env alone has others"
+            )
         return MIXED
     fleet = fleet or default
     check_fleet(fleet)

@@ -28,6 +28,7 @@ from training.evaluation.state_errors import (
     divergence,
     error_curves,
     errors_by_step,
+    expected_scores,
     feature_scale,
     final_error_sums,
     nearest_error,
@@ -207,7 +208,7 @@ def trust(trial: Trial) -> dict[str, Any]:
     """Return how far the model can be taken at its word."""
     windows, prediction, draws = trial.windows, trial.prediction, trial.bootstrap
     checkpoint = trial.lineup.checkpoint
-    alive = survivors(windows)
+    alive, trees = survivors(windows), checkpoint.expected_error
     predicted, true = prediction.states[alive], windows.states[alive]
     errors = {}
     if has_neighbours(trial.spec):
@@ -218,6 +219,12 @@ def trust(trial: Trial) -> dict[str, Any]:
         "uncertainty": disagreement_scores(
             prediction.disagreement[alive],
             prediction.uncertainty[alive],
+            errors,
+            windows.episode[alive],
+            draws,
+        ),
+        "expected_error": expected_scores(
+            None if trees is None else trees(windows.states[alive, 0]),
             errors,
             windows.episode[alive],
             draws,

@@ -323,11 +323,20 @@ def _uncertainty(metrics: dict[str, Any]) -> list[str]:
         "### Uncertainty\n",
         "Disagreement after a step against the error after it, all steps of all windows, "
         f"Spearman: {rho['all_sd'][0]} for all features{beside[0]}. The uncertainty of a window "
-        f"against the error after its last step alone: {rho['all_sd'][1]}{beside[1]}.\n",
+        f"against the error after its last step alone: {rho['all_sd'][1]}{beside[1]}."
+        f"{_expected_error(metrics)}\n",
         f"Reward: mean error {number(reward['first_step_mae'])} at the first step, "
         f"{number(reward['sum_mae'])} summed.\n",
     ]
     return [*lines, *corruption_section(metrics["corruptions"])]
+
+
+def _expected_error(metrics: dict[str, Any]) -> str:
+    found = metrics.get("expected_error")
+    if found is None:
+        return ""
+    rho = ranged(found["spearman"], found["interval"], 3)
+    return f" The error that the model expects, against the same of the neighbours: {rho}."
 
 
 def _closed_loop(metrics: dict[str, Any]) -> list[str]:

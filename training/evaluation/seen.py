@@ -107,6 +107,7 @@ class Seen:
         data: Where they are from.
         windows: The windows.
         prediction: The model's.
+        expected: [N] errors that it expects of itself, m; None if it expects none.
         risks: By method.
         verdicts: [N] the service's.
         places: By method: how far the neighbours are from where they were predicted after the last
@@ -119,6 +120,7 @@ class Seen:
     data: Simulated
     windows: Windows
     prediction: Prediction
+    expected: Floats | None
     risks: dict[str, Risk]
     verdicts: NDArray[np.str_]
     places: dict[str, Floats]
@@ -199,10 +201,12 @@ class Sight:
         last = windows.states[:, -1]
         places = {name: position_errors(x, last, spec)[0] for name, x in states.items()}
         verdicts = judge(self._checkpoint, prediction)
+        expected = self._checkpoint.expected_error
         return Seen(
             data=self._data,
             windows=windows,
             prediction=prediction,
+            expected=None if expected is None else expected(windows.states[:, 0]),
             risks=risks,
             verdicts=np.array([verdict.verdict for verdict in verdicts]),
             places=places,

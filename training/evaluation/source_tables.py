@@ -227,10 +227,10 @@ def _error_sections(sources: Mapping[str, Any], horizon_s: float) -> list[str]:
         "what was reported, and what is aimed at is true.\n",
         neighbour_table(sources),
         "### Doubt, by source\n",
-        "Spearman: uncertainty of a window against its error after the last step. Beyond the "
-        "limit, the 99 % quantile of the errors of calibration windows as "
-        f"{sources['tracks'][0]} tracks show them, a verdict should be `unknown` or `unsafe` more "
-        "often (doubted): by how many times is the ratio.\n",
+        "Spearman: uncertainty of a window, and the error that the model expects of itself, "
+        "against its error after the last step. Beyond the limit, the 99 % quantile of the errors "
+        f"of calibration windows as {sources['tracks'][0]} tracks show them, a verdict should be "
+        "`unknown` or `unsafe` more often (doubted): by how many times is the ratio.\n",
         doubt_table(sources),
     ]
 
@@ -260,12 +260,14 @@ def doubt_table(sources: Mapping[str, Any]) -> str:
                 continue
             rho = part["doubt"]["spearman"]["end"][key]
             found = part["doubt"]["beyond"][key]
+            expected = part["doubt"]["expected"] if key == "neighbour_m" else None
             rows.append(
                 [
                     source,
                     tracks,
                     title,
                     ranged(rho["spearman"], rho["interval"], 3),
+                    ranged(expected["spearman"], expected["interval"], 3) if expected else "",
                     number(found["limit"]),
                     str(found["beyond"]["windows"]),
                     _share(found["beyond"]),
@@ -274,7 +276,8 @@ def doubt_table(sources: Mapping[str, Any]) -> str:
                 ]
             )
     header = (
-        *("source", "tracks", "error of", "Spearman", "limit", "windows beyond"),
+        *("source", "tracks", "error of", "Spearman", "Spearman, expected error", "limit"),
+        "windows beyond",
         *("doubted beyond", "doubted within", "ratio"),
     )
     return table(header, rows)

@@ -28,7 +28,12 @@ from training.evaluation.kinds import CRASH, Parties
 from training.evaluation.methods import MODEL, Thresholds
 from training.evaluation.metrics import FALSE_ALARM_RATES, Risk, compare
 from training.evaluation.seen import EVERYTHING, Seen
-from training.evaluation.state_errors import Sums, compare_final_errors, disagreement_scores
+from training.evaluation.state_errors import (
+    Sums,
+    compare_final_errors,
+    disagreement_scores,
+    expected_scores,
+)
 from training.simulation.simulator import UNSEEN
 
 Floats = NDArray[np.floating[Any]]
@@ -220,7 +225,7 @@ def neighbours(seen: Seen, rows: Booleans, draws: int) -> dict[str, Any] | None:
 
 
 def doubt(seen: Seen, rows: Booleans, standards: Standards) -> dict[str, Any] | None:
-    """Return whether uncertainty ranks errors, and whether large errors are doubted."""
+    """Return whether uncertainty, and what is expected, rank errors; are large ones doubted?"""
     rows = rows & seen.alive
     if not rows.any():
         return None
@@ -241,7 +246,12 @@ def doubt(seen: Seen, rows: Booleans, standards: Standards) -> dict[str, Any] | 
             beyond[name] = doubt_of_errors(
                 error[some, -1], is_doubted[some], limit, episode[some], draws
             )
-    return {"spearman": scores, "beyond": beyond}
+    expected = None if seen.expected is None else seen.expected[rows]
+    return {
+        "spearman": scores,
+        "expected": expected_scores(expected, errors, episode, draws),
+        "beyond": beyond,
+    }
 
 
 def lost(

@@ -324,6 +324,31 @@ def disagreement_scores(
     return scores
 
 
+def expected_scores(
+    expected: Floats | None,
+    errors: Mapping[str, tuple[Floats, Booleans]],
+    episode: NDArray[np.integer[Any]],
+    draws: int,
+) -> dict[str, Any] | None:
+    """Say whether the errors that a model expects of itself rank those that it makes.
+
+    Args:
+        expected: [N] m; None if it expects none.
+        errors: As for `disagreement_scores`.
+        episode: [N].
+        draws: Resamples of episodes.
+
+    Returns:
+        As `uncertainty_scores`, against the error of the neighbours' places after the last step;
+        None without either.
+    """
+    if expected is None or "neighbour_m" not in errors:
+        return None
+    error, exists = errors["neighbour_m"]
+    last = exists[:, -1]
+    return uncertainty_scores(expected[last], error[last, -1], episode[last], draws)
+
+
 def uncertainty_scores(
     uncertainty: Floats, error: Floats, episode: NDArray[np.integer[Any]], draws: int
 ) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from models.checkpoint.calibration import (
 )
 from models.conformal import Guarantee, conformal_threshold, has_values_beyond
 from models.network.ensemble import EnsembleRollout, WorldModelEnsemble
+from models.safety.expected_error import ExpectedError
 from models.survival import crash_probability
 from training.dataset.windows import Windows
 from training.fitting.options import TrainOptions
@@ -78,13 +79,14 @@ def calibrate(
     calibration: Windows,
     options: TrainOptions,
     dt_s: float,
+    expected_error: ExpectedError | None = None,
 ) -> Calibration:
     """Calibrate an ensemble; sets its members' hazard calibration.
 
     The crash threshold is the lowest of three: the one at the options' false-alarm rate, the one
     that carries a guarantee for episodes that end, see `conformal_threshold`, and one half: what is
-    more likely to crash than not is never safe. What few data cannot support is None, unless the
-    options ask for it by name: no verdict is `safe` then.
+    more likely to crash than not is never safe. Just below it, verdicts are unknown. What few data
+    cannot support is None, unless the options ask for it by name: no verdict is `safe` then.
 
     Args:
         ensemble: The trained members.
@@ -93,6 +95,7 @@ def calibrate(
         calibration: Windows that nothing was fitted to; they fix thresholds and limits.
         options: The run's.
         dt_s: Length of a step.
+        expected_error: Of the ensemble, if it is known.
 
     Raises:
         ValueError: The ensemble's predictions are not finite.
@@ -109,9 +112,16 @@ def calibrate(
     at_rate = _upper_quantile(harmless, 1 - options.false_alarm_rate, "higher")
     guarantee = guarantee_of(episode_scores(probability, known, options.lead_steps), options, dt_s)
     threshold = _threshold(at_rate, guarantee, options)
+    realised = None if threshold is None else float(np.mean(harmless >= threshold))
     return Calibration(
         crash_threshold=threshold,
-        uncertainty_limit=_uncertainty_limit(prediction.uncertainty, options),
+        safe_below=None
+        if threshold is None
+        else _safe_below(harmless, threshold, options.doubt_rate),
+        uncertainty_limit=_upper_limit(prediction.uncertainty, options),
+        error_limit_m=None
+        if expected_error is None
+        else _upper_limit(expected_error(known.states[:, 0]), options),
         state_low=tuple(known_ranges[0].tolist()),
         state_high=tuple(known_ranges[1].tolist()),
         horizon=calibration.horizon,
@@ -123,9 +133,8 @@ def calibrate(
             "false_alarm_threshold": at_rate,
             "conformal": asdict(guarantee),
             ALLOW_UNGUARANTEED: options.allow_unguaranteed,
-            "realised_false_alarm_rate": None
-            if threshold is None
-            else float(np.mean(harmless >= threshold)),
+            "realised_false_alarm_rate": realised,
+            "doubt_rate": options.doubt_rate,
             "uncertainty_quantile": options.uncertainty_quantile,
             "done_scale": scale,
             "done_shift": shift,
@@ -160,6 +169,11 @@ def summary(calibration: Calibration) -> str:
             f" and calls {realised:.3g} of harmless windows unsafe "
             f"({calibration.notes['false_alarm_rate']:g} was aimed at)"
         )
+    if threshold is not None and calibration.safe_below is not None:
+        follows += (
+            f"; from {calibration.safe_below:.4g} on none is called safe, so that at most "
+            f"{calibration.notes['doubt_rate']:g} of them are unknown for that"
+        )
     if calibration.uncertainty_limit is None:
         follows += "; there is no uncertainty limit, and no verdict is safe"
     return f"{counted(guarantee)}: {follows}"
@@ -187,13 +201,31 @@ def _threshold(at_rate: float | None, guarantee: Guarantee, options: TrainOption
     return threshold if (threshold := min(bounds)) > 0 else None
 
 
-def _uncertainty_limit(uncertainty: NDArray[np.float32], options: TrainOptions) -> float | None:
+def _safe_below(harmless: Floats, threshold: float, doubt_rate: float) -> float | None:
+    """Return from which crash probability on verdicts below the threshold are unknown.
+
+    What is neither likely nor unlikely enough is not decided (Chow 1970, "On optimum recognition
+    error and reject tradeoff"). It is the lowest one that leaves at most a share of the
+    harmless windows undecided; None if that is none of them.
+
+    Args:
+        harmless: Crash probabilities of windows in which nothing happens.
+        threshold: From which on verdicts are unsafe.
+        doubt_rate: The share.
+    """
+    values, counts = np.unique(harmless[harmless < threshold], return_counts=True)
+    undecided = counts[::-1].cumsum()[::-1]
+    bounds = values[undecided <= doubt_rate * len(harmless)]
+    return min(max(float(bounds[0]), _LOWEST_THRESHOLD), threshold) if len(bounds) else None
+
+
+def _upper_limit(values: Floats, options: TrainOptions) -> float | None:
     """Return the limit; None if so few windows would make it the largest that was seen, or it is 0.
 
     The largest of few values is any value: one wrong window decides it.
     """
-    limit = _upper_quantile(uncertainty, options.uncertainty_quantile, "linear")
-    is_few = not has_values_beyond(len(uncertainty), options.uncertainty_quantile)
+    limit = _upper_quantile(values, options.uncertainty_quantile, "linear")
+    is_few = not has_values_beyond(len(values), options.uncertainty_quantile)
     if limit is None or limit <= 0 or (is_few and not options.allow_unguaranteed):
         return None
     return limit

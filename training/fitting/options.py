@@ -68,9 +68,12 @@ class TrainOptions:
         validate_every: Updates between validation rollouts.
         false_alarm_rate: Share of harmless calibration windows that the crash threshold may
             call unsafe, unless the guarantee below needs more.
+        doubt_rate: Share of harmless calibration windows that may be unknown because their crash
+            probability is just below the threshold.
         miss_rate: Largest probability that an episode that ends gets no alarm in time.
         lead_steps: In time means this many steps before the end, or earlier.
-        uncertainty_quantile: Share of calibration windows below the uncertainty limit.
+        uncertainty_quantile: Share of calibration windows below the uncertainty limit, and below
+            the limit of the expected error.
         allow_unguaranteed: Whether a crash threshold and an uncertainty limit are wanted even if
             calibration episodes or windows are too few to support them.
         workers: Members trained at once, one thread each; one at a time on a GPU.
@@ -91,6 +94,7 @@ class TrainOptions:
     positive_weight: float = 1.0
     validate_every: int = 250
     false_alarm_rate: float = 0.01
+    doubt_rate: float = 0.02
     miss_rate: float = 0.01
     lead_steps: int = 4
     uncertainty_quantile: float = 0.999
@@ -110,6 +114,8 @@ class TrainOptions:
         for name in ("false_alarm_rate", "uncertainty_quantile"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
+        if not 0 <= self.doubt_rate < 1:
+            raise ValueError(f"doubt_rate must be from 0 to below 1, got {self.doubt_rate}")
         if not self.stages:
             raise ValueError("stages must not be empty")
 

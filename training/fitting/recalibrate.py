@@ -40,7 +40,8 @@ def recalibrate(
         checkpoint_folder: The model.
         store_folder: Recordings of the traffic it will meet.
         out: Checkpoint folder to write; may be the first, to be written over.
-        options: Seed, false-alarm rate, miss rate, lead and uncertainty quantile count.
+        options: Seed, false-alarm rate, doubt rate, miss rate, lead and uncertainty quantile
+            count.
         members: Take the first so many members only; all by default.
         data_ranges: Whether the known ranges become those of the recordings.
         allow_lower_recall: Whether the new threshold may be reached by fewer of the windows that
@@ -78,7 +79,15 @@ def recalibrate(
     known = thresholds.take(np.flatnonzero(thresholds.is_known))
     before = rates_of(replace(old, held_members=None), known)
     ranges = _ranges(old, trained_ranges(validation, thresholds), store_folder, data_ranges)
-    calibration = calibrate(old.ensemble, ranges, validation, thresholds, options, old.spec.dt_s)
+    calibration = calibrate(
+        old.ensemble,
+        ranges,
+        validation,
+        thresholds,
+        options,
+        old.spec.dt_s,
+        old.expected_error,
+    )
     training = {**old.training, "recalibrated": origin_note(data)}
     name = old.name if members is None else named(old.name, f"-of-which-{old.member_count}")
     new = replace(

@@ -33,6 +33,7 @@ from training.fitting.calibrate import (
     summary,
     trained_ranges,
 )
+from training.fitting.expected_error import fit_expected_error
 from training.fitting.members import train_members
 from training.fitting.options import TrainOptions
 from training.running.files import output, refuse_existing, whole_file
@@ -167,12 +168,16 @@ def _calibrated(
 ) -> Checkpoint:
     """Return the checkpoint of trained members, after calibrating them."""
     ranges, held_out = trained_ranges(windows["train"]), windows["validation"]
-    calibration = calibrate(ensemble, ranges, held_out, windows["calibration"], options, spec.dt_s)
+    expected = fit_expected_error(ensemble, spec, windows["train"], held_out, options.seed)
+    calibration = calibrate(
+        ensemble, ranges, held_out, windows["calibration"], options, spec.dt_s, expected
+    )
     return Checkpoint(
         ensemble=ensemble,
         spec=spec,
         architecture=options.architecture(spec),
         calibration=calibration,
+        expected_error=expected,
         name=named(spec.name, f"-{options.members}"),
         training={
             "options": asdict(options),

@@ -16,6 +16,7 @@ from training.recordings.recording import KINDS, Recording, RecordingError, Trac
 from training.recordings.roads import Roads, Route, nowhere
 from training.simulation.worlds import lane_reward
 from world_model_client.scene import RANGE_M, Bicycle, Place, assemble
+from world_model_client.scene.frames import number
 from world_model_client.scene.layout import ASSUMED_LENGTH_M
 
 Floats = NDArray[np.floating[Any]]
@@ -44,13 +45,21 @@ class Options:
 
     Attributes:
         is_causal: Whether states are as they were known at the moment; else as they were.
-        least_s: Shorter episodes are left out.
-        overlap_m: Rectangles that overlap by more have crashed; recorded sizes are not exact.
+        least_s: Shorter episodes are left out; 0.1 to 3600 s.
+        overlap_m: Rectangles that overlap by more have crashed, for recorded sizes are not exact;
+            0 to 10 m.
+
+    Raises:
+        InvalidInputError: A number is none of these.
     """
 
     is_causal: bool = True
     least_s: float = 2.0
     overlap_m: float = 0.1
+
+    def __post_init__(self) -> None:
+        number("least_s", self.least_s, 0.1, 3600)
+        number("overlap_m", self.overlap_m, 0, 10)
 
 
 class Episode(NamedTuple):

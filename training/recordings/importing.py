@@ -19,6 +19,7 @@ from training.recordings.recording import Recording, RecordingError, Unused
 from training.recordings.tables import read_table
 from training.running.progress import Progress
 from world_model_client.scene import ISO8855
+from world_model_client.scene.frames import number
 
 
 @dataclass
@@ -76,7 +77,7 @@ def import_tracks(
         road: Of the tables: a description of their roads; None: the file beside each, if any.
         frame: Of the tables.
         options: How episodes are made.
-        share: Of the vehicles that can be the ego, so many are, at random.
+        share: Of the vehicles that can be the ego, so many are, at random; above 0, to 1.
         seed: Decides which.
         progress: Whether to show how far it is.
 
@@ -88,7 +89,9 @@ def import_tracks(
             be made.
         EpisodeError: The folder is not empty.
         FolderLockedError: Another command writes the folder.
+        InvalidInputError: The share is none.
     """
+    number("share", share, 0, 1, is_open=True)
     for source in sources:
         if source.suffix not in (SUFFIX, *SUFFIXES):
             raise RecordingError(
@@ -117,9 +120,9 @@ def import_tracks(
             count = min(len(everybody), max(1, round(share * len(everybody))))
             egos = np.sort(rng.permutation(everybody)[:count])
             with shown.stretch(1.0) as on_share:
-                for number, ego in enumerate(egos.tolist(), 1):
+                for done, ego in enumerate(egos.tolist(), 1):
                     made.egos += _write(scene.episodes(ego), writer, made, options)
-                    on_share(number / len(egos))
+                    on_share(done / len(egos))
             made.unused.take(unused, label)
         if not made.episodes:
             raise RecordingError(

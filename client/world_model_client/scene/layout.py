@@ -112,7 +112,8 @@ class Layout:
                 `road_users` (kind), `dt_s` and `thresholds.evaluated_horizon`.
 
         Raises:
-            InvalidInputError: The builder cannot fill such a state; the message names the feature.
+            InvalidInputError: The builder cannot fill such a state, or a bound is no finite number;
+                the message names the feature.
         """
         features = _features(document)
         names = tuple(str(feature["name"]) for feature in features)
@@ -199,7 +200,7 @@ def _known(features: Sequence[Mapping[str, Any]]) -> tuple[Floats, Floats]:
     low, high = (
         np.array(
             [
-                [infinite if x.get(name) is None else float(x[name]) for name in names]
+                [infinite if x.get(name) is None else _bound(x, name) for name in names]
                 for x in features
             ]
         )
@@ -223,8 +224,13 @@ def _saturations(
             column = names.index(saturation["feature"])
             for k, name in enumerate(("low", "high")):
                 if saturation.get(name) is not None:
-                    bounds[column, k] = float(saturation[name])
+                    bounds[column, k] = _bound(saturation, name)
     return bounds
+
+
+def _bound(given: Mapping[str, Any], name: str) -> float:
+    """Return a bound of a feature, or of where it saturates."""
+    return number(f"{name} of the model's {given.get('name', given.get('feature'))}", given[name])
 
 
 def _horizon_s(document: Mapping[str, Any]) -> float:

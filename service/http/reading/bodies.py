@@ -52,6 +52,7 @@ class Parsed(NamedTuple):
         outputs: Wanted outputs of a rollout.
         threshold: Crash probability to judge by; None: the checkpoint's.
         has_trajectory: Whether a safety check's answer includes the trajectory.
+        members: How many answer, the first ones, fewer than are served; None: all.
     """
 
     states: Array
@@ -60,6 +61,7 @@ class Parsed(NamedTuple):
     outputs: tuple[str, ...] = ()
     threshold: float | None = None
     has_trajectory: bool = False
+    members: int | None = None
 
 
 class _Given(NamedTuple):
@@ -92,14 +94,14 @@ class _Body(NamedTuple):
 
     actions: Reader
     options: Mapping[str, tuple[str, ...]]
-    finish: Callable[[_Given], Parsed]
+    finish: Callable[[_Given, Contract], Parsed]
     contract: Contract
 
     def request(self, given: _Given) -> Parsed:
         """Make a request of the fields, or refuse them."""
         if given.options:
             _check_conventions(given.options, self.contract)
-        return self.finish(given)
+        return self.finish(given, self.contract)
 
 
 class BodyParser:
@@ -288,26 +290,45 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
-def _as_prediction(given: _Given) -> Parsed:
+def _as_prediction(given: _Given, contract: Contract) -> Parsed:
     return Parsed(*_paired(given, "action"))
 
 
-def _as_rollout(given: _Given) -> Parsed:
-    outputs = _names(given.options, "outputs", OUTPUTS, DEFAULT_OUTPUTS)
-    return Parsed(*_paired(given, "actions"), outputs=outputs)
+def _as_rollout(given: _Given, contract: Contract) -> Parsed:
+    options = given.options
+    members = _members(options, contract)
+    outputs = _names(options, "outputs", OUTPUTS, DEFAULT_OUTPUTS)
+    return Parsed(*_paired(given, "actions"), outputs=outputs, members=members)
 
 
-def _as_check(given: _Given) -> Parsed:
+def _as_check(given: _Given, contract: Contract) -> Parsed:
     options = given.options
     if not given.is_one_state:
         refuse([detail("state", "is a list of states", "one state: a list of numbers")])
     if "threshold" in options and not is_number_within(options["threshold"], 0.0, 1.0):
         refuse([detail("threshold", "is not a probability", "a number from 0 to 1")])
+    members = _members(options, contract)
     return Parsed(
         *_paired(given, "actions"),
+        members=members,
         threshold=options.get("threshold"),
         has_trajectory="trajectory" in _names(options, "include", INCLUDES, ()),
     )
+
+
+def _members(options: Mapping[str, Any], contract: Contract) -> int | None:
+    """Return how many members answer; None if all do, which is another launch than fewer.
+
+    Raises:
+        InvalidRequestError: There are not so many, or it is no whole number.
+    """
+    served = contract.members
+    members = options.get("members", served)
+    # 2.0 is not taken for 2: that it is whole may be chance.
+    if not (isinstance(members, int) and is_number_within(members, 1, served)):
+        allowed = f"a whole number from 1 to {served}, the members that are served"
+        refuse([detail("members", f"is {_shown(members)}", allowed)])
+    return None if members == served else members
 
 
 def _names(
@@ -353,7 +374,7 @@ def _paired(given: _Given, name: str) -> tuple[Array, Array, bool]:
     return states, actions, is_one_state and is_one_sequence
 
 
-_FINISH: Mapping[Kind, Callable[[_Given], Parsed]] = {
+_FINISH: Mapping[Kind, Callable[[_Given, Contract], Parsed]] = {
     "predict": _as_prediction,
     "rollout": _as_rollout,
     "safety_check": _as_check,

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -13,7 +14,7 @@
 #define KERNEL(threads, blocks, name, ...) void name(int BLOCK_X, int BLOCK_Y, float* SHARED, __VA_ARGS__)
 // In either order: whatever depends on it is a race.
 #define EACH_THREAD(t) \
-  for (int turn = 0, t; turn < kThreads && (t = thread_at(turn, kThreads), true); ++turn)
+  for (int turn = 0, t; (t = thread_at(turn, kThreads)) != kSynchronised; ++turn)
 #define INSIDE
 #define APART
 #define UNROLLED
@@ -24,17 +25,47 @@
 
 namespace {
 
+#include "wavefronts.h"
+
 bool is_backward = false;
 
-int thread_at(int turn, int threads) { return is_backward ? threads - 1 - turn : turn; }
+constexpr int kSynchronised = -1;
 
-struct alignas(16) float4 {
+int thread_at(int turn, int threads) {
+  if (turn == threads) {
+    wavefronts.synchronise();
+    return kSynchronised;
+  }
+  const int thread = is_backward ? threads - 1 - turn : turn;
+  wavefronts.begin(thread);
+  return thread;
+}
+
+struct Float4 {
   float x, y, z, w;
 };
 
-struct alignas(8) float2 {
+struct Float2 {
   float x, y;
 };
+
+// Numbers that lie side by side; whoever reads or writes them is noted.
+template <class Numbers>
+struct alignas(sizeof(Numbers)) Noted : Numbers {
+  template <class... Given>
+  Noted(Given... given) : Numbers{given...} {}
+  Noted(const Noted& from) : Numbers(from) {
+    wavefronts.note({Wavefronts::kLoad, &from, sizeof(Numbers)});
+  }
+  Noted& operator=(const Noted& from) {
+    Numbers::operator=(from);
+    wavefronts.note({Wavefronts::kStore, this, sizeof(Numbers)});
+    return *this;
+  }
+};
+
+using float4 = Noted<Float4>;
+using float2 = Noted<Float2>;
 
 int __float_as_int(float x) {
   int bits;
@@ -43,9 +74,15 @@ int __float_as_int(float x) {
 }
 
 // Each thread brings what all of its warp would.
-#define EACH_LANE(lane, thread) for (int lane = 0; lane < 32; ++lane)
-void load_far(const float* from, float* to) { memcpy(to, from, 16); }
-void copy_far(float* to, const float* from) { memcpy(to, from, 16); }
+#define EACH_LANE(lane, thread) for (int lane = 0; lane < 32 && wavefronts.begin_lane(lane); ++lane)
+void load_far(const float* from, float* to) {
+  memcpy(to, from, 16);
+  wavefronts.note({Wavefronts::kLine, from, 16});
+}
+void copy_far(float* to, const float* from) {
+  memcpy(to, from, 16);
+  wavefronts.note_copy(to);
+}
 void commit_copies() {}
 template <int kLast>
 void await_copies() {}
@@ -112,6 +149,8 @@ extern "C" {
 unsigned driver_most_shared = 99 * 1024;
 int driver_launch_error = kSuccess;
 void driver_go_backward(int is_so) { is_backward = is_so; }
+void driver_count(int is_so) { wavefronts.count(is_so); }
+long long driver_counted(int kind) { return wavefronts.counted(kind); }
 
 int cuModuleLoadData(void** module, const void* image) {
   *module = functions;

@@ -22,11 +22,12 @@ from models.backends.native import (
     named_library,
 )
 from tests.test_models.test_backends.test_native import (
+    LAYOUTS,
     MODELS,
     close,
     ensemble_of,
-    highway_rows,
     rolled_out,
+    rows_for,
 )
 
 EPYC_9004 = f"flags : fpu sse2 {LEVELS['x86-64-v4']} avx512_vnni"
@@ -128,11 +129,12 @@ def test_a_library_for_this_very_machine_goes_first(carried: Path) -> None:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_every_level_says_what_the_model_says(carried: Path, level: str) -> None:
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_level_says_what_the_model_says(carried: Path, level: str, name: str) -> None:
     if not set(native.processor().split()).issuperset(LEVELS[level].split()):
         pytest.skip(f"this processor cannot run {level}")
-    ensemble = ensemble_of(MODELS["kinematics"])
-    states, actions = highway_rows(19, 4)
+    ensemble = ensemble_of(MODELS[name])
+    states, actions = rows_for(name, 19, 4)
 
     seen = rolled_out(Native(named_library(carried, level), ensemble), states, actions)
 

@@ -7,10 +7,8 @@ What only a GPU can show, that they run there and how fast, is in tests marked `
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pytest
@@ -27,13 +25,15 @@ from service.settings import PRETRAINED
 from tests.test_models.test_backends.driver import Driver
 from tests.test_models.test_backends.test_native import (
     HIGHWAY,
+    LAYOUTS,
     MODELS,
     NUMBERS,
     broken_rows_break_alone,
     close,
     ensemble_of,
-    highway_rows,
+    fewer_members_answer_alone,
     rows_for,
+    rows_of,
 )
 
 CPU = torch.device("cpu")
@@ -48,9 +48,11 @@ def made(driver: Driver, request: pytest.FixtureRequest) -> Make:
     return lambda ensemble: Fused(ensemble, CPU)
 
 
-def rolled_out(backend: Fused, states: Array, actions: Array) -> Prediction:
+def rolled_out(
+    backend: Fused, states: Array, actions: Array, members: int | None = None
+) -> Prediction:
     prediction = backend.blank(len(states), actions.shape[1], states.shape[1])
-    rollout = backend.start(states, actions, len(states), prediction)
+    rollout = backend.start(states, actions, len(states), prediction, members)
     assert rollout.advance(1) == actions.shape[1]
     assert rollout.is_complete
     return prediction
@@ -75,28 +77,47 @@ def test_they_say_what_the_ensemble_says(made: Make, name: str, members: int) ->
 
 
 def test_the_bundled_model_agrees_over_the_whole_horizon(made: Make) -> None:
-    ensemble = load_checkpoint(PRETRAINED).ensemble
-    states, actions = highway_rows(33, 16, seed=1)
+    loaded = load_checkpoint(PRETRAINED)
+    states, actions = rows_of(loaded.spec, 33, 16, seed=1)
 
-    seen = rolled_out(made(ensemble), states, actions)
+    seen = rolled_out(made(loaded.ensemble), states, actions)
 
-    truth = ensemble.rollout(torch.from_numpy(states), torch.from_numpy(actions))
+    truth = loaded.ensemble.rollout(torch.from_numpy(states), torch.from_numpy(actions))
     close(seen.states, truth.states, rtol=1e-4, atol=2e-3)
     close(seen.dones, truth.dones, rtol=1e-2, atol=1e-5)
     close(seen.uncertainty, truth.uncertainty, rtol=1e-3, atol=1e-4)
 
 
-def test_a_row_has_the_same_bits_in_any_company_and_any_place(made: Make) -> None:
-    backend = made(ensemble_of(MODELS["kinematics"]))
-    states, actions = highway_rows(300, 4)
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_row_has_the_same_bits_in_any_company_and_any_place(made: Make, name: str) -> None:
+    backend = made(ensemble_of(MODELS[name]))
+    states, actions = rows_for(name, 300, 4)
     whole = rolled_out(backend, states, actions)
 
     for first, last in ((0, 1), (3, 10), (15, 17), (20, 60), (299, 300)):
         part = rolled_out(backend, states[first:last], actions[first:last])
         shorter = rolled_out(backend, states[first:last], actions[first:last, :2])
-        for name in NUMBERS:
-            assert np.array_equal(getattr(part, name), getattr(whole, name)[first:last]), name
+        for numbers in NUMBERS:
+            expected = getattr(whole, numbers)[first:last]
+            assert np.array_equal(getattr(part, numbers), expected), numbers
         assert np.array_equal(shorter.states, part.states[:, :3])
+
+
+def test_fewer_members_answer_as_an_ensemble_of_no_others(made: Make) -> None:
+    backends: dict[WorldModelEnsemble, Fused] = {}
+
+    def computed(
+        ensemble: WorldModelEnsemble, states: Array, actions: Array, members: int | None
+    ) -> Prediction:
+        backend = backends.setdefault(ensemble, made(ensemble))
+        return rolled_out(backend, states, actions, members)
+
+    fewer_members_answer_alone(computed)
+
+
+@pytest.mark.parametrize("members", [1, 2, 3])
+def test_fewer_members_are_compared_with_the_model_too(driver: Driver, members: int) -> None:
+    Fused(ensemble_of(MODELS["kinematics"]), CPU).check(*rows_for("kinematics", 20, 3), members)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -115,13 +136,14 @@ def test_no_thread_waits_for_another_between_synchronisations(
         assert np.array_equal(getattr(forward, numbers), getattr(backward, numbers)), numbers
 
 
-def test_numbers_that_are_not_finite_stay_in_their_row(made: Make) -> None:
-    broken_rows_break_alone(partial(rolled_out, made(ensemble_of(MODELS["kinematics"]))))
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_numbers_that_are_not_finite_stay_in_their_row(made: Make, name: str) -> None:
+    broken_rows_break_alone(name, partial(rolled_out, made(ensemble_of(MODELS[name]))))
 
 
 def test_a_part_of_a_prediction_is_written_where_it_is(made: Make) -> None:
     backend = made(ensemble_of(MODELS["plain"]))
-    states, actions = highway_rows(20, 3)
+    states, actions = rows_for("plain", 20, 3)
     whole = rolled_out(backend, states, actions)
 
     joined = backend.blank(20, 3, 34)
@@ -135,7 +157,7 @@ def test_a_part_of_a_prediction_is_written_where_it_is(made: Make) -> None:
 
 def test_rows_that_share_a_start_need_not_repeat_it(made: Make) -> None:
     backend = made(ensemble_of(MODELS["plain"]))
-    states, actions = highway_rows(9, 3)
+    states, actions = rows_for("plain", 9, 3)
     shared = np.broadcast_to(states[:1], states.shape)
 
     seen, truth = rolled_out(backend, shared, actions), rolled_out(backend, shared.copy(), actions)
@@ -169,75 +191,65 @@ def test_kernels_with_a_fault_are_not_used(
     driver: Driver, fault: Callable[[Prediction], None]
 ) -> None:
     class Wrong(Fused):
-        def compute(self, states: Array, actions: Array, prediction: Prediction) -> None:
-            super().compute(states, actions, prediction)
+        def compute(
+            self,
+            states: Array,
+            actions: Array,
+            prediction: Prediction,
+            members: int | None = None,
+        ) -> None:
+            super().compute(states, actions, prediction, members)
             fault(prediction)
 
-    ensemble, rows = load_checkpoint(PRETRAINED, members=2).ensemble, highway_rows(160, 6)
+    loaded = load_checkpoint(PRETRAINED, members=2)
+    rows = rows_of(loaded.spec, 160, 6)
 
-    Fused(ensemble, CPU).check(*rows)
+    Fused(loaded.ensemble, CPU).check(*rows)
     with pytest.raises(NotCompiledError, match="differ from the model's"):
-        Wrong(ensemble, CPU).check(*rows)
+        Wrong(loaded.ensemble, CPU).check(*rows)
 
 
 def test_an_infinite_number_hides_no_error() -> None:
     truth = np.ones((160, 3), np.float32)
     truth[5, 1] = np.inf
 
-    assert fused._relative_error(truth.copy(), truth) == 0
-    assert fused._relative_error(np.where(truth == 1, 1.01, truth), truth) > 0.009
+    assert fused.relative_error(truth.copy(), truth) == 0
+    assert fused.relative_error(np.where(truth == 1, 1.01, truth), truth) > 0.009
 
 
-def test_a_row_that_the_last_bit_decides_is_no_fault(driver: Driver) -> None:
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_row_that_the_last_bit_decides_is_no_fault(driver: Driver, name: str) -> None:
     class Another(Fused):
-        def compute(self, states: Array, actions: Array, prediction: Prediction) -> None:
-            super().compute(states, actions, prediction)
+        def compute(
+            self,
+            states: Array,
+            actions: Array,
+            prediction: Prediction,
+            members: int | None = None,
+        ) -> None:
+            super().compute(states, actions, prediction, members)
             prediction.states[77, 1:] += 1
 
-    ensemble, rows = ensemble_of(MODELS["kinematics"]), highway_rows(160, 6)
+    ensemble, rows = ensemble_of(MODELS[name]), rows_for(name, 160, 6)
 
     Another(ensemble, CPU).check(*rows)
 
 
-def test_both_sizes_of_tiles_give_a_row_the_same_bits(driver: Driver) -> None:
+@pytest.mark.parametrize("name", ["bundled", *LAYOUTS])
+def test_both_sizes_of_tiles_give_a_row_the_same_bits(driver: Driver, name: str) -> None:
     driver.multiprocessors(4)
-    backend = Fused(load_checkpoint(PRETRAINED, members=2).ensemble, CPU)
-    states, actions = highway_rows(70, 4)
+    if name == "bundled":
+        loaded = load_checkpoint(PRETRAINED, members=2)
+        ensemble, (states, actions) = loaded.ensemble, rows_of(loaded.spec, 70, 4)
+    else:
+        ensemble, (states, actions) = ensemble_of(MODELS[name], 2), rows_for(name, 70, 4)
+    backend = Fused(ensemble, CPU)
 
     large = rolled_out(backend, states, actions)
     small = rolled_out(backend, states[30:40], actions[30:40])
 
-    for name in NUMBERS:
-        assert np.array_equal(getattr(large, name)[30:40], getattr(small, name)), name
-
-
-@pytest.mark.parametrize("architecture", ["sm_86", "sm_90"], ids=["RTX A4000", "H100"])
-def test_layers_are_computed_in_registers(
-    monkeypatch: pytest.MonkeyPatch, architecture: str
-) -> None:
-    """What a thread has under way must not go through memory, and two blocks must fit."""
-    nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
-    logs: list[str] = []
-
-    def logged(program: Any) -> Any:
-        log = b" " * nvrtc.nvrtcGetProgramLogSize(program)[1]
-        nvrtc.nvrtcGetProgramLog(program, log)
-        logs.append(log.decode(errors="replace"))
-        return destroy(program)
-
-    destroy = nvrtc.nvrtcDestroyProgram
-    monkeypatch.setattr(nvrtc, "nvrtcDestroyProgram", logged)
-    monkeypatch.setattr(fused, "GPU_DEFINITIONS", (*fused.GPU_DEFINITIONS, "--ptxas-options=-v"))
-    compile_gpu(architecture)
-
-    apply = re.findall(r"properties for \S*apply\S*\s+ptxas\s+\. +(.+)", logs[0])
-    spills = re.findall(r"(\d+) bytes spill stores", logs[0])
-    registers = re.findall(r"function '(\w+)'.+?Used (\d+) registers", logs[0], re.DOTALL)
-    assert apply == ["0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"] * 4
-    assert {*spills} == {"0"}
-    most = {name: int(count) for name, count in registers}
-    assert most["world_model_rollout"] <= 65536 // (2 * fused.THREADS)
-    assert most["world_model_rollout_large"] <= 65536 // (2 * fused.LARGE_THREADS)
+    for numbers in NUMBERS:
+        assert np.array_equal(getattr(large, numbers)[30:40], getattr(small, numbers)), numbers
 
 
 def test_a_device_with_too_little_shared_memory_is_told(made: Make, driver: Driver) -> None:
@@ -267,10 +279,10 @@ def test_a_launch_that_the_device_refuses_fails(made: Make, driver: Driver) -> N
     driver.launch_error(702)
 
     with pytest.raises(RuntimeError, match="CUDA_ERROR_LAUNCH_TIMEOUT"):
-        rolled_out(backend, *highway_rows(3, 2))
+        rolled_out(backend, *rows_for("plain", 3, 2))
 
     driver.launch_error(0)
-    assert np.isfinite(rolled_out(backend, *highway_rows(3, 2)).states).all()
+    assert np.isfinite(rolled_out(backend, *rows_for("plain", 3, 2)).states).all()
 
 
 @pytest.mark.parametrize("architecture", ["sm_86", "sm_90"], ids=["RTX A4000", "H100"])
@@ -312,10 +324,3 @@ def test_without_nvidias_compiler_it_is_told(monkeypatch: pytest.MonkeyPatch) ->
 
     with pytest.raises(NotCompiledError, match="not at hand"):
         compile_gpu("sm_86")
-
-
-def test_a_block_of_the_bundled_model_fits_twice_into_an_a4000(made: Make) -> None:
-    needed = made(load_checkpoint(PRETRAINED).ensemble)._kernels.shared_bytes[0]
-
-    # 100 KiB a multiprocessor, of which each block takes one more (CUDA guide, compute 8.6).
-    assert 2 * (needed + 1024) <= 100 * 1024

@@ -18,6 +18,7 @@ import torch
 from models.backends import native
 from models.backends.backend import NotCompiledError
 from models.backends.native import Native, compile_library, library_file
+from models.backends.packing import pack
 from models.checkpoint import Architecture, load_checkpoint
 from models.highway import highway_spec
 from models.network.ensemble import WorldModelEnsemble
@@ -32,9 +33,7 @@ SIZED = road_users_spec()
 NUMBERS = ("states", "rewards", "dones", "uncertainty")
 
 
-def highway_rows(
-    rows: int, horizon: int, seed: int = 0, *, spec: Spec = HIGHWAY
-) -> tuple[Array, Array]:
+def rows_of(spec: Spec, rows: int, horizon: int, seed: int = 0) -> tuple[Array, Array]:
     """Return states and actions over the whole of their ranges, some neighbours absent."""
     rng = np.random.default_rng(seed)
     low, high = (np.array([getattr(f, x) for f in spec.state]) for x in ("low", "high"))
@@ -49,12 +48,14 @@ def highway_rows(
 
 def rows_for(name: str, rows: int, horizon: int) -> tuple[Array, Array]:
     """Return rows that fit one of `MODELS`."""
-    return highway_rows(rows, horizon, spec=SPECS.get(name, HIGHWAY))
+    return rows_of(SPECS.get(name, HIGHWAY), rows, horizon)
 
 
-def rolled_out(backend: Native, states: Array, actions: Array, *slices: int) -> Prediction:
+def rolled_out(
+    backend: Native, states: Array, actions: Array, *slices: int, members: int | None = None
+) -> Prediction:
     prediction = Prediction.blank(len(states), actions.shape[1], states.shape[1])
-    rollout = backend.start(states, actions, len(states), prediction)
+    rollout = backend.start(states, actions, len(states), prediction, members)
     for count in slices or (actions.shape[1],):
         rollout.advance(count)
     assert rollout.is_complete
@@ -149,6 +150,8 @@ MODELS: dict[str, Callable[[], WorldModel]] = {
     "mixed": lambda: Architecture(hidden_dims=(48, 40), kinematics=True).build(SPECS["mixed"]),
     "no residual": lambda: WorldModel(34, 3, (24, 32), residual=False),
 }
+LAYOUTS = ("kinematics", "sizes")
+"""Models of the layouts `highway` and `road-users`."""
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -168,7 +171,7 @@ def test_a_prediction_is_the_ensembles(library: Path, name: str, members: int) -
 
 def test_the_bundled_model_agrees_over_the_whole_horizon(library: Path) -> None:
     loaded = load_checkpoint(PRETRAINED)
-    states, actions = highway_rows(64, 16, seed=1)
+    states, actions = rows_of(loaded.spec, 64, 16, seed=1)
 
     seen = rolled_out(Native(library, loaded.ensemble), states, actions)
 
@@ -178,7 +181,7 @@ def test_the_bundled_model_agrees_over_the_whole_horizon(library: Path) -> None:
     close(seen.uncertainty, truth.uncertainty, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["kinematics", "sizes", "mixed"])
+@pytest.mark.parametrize("name", [*LAYOUTS, "mixed"])
 def test_a_row_has_the_same_bits_in_any_company_and_any_slices(library: Path, name: str) -> None:
     backend = Native(library, ensemble_of(MODELS[name]))
     states, actions = rows_for(name, 60, 5)
@@ -194,7 +197,7 @@ def test_a_row_has_the_same_bits_in_any_company_and_any_slices(library: Path, na
 
 def test_rows_that_share_a_start_need_not_repeat_it(library: Path) -> None:
     backend = Native(library, ensemble_of(MODELS["plain"]))
-    states, actions = highway_rows(9, 3)
+    states, actions = rows_for("plain", 9, 3)
     shared = np.broadcast_to(states[:1], states.shape)
     same_actions = np.broadcast_to(actions[:1], actions.shape)
 
@@ -207,7 +210,7 @@ def test_rows_that_share_a_start_need_not_repeat_it(library: Path) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_steps_stop_while_a_file_is_readable(library: Path, threads: int) -> None:
-    states, actions = highway_rows(40, 6)
+    states, actions = rows_for("plain", 40, 6)
     backend = Native(library, ensemble_of(MODELS["plain"]), threads)
     whole = rolled_out(backend, states, actions)
     seen = Prediction.blank(len(states), actions.shape[1], states.shape[1])
@@ -255,15 +258,16 @@ def test_activations_are_exact_to_a_few_units_in_the_last_place(
     np.testing.assert_allclose(seen.states[:, 1], truth.numpy(), rtol=1e-6, atol=1e-12)
 
 
-def test_numbers_that_are_not_finite_stay_in_their_row(library: Path) -> None:
-    backend = Native(library, ensemble_of(MODELS["kinematics"]))
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_numbers_that_are_not_finite_stay_in_their_row(library: Path, name: str) -> None:
+    backend = Native(library, ensemble_of(MODELS[name]))
 
-    broken_rows_break_alone(partial(rolled_out, backend))
+    broken_rows_break_alone(name, partial(rolled_out, backend))
 
 
-def broken_rows_break_alone(roll_out: Callable[[Array, Array], Prediction]) -> None:
+def broken_rows_break_alone(name: str, roll_out: Callable[[Array, Array], Prediction]) -> None:
     """Check that rows which are not finite spoil no other."""
-    states, actions = highway_rows(20, 3)
+    states, actions = rows_for(name, 20, 3)
     clean = roll_out(states, actions)
     states[4, 0], states[11, 7] = np.nan, np.inf
 
@@ -355,3 +359,56 @@ def test_without_the_kernels_list_of_abilities_others_are_used(
     monkeypatch.setattr(Path, "read_text", absent)
 
     assert isinstance(native.processor(), str)
+
+
+def fewer_members_answer_alone(
+    rolled_out: Callable[[WorldModelEnsemble, Array, Array, int | None], Prediction],
+) -> None:
+    """Compare the first members of three, in any company, with an ensemble of no others.
+
+    Args:
+        rolled_out: Computes rows by the first members of an ensemble; None: by all.
+    """
+    ensemble = ensemble_of(MODELS["kinematics"])
+    states, actions = rows_for("kinematics", 40, 4)
+    for members in (1, 2, 3):
+        alone = WorldModelEnsemble.from_members(list(ensemble.members)[:members])
+        truth = rolled_out(alone, states, actions, None)
+        for rows in (slice(0, 40), slice(0, 1), slice(13, 30)):
+            seen = rolled_out(ensemble, states[rows], actions[rows], members)
+            for name in NUMBERS:
+                assert np.array_equal(getattr(seen, name), getattr(truth, name)[rows]), name
+
+
+def test_fewer_members_answer_as_an_ensemble_of_no_others(library: Path) -> None:
+    def computed(
+        ensemble: WorldModelEnsemble, states: Array, actions: Array, members: int | None
+    ) -> Prediction:
+        return rolled_out(Native(library, ensemble), states, actions, members=members)
+
+    fewer_members_answer_alone(computed)
+
+
+def test_rollouts_by_different_members_may_be_under_way_at_once(library: Path) -> None:
+    backend = Native(library, ensemble_of(MODELS["kinematics"]))
+    states, actions = rows_for("kinematics", 9, 6)
+    truth = [rolled_out(backend, states, actions, members=members) for members in (1, 2, 3)]
+    seen = [Prediction.blank(9, 6, states.shape[1]) for _ in truth]
+    rollouts = [backend.start(states, actions, 9, x, k) for k, x in enumerate(seen, 1)]
+
+    for _ in range(3):
+        for rollout in rollouts:
+            rollout.advance(2)
+
+    for one, other in zip(seen, truth, strict=True):
+        for name in NUMBERS:
+            assert np.array_equal(getattr(one, name), getattr(other, name)), name
+
+
+def test_weights_are_packed_once_whoever_computes() -> None:
+    members = list(ensemble_of(MODELS["kinematics"], 5).members)
+
+    block, places = pack(members, 0)
+
+    assert len(block) < 5.1 * len(pack(members[:1], 0)[0])
+    assert len(places) == 5

@@ -52,6 +52,26 @@ def test_an_eager_rollout_is_the_ensembles_however_it_is_sliced(
         assert np.array_equal(getattr(prediction, name), getattr(truth, name).numpy()), name
 
 
+@pytest.mark.parametrize("kind", ["eager", "graphs"])
+def test_fewer_members_answer_as_an_ensemble_of_no_others(
+    ensemble: WorldModelEnsemble, kind: str
+) -> None:
+    def make(ensemble: WorldModelEnsemble) -> Eager | Graphs:
+        if kind == "eager":
+            return Eager(ensemble)
+        return Graphs(ensemble, capture=lambda work: work, wait=lambda: None)
+
+    backend = make(ensemble)
+    states, actions = arrays(*inputs(5))
+    for members in (1, 2, 1):  # those of graphs are fixed tensors: of one another's they know none
+        alone = WorldModelEnsemble.from_members(list(ensemble.members)[:members])
+        seen, truth = Prediction.blank(8, 5, 4), Prediction.blank(8, 5, 4)
+        backend.start(states, actions, 8, seen, members).advance(5)
+        make(alone).start(states, actions, 8, truth).advance(5)
+        for name in NUMBERS:
+            assert np.array_equal(getattr(seen, name), getattr(truth, name)), name
+
+
 def test_eager_steps_stop_while_a_file_is_readable(ensemble: WorldModelEnsemble) -> None:
     rollout = Eager(ensemble).start(*arrays(*inputs(9)), 8, Prediction.blank(8, 9, 4))
     reader, writer = os.pipe()

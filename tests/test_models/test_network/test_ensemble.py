@@ -167,6 +167,22 @@ def test_gradients_flow_after_predictions_in_inference_mode() -> None:
     assert actions.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("members", [1, 3])
+def test_the_first_members_answer_with_the_weights_of_all(
+    ensemble: WorldModelEnsemble, members: int
+) -> None:
+    states, actions = real_looking_states(16), torch.rand(16, 4, 3)
+    alone = WorldModelEnsemble.from_members(list(ensemble.members)[:members])
+
+    seen, truth = ensemble.rollout(states, actions, members=members), alone.rollout(states, actions)
+
+    for name in ("states", "rewards", "dones", "disagreement", "uncertainty"):
+        assert torch.equal(getattr(seen, name), getattr(truth, name)), name
+    of_all = dict(ensemble.stacked().named_buffers())
+    for name, tensor in ensemble.step(members).stacked.named_buffers():
+        assert tensor.data_ptr() == of_all[name].data_ptr(), name
+
+
 def test_the_state_dict_holds_each_member_once(ensemble: WorldModelEnsemble) -> None:
     ensemble.rollout(torch.zeros(1, 34), torch.zeros(1, 1, 3))
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import nn
 from models.backends.backend import NotCompiledError
 from models.backends.eager import Eager
 from models.checkpoint import Architecture, Calibration, Checkpoint
-from models.network.ensemble import WorldModelEnsemble
+from models.network.ensemble import EnsembleStep, WorldModelEnsemble
 from models.network.rows import ROW_TILE
 from models.spec import anonymous_spec
 from service.engine import Engine
@@ -29,6 +29,7 @@ from service.engine.parts import DeviceFullError
 from service.engine.warmup import _best_group
 from service.errors import StartupError
 from service.interface import Array, EngineLike, Prediction
+from tests.fakes.engine import same_bits
 
 STATE_DIM, ACTION_DIM = 4, 2
 
@@ -227,6 +228,53 @@ def test_engines_of_the_same_digest_give_the_same_bits(library: Path) -> None:
     assert found[0][0] == found[1][0] != found[3][0]
 
 
+@pytest.mark.parametrize("backend", ["native", "eager"])
+def test_fewer_members_answer_as_if_only_they_were_loaded(library: Path, backend: str) -> None:
+    def started(members: int) -> Engine:
+        ensemble = WorldModelEnsemble.from_members(list(checkpoint(5).ensemble.members)[:members])
+        machine_code = (lambda: library) if backend == "native" else None
+        engine = Engine(replace(checkpoint(), ensemble=ensemble), threads=1, library=machine_code)
+        engine.start()
+        return engine
+
+    engine, (states, actions) = started(5), inputs(70, 5)
+
+    for members in range(1, 5):
+        seen = engine.rollout(states, actions, members)
+        assert same_bits(seen, started(members).rollout(states, actions))
+        assert (seen.uncertainty == 0).all() == (members == 1)
+    assert same_bits(engine.rollout(states, actions, 5), engine.rollout(states, actions))
+
+
+def test_launches_by_fewer_members_cost_less_and_are_timed_for_one_only(library: Path) -> None:
+    engine = Engine(checkpoint(5), threads=1, library=lambda: library)
+    engine.start()
+
+    costs = engine.costs
+
+    assert len(costs.fewer) == 4
+    assert costs.of(None) is costs.of(5) is costs
+    assert {x.launch_rows for x in costs.fewer} == {costs.launch_rows}
+    # Only of a big launch is a fifth of the work surely less time.
+    *by_few, by_all = [costs.of(members).step_s[-1] for members in range(1, 6)]
+    assert by_few == sorted(by_few)
+    assert by_few[0] < 0.6 * by_all
+    rises = np.diff([*by_few, by_all])
+    assert np.allclose(rises, rises[0])
+
+
+def test_where_rows_are_padded_fewer_members_have_launches_of_one_row_count() -> None:
+    engine = Engine(checkpoint(3), threads=1)
+    engine.start()
+
+    assert [engine.costs.of(members).launch_rows for members in (1, 2)] == [(64,), (64,)]
+    states, actions = inputs(70, 3)
+    whole = engine.rollout(states, actions, 1)
+    for first, last in ((0, 1), (3, 10), (60, 70)):
+        part = engine.rollout(states[first:last], actions[first:last], 1)
+        assert same_bits(part, whole.part(first, last))
+
+
 def test_launch_row_counts_of_a_cpu_are_dense_and_tiled() -> None:
     cpu = launch_row_counts("cpu")
 
@@ -260,17 +308,24 @@ class Moody(nn.Module):
         self.factor = 1.0
         self.launches: list[int] = []
 
-    def step(self) -> Callable[..., tuple[torch.Tensor, ...]]:
-        return self.take
+    def step(self, members: int | None = None) -> Any:
+        step = self.inner.step(members)
+        taken: Any = partial(self.take, step)
+        taken.member_count = step.member_count
+        return taken
 
     def take(
-        self, states: torch.Tensor, log_alive: torch.Tensor, action: torch.Tensor
+        self,
+        step: EnsembleStep,
+        states: torch.Tensor,
+        log_alive: torch.Tensor,
+        action: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         rows = len(action)
         self.launches.append(rows)
         if rows > self.fits_rows:
             raise self.error
-        after, log_alive, summary = self.inner.step()(states, log_alive, action)
+        after, log_alive, summary = step(states, log_alive, action)
         factor = torch.full((rows, 1), self.factor)
         if rows == self.odd_rows or self.is_odd_in_place:
             factor[3] = 1.001
@@ -458,7 +513,10 @@ def test_a_model_whose_bits_depend_on_the_place_is_told() -> None:
     with structlog.testing.capture_logs() as lines:
         small.start()
 
-    assert [line["event"] for line in lines] == ["rows are not reproducible"]
+    assert [(line["event"], line["members"]) for line in lines] == [
+        ("rows are not reproducible", None),
+        ("rows are not reproducible", 1),
+    ]
     assert small.costs.launch_rows == tuple(launch_row_counts("cpu"))
 
 

@@ -264,7 +264,7 @@ def test_fewer_rows_are_compared_where_memory_is_missing_anywhere(
 ) -> None:
     compared: list[int] = []
 
-    def check(states: Array, actions: Array) -> None:
+    def check(states: Array, actions: Array, members: int | None = None) -> None:
         compared.append(len(states))
         if len(states) > 30:
             raise error
@@ -272,12 +272,12 @@ def test_fewer_rows_are_compared_where_memory_is_missing_anywhere(
     fused = SimpleNamespace(busy_rows=100, check=check)
     Engine(checkpoint())._compare(cast(Fused, fused))
 
-    assert compared == [8, 100, 50, 25]
+    assert compared == [8, 8, 100, 50, 25]
     assert cuda["emptied"] == 2
 
 
 def test_another_fault_ends_the_comparison() -> None:
-    def check(states: Array, actions: Array) -> None:
+    def check(states: Array, actions: Array, members: int | None = None) -> None:
         if len(states) > 30:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
@@ -338,9 +338,10 @@ def test_kernels_are_compared_over_16_steps_and_on_all_multiprocessors(
 
     assert engine_with_kernels(library)._gpu_backend().label == ""
 
-    few, many = compared.launches
-    assert few[0] == "small"
+    few, by_one, many = compared.launches
+    assert few[0] == by_one[0] == "small"
     assert many[0] == "large"
+    assert few[1] == 2 * by_one[1]  # blocks: of two members, and of one
     assert many[1] >= 2 * multiprocessors
     assert {steps for *_, steps in compared.launches} == {16}
 
@@ -351,10 +352,16 @@ def test_as_many_rows_are_compared_as_fit_the_memory(
     emptied: list[bool] = []
 
     class Small(Fused):
-        def compute(self, states: Array, actions: Array, prediction: Prediction) -> None:
+        def compute(
+            self,
+            states: Array,
+            actions: Array,
+            prediction: Prediction,
+            members: int | None = None,
+        ) -> None:
             if len(states) > 200:
                 raise torch.OutOfMemoryError("full")
-            super().compute(states, actions, prediction)
+            super().compute(states, actions, prediction, members)
 
     driver.multiprocessors(48)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
@@ -364,7 +371,7 @@ def test_as_many_rows_are_compared_as_fit_the_memory(
     with structlog.testing.capture_logs() as lines:
         assert engine_with_kernels(library)._gpu_backend().label == ""
 
-    assert [rows for _, _, rows, _ in compared.launches] == [8, 1536 // 8]
+    assert [rows for _, _, rows, _ in compared.launches] == [8, 8, 1536 // 8]
     fewer = [line["rows"] for line in lines if line["event"] == "fewer rows compared"]
     assert fewer == [1536, 768, 384]
     assert len(emptied) == 3
@@ -373,16 +380,28 @@ def test_as_many_rows_are_compared_as_fit_the_memory(
 class OneFeature(Fused):
     """A feature that is a little off."""
 
-    def compute(self, states: Array, actions: Array, prediction: Prediction) -> None:
-        super().compute(states, actions, prediction)
+    def compute(
+        self,
+        states: Array,
+        actions: Array,
+        prediction: Prediction,
+        members: int | None = None,
+    ) -> None:
+        super().compute(states, actions, prediction, members)
         prediction.states[:, 1:, 2] *= 1.001
 
 
 class LastStep(Fused):
     """The sixteenth step is not taken."""
 
-    def compute(self, states: Array, actions: Array, prediction: Prediction) -> None:
-        super().compute(states, actions, prediction)
+    def compute(
+        self,
+        states: Array,
+        actions: Array,
+        prediction: Prediction,
+        members: int | None = None,
+    ) -> None:
+        super().compute(states, actions, prediction, members)
         if actions.shape[1] >= 16:
             prediction.states[:, 16] = prediction.states[:, 15]
 
@@ -400,8 +419,14 @@ class OneMember(Fused):
 class LastTile(Fused):
     """The last of many tiles is not computed: that of a multiprocessor few rows do not reach."""
 
-    def compute(self, states: Array, actions: Array, prediction: Prediction) -> None:
-        super().compute(states, actions, prediction)
+    def compute(
+        self,
+        states: Array,
+        actions: Array,
+        prediction: Prediction,
+        members: int | None = None,
+    ) -> None:
+        super().compute(states, actions, prediction, members)
         if len(states) == self.busy_rows:
             prediction.states[-32:, 1:] = prediction.states[:32, 1:]
 

@@ -24,7 +24,9 @@ REQUEST = st.tuples(
     st.integers(1, 40),
     st.integers(1, 6),
     st.integers(0, 3),
+    st.sampled_from([None, 1, 2]),
 )
+"""Class, rows, horizon, turns of the loop before it, and members; None: all three."""
 
 
 @pytest.fixture(
@@ -42,7 +44,7 @@ def engine(request: pytest.FixtureRequest, library: Path) -> Iterator[Engine]:
         pytest.skip("needs a CUDA device")
     threads = torch.get_num_threads()
     engine = Engine(
-        checkpoint(),
+        checkpoint(3),
         device="cuda" if is_gpu else "cpu",
         threads=1,
         library=(lambda: library) if request.param in ("native", "fused") else None,
@@ -54,16 +56,16 @@ def engine(request: pytest.FixtureRequest, library: Path) -> Iterator[Engine]:
 
 
 async def answered(
-    engine: Engine, bounds: Bounds, requests: list[tuple[JobClass, Array, Array, int]]
+    engine: Engine, bounds: Bounds, requests: list[tuple[JobClass, Array, Array, int, int | None]]
 ) -> list[Prediction]:
     """Submit requests one after the other, some turns of the loop apart."""
     scheduler = Scheduler(engine, bounds, Tally())
     await scheduler.start()
     futures = []
-    for job_class, states, actions, turns in requests:
+    for job_class, states, actions, turns, members in requests:
         for _ in range(turns):
             await asyncio.sleep(0)
-        futures.append(outcome_of(scheduler, states, actions, job_class, 60))
+        futures.append(outcome_of(scheduler, states, actions, job_class, 60, members))
     results = await asyncio.gather(*futures)
     await scheduler.close()
     return [result.prediction for result in results]
@@ -78,14 +80,14 @@ async def answered(
 )
 def test_a_request_has_the_same_bits_alone_and_in_any_mix(
     engine: Engine,
-    mix: list[tuple[JobClass, int, int, int]],
+    mix: list[tuple[JobClass, int, int, int, int | None]],
     steps_at_once: float,
     is_inline: bool,
     max_passes: int,
 ) -> None:
     requests = [
-        (job_class, *inputs(rows, horizon, seed), turns)
-        for seed, (job_class, rows, horizon, turns) in enumerate(mix)
+        (job_class, *inputs(rows, horizon, seed), turns, members)
+        for seed, (job_class, rows, horizon, turns, members) in enumerate(mix)
     ]
     bounds = Bounds(
         # From one tile and one step at a time to everything at once.
@@ -96,5 +98,5 @@ def test_a_request_has_the_same_bits_alone_and_in_any_mix(
 
     together = asyncio.run(answered(engine, bounds, requests))
 
-    for (_, states, actions, _), prediction in zip(requests, together, strict=True):
-        assert same_bits(prediction, engine.rollout(states, actions))
+    for (_, states, actions, _, members), prediction in zip(requests, together, strict=True):
+        assert same_bits(prediction, engine.rollout(states, actions, members))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -20,7 +21,9 @@ from tests.fakes.engine import (
     bits,
     error_of,
     expected,
+    fake_info,
     rows,
+    serving,
 )
 
 
@@ -124,6 +127,28 @@ async def test_safety_check_uses_the_checkpoints_threshold(client: httpx.AsyncCl
     answer = (await client.post("/safety-check", json={"state": STATE, "actions": ACTIONS})).json()
 
     assert answer["threshold"] == 0.5
+
+
+async def test_safety_check_doubts_what_is_nearly_unsafe_and_what_leaves_the_road(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = fake_info()
+    info = replace(info, limits=replace(info.limits, safe_below=0.02, edges=(0,)))
+    monkeypatch.setattr(engine, "describe", lambda: info)
+    aside, along = [[-1.0, 0.0]], [[0.0, 0.0]]
+
+    async with serving(engine) as (_, client):
+        found = {}
+        for name, x, actions in (("near", 3.0, along), ("off", 0.5, aside), ("fine", 1.0, along)):
+            body = {"state": [x, 0.0, 0.0], "actions": actions, "threshold": 0.9}
+            answer = (await client.post("/safety-check", json=body)).json()
+            found[name] = answer["verdict"], [reason["rule"] for reason in answer["reasons"]]
+
+    assert found == {
+        "near": ("unknown", ["crash_not_excluded"]),
+        "off": ("unknown", ["predicted_contact"]),
+        "fine": ("safe", []),
+    }
 
 
 async def test_safety_check_includes_the_trajectory(client: httpx.AsyncClient) -> None:

@@ -212,6 +212,7 @@ async def test_model_tells_all_of_the_contract(client: httpx.AsyncClient) -> Non
     assert (model["dt_s"], model["max_horizon"], model["max_rows"]) == (0.1, 32, 64)
     assert model["thresholds"] == {
         "crash_probability": 0.5,
+        "safe_below": None,
         "uncertainty": 1.0,
         "evaluated_horizon": 16,
         "guarantee": {
@@ -284,6 +285,15 @@ async def test_model_says_that_no_guarantee_holds_for_a_threshold_that_is_refuse
 
     assert thresholds["crash_probability"] is None
     assert thresholds["guarantee"]["holds"] is False
+
+
+async def test_model_tells_from_which_probability_on_nothing_is_safe() -> None:
+    info = fake_info()
+    info = replace(info, limits=replace(info.limits, safe_below=0.25))
+
+    thresholds = (await model_of(info))["thresholds"]
+
+    assert (thresholds["safe_below"], thresholds["crash_probability"]) == (0.25, 0.5)
 
 
 async def test_openapi_declares_every_route_with_the_models_dims(

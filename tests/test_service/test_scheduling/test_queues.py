@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,11 +24,15 @@ class Line:
         self._costs = Costs(row_counts, row_counts, is_divisible=False)
         self._seq = 0
 
-    def add(self, job_class: JobClass, rows: int = 1, horizon: int = 4) -> Job:
+    def add(
+        self, job_class: JobClass, rows: int = 1, horizon: int = 4, members: int | None = None
+    ) -> Job:
         self._seq += 1
         states = np.full((rows, 3), self._seq, np.float32)
         actions = np.zeros((rows, horizon, 2), np.float32)
-        job = Job(self._seq, job_class, states, actions, rows, horizon, lambda outcome: None)
+        job = Job(
+            self._seq, job_class, states, actions, rows, horizon, lambda outcome: None, members
+        )
         self.queues.add(job)
         return job
 
@@ -81,6 +86,34 @@ def test_jobs_of_one_horizon_share_a_launch_up_to_the_budget() -> None:
         line.add(ROLLOUT, rows, horizon)
 
     assert [line.next_jobs() for _ in range(3)] == [[1, 3], [2], [4, 5]]
+
+
+def test_jobs_by_different_members_share_no_launch() -> None:
+    line = Line()
+    for members in (1, None, 2, 1, None):
+        line.add(ROLLOUT, members=members)
+
+    launches = [line.next() for _ in range(3)]
+
+    seen = [(launch.members, [job.seq for job in launch.jobs]) for launch in launches]
+    assert seen == [(1, [1, 4]), (None, [2, 5]), (2, [3])]
+
+
+def test_a_launch_by_fewer_members_may_have_more_rows_and_counts_for_less() -> None:
+    queues, by_all = Queues(Bounds(preempt_after_s=16.0)), Costs((2, 4, 8, 16), (4, 8, 16, 32))
+    costs = replace(by_all, fewer=(Costs((2, 4, 8, 16), (1, 2, 4, 8)),))
+    states, actions = np.zeros((8, 3), np.float32), np.zeros((8, 2, 2), np.float32)
+    for seq, members in enumerate((None, None, 1, 1)):
+        queues.add(Job(seq, ROLLOUT, states, actions, 8, 2, lambda outcome: None, members))
+
+    waiting_s = queues.seconds_before(ROLLOUT, costs)
+    begun = []
+    while (launch := queues.next_launch(costs)) is not None:
+        queues.close(launch)
+        begun.append((launch.members, launch.rows, launch.seconds_left(costs)))
+
+    assert begun == [(None, 8, 32.0), (None, 8, 32.0), (1, 16, 16.0)]
+    assert waiting_s == 80.0
 
 
 def test_a_big_job_is_one_launch_of_equal_parts_and_others_get_in_between() -> None:

@@ -21,16 +21,16 @@ class Play:
 
     def __init__(self, most_rows: int, max_passes: int) -> None:
         self.line = Line(max_passes=max_passes)
-        self.costs = Costs((most_rows,), (1.0,))
-        self.most_rows = most_rows
+        by_one = Costs((2 * most_rows,), (0.5,))
+        self.costs = Costs((most_rows,), (1.0,), fewer=(by_one,))
         self.waiting: list[Job] = []
         self.open: list[Launch] = []
         self.begun: list[Job] = []
         self.slices: list[tuple[JobClass, set[JobClass]]] = []
         """Class of each slice, and what waited then."""
 
-    def add(self, job_class: JobClass, rows: int, horizon: int) -> None:
-        self.waiting.append(self.line.add(job_class, rows, horizon))
+    def add(self, job_class: JobClass, rows: int, horizon: int, members: int | None = None) -> None:
+        self.waiting.append(self.line.add(job_class, rows, horizon, members))
 
     def leave(self, index: int) -> None:
         alive = [job for job in self.waiting + self.begun if not job.is_done]
@@ -61,36 +61,44 @@ class Play:
     def _check_begun(self, launch: Launch) -> None:
         """It is the longest run of the oldest jobs of one kind that the engine takes at once."""
         of_class = [job for job in self.waiting if job.job_class is launch.job_class]
-        alike = [job for job in of_class if job.horizon == of_class[0].horizon]
+        alike = [job for job in of_class if job.group == of_class[0].group]
+        most_rows = self.costs.of(launch.members).launch_rows[0]
         count = len(launch.jobs)
         assert launch.jobs == alike[:count]
-        assert (launch.rows, launch.horizon) == (sum(j.rows for j in launch.jobs), alike[0].horizon)
-        assert count == 1 or launch.rows <= self.most_rows
-        assert count == len(alike) or launch.rows + alike[count].rows > self.most_rows
-        parts = -(-launch.rows // self.most_rows)
+        assert launch.rows == sum(job.rows for job in launch.jobs)
+        assert (launch.horizon, launch.members) == alike[0].group
+        assert count == 1 or launch.rows <= most_rows
+        assert count == len(alike) or launch.rows + alike[count].rows > most_rows
+        parts = -(-launch.rows // most_rows)
         assert (launch.part_rows - 1) * parts < launch.rows <= launch.part_rows * parts
 
     def check_account(self) -> None:
         seconds = 0.0
         for job_class in JobClass:
             mine = [job for job in self.waiting if job.job_class is job_class]
-            for horizon in {job.horizon for job in mine}:
-                rows = sum(job.rows for job in mine if job.horizon == horizon)
-                seconds += horizon * -(-rows // self.most_rows)
-            seconds += sum(x.steps_left for x in self.open if x.job_class is job_class)
+            for group in {job.group for job in mine}:
+                rows, costs = sum(x.rows for x in mine if x.group == group), self.costs.of(group[1])
+                seconds += group[0] * -(-rows // costs.launch_rows[0]) * costs.step_s[0]
+            of_class = [launch for launch in self.open if launch.job_class is job_class]
+            seconds += sum(x.steps_left * self.costs.of(x.members).step_s[0] for x in of_class)
             queues = self.line.queues
             assert queues.depth(job_class) == len(mine)
             assert queues.rows(job_class) == sum(job.rows for job in mine)
             assert queues.seconds_before(job_class, self.costs) == seconds
 
 
-ADDS = st.tuples(st.sampled_from(JobClass), st.integers(1, 9), st.sampled_from([1, 4]))
+ADDS = st.tuples(
+    st.sampled_from(JobClass),
+    st.integers(1, 9),
+    st.sampled_from([1, 4]),
+    st.sampled_from([None, 1]),
+)
 MOVES = st.lists(st.one_of(ADDS, st.integers(0, 9), st.just("slice"), st.just("slice")))
 
 
 @given(moves=MOVES, most_rows=st.integers(1, 8), max_passes=st.integers(1, 4))
 def test_whatever_happens_jobs_are_launched_whole_in_order_and_accounted_for(
-    moves: list[tuple[JobClass, int, int] | int | str], most_rows: int, max_passes: int
+    moves: list[tuple[JobClass, int, int, int | None] | int | str], most_rows: int, max_passes: int
 ) -> None:
     play = Play(most_rows, max_passes)
     for move in moves:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from service.errors import (
     UnavailableError,
 )
 from service.scheduling.jobs import JobClass
-from tests.fakes.bench import Bench, outcome_of, simulate
+from tests.fakes.bench import THOUSAND_A_SECOND, Bench, outcome_of, simulate
 from tests.fakes.engine import (
     VirtualLoop,
     expected,
@@ -123,8 +124,9 @@ def test_on_a_gpu_planners_take_few_launches_and_checks_wait_no_longer_than_one(
 
 
 def test_an_hour_of_mixed_traffic_keeps_every_promise() -> None:
-    """No starvation, a bounded wait of safety checks, no job lost or doubled."""
+    """No starvation, a bounded wait of safety checks, no job lost, doubled, or by other members."""
     rng = np.random.default_rng(1)
+    costs = replace(THOUSAND_A_SECOND, fewer=tuple(slow_costs(2e-4 * k) for k in range(1, 5)))
     waits: dict[JobClass, list[float]] = {job_class: [] for job_class in JobClass}
     ended: Counter[str] = Counter()
     asked = 0
@@ -133,9 +135,10 @@ def test_an_hour_of_mixed_traffic_keeps_every_promise() -> None:
     async def ask(bench: Bench, loop: VirtualLoop, job_class: JobClass) -> None:
         count = 1 if job_class is SAFETY else int(rng.integers(1, 200))
         states, actions = rows(count, 1 if job_class is PREDICT else 8, seed=count)
+        members = None if job_class is PREDICT else (None, None, 1, 1, 2, 3, 4)[rng.integers(7)]
         started = loop.now
         try:
-            future = outcome_of(bench.scheduler, states, actions, job_class)
+            future = outcome_of(bench.scheduler, states, actions, job_class, members=members)
             if rng.random() < 0.02:
                 loop.call_later(rng.exponential(0.5), future.cancel)
             result = await future
@@ -146,7 +149,7 @@ def test_an_hour_of_mixed_traffic_keeps_every_promise() -> None:
         except asyncio.CancelledError:
             ended["cancelled"] += 1
         else:
-            assert same_bits(result.prediction, expected(states, actions))
+            assert same_bits(result.prediction, expected(states, actions, members))
             waits[job_class].append(loop.now - started)
             ended["answered"] += 1
 
@@ -162,7 +165,7 @@ def test_an_hour_of_mixed_traffic_keeps_every_promise() -> None:
         await asyncio.gather(*(caller(bench, loop, c, s) for c, s in crowd))
         assert not any(bench.scheduler.queues.depth(c) for c in JobClass)
 
-    bench = simulate(play, preempt_after_s=slice_s, max_passes=8)
+    bench = simulate(play, costs, preempt_after_s=slice_s, max_passes=8)
 
     # Two monitors: the other's check may be in progress, or share the launch.
     assert max(waits[SAFETY]) <= slice_s + 2 * 8 / 1000 + slice_s + 1e-9

@@ -162,7 +162,7 @@ def test_an_unforeseen_status_is_counted_all_the_same() -> None:
 
 
 def verdict(name: str, probability: float | None) -> Verdict:
-    return Verdict(name, probability, [probability], None, 0.1, 0.5, (), 0.1)
+    return Verdict(name, probability, [probability], None, 0.1, None, 0.5, (), 0.1)
 
 
 def test_verdicts_and_probabilities_are_counted_in_bulk() -> None:

@@ -122,7 +122,7 @@ def test_the_safest_sequence_is_the_one_the_service_calls_best() -> None:
         names = rng.choice(["safe", "unknown", "unsafe"], 6)
         risks = rng.permutation(6) / 10
         verdicts = [
-            Verdict(name, risk, [risk], None, 0.0, 0.5, (Reason("x", ""),), 0.8)
+            Verdict(name, risk, [risk], None, 0.0, None, 0.5, (Reason("x", ""),), 0.8)
             for name, risk in zip(names, risks, strict=True)
         ]
         opinion = Opinion(names[None], risks[None], np.empty(0))

@@ -7,8 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
 from models.checkpoint import (
     Architecture,
@@ -19,9 +22,11 @@ from models.checkpoint import (
 )
 from models.network.ensemble import WorldModelEnsemble
 from tests.test_training.toy import DT_S, toy_spec, write_toy_episodes
+from training.dataset.sources import Dataset, open_dataset
 from training.evaluation import evaluate as evaluate_module
 from training.evaluation import preparing
 from training.evaluation.evaluate import evaluate, model_card_table, write_metrics
+from training.evaluation.judgements import STRIDE
 from training.evaluation.report import (
     PHYSICS_PLOTS,
     PLOTS,
@@ -29,6 +34,7 @@ from training.evaluation.report import (
     summary_text,
     update_model_card,
 )
+from training.fitting.calibrate import predict_windows
 from training.running.locks import LOCK
 
 HORIZON = 6
@@ -66,6 +72,16 @@ def metrics(room: Path) -> dict[str, Any]:
     return evaluate(room / "checkpoint", room / "data", room / "report", bootstrap=10)
 
 
+def ranking(room: Path, data: Dataset, episodes: NDArray[np.int64]) -> float:
+    """Return Spearman's rho of windows' uncertainties and last errors, by SciPy."""
+    windows = data.windows(episodes, HORIZON, STRIDE)
+    scale = windows.states[:, 0].std(0)
+    windows = windows.take(windows.valid[:, -1] & ~windows.ends)
+    found = predict_windows(load_checkpoint(room / "checkpoint").ensemble, windows)
+    off = (found.states[:, -1] - windows.states[:, -1]) / scale
+    return float(spearmanr(found.uncertainty, np.square(off).mean(1)).statistic)
+
+
 def test_every_feature_is_judged_in_its_unit(metrics: dict[str, Any]) -> None:
     errors = metrics["features"]
     assert errors["steps"] == [1, 2, 4, 6]
@@ -87,8 +103,17 @@ def test_termination_is_judged_without_rivals(metrics: dict[str, Any]) -> None:
     assert metrics["dataset"]["causes"] == ["end"]
     assert set(metrics["divergence"]) == {"recorded"}
     assert set(metrics["uncertainty"]["end"]) == {"all_sd"}
-    assert -1 <= metrics["uncertainty"]["end"]["all_sd"]["spearman"] <= 1
     assert metrics["corruptions"] is metrics["branches"] is metrics["unseen"] is None
+
+
+def test_uncertainty_is_ranked_beside_the_errors_of_its_own_windows(
+    room: Path, metrics: dict[str, Any]
+) -> None:
+    data = open_dataset(room / "data")
+
+    rho = metrics["uncertainty"]["end"]["all_sd"]["spearman"]
+
+    assert rho == pytest.approx(ranking(room, data, data.split(0)["test"]), abs=1e-3)
 
 
 def test_verdicts_are_shared_out_at_the_served_threshold(metrics: dict[str, Any]) -> None:
@@ -222,7 +247,9 @@ def test_without_ends_the_rest_is_reported_of_all_episodes(
     assert found["termination"] is found["methods"] is found["neighbours"] is None
     assert found["judged_episodes"] == found["verdicts"]["all"]["episodes"] == episodes
     assert found["verdicts"]["unknowns"]["alarms"] == 0
-    assert -1 <= found["uncertainty"]["end"]["all_sd"]["spearman"] <= 1
+    data = open_dataset(tmp_path / "data")
+    rho = ranking(room, data, np.arange(episodes))
+    assert found["uncertainty"]["end"]["all_sd"]["spearman"] == pytest.approx(rho, abs=1e-3)
     if not reach_m < 9:
         assert found["guarantee"] is None
         assert found["verdicts"]["all"]["safe_of_ending"]["share"] is None

@@ -256,6 +256,15 @@ def test_doubt_counts_verdicts_that_are_not_safe(seen: Seen) -> None:
     assert found["neighbour_m"]["beyond"]["windows"] == 0
 
 
+def test_what_is_expected_is_ranked_against_the_error_at_the_end(seen: Seen) -> None:
+    verdicts = np.full(len(seen.windows), SAFE)
+    assert scores_with(seen, verdicts)["doubt"]["expected"] is None
+    error = seen.errors["neighbour_m"][0][:, -1]
+    for expected, rho in ((np.exp(error), 1.0), (-error, -1.0)):
+        found = scores_with(replace(seen, expected=expected), verdicts)["doubt"]["expected"]
+        assert found["spearman"] == pytest.approx(rho)
+
+
 def test_parts_of_one_source_are_not_repeated_as_all(seen: Seen) -> None:
     rows = seen.data.store.source[seen.windows.episode] == 1
     alone = replace(seen, windows=seen.windows.take(rows))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from models.checkpoint import Architecture, Calibration
 from models.checkpoint.calibration import DONE_SCALES, DONE_SHIFTS
 from models.network.ensemble import WorldModelEnsemble
+from models.safety.expected_error import ExpectedError
 from tests.test_training.toy import DT_S, toy_spec, toy_windows
 from training.dataset.windows import Windows
 from training.fitting import calibrate as calibration_module
@@ -47,7 +48,10 @@ def windows(ending: int, harmless: int) -> Windows:
 
 
 def calibrated(
-    calibration: Windows, validation: Windows | None = None, **options: object
+    calibration: Windows,
+    validation: Windows | None = None,
+    expected_error: ExpectedError | None = None,
+    **options: object,
 ) -> Calibration:
     validation = toy_windows(200, HORIZON, seed=6) if validation is None else validation
     return calibrate(
@@ -57,6 +61,7 @@ def calibrated(
         replace(calibration, episode=np.arange(len(calibration))),
         replace(OPTIONS, **options),  # type: ignore[arg-type]
         DT_S,
+        expected_error,
     )
 
 
@@ -109,6 +114,31 @@ def test_few_windows_give_no_uncertainty_limit(count: int, is_there: bool) -> No
 
     assert (calibration.uncertainty_limit is not None) is is_there
     assert ("no uncertainty limit" in summary(calibration)) is not is_there
+
+
+FIRST_FEATURE = ExpectedError(
+    feature=np.zeros((1, 1), np.int32),
+    threshold=np.zeros((1, 1), np.float32),
+    value=np.log(np.array([[1.0, 3.0]], np.float32)),
+    base=0.0,
+)
+"""1 m where the first feature is not above 0, else 3 m."""
+
+
+@pytest.mark.parametrize(("quantile", "limit_m"), [(0.9, 3.0), (0.1, 1.0)])
+def test_the_limit_of_the_expected_error_is_a_quantile(quantile: float, limit_m: float) -> None:
+    given = windows(20, 1100)
+    above = np.arange(len(given)) % 2 == 0
+    given.states[:, 0, 0] = np.where(above, 1.0, -1.0)
+    found = calibrated(given, expected_error=FIRST_FEATURE, uncertainty_quantile=quantile)
+    assert found.error_limit_m == found.served_error_limit_m == pytest.approx(limit_m)
+
+
+def test_few_windows_or_no_trees_give_no_limit_of_the_expected_error() -> None:
+    assert calibrated(windows(20, 1100)).error_limit_m is None
+    assert calibrated(windows(20, 900), expected_error=FIRST_FEATURE).error_limit_m is None
+    asked_for = calibrated(windows(20, 900), expected_error=FIRST_FEATURE, allow_unguaranteed=True)
+    assert asked_for.served_error_limit_m is not None
 
 
 def test_the_horizon_is_that_of_the_windows_not_of_the_options() -> None:
@@ -205,3 +235,73 @@ def test_a_threshold_is_never_above_one_half(monkeypatch: pytest.MonkeyPatch) ->
 
     assert calibration.notes["false_alarm_threshold"] == 1.0
     assert calibration.crash_threshold == 0.5
+
+
+def answer(probability: NDArray[np.floating], monkeypatch: pytest.MonkeyPatch) -> Windows:
+    """Let the model answer 20 windows that end with .9, and others as given; return all."""
+
+    def answered(model: WorldModelEnsemble, part: Windows) -> calibration_module.Prediction:
+        prediction = predict_windows(model, part)
+        dones = np.zeros_like(prediction.dones)
+        dones[:, 0] = np.concatenate([np.full(20, 0.9), probability])
+        return replace(prediction, dones=dones)
+
+    monkeypatch.setattr(calibration_module, "predict_windows", answered)
+    return windows(20, len(probability))
+
+
+STEPS = np.repeat([0.01, 0.02, 0.03, 0.2], [700, 300, 90, 10])
+
+
+@pytest.mark.parametrize(
+    ("probability", "rate", "undecided"),
+    [
+        (np.linspace(0.001, 0.3, 1100), 0.01, 11),
+        (np.linspace(0.001, 0.3, 1100), 0.1, 110),
+        (np.linspace(0.001, 0.3, 1100), 0.5, 550),
+        (np.linspace(0.001, 0.3, 1100), 0.0, 0),
+        (np.linspace(0.001, 0.3, 90), 0.01, 0),
+        (np.linspace(0.001, 0.3, 110), 0.01, 1),
+        (STEPS, 0.01, 0),
+        (STEPS, 0.08, 0),
+        (STEPS, 0.09, 90),
+        (STEPS, 0.35, 90),
+        (STEPS, 0.36, 390),
+        (STEPS, 0.999, 1090),
+        (np.full(1100, 0.02), 0.999, 0),
+        (np.zeros(1100), 0.01, 0),
+    ],
+    ids=lambda value: str(value) if isinstance(value, int | float) else str(len(value)),
+)
+def test_at_most_a_share_of_harmless_windows_is_just_below_the_threshold(
+    probability: NDArray[np.floating],
+    rate: float,
+    undecided: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of equal windows all are, or none is."""
+    given_windows = answer(probability, monkeypatch)
+    calibration = calibrated(given_windows, doubt_rate=rate, false_alarm_rate=0.005)
+    threshold, bound = calibration.crash_threshold, calibration.safe_below
+
+    assert threshold is not None
+    assert calibration.notes["doubt_rate"] == rate
+    assert (bound is None) is (undecided == 0)
+    if bound is not None:
+        assert 0 < bound < threshold
+        stored = np.float64(np.float32(probability))
+        assert (
+            (stored >= bound * (1 - 1e-9)) & (stored < threshold * (1 - 1e-9))
+        ).sum() == undecided
+        assert undecided <= rate * len(probability)
+        assert f"from {bound:.4g} on none is called safe" in summary(calibration)
+        assert f"at most {rate:g} of them are unknown for that" in summary(calibration)
+    else:
+        assert "called safe" not in summary(calibration)
+
+
+def test_there_is_no_lower_bound_without_a_threshold() -> None:
+    calibration = calibrated(windows(18, 1100), doubt_rate=0.5)
+
+    assert (calibration.crash_threshold, calibration.safe_below) == (None, None)
+    assert "called safe" not in summary(calibration)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from training.recordings.layouts import PRETRAINED
 from training.recordings.motion import motion_of
 from training.recordings.recording import RecordingError, Unused
 from training.recordings.tables import read_table
+from world_model_client import InvalidInputError
 from world_model_client.scene import Bicycle
 
 
@@ -363,6 +365,31 @@ def test_a_spec_that_tracks_cannot_fill_is_refused(
     given = write_csv(tmp_path / "tracks.csv", rows("a"))
     with pytest.raises(RecordingError, match=message):
         import_tracks([given], tmp_path / "out", spec=str(path), progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, "1"])
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [
+        ("least_s", "a number from 0.1 to 3600"),
+        ("overlap_m", "a number from 0 to 10"),
+        ("share", "a number above 0, to 1"),
+    ],
+)
+def test_options_that_are_no_such_numbers_are_refused(
+    tmp_path: Path, name: str, allowed: str, value: Any
+) -> None:
+    given = write_csv(tmp_path / "tracks.csv", rows("a"))
+
+    def use() -> None:
+        if name == "share":
+            import_tracks([given], tmp_path / "out", share=value, progress=False)
+        else:
+            Options(**{name: value})
+
+    with pytest.raises(InvalidInputError, match=rf"^{name} is .* \(allowed: {allowed}\)$"):
+        use()
     assert not (tmp_path / "out").exists()
 
 

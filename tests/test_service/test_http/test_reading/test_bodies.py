@@ -22,7 +22,7 @@ from service.http.reading.bodies import _result as result
 from service.http.schemas import request_model
 from tests.fakes.engine import fake_spec
 
-CONTRACT = Contract(fake_spec(), max_horizon=4, max_rows=3)
+CONTRACT = Contract(fake_spec(), max_horizon=4, max_rows=3, members=5)
 PARSER = BodyParser(CONTRACT)
 KINDS: tuple[Kind, ...] = ("predict", "rollout", "safety_check")
 
@@ -178,6 +178,59 @@ def test_conventions_that_are_not_the_models_are_refused(
     assert error.details == [{"field": name, "problem": problem, "allowed": allowed}]
 
 
+@pytest.mark.parametrize("kind", ["rollout", "safety_check"])
+def test_members_are_those_asked_for_and_all_of_them_are_none_in_particular(kind: str) -> None:
+    fields: dict[str, Any] = {"state": STATE, "actions": [ACTION]}
+
+    seen = [parsed(kind, **fields, members=k).members for k in range(1, 6)]
+
+    assert seen == [1, 2, 3, 4, None]
+    assert parsed(kind, **fields).members is None
+
+
+@pytest.mark.parametrize("kind", ["rollout", "safety_check"])
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("0", "is 0"),
+        ("-0", "is 0"),
+        ("-1", "is -1"),
+        ("6", "is 6"),
+        ("1.5", "is 1.5"),
+        ("2.0", "is 2.0"),
+        ("2e0", "is 2.0"),
+        ("true", "is true"),
+        ("false", "is false"),
+        ('"2"', 'is "2"'),
+        ("null", "is null"),
+        ("9" * 30, "is 1e+30"),
+        ("[2]", "must be a single value, is a list"),
+        ("{}", "must be a single value, is an object"),
+    ],
+)
+@pytest.mark.parametrize("is_long", [False, True], ids=["short", "long"])
+def test_members_that_there_are_not_are_refused(
+    kind: Kind, text: str, problem: str, is_long: bool
+) -> None:
+    body = f'{{"state":[1,2,3],"members":{text},"actions":[[0.5,1]]}}'.encode()
+    read = (lambda body: result(PARSER.in_slices(kind, body))) if is_long else READERS[kind][0]
+
+    with pytest.raises(InvalidRequestError) as caught:
+        read(body)
+
+    allowed = {"allowed": "a whole number from 1 to 5, the members that are served"}
+    is_value = text[0] not in "[{"
+    assert caught.value.details == [
+        {"field": "members", "problem": problem, **(allowed if is_value else {})}
+    ]
+
+
+def test_one_step_is_predicted_by_all_members() -> None:
+    error = refused("predict", {"state": STATE, "action": ACTION, "members": 1})
+
+    assert error.details[0]["problem"] == "is not a known field"
+
+
 def test_a_model_without_a_frame_knows_no_such_field() -> None:
     parser = BodyParser(Contract(replace(fake_spec(), frame=None), max_horizon=4, max_rows=3))
     body = orjson.dumps({"state": STATE, "action": ACTION, "frame": FRAME})
@@ -318,7 +371,7 @@ def test_booleans_elsewhere_do_not_matter() -> None:
 
 STRANGE: st.SearchStrategy[Any] = st.one_of(
     st.floats(-1.5, 1.5),
-    st.sampled_from([0, 1, -1, 2, 1e39, -3.5e38, 3.4028234663852886e38, 2.0**70, -(2**63)]),
+    st.sampled_from([0, 1, -1, 2, 2.0, 1e39, -3.5e38, 3.4028234663852886e38, 2.0**70, -(2**63)]),
     st.sampled_from([None, True, False, "0.5", {}, [], [[]], [0.5], [0.5, 0.5], [[0.5, 0.5]]]),
 )
 
@@ -359,6 +412,8 @@ def bodies(draw: st.DrawFn) -> tuple[str, bytes]:
         body["outputs"] = draw(st.lists(st.sampled_from(["states", "returns"]), min_size=1))
     if kind == "safety_check" and draw(st.booleans()):
         body |= {"threshold": draw(st.floats(0, 1)), "include": ["trajectory"]}
+    if kind != "predict" and draw(st.booleans()):
+        body["members"] = draw(st.sampled_from([1, 4, 5, 6]))
     if draw(st.booleans()):
         body |= {"dt_s": draw(st.sampled_from([0.1, 0.1000000001, 0.2])), "frame": FRAME}
     for _ in range(draw(st.integers(0, 2))):

@@ -20,7 +20,7 @@ LARGEST = "up to 3.4028235677973362e+38"
             '{"state":[1,2,3],"actions":[[0,0]],"outputs":{"a":[1,{"b":2}]},"x":1}',
             [
                 ("outputs", "must be a list of names, is an object"),
-                ("x", "is not a known field", "state, actions, outputs, dt_s, frame"),
+                ("x", "is not a known field", "state, actions, outputs, members, dt_s, frame"),
             ],
         ),
         (
@@ -29,7 +29,11 @@ LARGEST = "up to 3.4028235677973362e+38"
             [
                 ("threshold", "must be a single value, is a list"),
                 ("include", "must be a list of names, is an object"),
-                ("y", "is not a known field", "state, actions, threshold, include, dt_s, frame"),
+                (
+                    "y",
+                    "is not a known field",
+                    "state, actions, threshold, include, members, dt_s, frame",
+                ),
             ],
         ),
         *(
@@ -38,7 +42,7 @@ LARGEST = "up to 3.4028235677973362e+38"
                 f'{{"state":[1,2,3],"actions":[[0,0]],"{field}":{value}}}',
                 [(field, "must be a single value, is a list")],
             )
-            for field in ("threshold", "dt_s", "frame")
+            for field in ("threshold", "members", "dt_s", "frame")
             for value in ("[]", '["a"]', "[0.1]")
         ),
         (
@@ -52,7 +56,7 @@ LARGEST = "up to 3.4028235677973362e+38"
             [
                 ("outputs[1]", "must be a name, is a list"),
                 ("outputs[2]", "must be a name, is an object"),
-                ("z", "is not a known field", "state, actions, outputs, dt_s, frame"),
+                ("z", "is not a known field", "state, actions, outputs, members, dt_s, frame"),
             ],
         ),
         (
@@ -135,7 +139,11 @@ LARGEST = "up to 3.4028235677973362e+38"
             "safety_check",
             '{"a":[[1],{"b":[]}],"state":[1,2,3]}',
             [
-                ("a", "is not a known field", "state, actions, threshold, include, dt_s, frame"),
+                (
+                    "a",
+                    "is not a known field",
+                    "state, actions, threshold, include, members, dt_s, frame",
+                ),
                 ("actions", "is missing"),
             ],
         ),

@@ -26,7 +26,8 @@ from tests.test_service.test_http.test_reading.test_bodies import (
 )
 
 CUTTING = {
-    size: BodyParser(Contract(fake_spec(), 4, 3), piece_bytes=size) for size in (1, 16, 64, 2**15)
+    size: BodyParser(Contract(fake_spec(), 4, 3, 5), piece_bytes=size)
+    for size in (1, 16, 64, 2**15)
 }
 NARROW = replace(fake_spec(), state=fake_spec().state[:1], action=fake_spec().action[:1])
 """With vectors of one number, `[]` and `[1]` look alike."""
