@@ -49,10 +49,12 @@ export function chartOf(chart) {
       svg("text", { class: `tick ${["", "middle", "end"][i]}`, x: x(t), y: HEIGHT - 8 }, `${short(t)} s`),
     ),
   ];
-  for (const { value, name } of chart.limits ?? []) {
+  for (const [i, { value, name }] of (chart.limits ?? []).entries()) {
+    // At either end: two limits may lie close together.
+    const place = i ? { class: "tick limit-name end", x: WIDTH - RIGHT - 4 } : { class: "tick limit-name", x: LEFT + 4 };
     parts.push(
       svg("line", { class: "limit", x1: LEFT, x2: WIDTH - RIGHT, y1: y(value), y2: y(value) }),
-      svg("text", { class: "tick limit-name", x: LEFT + 4, y: y(value) - 3 }, name),
+      svg("text", { ...place, y: y(value) - 3 }, name),
     );
   }
   for (const { values, kind } of chart.lines) {

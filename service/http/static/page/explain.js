@@ -14,7 +14,7 @@ export const RULES = {
   },
   predicted_contact: {
     title: "In the predicted motion the ego touches somebody or leaves the road.",
-    advice: "The predicted places contradict the low probability. Leave this plan alone.",
+    advice: "Leave this plan alone, also where the crash probability is low.",
   },
   input_out_of_range: {
     title: "The state lies outside what the model was trained on.",
