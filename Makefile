@@ -7,6 +7,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c co
 PREPARE = echo "==> Compiling for this machine's processor" && $(BIN)/world-model prepare || true
 # Kernels for a GPU are compiled through NVIDIA's Python bindings; without them it is slower, too.
 CUDA := $(if $(shell command -v nvidia-smi),[cuda])
+NODE_MODULES := tests/test_page/node_modules
 export PYTHONUNBUFFERED = 1
 
 # Options of `world-model serve`, e.g. make serve ARGS="--port 9000"
@@ -25,7 +26,7 @@ SEED ?=
 MINUTES ?= 20
 GROUPS ?=
 
-.PHONY: help serve test lint train bench mutants format clean
+.PHONY: help serve test page-packages lint train bench mutants format clean
 
 help:
 	@echo "make serve   install what is missing, serve the bundled model on 127.0.0.1:8000"
@@ -40,7 +41,7 @@ serve: $(VENV)/.serve
 	@echo "==> Serving the model"
 	@exec $(BIN)/world-model serve $(ARGS)
 
-test: $(VENV)/.all
+test: $(VENV)/.all page-packages
 	@echo "==> Checking style (ruff)"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -50,6 +51,17 @@ test: $(VENV)/.all
 	@$(BIN)/lint-imports
 	@echo "==> Running the tests (pytest)"
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term-missing:skip-covered
+
+# Tests of the page at / need packages of npm, and Chromium; what is missing is named and skipped.
+page-packages:
+	@command -v chromium >/dev/null || echo "==> Skipping the page's tests in a browser: there is no chromium"
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(NODE_MODULES); \
+	else echo "==> Skipping the page's types and accessibility: there is no npm"; fi
+
+$(NODE_MODULES): tests/test_page/package.json tests/test_page/package-lock.json
+	@echo "==> Installing what tests of the page need (npm)"
+	@cd tests/test_page && npm ci --silent --no-audit --no-fund && touch node_modules \
+	|| echo "==> Skipping the page's types and accessibility: npm could not install their packages"
 
 train: $(VENV)/.all
 	@echo "==> Collecting episodes into $(DATA)"
@@ -80,7 +92,7 @@ format: $(VENV)/.all
 
 clean:
 	@echo "==> Removing the environment and caches"
-	@rm -rf $(VENV) .bench .mutants dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage
+	@rm -rf $(VENV) $(NODE_MODULES) .bench .mutants .page dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -28,6 +28,7 @@ from service.http.exchange import Exchanges
 from service.http.middleware import Middleware
 from service.http.openapi import complete
 from service.http.operations import OPEN_PATHS, add_docs, health_router, model_router
+from service.http.page import add_page
 from service.http.peers import Peers
 from service.http.policy import Policy
 from service.http.reading.bodies import BodyParser
@@ -136,6 +137,7 @@ def create_app(
     )
     if settings.docs:
         add_docs(app)
+        add_page(app)
     app.add_exception_handler(HTTPException, _translate)
     app.add_middleware(Middleware, exchanges=exchanges)
     return app

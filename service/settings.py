@@ -235,7 +235,8 @@ class Settings(BaseSettings):
     )
     docs: bool = Field(
         default=True,
-        description="Whether /docs and /openapi.json are served. Off, strangers learn less.",
+        description="Whether the page at /, /docs and /openapi.json are served. Off, strangers "
+        "learn less.",
     )
 
     max_connections: int = Field(

@@ -2,11 +2,11 @@
 
     python -m tools.refresh_pages
 
-The bodies in `examples/` are taken from bundled episodes. `docs/http.md` says what the model's
-numbers mean, from its spec and its limits: what stands between the markers of each piece. The
-README's answers, each in a block that says `json answer` or `json excerpt`, are those of the
-started service. Look at the sentences around all these afterwards: they tell a story about the
-numbers.
+The bodies in `examples/` and the scenes of the page at `/` are taken from bundled episodes.
+`docs/http.md` says what the model's numbers mean, from its spec and its limits: what stands between
+the markers of each piece. The README's answers, each in a block that says `json answer` or `json
+excerpt`, are those of the started service. Look at the sentences around all these afterwards: they
+tell a story about the numbers.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from training.running.files import replace_between
 
 ROOT = Path(__file__).parents[1]
 README, HTTP, EXAMPLES = ROOT / "README.md", ROOT / "docs" / "http.md", ROOT / "examples"
+SCENES = ROOT / "service" / "http" / "static" / "page" / "episodes.json"
 SHOWN = re.compile(r"(```bash\n(curl [^\n]+)\n```\n+```json (\w+)\n)(.+?)```", re.DOTALL)
 ADDRESS = "http://127.0.0.1:8000"
 
@@ -35,6 +36,16 @@ GOES_ON, AT_STEP = "careful-7", 20
 edge."""
 CRASHES, BEFORE_END = "crash-2", 12
 """Episode of `safety-check.json`: a lane change into a long vehicle."""
+
+SHOWN_EPISODES = {
+    "crash-2": "Crash: a lane change into a long vehicle",
+    "off-road-5": "Off the road: too fast in a bend",
+    "careful-7": "Careful: past a truck, a person at the edge",
+    "crash-4": "Crash: a car that swerves in vain",
+}
+"""Episodes of the page at `/` with their titles, chosen by hand."""
+MOST_STEPS = 44
+"""Steps of each of them: its last ones, or if nothing happens in it, those from `AT_STEP` on."""
 
 _WIDTH = 118
 
@@ -59,6 +70,34 @@ def write_examples(spec: Spec, folder: Path) -> None:
     for name, body in bodies.items():
         meant = f',\n "dt_s": {spec.dt_s},\n "frame": "{spec.frame}"\n}}\n'
         (folder / f"{name}.json").write_text(json.dumps(body)[:-1] + meant)
+
+
+def page_episodes(spec: Spec) -> str:
+    """Return the episodes of the page at `/` as JSON, their numbers cut to five digits."""
+    shown = []
+    for name, title in SHOWN_EPISODES.items():
+        episode = json.loads((PRETRAINED / "episodes" / f"{name}.json").read_text())
+        count = len(episode["actions"])
+        first = AT_STEP if episode["outcome"] == "none" else max(0, count - MOST_STEPS)
+        last = min(first + MOST_STEPS, count)
+        shown.append(
+            {
+                "name": name,
+                "title": title,
+                "outcome": episode["outcome"],
+                "states": _cut(episode["states"][first : last + 1]),
+                "actions": _cut(episode["actions"][first:last]),
+            }
+        )
+    names = {
+        "state_features": [x.name for x in spec.state],
+        "action_features": [x.name for x in spec.action],
+    }
+    return json.dumps({**names, "episodes": shown}, separators=(",", ":")) + "\n"
+
+
+def _cut(rows: list[list[float]]) -> list[list[float]]:
+    return [[float(f"{x:.5g}") for x in row] for row in rows]
 
 
 def write_numbers(checkpoint: Checkpoint, page: Path) -> None:
@@ -191,9 +230,10 @@ def _write_answers() -> None:
 
 
 def main() -> None:
-    """Rewrite examples, `docs/http.md` and README.md in place."""
+    """Rewrite examples, the page's scenes, `docs/http.md` and README.md in place."""
     checkpoint = load_checkpoint(PRETRAINED)
     write_examples(checkpoint.spec, EXAMPLES)
+    SCENES.write_text(page_episodes(checkpoint.spec))
     write_numbers(checkpoint, HTTP)
     _write_answers()
 

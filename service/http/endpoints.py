@@ -84,6 +84,7 @@ PATHS = (
     *(endpoint.path for endpoint in ENDPOINTS),
     "/model",
     *PROBES,
+    "/",
     "/docs",
     "/openapi.json",
 )

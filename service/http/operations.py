@@ -22,6 +22,7 @@ from models.spec import Feature
 from service import __version__
 from service.errors import UnavailableError
 from service.http.endpoints import PROBES
+from service.http.page import PAGE_PATHS
 from service.http.schemas import ErrorAnswer
 from service.interface import ModelInfo
 from service.scheduling.health import Health
@@ -34,6 +35,7 @@ _ASSETS_PATH = "/docs/assets"
 _SCRIPT_PATH = f"{_ASSETS_PATH}/docs.js"
 OPEN_PATHS = (
     *PROBES,
+    *PAGE_PATHS,
     "/docs",
     "/openapi.json",
     _SCRIPT_PATH,

@@ -1,0 +1,143 @@
+/** Calls of the service. URLs are relative: the page may be served behind a prefix. */
+
+/** @import {Model, Plan, Verdict} from "./types.js" */
+
+/** A call that failed. Its status is 0 if no answer came. */
+export class ServiceError extends Error {
+  /**
+   * @param {number} status
+   * @param {string} message
+   * @param {string[]} [details]
+   * @param {number} [retryAfter_s]
+   */
+  constructor(status, message, details = [], retryAfter_s = 0) {
+    super(message);
+    this.status = status;
+    this.details = details;
+    this.retryAfter_s = retryAfter_s;
+  }
+}
+
+/**
+ * @typedef {object} Timing ms
+ * @property {number} total as the browser saw it
+ * @property {string} parts what the service says: its `Server-Timing`
+ */
+
+export class Service {
+  constructor() {
+    /** Kept in memory alone: it is gone when the page is. */
+    this.key = "";
+  }
+
+  /**
+   * @param {string} path
+   * @param {object} [body] sent as JSON by POST; without one it is a GET
+   * @returns {Promise<Response>}
+   * @throws {ServiceError} for every failure
+   */
+  async #fetch(path, body) {
+    /** @type {Record<string, string>} */
+    const headers = body ? { "Content-Type": "application/json" } : {};
+    if (this.key) headers.Authorization = `Bearer ${this.key}`;
+    let response;
+    try {
+      response = await fetch(path, {
+        method: body ? "POST" : "GET",
+        headers,
+        body: body && JSON.stringify(body),
+        signal: AbortSignal.timeout(30_000),
+      });
+    } catch (cause) {
+      throw new ServiceError(0, "the service does not answer");
+    }
+    if (response.ok) return response;
+    const { error = {} } = await response.json().catch(() => ({}));
+    const details = (error.details ?? []).map(
+      (/** @type {{field: string, problem: string, allowed?: string}} */ x) =>
+        `${x.field} ${x.problem}${x.allowed ? `; allowed: ${x.allowed}` : ""}`,
+    );
+    const wait = Number(response.headers.get("Retry-After") ?? 0);
+    throw new ServiceError(response.status, error.message ?? response.statusText, details, wait);
+  }
+
+  /**
+   * What the service can do that older ones cannot, and whether it wants a key; by its documents.
+   *
+   * @returns {Promise<{needsKey: boolean, hasMembers: boolean}>}
+   */
+  async abilities() {
+    const { components } = await (await this.#fetch("openapi.json")).json();
+    return {
+      needsKey: Boolean(components.securitySchemes),
+      hasMembers: "members" in components.schemas.RolloutRequest.properties,
+    };
+  }
+
+  /** @returns {Promise<Model>} */
+  async model() {
+    return (await this.#fetch("model")).json();
+  }
+
+  /** Return if the service is ready; else the error says why not. */
+  async ready() {
+    await this.#fetch("readyz");
+  }
+
+  /** @returns {Promise<string>} Prometheus text */
+  async metrics() {
+    return (await this.#fetch("metrics")).text();
+  }
+
+  /** @returns {Promise<any>} */
+  async episodes() {
+    return (await this.#fetch("page/episodes.json")).json();
+  }
+
+  /**
+   * @param {object} body
+   * @returns {Promise<{verdicts: Verdict[], best: number, timing: Timing}>}
+   */
+  async safetyCheck(body) {
+    const started = performance.now();
+    const response = await this.#fetch("safety-check", body);
+    const answer = await response.json();
+    const timing = {
+      total: performance.now() - started,
+      parts: timingInWords(response.headers.get("Server-Timing") ?? ""),
+    };
+    return { verdicts: answer.candidates ?? [answer], best: answer.best ?? 0, timing };
+  }
+
+  /**
+   * @param {object} body
+   * @returns {Promise<any>}
+   */
+  async rollout(body) {
+    return (await this.#fetch("rollout", body)).json();
+  }
+}
+
+/**
+ * Return a `Server-Timing` header in words: "queue 0.1 ms, compute 2.3 ms".
+ *
+ * @param {string} header
+ */
+export function timingInWords(header) {
+  return [...header.matchAll(/(\w+);dur=([\d.]+)/g)]
+    .map(([, name, duration]) => `${name} ${Number(duration).toFixed(1)} ms`)
+    .join(", ");
+}
+
+/**
+ * Return the body of a safety check of some plans.
+ *
+ * @param {Model} model
+ * @param {number[]} state
+ * @param {Plan[]} plans
+ */
+export function safetyBody(model, state, plans) {
+  const actions = plans.length === 1 ? plans[0] : plans;
+  const meant = model.frame ? { dt_s: model.dt_s, frame: model.frame } : { dt_s: model.dt_s };
+  return { state, actions, include: ["trajectory"], ...meant };
+}

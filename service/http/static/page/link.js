@@ -1,0 +1,82 @@
+/** A link that holds the whole view: scene, plans, step and what is shown. */
+
+import { isRow } from "./scenes.js";
+
+/** @import {Model, Plan} from "./types.js" */
+
+/**
+ * @typedef {object} Linked
+ * @property {string} source name of an episode, "example" or "pasted"
+ * @property {number} start
+ * @property {{state: number[], actions: Plan | null} | null} pasted
+ * @property {{plan: Plan, preset: string | null}[]} plans
+ * @property {number | null} step null: that of the crash
+ * @property {boolean} recorded
+ * @property {boolean} fan
+ */
+
+/**
+ * Return a view as the fragment of a URL.
+ *
+ * @param {Linked} view
+ */
+export function fragmentOf(view) {
+  const bytes = new TextEncoder().encode(JSON.stringify(view));
+  const text = btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
+  return `#${text.replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "")}`;
+}
+
+/**
+ * Return the view that a fragment holds; null for an empty one. Whoever made the link is a stranger:
+ * everything is looked at.
+ *
+ * @param {string} fragment
+ * @param {Model} model
+ * @param {number} horizon steps of a plan
+ * @returns {Linked | null}
+ * @throws {Error} it holds no view of this model
+ */
+export function viewIn(fragment, model, horizon) {
+  const text = fragment.replace(/^#/, "");
+  if (!text) return null;
+  try {
+    const bytes = Uint8Array.from(
+      atob(text.replaceAll("-", "+").replaceAll("_", "/")),
+      (letter) => letter.charCodeAt(0),
+    );
+    const view = JSON.parse(new TextDecoder().decode(bytes));
+    if (isView(view, model, horizon)) return view;
+  } catch {
+    // Not made by this page; said below.
+  }
+  throw new Error("This link is damaged, or it is of another model.");
+}
+
+/**
+ * @param {any} view
+ * @param {Model} model
+ * @param {number} horizon
+ */
+function isView(view, model, horizon) {
+  const [states, actions] = [model.features.state.length, model.features.action];
+  const isPlan = (/** @type {any} */ plan) =>
+    Array.isArray(plan)
+    && plan.every(
+      (row) =>
+        isRow(row, actions.length)
+        && row.every((/** @type {number} */ x, /** @type {number} */ i) =>
+          x >= actions[i].low && x <= actions[i].high),
+    );
+  const isCount = (/** @type {any} */ x) => Number.isInteger(x) && x >= 0;
+  return (
+    typeof view.source === "string"
+    && isCount(view.start)
+    && (view.pasted === null
+      || (isRow(view.pasted.state, states)
+        && (view.pasted.actions === null || isPlan(view.pasted.actions))))
+    && Array.isArray(view.plans)
+    && [1, 2].includes(view.plans.length)
+    && view.plans.every((/** @type {any} */ x) => isPlan(x.plan) && x.plan.length === horizon)
+    && (view.step === null || (isCount(view.step) && view.step <= horizon))
+  );
+}

@@ -1,0 +1,332 @@
+/** The page: controls, panels and what goes wrong, joined. */
+
+import { safetyBody, Service, ServiceError } from "./api.js";
+import { BEST, Chosen, EXAMPLE, PASTED } from "./chosen.js";
+import { html, one } from "./dom.js";
+import { modelLine } from "./explain.js";
+import { inFan } from "./fan.js";
+import { latestWins } from "./latest.js";
+import { fragmentOf, viewIn } from "./link.js";
+import { Live } from "./live.js";
+import { Panel } from "./panel.js";
+import { askAll } from "./questions.js";
+import { lastStart, pastedScene, usable } from "./scenes.js";
+import { curlOf, pythonOf } from "./snippets.js";
+
+/** @typedef {HTMLInputElement} Input */
+
+const RETRY_S = 3;
+/** Playing is slower than the world: 0.8 s would be over before anybody has looked. */
+const PLAY_MS = 200;
+
+const service = new Service();
+/** @type {Chosen} */
+let chosen;
+/** @type {Panel[]} */
+let panels = [];
+
+async function load() {
+  try {
+    const abilities = await service.abilities();
+    if (abilities.needsKey && !service.key) {
+      askForKey("");
+      return;
+    }
+    const [model, bundled] = await Promise.all([service.model(), service.episodes()]);
+    chosen = new Chosen(model, usable(bundled, model), abilities);
+    solve();
+    takeFragment();
+    showModel();
+    showScene();
+    update();
+  } catch (error) {
+    fail(error, load);
+  }
+}
+
+/** Take the view that the link holds. */
+function takeFragment() {
+  try {
+    const linked = viewIn(location.hash, chosen.model, chosen.horizon);
+    if (linked) chosen.takeLink(linked);
+  } catch (error) {
+    complain(String(/** @type {Error} */ (error).message));
+  }
+}
+
+function showModel() {
+  const { model } = chosen;
+  one("#model").textContent = modelLine(model);
+  one("#scene").replaceChildren(
+    ...chosen.episodes.map(({ name, title }) => html("option", { value: name }, title)),
+    html("option", { value: EXAMPLE }, "The model's own example"),
+    html("option", { value: PASTED, disabled: "", hidden: "" }, "Pasted"),
+  );
+  /** @type {Input} */ (one("#step")).max = String(chosen.horizon);
+  one("#controls").hidden = false;
+  one("#legend").hidden = !chosen.layout;
+  one("#about-band").textContent = chosen.hasMembers
+    ? `Shaded bands: where the ${model.members} members of the ensemble put each centre; narrow where they agree.`
+    : "This service does not tell what each member of the ensemble predicts, so no band is drawn: how much "
+      + "they disagree is one number, below.";
+}
+
+/** Show which scene is chosen. */
+function showScene() {
+  const { episode, model } = chosen;
+  /** @type {HTMLSelectElement} */ (one("#scene")).value = chosen.source;
+  one("#start-field").hidden = !episode;
+  if (episode) {
+    const slider = /** @type {Input} */ (one("#start"));
+    slider.max = String(lastStart(episode));
+    slider.value = String(chosen.start);
+    const left = ((episode.actions.length - chosen.start) * model.dt_s).toFixed(2);
+    const end = episode.outcome === "none" ? "the end" : "it happened";
+    one("#start-text").textContent = `${left} s before ${end}`;
+  }
+  one("#about-scene").textContent = episode ? "" : chosen.scene.title;
+  /** @type {Input} */ (one("#recorded")).checked = chosen.showsRecorded;
+  /** @type {Input} */ (one("#recorded")).disabled = !chosen.scene.future;
+  /** @type {Input} */ (one("#fan")).checked = chosen.showsFan;
+}
+
+/**
+ * Show the plans, and ask about them.
+ *
+ * @param {number | null} [search] which of them shall be the best fallback
+ */
+function update(search = null) {
+  showPlans();
+  ask(search);
+}
+
+function showPlans() {
+  const isTwo = chosen.plans.length > 1;
+  if (panels.length !== chosen.plans.length) {
+    panels = chosen.plans.map((_, i) => {
+      return new Panel(isTwo ? `Plan ${"AB"[i]}` : "The plan", chosen.model, chosen.layout !== null, {
+        onPlan: (plan) => {
+          chosen.plans[i] = { plan, preset: null };
+          update();
+        },
+        onPreset: (preset) => {
+          if (preset !== BEST) chosen.plans[i] = chosen.presetOf(preset);
+          update(preset === BEST ? i : null);
+        },
+      });
+    });
+    one("#panels").replaceChildren(...panels.map((panel) => panel.root));
+    one("#panels").classList.toggle("two", isTwo);
+  }
+  one("#compare").setAttribute("aria-pressed", String(isTwo));
+  const hasRecorded = Boolean(chosen.scene.actions);
+  panels.forEach((panel, i) => panel.showPlan(chosen.plans[i], hasRecorded));
+}
+
+const ask = latestWins(async (/** @type {number | null} */ search, isLatest) => {
+  try {
+    await askAll(service, chosen, search, isLatest, {
+      onPlans: showPlans,
+      onAnswer: () => {
+        solve();
+        render();
+      },
+    });
+  } catch (error) {
+    fail(error, () => update(search));
+  }
+});
+
+function render() {
+  const { model, step, fan, showsFan } = chosen;
+  /** @type {Input} */ (one("#step")).value = String(step);
+  one("#step-text").textContent = `${(step * model.dt_s).toFixed(2)} s`;
+  one("#about-fan").textContent = showsFan && fan.length ? inFan(fan) : "";
+  panels.forEach((panel, i) => {
+    if (chosen.results[i]) panel.show(chosen.results[i], chosen);
+  });
+}
+
+let again = 0;
+
+/**
+ * Say what went wrong, and try again later if that may help.
+ *
+ * @param {unknown} error
+ * @param {() => void} retry
+ */
+function fail(error, retry) {
+  if (!(error instanceof ServiceError)) throw error;
+  clearTimeout(again);
+  if (error.status === 401) {
+    askForKey(service.key ? "This key is not known here." : "");
+    return;
+  }
+  const isPassing = [0, 429, 500, 503, 504].includes(error.status);
+  const wait = error.retryAfter_s || RETRY_S;
+  const what = {
+    0: "The service does not answer. Is it running?",
+    429: "The service has too much to do.",
+    503: "The service is not ready.",
+  }[error.status] ?? "The service refused this.";
+  const next = isPassing ? `Trying again in ${wait} s.` : "";
+  complain([what, `${error.message}.`, ...error.details, next].join(" "));
+  if (isPassing) again = window.setTimeout(retry, 1000 * wait);
+}
+
+/** @param {string} text */
+function complain(text) {
+  one("#problem").hidden = false;
+  one("#problem").textContent = text;
+}
+
+/** Take away what was said about a failure. */
+function solve() {
+  clearTimeout(again);
+  one("#problem").hidden = true;
+}
+
+/** @param {string} why */
+function askForKey(why) {
+  if (why) complain(why);
+  one("#model").textContent = "";
+  one("#key-form").hidden = false;
+  one("#key").focus();
+}
+
+/**
+ * Show a text to be copied, and copy it where the browser allows.
+ *
+ * @param {string} title
+ * @param {string} text
+ */
+async function offer(title, text) {
+  one("#copy-title").textContent = title;
+  const area = /** @type {HTMLTextAreaElement} */ (one("#copy-text"));
+  area.value = text;
+  /** @type {HTMLDialogElement} */ (one("#copy")).showModal();
+  area.select();
+  // Without https the browser has no clipboard for pages.
+  const isCopied = await navigator.clipboard?.writeText(text).then(() => true, () => false);
+  one("#copied").textContent = isCopied ? "Copied." : "Copy it by hand: it is selected.";
+}
+
+function paste() {
+  const text = /** @type {HTMLTextAreaElement} */ (one("#paste-text")).value;
+  try {
+    chosen.pasted = pastedScene(text, chosen.model);
+  } catch (error) {
+    one("#paste-problem").textContent = String(/** @type {Error} */ (error).message);
+    return;
+  }
+  one("#paste-problem").textContent = "";
+  /** @type {HTMLDialogElement} */ (one("#paste")).close();
+  chosen.takeSource(PASTED);
+  showScene();
+  update();
+}
+
+/** @param {number} step */
+function goTo(step) {
+  chosen.step = step;
+  chosen.followsCrash = false;
+  render();
+}
+
+let playing = 0;
+
+function play() {
+  if (chosen.step >= chosen.horizon) goTo(0);
+  one("#play").textContent = "⏸ Pause";
+  playing = window.setInterval(() => {
+    goTo(chosen.step + 1);
+    if (chosen.step >= chosen.horizon) pause();
+  }, PLAY_MS);
+}
+
+function pause() {
+  clearInterval(playing);
+  playing = 0;
+  one("#play").textContent = "▶ Play";
+}
+
+/** URL of the service: that of the page, without its fragment. */
+function base() {
+  return new URL(".", location.href).href;
+}
+
+function body() {
+  return safetyBody(chosen.model, chosen.scene.state, chosen.plans.map(({ plan }) => plan));
+}
+
+/** @type {Record<string, (field: Input) => void>} */
+const ON_INPUT = {
+  scene: (field) => {
+    chosen.takeSource(field.value);
+    showScene();
+    update();
+  },
+  start: (field) => {
+    chosen.takeStart(Number(field.value));
+    showScene();
+    update();
+  },
+  step: (field) => {
+    pause();
+    goTo(Number(field.value));
+  },
+  recorded: (field) => {
+    chosen.showsRecorded = field.checked;
+    render();
+  },
+  fan: (field) => {
+    chosen.showsFan = field.checked;
+    update();
+  },
+};
+
+/** @type {Record<string, () => void>} */
+const ON_CLICK = {
+  play: () => (playing ? pause() : play()),
+  compare: () => {
+    chosen.plans = chosen.plans.length > 1 ? chosen.plans.slice(0, 1) : [chosen.plans[0], chosen.presetOf("brake")];
+    update();
+  },
+  link: () => {
+    history.replaceState(null, "", fragmentOf(chosen.toLink()));
+    offer("A link to this view", location.href);
+  },
+  curl: () => offer("The same question by curl", curlOf(base(), body(), chosen.needsKey)),
+  python: () => offer("The same question in Python", pythonOf(base(), body(), chosen.needsKey)),
+  "paste-open": () => /** @type {HTMLDialogElement} */ (one("#paste")).showModal(),
+  "paste-use": paste,
+  "paste-close": () => /** @type {HTMLDialogElement} */ (one("#paste")).close(),
+  "copy-close": () => /** @type {HTMLDialogElement} */ (one("#copy")).close(),
+};
+
+function listen() {
+  for (const [name, act] of Object.entries(ON_INPUT)) {
+    const field = /** @type {Input} */ (one(`#${name}`));
+    field.addEventListener("input", () => act(field));
+  }
+  for (const [name, act] of Object.entries(ON_CLICK)) one(`#${name}`).addEventListener("click", act);
+  one("#key-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const field = /** @type {Input} */ (one("#key"));
+    service.key = field.value;
+    field.value = "";
+    one("#key-form").hidden = true;
+    load();
+  });
+  window.addEventListener("resize", () => chosen && render());
+  window.addEventListener("hashchange", () => {
+    if (!chosen) return;
+    takeFragment();
+    showScene();
+    update();
+  });
+}
+
+listen();
+new Live(service, /** @type {HTMLDetailsElement} */ (one("#live")));
+load();

@@ -1,0 +1,243 @@
+"""The page when something is different: keys, failures, other models, small and dark screens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.checkpoint import save_checkpoint
+from tests.test_end_to_end.conftest import Server, launch
+from tests.test_models.test_checkpoint import small_checkpoint
+from tests.test_page.conftest import Open, shoot
+from tests.test_page.test_browser import verdict_of, wait_for_verdict
+
+pytestmark = pytest.mark.slow
+
+FAILURE = {"error": {"code": "some_code", "message": "the reason", "details": []}}
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Start a service that holds a model of something else, and wants a key."""
+    folder = tmp_path_factory.mktemp("other")
+    save_checkpoint(small_checkpoint(), folder / "checkpoint")
+    environment = {"WORLD_MODEL_API_KEYS": "secret-key-1", "WORLD_MODEL_COMPILE": "false"}
+    server = launch(folder / "log", "--checkpoint", str(folder / "checkpoint"), **environment)
+    server.wait_until_ready()
+    yield server
+    server.stop()
+
+
+def enter_key(page: Any, key: str) -> None:
+    page.get_by_label(re.compile("This service asks for a key")).fill(key)
+    page.get_by_role("button", name="Use this key").click()
+
+
+def test_a_key_is_asked_for_before_anything_is_refused(open_page: Open, other: Server) -> None:
+    page = open_page(url=other.url)
+
+    enter_key(page, "secret-key-1")
+
+    assert verdict_of(page) == "unsafe"
+    assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [
+        0,
+        0,
+        "",
+    ]
+    page.get_by_role("button", name="Copy as curl").click()
+    assert "$WORLD_MODEL_KEY" in page.locator("#copy-text").input_value()
+    assert "secret-key-1" not in page.content()
+
+
+def test_a_wrong_key_is_said_to_be_wrong(open_page: Open, other: Server) -> None:
+    page = open_page(url=other.url, quiet=False)
+
+    enter_key(page, "not-the-key")
+
+    page.get_by_text("This key is not known here.").wait_for()
+    enter_key(page, "secret-key-1")
+    assert verdict_of(page) == "unsafe"
+    assert page.locator("#problem").is_hidden()
+
+
+def test_a_model_of_other_features_has_a_plot_for_each(open_page: Open, other: Server) -> None:
+    page = open_page(url=other.url)
+    enter_key(page, "secret-key-1")
+    verdict_of(page)
+
+    assert page.locator(".above .chart").count() == 5
+    assert page.get_by_text("Seen from above").is_hidden()
+    assert page.get_by_role("slider", name=re.compile("^action_")).count() == 2
+    assert page.locator("#scene option:not([hidden])").all_inner_texts() == [
+        "The model's own example"
+    ]
+    before = page.locator(".above polyline").first.get_attribute("points")
+    curve = page.locator(".curve").first
+    curve.focus()
+    with page.expect_response("**/safety-check"):
+        page.keyboard.press("Shift+PageUp")
+    page.get_by_label("Show 64 random plans").check()
+    page.get_by_text(re.compile("64 random plans")).wait_for()
+    assert page.locator(".above polyline").first.get_attribute("points") != before
+    shoot(page, "other-model")
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [(429, "too much to do"), (503, "is not ready"), (422, "refused this"), (500, "refused this")],
+)
+def test_a_failure_is_said_and_ends(open_page: Open, status: int, said: str) -> None:
+    page = open_page(quiet=False)
+    verdict_of(page)
+    headers = {"Retry-After": "1"}
+    page.route(
+        "**/safety-check", lambda route: route.fulfill(status=status, json=FAILURE, headers=headers)
+    )
+
+    page.get_by_label("Scene").select_option("careful-7")
+    problem = page.get_by_role("alert").filter(has_text=said)
+    problem.wait_for()
+    assert "the reason" in problem.inner_text()
+    page.unroute("**/safety-check")
+    if status == 422:
+        page.get_by_role("button", name="Brake", exact=True).click()
+
+    wait_for_verdict(page, "safe")
+    assert page.locator("#problem").is_hidden()
+
+
+def test_a_service_that_is_down_is_waited_for(open_page: Open, server: Server) -> None:
+    page = open_page("#", quiet=False)
+    verdict_of(page)
+    page.route("**/model", lambda route: route.abort())
+
+    page.reload()
+    page.get_by_role("alert").filter(has_text="does not answer. Is it running?").wait_for()
+    page.unroute("**/model")
+
+    assert verdict_of(page) == "unsafe"
+
+
+def test_a_link_of_another_model_is_refused_and_the_page_goes_on(open_page: Open) -> None:
+    page = open_page("#AAAA")
+
+    assert verdict_of(page) == "unsafe"
+
+
+def test_members_are_bands_where_the_service_tells_them_apart(open_page: Open) -> None:
+    page = open_page()
+
+    page.locator(".birdseye .band").first.wait_for()
+    assert "Shaded bands: where the 5 members" in page.locator("#about-band").inner_text()
+    shoot(page, "bands")
+
+
+def test_a_service_that_does_not_tell_members_apart_gets_no_band(open_page: Open) -> None:
+    page = open_page()
+    verdict_of(page)
+
+    def without_members(route: Any) -> None:
+        document = route.fetch().json()
+        del document["components"]["schemas"]["RolloutRequest"]["properties"]["members"]
+        route.fulfill(json=document)
+
+    page.route("**/openapi.json", without_members)
+    page.reload()
+    verdict_of(page)
+    page.wait_for_load_state("networkidle")
+
+    assert page.locator(".birdseye .band").count() == 0
+    assert "no band is drawn" in page.locator("#about-band").inner_text()
+
+
+def test_doubts_and_expected_errors_are_shown_where_the_service_tells_them(
+    open_page: Open,
+) -> None:
+    page = open_page()
+    verdict_of(page)
+
+    def with_limits(route: Any) -> None:
+        model = route.fetch().json()
+        model["thresholds"].update(safe_below=0.02, expected_error_m=1.0)
+        route.fulfill(json=model)
+
+    def in_doubt(route: Any) -> None:
+        answer = route.fetch().json()
+        rules = ("crash_not_excluded", "predicted_contact", "a_rule_to_come")
+        reasons = [{"rule": rule, "message": f"{rule} says so"} for rule in rules]
+        answer.update(verdict="unknown", expected_error_m=1.5, uncertainty=None, reasons=reasons)
+        route.fulfill(json=answer)
+
+    page.route("**/model", with_limits)
+    page.route("**/safety-check", in_doubt)
+    page.reload()
+
+    wait_for_verdict(page, "unknown")
+    text = page.locator(".panel").inner_text()
+    assert "A crash is not likely, but cannot be excluded either." in text
+    assert "the ego touches somebody or leaves the road" in text
+    assert "Rule a rule to come." in text
+    assert "a_rule_to_come says so" in text
+    assert "Expected error of predicted places, m: 1.5 of at most 1" in text
+    assert "over the limit" in text
+    assert "standard deviations: not known" in text
+    chart = page.get_by_role("img", name=re.compile("^Crash probability"))
+    assert "safe below 0.02" in str(chart.get_attribute("aria-label"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_has_no_known_barrier(open_page: Open, modules: Path, scheme: str) -> None:
+    page = open_page(color_scheme=scheme, bypass_csp=True)
+    verdict_of(page)
+    page.get_by_role("button", name="Compare two plans").click()
+    page.locator(".panel").nth(1).locator(".word").wait_for()
+    page.get_by_label("Show 64 random plans").check()
+    page.get_by_text("Live: how the service is doing").click()
+    page.get_by_role("row", name=re.compile("WorldModelDown")).wait_for()
+    page.wait_for_load_state("networkidle")
+
+    page.add_script_tag(path=modules / "axe-core" / "axe.min.js")
+    found = page.evaluate("axe.run()")
+
+    barriers = {x["id"]: [n["html"] for n in x["nodes"]] for x in found["violations"]}
+    assert barriers == {}
+    assert len(found["passes"]) > 20
+    shoot(page, f"compare-{scheme}")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_shows_all_without_scrolling_sideways(open_page: Open, scheme: str) -> None:
+    page = open_page(
+        viewport={"width": 360, "height": 740},
+        color_scheme=scheme,
+        reduced_motion="reduce",
+        has_touch=True,
+    )
+
+    assert verdict_of(page) == "unsafe"
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    shoot(page, f"phone-{scheme}")
+
+
+def test_everything_is_reached_by_the_keyboard(open_page: Open) -> None:
+    page = open_page()
+    verdict_of(page)
+    page.wait_for_load_state("networkidle")
+    seen = []
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        seen.append(
+            page.evaluate(
+                "document.activeElement.id || document.activeElement.getAttribute('aria-label')"
+                " || document.activeElement.textContent"
+            )
+        )
+
+    wanted = ["Skip to the prediction", "scene", "start", "play", "step", "recorded", "fan"]
+    wanted += ["compare", "link", "curl", "python", "paste-open", "Brake", "Best fallback"]
+    assert set(wanted) <= set(seen)
+    assert sum(str(name).startswith(("steer:", "throttle:", "brake:")) for name in seen) >= 3
