@@ -214,6 +214,7 @@ async def test_model_tells_all_of_the_contract(client: httpx.AsyncClient) -> Non
         "crash_probability": 0.5,
         "safe_below": None,
         "uncertainty": 1.0,
+        "expected_error_m": None,
         "evaluated_horizon": 16,
         "guarantee": {
             "miss_rate": 0.01,
