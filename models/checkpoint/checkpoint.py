@@ -290,6 +290,11 @@ def load_checkpoint(folder: Path, *, device: str = "cpu", members: int | None = 
     check_normalisers(folder / WEIGHTS, ensemble.state_dict(), spec, calibration)
     ensemble = WorldModelEnsemble.from_members(list(ensemble.members)[:members])
     expected_error = read_expected_error(folder / EXPECTED_ERROR, spec)
+    if calibration.error_limit_m is not None and expected_error is None:
+        raise CheckpointError(
+            f"{folder / CALIBRATION}: error_limit_m is {calibration.error_limit_m:g}, but there is "
+            f"no {folder / EXPECTED_ERROR}"
+        )
     training = read_json(folder / TRAINING)
     metrics = read_json(folder / METRICS) if (folder / METRICS).exists() else {}
     # Weights of one and thresholds of another would be a model that nobody has judged.

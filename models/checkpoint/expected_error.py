@@ -57,8 +57,9 @@ def read_expected_error(path: Path, spec: Spec) -> ExpectedError | None:
         found = ExpectedError(**{n: x.numpy() for n, x in tensors.items()}, base=base.item())
     except ValueError as exc:
         raise CheckpointError(f"{path}: {exc}") from exc
-    if found.features > spec.state_dim:
+    if found.least_state_dim > spec.state_dim:
         raise CheckpointError(
-            f"{path}: feature holds {found.features - 1}, the spec has {spec.state_dim} features"
+            f"{path}: feature holds {found.least_state_dim - 1}, the spec has {spec.state_dim} "
+            "features"
         )
     return found

@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
 
-DEEPEST, MOST_TREES = 10, 10_000
+DEEPEST, MOST_TREES = 10, 1000
+_CHUNK_ROWS = 1024
+"""Trees times rows of numbers are made: many rows are taken by parts."""
 _LARGEST_LOG = 700.0
 """Of an error in m; beyond, there is no such float."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ExpectedError:
     """Complete binary trees of one depth D; their sum is the logarithm of the error in m.
 
@@ -67,8 +69,8 @@ class ExpectedError:
             )
 
     @property
-    def features(self) -> int:
-        """Number of state features that a state must have at least."""
+    def least_state_dim(self) -> int:
+        """Number of features that a state must have at least."""
         return int(self.feature.max()) + 1
 
     def __call__(self, states: Floats) -> Floats:
@@ -78,8 +80,11 @@ class ExpectedError:
             states: [K, S], the states that they start in.
 
         Returns:
-            [K].
+            [K], finite: a number that is none is above no threshold.
         """
+        if len(states) > _CHUNK_ROWS:
+            parts = range(0, len(states), _CHUNK_ROWS)
+            return np.concatenate([self(states[first : first + _CHUNK_ROWS]) for first in parts])
         feature, threshold, value, first_node, first_leaf = self._flat
         node = np.zeros((len(states), len(first_node)), np.int64)
         rows = np.arange(len(states))[:, None]

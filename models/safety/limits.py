@@ -100,10 +100,10 @@ class SafetyLimits:
                 raise ValueError(f"{name} has shape {np.shape(getattr(self, name))}, not ({dim},)")
         if self.slots.shape[1:] != (3,) or not np.isin(self.slots, range(dim)).all():
             raise ValueError(f"slots must be columns below {dim}, [slots, 3], got {self.slots}")
-        if self.expected_error is not None and self.expected_error.features > dim:
+        if self.expected_error is not None and self.expected_error.least_state_dim > dim:
             raise ValueError(
-                f"the expected error reads {self.expected_error.features} features, the state has "
-                f"{dim}"
+                f"the expected error reads {self.expected_error.least_state_dim} features, the "
+                f"state has {dim}"
             )
         for name in ("headings", "edges", "sides", "ego_size"):
             if not set(getattr(self, name)) <= set(range(dim)):
@@ -128,6 +128,7 @@ class SafetyLimits:
             self,
             crash_threshold=None,
             safe_below=None,
+            expected_error=None,
             error_limit_m=None,
             uncertainty_limit=None,
             uncalibrated=f"{members} of {held} members answer, and the checkpoint's thresholds "

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import inf
 
 import numpy as np
 
@@ -48,7 +48,7 @@ class Verdict:
             if it never does.
         uncertainty: Disagreement of the ensemble; None if not finite.
         expected_error_m: How far the neighbours' places will probably be off at the evaluated
-            horizon; None if unknown.
+            horizon; None if unknown, or nobody is there.
         threshold: Crash probability from which the sequence is unsafe; None if unknown.
         reasons: The rules that fired; empty if safe.
         horizon_s: Length of the sequence.
@@ -231,19 +231,24 @@ def _near_reasons(probability: float, limits: SafetyLimits) -> list[Reason]:
 
 
 def _expected_errors(start: Floats, limits: SafetyLimits) -> list[float | None]:
-    """Return the expected error of each start state [K, S], m; None if it is no finite number."""
+    """Return the expected error of each start state [K, S], m.
+
+    It is None if it is not known, or nobody is there.
+    """
     if limits.expected_error is None:
         return [None] * len(start)
-    return [x if isfinite(x) else None for x in limits.expected_error(start).tolist()]
+    people = (start[:, limits.slots[:, 0]] > 0).sum(1).tolist()
+    expected = limits.expected_error(start).tolist()
+    return [x if count else None for x, count in zip(expected, people, strict=True)]
 
 
 def _error_doubts(expected_error_m: float | None, limits: SafetyLimits) -> list[Reason]:
     limit_m = limits.error_limit_m
     if limit_m is None:
         return []
-    if expected_error_m is None:
+    if limits.expected_error is None:
         return [Reason("uncertainty_unavailable", "the error to be expected is not known")]
-    if expected_error_m <= limit_m < inf:
+    if expected_error_m is None or expected_error_m <= limit_m < inf:
         return []
     return [
         Reason(

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from models.checkpoint import (
     Architecture,
+    Calibration,
     Checkpoint,
     CheckpointError,
     checkpoint_version,
@@ -69,8 +70,8 @@ def test_a_state_s_number_does_not_depend_on_those_beside_it(count: int, seed: i
     ("change", "fault"),
     [
         ({"value": np.zeros((1, 3), np.float32)}, "3 leaves, not a power of 2"),
-        ({"value": np.zeros((0, 4), np.float32)}, "1 to 10000 trees"),
-        ({"value": np.zeros(4, np.float32)}, "1 to 10000 trees"),
+        ({"value": np.zeros((0, 4), np.float32)}, "1 to 1000 trees"),
+        ({"value": np.zeros(4, np.float32)}, "1 to 1000 trees"),
         ({"value": np.full((1, 4), NAN, np.float32)}, "add up to nan"),
         ({"value": np.full((1, 4), 701, np.float32)}, "add up to 701"),
         ({"base": INF}, "add up to inf"),
@@ -87,18 +88,22 @@ def test_trees_that_make_no_sense_are_refused(change: dict[str, Any], fault: str
 LIMITS = SafetyLimits(
     crash_threshold=0.5,
     uncertainty_limit=1.0,
-    state_low=np.full(3, -np.inf),
-    state_high=np.full(3, np.inf),
+    state_low=np.full(4, -np.inf),
+    state_high=np.full(4, np.inf),
     horizon=4,
-    feature_names=("a", "b", "c"),
+    feature_names=("dx", "dy", "c", "is_there"),
     dt_s=0.1,
+    slots=np.array([(3, 0, 1)]),
     expected_error=ONE_TREE,
     error_limit_m=2.5,
 )
 
 
-def judged(states: list[list[float]], limits: SafetyLimits = LIMITS) -> list[Any]:
-    rows = np.tile(np.array(states, np.float32)[:, None], (1, 2, 1))
+def judged(
+    states: list[list[float]], limits: SafetyLimits = LIMITS, is_there: float = 1.0
+) -> list[Any]:
+    given = np.array([[*state, is_there] for state in states], np.float32)
+    rows = np.tile(given[:, None], (1, 2, 1))
     return assess(rows, np.zeros((len(rows), 1)), np.zeros(len(rows)), limits)
 
 
@@ -127,7 +132,18 @@ def test_without_trees_nothing_is_expected_and_without_a_limit_nothing_doubted()
     assert (found.verdict, found.expected_error_m) == (SAFE, pytest.approx(3))
 
 
-@pytest.mark.parametrize("limit", [NAN, -INF, -1.0, 0.0])
+def test_of_nobody_no_error_is_expected() -> None:
+    (found,) = judged([[1, 0, 0]], is_there=0.0)
+    assert (found.verdict, found.expected_error_m) == (SAFE, None)
+
+
+def test_many_rows_are_computed_as_few_are() -> None:
+    states = np.random.default_rng(0).normal(size=(5000, 3))
+    alone = np.concatenate([ONE_TREE(states[k : k + 10]) for k in range(0, 5000, 10)])
+    assert ONE_TREE(states).tolist() == alone.tolist()
+
+
+@pytest.mark.parametrize("limit", [NAN, INF, -INF, -1.0, 0.0])
 def test_a_limit_that_makes_no_sense_never_makes_a_verdict_safe(limit: float) -> None:
     (found,) = judged([[0, 0, 0]], replace(LIMITS, error_limit_m=limit))
     assert found.verdict == UNKNOWN
@@ -140,9 +156,10 @@ def test_a_limit_without_trees_never_makes_a_verdict_safe() -> None:
 
 
 def test_an_expected_error_that_reads_more_than_the_state_is_refused() -> None:
-    names = ("a", "b")
+    two = replace(LIMITS, expected_error=None, slots=np.zeros((0, 3), np.int64))
+    changes = {"feature_names": ("a", "b"), "state_low": np.zeros(2), "state_high": np.ones(2)}
     with pytest.raises(ValueError, match="reads 3 features, the state has 2"):
-        replace(LIMITS, feature_names=names, state_low=np.zeros(2), state_high=np.ones(2))
+        replace(two, **changes, expected_error=ONE_TREE)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -183,6 +200,16 @@ def test_damaged_trees_stop_the_loading(
     tensors = {k: x for k, x in {**load_file(path), **change}.items() if x is not None}
     save_file(tensors, path)
     with pytest.raises(CheckpointError, match=fault):
+        load_checkpoint(tmp_path)
+
+
+def test_a_limit_whose_trees_were_not_copied_stops_the_loading(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    calibration = Calibration(error_limit_m=1.5)
+    save_checkpoint(replace(checkpoint, expected_error=ONE_TREE, calibration=calibration), tmp_path)
+    (tmp_path / "expected_error.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"error_limit_m is 1\.5, but there is no .*expected"):
         load_checkpoint(tmp_path)
 
 

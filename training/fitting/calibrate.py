@@ -34,7 +34,7 @@ _LOWEST_THRESHOLD = 1e-9
 _LARGEST_LOGIT = 25.0
 """Beyond, a hazard is 0 or 1 to any purpose."""
 _SMALLEST = 1e-300
-_DIVERGED = "the trained model's predictions for held-out windows are not finite: it has diverged"
+DIVERGED = "the trained model's predictions for held-out windows are not finite: it has diverged"
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def calibrate(
     prediction = predict_windows(ensemble, known)
     probability = crash_probability(prediction.dones)
     if not np.isfinite(probability + prediction.uncertainty).all():
-        raise ValueError(_DIVERGED)
+        raise ValueError(DIVERGED)
     harmless = probability[~known.ends]
     at_rate = _upper_quantile(harmless, 1 - options.false_alarm_rate, "higher")
     guarantee = guarantee_of(episode_scores(probability, known, options.lead_steps), options, dt_s)
@@ -206,7 +206,7 @@ def _safe_below(harmless: Floats, threshold: float, doubt_rate: float) -> float 
 
     What is neither likely nor unlikely enough is not decided (Chow 1970, "On optimum recognition
     error and reject tradeoff"). It is the lowest one that leaves at most a share of the
-    harmless windows undecided; None if that is none of them.
+    harmless windows undecided; None if every such bound would leave more.
 
     Args:
         harmless: Crash probabilities of windows in which nothing happens.
@@ -272,7 +272,7 @@ def fit_hazard(ensemble: WorldModelEnsemble, windows: Windows) -> tuple[float, f
         return 1.0, 0.0
     logits = _member_logits(ensemble, windows)
     if not logits.isfinite().all():
-        raise ValueError(_DIVERGED)
+        raise ValueError(DIVERGED)
     return fit_platt(logits, torch.as_tensor(windows.terminated, device=logits.device))
 
 

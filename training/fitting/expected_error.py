@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,7 +14,7 @@ from models.network.ensemble import WorldModelEnsemble
 from models.safety.expected_error import ExpectedError
 from models.spec import Spec
 from training.dataset.windows import Windows
-from training.fitting.calibrate import predict_windows
+from training.fitting.calibrate import DIVERGED, predict_windows
 from training.fitting.member import end_errors
 
 _TREES, _DEPTH, _RATE = 200, 6, 0.1
@@ -39,6 +41,9 @@ def fit_expected_error(
 
     Returns:
         None where no features are places of neighbours, or windows are too few.
+
+    Raises:
+        ValueError: Predictions are not finite.
     """
     if spec.geometry is None or not spec.geometry.slots:
         return None
@@ -47,8 +52,7 @@ def fit_expected_error(
     if len(lasting) > _MOST_WINDOWS:
         lasting = np.sort(rng.choice(lasting, _MOST_WINDOWS, replace=False))
     states, errors = _errors(ensemble, spec, train.take(lasting))
-    kept = validation.take(_lasting(validation))
-    if min(len(states), 10 * len(kept)) < _FEWEST_WINDOWS:
+    if min(len(states), 10 * len(_lasting(validation))) < _FEWEST_WINDOWS:
         return None
     boosted = GradientBoostingRegressor(
         n_estimators=_TREES,
@@ -60,11 +64,29 @@ def fit_expected_error(
         random_state=seed,
     )
     boosted.fit(states, np.log(errors + _LEAST_M))
-    trees = _exported(boosted, states.shape[1])
     # The mean of logarithms is that of a smaller error.
-    states, errors = _errors(ensemble, spec, kept)
+    return scaled(_exported(boosted, states.shape[1]), ensemble, spec, validation)
+
+
+def scaled(
+    trees: ExpectedError, ensemble: WorldModelEnsemble, spec: Spec, windows: Windows
+) -> ExpectedError:
+    """Return trees that are right on average on windows, if any of these go on among neighbours.
+
+    Args:
+        trees: Right up to a factor.
+        ensemble: Whose errors they expect.
+        spec: Says which features are places of neighbours.
+        windows: Nothing else was fitted to them.
+
+    Raises:
+        ValueError: Predictions are not finite.
+    """
+    states, errors = _errors(ensemble, spec, windows.take(_lasting(windows)))
+    if not len(errors):
+        return trees
     factor = errors.mean() / trees(states).mean()
-    return ExpectedError(trees.feature, trees.threshold, trees.value, trees.base + np.log(factor))
+    return replace(trees, base=trees.base + float(np.log(factor)))
 
 
 def _lasting(windows: Windows) -> NDArray[np.int64]:
@@ -75,8 +97,16 @@ def _lasting(windows: Windows) -> NDArray[np.int64]:
 def _errors(
     ensemble: WorldModelEnsemble, spec: Spec, windows: Windows
 ) -> tuple[NDArray[np.float32], Floats]:
-    """Return first states [N, S] and errors [N] in m, of windows with a neighbour."""
+    """Return first states [N, S] and errors [N] in m, of windows with a neighbour.
+
+    Raises:
+        ValueError: Predictions are not finite.
+    """
+    if not len(windows):
+        return windows.states[:, 0], np.zeros(0)
     predicted, true = predict_windows(ensemble, windows).states[:, -1], windows.states[:, -1]
+    if not np.isfinite(predicted).all():
+        raise ValueError(DIVERGED)
     member = next(iter(ensemble.members))
     errors = end_errors(member, torch.tensor(predicted), torch.tensor(true), spec).numpy()
     return windows.states[errors > 0, 0], errors[errors > 0]

@@ -11,6 +11,7 @@ from models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.dataset.overlap import origin_note, untrained
 from training.dataset.sources import open_dataset
 from training.fitting.calibrate import Floats, calibrate, summary, trained_ranges
+from training.fitting.expected_error import scaled
 from training.fitting.options import TrainOptions
 from training.fitting.rates import Rates, rates_of
 from training.fitting.train import TrainingError, named, refuse_too_few
@@ -79,19 +80,22 @@ def recalibrate(
     known = thresholds.take(np.flatnonzero(thresholds.is_known))
     before = rates_of(replace(old, held_members=None), known)
     ranges = _ranges(old, trained_ranges(validation, thresholds), store_folder, data_ranges)
+    expected = old.expected_error
+    if expected is not None:
+        expected = scaled(expected, old.ensemble, old.spec, validation)
     calibration = calibrate(
-        old.ensemble,
-        ranges,
-        validation,
-        thresholds,
-        options,
-        old.spec.dt_s,
-        old.expected_error,
+        old.ensemble, ranges, validation, thresholds, options, old.spec.dt_s, expected
     )
     training = {**old.training, "recalibrated": origin_note(data)}
     name = old.name if members is None else named(old.name, f"-of-which-{old.member_count}")
     new = replace(
-        old, name=name, calibration=calibration, training=training, metrics={}, held_members=None
+        old,
+        name=name,
+        calibration=calibration,
+        expected_error=expected,
+        training=training,
+        metrics={},
+        held_members=None,
     )
     after = rates_of(new, known)
     print(f"Before: {before}\nAfter: {after}")

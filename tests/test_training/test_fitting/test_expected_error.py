@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +14,7 @@ from models.road_users import road_users_spec
 from models.spec import Spec, anonymous_spec
 from training.dataset.windows import Windows
 from training.fitting import expected_error
-from training.fitting.expected_error import fit_expected_error
+from training.fitting.expected_error import fit_expected_error, scaled
 
 SPEC = road_users_spec()
 HEADING, LENGTH, DX = (
@@ -105,6 +106,35 @@ def test_windows_that_end_count_for_nothing() -> None:
     train, other = windows(1500), windows(200)
     train.terminated[:600, 0] = True
     assert fit_expected_error(ensemble(), SPEC, train, other, seed=0) is None
+
+
+def test_trees_are_scaled_to_other_windows_or_left_as_they_are(errors: None) -> None:
+    del errors
+    given = windows(2000)
+    found = fit_expected_error(ensemble(), SPEC, given, windows(500), seed=0)
+    assert found is not None
+    turned = np.abs(given.states[:, 0, HEADING]) > 0.002
+    other = given.take(turned)
+    rescaled = scaled(found, ensemble(), SPEC, other)
+    assert rescaled(other.states[:, 0]).mean() == pytest.approx(2.0, rel=1e-5)
+    empty = np.array(other.states)
+    empty[..., LENGTH] = 0
+    assert scaled(found, ensemble(), SPEC, replace(other, states=empty)) is found
+    assert scaled(found, ensemble(), SPEC, other.take(slice(0, 0))) is found
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_predictions_that_are_not_finite_are_said_to_be(
+    monkeypatch: pytest.MonkeyPatch, number: float
+) -> None:
+    def predicted(ensemble: WorldModelEnsemble, given: Windows) -> SimpleNamespace:
+        states = np.array(given.states)
+        states[7, -1, DX] = number
+        return SimpleNamespace(states=states)
+
+    monkeypatch.setattr(expected_error, "predict_windows", predicted)
+    with pytest.raises(ValueError, match="it has diverged"):
+        fit_expected_error(ensemble(), SPEC, windows(1500), windows(200), seed=0)
 
 
 def test_features_without_neighbours_make_no_trees() -> None:
