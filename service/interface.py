@@ -6,17 +6,28 @@ NumPy only, so that whoever imports it loads neither torch nor a web framework.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
+from models.attribution.shares import Attribution
 from models.conformal import Guarantee
 from models.prediction import Array, Prediction
 from models.safety import SafetyLimits
 from models.spec import Spec
 
-__all__ = ["Array", "Costs", "EngineLike", "Headers", "ModelInfo", "Prediction", "Running"]
+__all__ = [
+    "Array",
+    "Attribution",
+    "Costs",
+    "EngineLike",
+    "Headers",
+    "ModelInfo",
+    "Pieces",
+    "Prediction",
+    "Running",
+]
 
 Headers = Mapping[bytes, bytes]
 """HTTP headers by name in lower case; as `telemetry` gets them, which may not import `http`."""
@@ -172,10 +183,15 @@ class Running(Protocol):
         """Return the prediction, once it is complete."""
 
 
+Pieces = Generator[None, None, Attribution]
+"""An attribution under way: each `next` computes for milliseconds, the end returns it."""
+
+
 class EngineLike(Protocol):
     """What the app needs of an engine; `service.engine.Engine` and the tests' fake have it.
 
-    `begin`, `canary` and the methods of what is running are called from one thread at a time.
+    `begin`, `explain`, `canary` and the methods of what is running are called from one thread at a
+    time.
     """
 
     @property
@@ -203,6 +219,15 @@ class EngineLike(Protocol):
             actions: Of each row.
             part_rows: Rows that take their steps together, before the next ones do.
             members: How many compute, the first ones, fewer than are served; None: all.
+        """
+
+    def explain(self, state: Array, actions: Array, members: int | None = None) -> Pieces:
+        """Return what attributes the crash probability of a sequence; nothing is computed yet.
+
+        Args:
+            state: [S].
+            actions: [H, A].
+            members: As for `begin`.
         """
 
     def canary(self) -> None:

@@ -226,7 +226,9 @@ class Calls(ABC, Generic[Http, Transport, Answer]):
             actions: [H, A] or [K, H, A].
             threshold: Crash probability from which a verdict is `unsafe`, 0 to 1; by default the
                 model's own.
-            include: ["trajectory"]: the answer has the predicted states, too.
+            include: "trajectory": the answer has the predicted states, too. "attribution": it says
+                what drives the crash probability; of one sequence [H, A] only, and not for whoever
+                waits for a verdict: it is computed while the service has nothing else to do.
             members: As for `rollout`. No verdict of fewer than all is `safe`.
             dt_s: As for `predict`, like those that follow.
             frame: As for `predict`.
@@ -236,7 +238,8 @@ class Calls(ABC, Generic[Http, Transport, Answer]):
             `verdict` ("safe", "unsafe" or "unknown"), `reasons` (each with `rule` and `message`),
             `crash_probability`, `crash_probability_by_step` ([H]), `time_to_crash_s` (seconds or
             None), `uncertainty` (None if one member answers), `threshold`, `horizon_s`,
-            `model_version`, and `trajectory` ([H+1][S]) if included. With K sequences, these in
+            `model_version`, and `trajectory` ([H+1][S]) and `attribution` (`groups`, `state`,
+            `action`, ...: see docs/http.md) if included. With K sequences, these in
             `candidates` ([K]), and in `best` the index of the one with the lowest risk.
 
         Raises:

@@ -41,7 +41,7 @@ OUTPUTS = (
     "final_state",
 )
 """What `/rollout` can be asked for."""
-INCLUDES = ("trajectory",)
+INCLUDES = ("trajectory", "attribution")
 """What a `/safety-check` answers with if asked."""
 _MOST_NAMES = 16
 _MOST_MEMBERS = 10_000

@@ -6,6 +6,7 @@ row's answer has the same bits, whatever shares the launch.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import time
@@ -18,6 +19,8 @@ import numpy as np
 import structlog
 import torch
 
+from models.attribution.integrated import attribute
+from models.attribution.scene import Known
 from models.backends.backend import Backend, NotCompiledError
 from models.backends.cpus import usable_cpus
 from models.backends.eager import Eager
@@ -33,7 +36,7 @@ from service.engine.launch_rows import launch_row_counts, probe_rows
 from service.engine.parts import Parts
 from service.engine.warmup import WarmUp
 from service.errors import StartupError
-from service.interface import Array, Costs, ModelInfo, Prediction
+from service.interface import Array, Costs, ModelInfo, Pieces, Prediction
 
 log = structlog.get_logger()
 
@@ -45,8 +48,8 @@ _LONGEST_STEP_S = 0.008
 class Engine:
     """A checkpoint on a device.
 
-    `start`, `begin`, `rollout`, `canary`, `close` and the methods of what `begin` returns are
-    called from one thread at a time.
+    `start`, `begin`, `rollout`, `explain`, `canary`, `close` and what `begin` and `explain` return
+    are called from one thread at a time.
 
     Args:
         checkpoint: Loaded on the CPU.
@@ -67,6 +70,7 @@ class Engine:
         library: Callable[[], Path] | None = None,
     ) -> None:
         self._checkpoint = checkpoint
+        self._explained = checkpoint.ensemble  # on the CPU, whatever the device
         self._wanted_device = device
         self._threads = threads
         self._vram_budget = vram_budget_bytes
@@ -102,6 +106,9 @@ class Engine:
         self._device = _pick_device(self._wanted_device)
         try:
             self._is_cpu = self._device.type == "cpu"
+            if not self._is_cpu:
+                copied = copy.deepcopy(self._checkpoint.ensemble)
+                self._explained = copied.eval().requires_grad_(False)
             self._checkpoint.ensemble.to(self._device).eval().requires_grad_(False)
             if self._device.type == "cuda":
                 self._start_cuda()
@@ -193,6 +200,25 @@ class Engine:
             RuntimeError: The device failed, or not even the smallest launch fits its memory.
         """
         return self.begin(states, actions, self.costs.launch_rows[-1], members).run()
+
+    def explain(self, state: Array, actions: Array, members: int | None = None) -> Pieces:
+        """Attribute the crash probability of a sequence to its features, in PyTorch on the CPU.
+
+        On a CPU whatever the device: pieces of a few rows gain nothing by a GPU, whose launches
+        they would hold up.
+
+        Args:
+            state: [S].
+            actions: [H, A].
+            members: As for `begin`.
+        """
+        step = self._explained.step(members)
+        spec, limits = self._checkpoint.spec, self._checkpoint.limits
+        mean, spread = (
+            x.mean(0)[0].numpy() for x in (step.stacked.state_mean, step.stacked.state_scale)
+        )
+        known = Known(limits.state_low, limits.state_high, mean, spread)
+        return attribute(step, spec, known, state, actions)
 
     def canary(self) -> None:
         """Make the smallest forward pass.

@@ -13,8 +13,9 @@ import orjson
 from models.safety import Verdict, assess, safest
 from models.survival import crash_probability, expected_returns
 from service.errors import EngineError
+from service.http.explained import attribution_fields
 from service.http.reading.bodies import Parsed
-from service.interface import ModelInfo, Prediction
+from service.interface import Attribution, ModelInfo, Prediction
 from service.scheduling.jobs import JobResult
 from service.telemetry.metrics import Metrics
 
@@ -90,6 +91,7 @@ class Answers:
 
     def __init__(self, info: ModelInfo, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._spec = info.spec
         self._by_members = {k: info.of(k) for k in (None, *range(1, info.members))}
 
     def text(
@@ -98,6 +100,7 @@ class Answers:
         parsed: Parsed,
         parse_s: float,
         result: JobResult,
+        attribution: Attribution | None = None,
     ) -> bytes | Parts:
         """Return an answer's JSON text.
 
@@ -106,6 +109,7 @@ class Answers:
             parsed: The request.
             parse_s: What reading it took.
             result: Of its job.
+            attribution: To be included, in an answer that is not made in parts.
 
         Raises:
             EngineError: A number of the prediction is not finite.
@@ -115,6 +119,8 @@ class Answers:
         if isinstance(answer, Parts):
             texts = self._timed(answer.texts, parsed, parse_s, result)
             return answer._replace(texts=texts)
+        if attribution is not None:
+            answer["attribution"] = attribution_fields(attribution, self._spec)
         answer["model_version"] = self._by_members[parsed.members].version
         body = orjson.dumps(answer, option=_JSON)
         self._metrics.observe_stages(

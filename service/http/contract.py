@@ -16,7 +16,7 @@ Kind = Literal["predict", "rollout", "safety_check"]
 Output = Literal[
     "states", "rewards", "dones", "returns", "crash_probability", "uncertainty", "final_state"
 ]
-Include = Literal["trajectory"]
+Include = Literal["trajectory", "attribution"]
 
 OUTPUTS: tuple[str, ...] = get_args(Output)
 DEFAULT_OUTPUTS = ("states", "rewards", "dones")

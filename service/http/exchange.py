@@ -8,6 +8,7 @@ bytes from here: identity, admission, clock, trace and metrics of a request are 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -23,8 +24,9 @@ from service.http.peers import Address, Peers
 from service.http.policy import Policy
 from service.http.reading.bodies import AT_ONCE_BYTES, BodyParser, Parsed
 from service.http.turns import Turns
-from service.interface import Headers
+from service.interface import Attribution, Headers
 from service.scheduling.admission import OVERHEAD_S
+from service.scheduling.explanations import Explained, Question
 from service.scheduling.jobs import Job, JobClass, JobResult, Outcome
 from service.scheduling.scheduler import Scheduler
 from service.telemetry.metrics import Metrics
@@ -155,13 +157,15 @@ class Exchange:
     """
 
     __slots__ = (
-        "_address", "_head", "_headers", "_is_impossible", "_job", "_parse_s", "_parsed", "_path",
-        "_reading", "_respond", "_started_s", "key", "label", "request_id", "shared", "trace",
+        "_address", "_head", "_headers", "_is_impossible", "_job", "_judged", "_parse_s", "_parsed",
+        "_path", "_question", "_reading", "_respond", "_started_s", "key", "label", "request_id",
+        "shared", "trace",
     )  # fmt: skip
 
     _head: Head
     _respond: Respond
     _parsed: Parsed
+    _judged: JobResult
 
     def __init__(
         self,
@@ -185,6 +189,7 @@ class Exchange:
         self.trace: Trace | None = None
         self._parse_s = 0.0
         self._job: Job | None = None
+        self._question: Question | None = None
         self._reading: _Reading | None = None
         # Spans of probes would drown all others.
         if shared.tracing is not None and path not in shared.policy.open_paths:
@@ -222,6 +227,8 @@ class Exchange:
             self._respond(None)
         elif self._job is not None:
             self.shared.scheduler.cancel(self._job)
+        elif self._question is not None:
+            self.shared.scheduler.forget(self._question)
 
     def finish(self, status: int) -> None:
         """Count the request and end its spans, now that its answer is sent.
@@ -304,13 +311,46 @@ class Exchange:
             if isinstance(outcome, ServiceError):
                 raise outcome
             if outcome is not None:
-                compose = self._head.endpoint.answer
-                answer = self.shared.answers.text(compose, self._parsed, self._parse_s, outcome)
-                reply = self._traced(_success(answer, self.request_id, outcome))
+                if self._parsed.has_attribution:
+                    assert job is not None
+                    self._ask(outcome, job.deadline_s)
+                    return
+                reply = self._answered(outcome)
         except Exception as exc:  # noqa: BLE001 (the app's last resort, see `failure`)
             reply = self.failure(exc)
         del self._parsed  # a kept connection keeps its last exchange
         self._respond(reply)
+
+    def _ask(self, judged: JobResult, deadline_s: float) -> None:
+        """Have the crash probability attributed, once the sequence was computed."""
+        parsed = self._parsed
+        self._question = self.shared.scheduler.explain(
+            parsed.states[0],
+            parsed.actions[0],
+            deadline_s=deadline_s,
+            respond=self._on_explained,
+            members=parsed.members,
+        )
+        self._judged = judged
+
+    def _on_explained(self, outcome: Explained) -> None:
+        self._question = None
+        reply = None
+        try:
+            if isinstance(outcome, ServiceError):
+                raise outcome
+            if outcome is not None:
+                reply = self._answered(self._judged, outcome)
+        except Exception as exc:  # noqa: BLE001 (the app's last resort, see `failure`)
+            # How long it takes depends on all that goes before: no deadline can be kept for sure.
+            reply = self.failure(exc, math.inf)
+        del self._parsed, self._judged
+        self._respond(reply)
+
+    def _answered(self, result: JobResult, attribution: Attribution | None = None) -> Reply:
+        compose = self._head.endpoint.answer
+        answer = self.shared.answers.text(compose, self._parsed, self._parse_s, result, attribution)
+        return self._traced(_success(answer, self.request_id, result))
 
     def _traced(self, reply: Reply) -> Reply:
         if self.trace is None:

@@ -37,6 +37,83 @@ class Reason(BaseModel):
     message: str = Field(description="What it saw, for a person.")
 
 
+class AttributedGroup(BaseModel):
+    """Features that belong together, and their share of a crash probability."""
+
+    name: str = Field(
+        description="`neighbour_1` and so on by slot, `road`, `actions`, or `others`.",
+        examples=["neighbour_1"],
+    )
+    contribution: float | None = Field(description="Sum over its features.")
+    crash_probability_without: float | None = Field(
+        description="Computed with this group alone taken away: the neighbour's slot is empty, or "
+        "the features are the baseline's."
+    )
+
+
+class ChangedFeature(BaseModel):
+    """One feature of the state changed, all others as they are."""
+
+    value: float | None = Field(description="Null if the feature cannot be changed to there.")
+    crash_probability: float | None = Field(description="Computed with that value.")
+
+
+class ChangedAction(BaseModel):
+    """One feature of the actions changed by one spread in all steps, within its range."""
+
+    crash_probability: float | None
+
+
+class AttributedFeature(BaseModel):
+    """What a feature of the state does to the crash probability."""
+
+    name: str
+    unit: str
+    baseline: float | None = Field(description="Its value in the baseline.")
+    contribution: float | None = Field(
+        description="Its share of the difference to the baseline's crash probability."
+    )
+    gradient: float | None = Field(
+        description="Derivative of the crash probability at this sequence, for one spread more."
+    )
+    spread: float = Field(description="Standard deviation in training, in its unit.")
+    lower: ChangedFeature = Field(description="One spread lower, within what is known.")
+    higher: ChangedFeature = Field(description="One spread higher, within what is known.")
+
+
+class AttributedAction(BaseModel):
+    """What a feature of the actions does to the crash probability."""
+
+    name: str
+    unit: str
+    baseline: float = Field(description="Its value in the baseline, in every step.")
+    contribution: float | None = Field(description="Sum over the steps.")
+    contribution_by_step: list[float | None] = Field(description="[H].")
+    gradient_by_step: list[float | None] = Field(
+        description="[H], derivatives at this sequence, for one spread more in that step."
+    )
+    spread: float = Field(description="Half of its range.")
+    lower: ChangedAction
+    higher: ChangedAction
+
+
+class AttributionAnswer(BaseModel):
+    """What the crash probability of one sequence is attributed to."""
+
+    baseline: Literal["alone", "training_mean"] = Field(description="What it is compared with.")
+    crash_probability: float | None = Field(
+        description="Of the sequence, computed in PyTorch: last digits may differ."
+    )
+    baseline_crash_probability: float | None
+    residual: float | None = Field(
+        description="Difference of the two probabilities minus all contributions."
+    )
+    groups: list[AttributedGroup] = Field(description="The largest contribution first.")
+    state: list[AttributedFeature] = Field(description="[S], in the state's order.")
+    action: list[AttributedAction] = Field(description="[A], in the action's order.")
+    contribution_by_step: list[float | None] = Field(description="[H], of all action features.")
+
+
 class Verdict(BaseModel):
     """Result of a safety check of one action sequence."""
 
@@ -70,6 +147,7 @@ class Verdict(BaseModel):
 class SafetyCheckAnswer(_Answer, Verdict):
     """Answer of /safety-check to one sequence."""
 
+    attribution: AttributionAnswer | None = Field(default=None, description="If included.")
     model_version: str
 
 

@@ -6,7 +6,8 @@ error of the engine, its deadline, the engine's death, shutdown, or none as it w
 A safety check waits for at most one slice of another class (see `service.scheduling.queues`), and
 for the safety checks that came before it. A slice lasts about `preempt_after_s`; where launches
 cannot be left between steps, as on a GPU, half as long again as the smallest launch of its horizon
-and members, if that is longer.
+and members, if that is longer. While no job waits, attributions are computed
+(`service.scheduling.explanations`), piece by piece: whoever comes waits for one piece at most.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from service.errors import DeadlineExceededError, EngineError, UnavailableError
 from service.interface import Array, EngineLike, Prediction
 from service.scheduling.admission import Admission
 from service.scheduling.deadlines import Deadlines
+from service.scheduling.explanations import Explained, Explanations, Question
 from service.scheduling.health import ENGINE_DOWN, SHUTTING_DOWN, Health
 from service.scheduling.jobs import Bounds, Job, JobClass, JobResult, Observer, Outcome
 from service.scheduling.launches import BadOutputError, Launch, timed
@@ -67,6 +69,7 @@ class Scheduler:
         self._timer = timer
         self.queues = Queues(bounds)
         self._live: dict[int, Job] = {}
+        self._explanations = Explanations(engine, observer)
         self._deadlines = Deadlines(self._live, self._expire)
         self._seq = 0
         self._task: asyncio.Task[None] | None = None
@@ -156,6 +159,43 @@ class Scheduler:
         if self._resolve(job, None):
             self._observer.rejected("cancelled")
 
+    def explain(
+        self,
+        state: Array,
+        actions: Array,
+        *,
+        deadline_s: float,
+        respond: Callable[[Explained], None],
+        members: int | None = None,
+    ) -> Question:
+        """Ask what a sequence's crash probability comes from; computed while no job waits.
+
+        Args:
+            state: [S], float32, finite.
+            actions: [H, A], float32, finite, H >= 1.
+            deadline_s: When it must be answered, on the loop's clock.
+            respond: Gets the outcome, exactly once and later than this call: an attribution, an
+                EngineError, an UnavailableError, a DeadlineExceededError, or None.
+            members: As for `enqueue`.
+
+        Raises:
+            OverloadedError: Too many wait.
+            UnavailableError: The service is draining, or the engine is down.
+        """
+        if (refusal := self.health.refusal) is not None:
+            reason, message = refusal
+            self._observer.rejected(reason)
+            raise UnavailableError(message)
+        question = self._explanations.ask(
+            state, actions, deadline_s=deadline_s, respond=respond, members=members
+        )
+        self._wake.set()
+        return question
+
+    def forget(self, question: Question) -> None:
+        """Free a question's place; its outcome is None, unless it had one already."""
+        self._explanations.end(question, None, "cancelled")
+
     def _resolve(self, job: Job, outcome: Outcome) -> bool:
         """Give a job its outcome; False if it had one already."""
         if job.is_done:
@@ -180,6 +220,7 @@ class Scheduler:
         for job in list(self._live.values()):
             if self._resolve(job, UnavailableError(message)):
                 self._observer.rejected(reason)
+        self._explanations.end_all(UnavailableError(message), reason)
 
     async def _serve(self) -> None:
         """Compute what waits, slice by slice; sleep when nothing does."""
@@ -188,9 +229,12 @@ class Scheduler:
             if launch is not None:
                 await self._advance(launch)
                 await asyncio.sleep(0)  # lets others in between slices
+            question = self._explanations.first if launch is None else None
+            if question is not None:
+                await self._explain(question)
             if self.health.is_canary_due:
                 await self._try_engine()
-            elif launch is None:
+            elif launch is None and question is None:
                 self._wake.clear()
                 await self._wake.wait()
 
@@ -227,6 +271,18 @@ class Scheduler:
         self.health.succeeded(expected_s * taken / steps, ran.seconds)
         if prediction is not None:
             self._deliver(launch, prediction)
+
+    async def _explain(self, question: Question) -> None:
+        """Compute a piece of an attribution: on the worker, as the event loop has better to do."""
+        ran = await self._worker.run(question.advance)
+        if ran.error is not None:
+            self._observer.engine_failed("exception")
+            log.error("attribution failed", kind="exception", error=repr(ran.error))
+            cause = type(ran.error).__name__
+            self._explanations.end(question, EngineError(f"the engine failed: {cause}"))
+            self.health.is_canary_due = True
+        elif ran.value is not None:
+            self._explanations.end(question, ran.value)
 
     def _deliver(self, launch: Launch, prediction: Prediction) -> None:
         """Give each job its own rows, if they come in time."""

@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 import httpx
 import numpy as np
 
+from models.attribution.shares import Attribution, Group
 from models.conformal import Guarantee
 from models.safety import SafetyLimits
 from models.spec import Feature, Spec
 from service.app import WorldModelApp, create_app
-from service.interface import Array, Costs, ModelInfo, Prediction
+from service.interface import Array, Costs, ModelInfo, Pieces, Prediction
 from service.scheduling.launches import Ran
 from service.settings import Settings
 from service.telemetry.metrics import Registry
@@ -86,6 +87,27 @@ def expected(states: Array, actions: Array, members: int | None = None) -> Predi
     )
 
 
+def fake_attribution(state: Array, actions: Array, members: int | None = None) -> Attribution:
+    """Every number follows from the input; with members, the baseline's probability is theirs."""
+    numbers, steps = state.astype(np.float64), actions.astype(np.float64)
+    return Attribution(
+        baseline="training_mean",
+        baseline_state=0 * numbers,
+        baseline_action=np.zeros(2),
+        crash_probability=float(numbers.sum() + steps.sum()),
+        baseline_probability=float(members or 0),
+        state=numbers,
+        actions=steps,
+        state_gradients=2 * numbers,
+        action_gradients=2 * steps,
+        state_spreads=np.ones(3),
+        action_spreads=np.array([1.0, 0.5]),
+        state_changed=np.stack([numbers + x for x in (-1, 1)], axis=1)[..., None] * [1.0, np.nan],
+        action_changed=np.zeros((2, 2)),
+        groups=(Group("others", float(numbers.sum()), 0.25), Group("actions", 0.0, 0.5)),
+    )
+
+
 def slow_costs(row_step_s: float, most_rows: int = 128) -> Costs:
     """Return costs in proportion to rows and steps."""
     rows = tuple(range(1, most_rows + 1))
@@ -111,6 +133,9 @@ class FakeEngine:
         self.slices: list[tuple[int, int]] = []
         self.seen: list[Array] = []
         self.threads: set[str] = set()
+        self.computed: list[str] = []
+        """In order: "launch", or "piece" of an attribution, which has three."""
+        self.on_piece: Callable[[], Any] = lambda: None
         self.canaries = 0
         self.is_broken = False
         self.is_lost = False
@@ -145,6 +170,7 @@ class FakeEngine:
     ) -> FakeRunning:
         rows, horizon, _ = actions.shape
         self.launches.append((rows, horizon))
+        self.computed.append("launch")
         self.members.append(members)
         self.seen.append(states)
         return FakeRunning(self, states, actions, part_rows, members)
@@ -158,6 +184,13 @@ class FakeEngine:
             raise TimeoutError("nobody opened the gate")
         if self.is_broken or (running.states[:, 0] == POISON).any():
             raise ArithmeticError("the fake engine was told to fail")
+
+    def explain(self, state: Array, actions: Array, members: int | None = None) -> Pieces:
+        for _ in range(3):
+            self.computed.append("piece")
+            self.on_piece()
+            yield
+        return fake_attribution(state, actions, members)
 
     def canary(self) -> None:
         self.canaries += 1

@@ -115,7 +115,8 @@ def _differing(parsed: Any, meaning: Meaning) -> Iterator[str]:
         elif array.tobytes() != wanted.tobytes():
             at = np.argwhere(array.view(np.uint32) != wanted.view(np.uint32))[0].tolist()
             yield f"{name}{at} is {array[tuple(at)]}, not {wanted[tuple(at)]}"
-    for name in ("is_single", "outputs", "threshold", "has_trajectory", "members"):
+    included = "has_trajectory", "has_attribution"
+    for name in ("is_single", "outputs", "threshold", *included, "members"):
         if getattr(parsed, name) != getattr(meaning, name):
             yield f"{name} {getattr(parsed, name)}, not {getattr(meaning, name)}"
 
@@ -173,7 +174,8 @@ class Fuzzer:
         if endpoint == "safety_check" and choose.random() < 0.3:
             fields["threshold"] = choose.choice(NUMBERS[:16])
         if endpoint == "safety_check" and choose.random() < 0.3:
-            fields["include"] = b'["trajectory"]'
+            names = ["trajectory", "attribution"]
+            fields["include"] = orjson.dumps(choose.sample(names, choose.randint(1, 2)))
         if endpoint != "predict" and choose.random() < 0.3:
             fields["members"] = choose.choice((b"1", b"2", b"3", b"4", *NUMBERS))
         if choose.random() < 0.2:

@@ -49,6 +49,7 @@ class Meaning:
     outputs: tuple[str, ...] = ()
     threshold: float | None = None
     has_trajectory: bool = False
+    has_attribution: bool = False
     members: int | None = None
 
 
@@ -97,7 +98,7 @@ class Reference:
             actions,
             is_one_state and is_one_action,
             members=None if members == self.members else members,
-            **_options(endpoint, document),
+            **_options(endpoint, document, is_one_sequence=is_one_action),
         )
 
     def _sequences(self, value: Any) -> tuple[list[list[list[float]]], bool]:
@@ -192,14 +193,20 @@ def _double(value: Any) -> float:
         raise Refused("an integer beyond all doubles") from exc
 
 
-def _options(endpoint: str, document: dict[str, Any]) -> dict[str, Any]:
+def _options(endpoint: str, document: dict[str, Any], *, is_one_sequence: bool) -> dict[str, Any]:
     if endpoint == "rollout":
         return {"outputs": _names(document, "outputs", OUTPUTS, ("states", "rewards", "dones"))}
     if endpoint == "safety_check":
-        include = _names(document, "include", ("trajectory",), ())
+        include = _names(document, "include", ("trajectory", "attribution"), ())
+        is_explained = "attribution" in include
+        _check(is_one_sequence or not is_explained, "the attribution of many sequences")
         threshold = document.get("threshold", 0.5)
         _check(0.0 <= _double(threshold) <= 1.0, "not a probability")
-        return {"threshold": document.get("threshold"), "has_trajectory": bool(include)}
+        return {
+            "threshold": document.get("threshold"),
+            "has_trajectory": "trajectory" in include,
+            "has_attribution": is_explained,
+        }
     return {}
 
 

@@ -53,6 +53,7 @@ class Parsed(NamedTuple):
         threshold: Crash probability to judge by; None: the checkpoint's.
         has_trajectory: Whether a safety check's answer includes the trajectory.
         members: How many answer, the first ones, fewer than are served; None: all.
+        has_attribution: Whether its answer, to one sequence, includes the attribution.
     """
 
     states: Array
@@ -62,6 +63,7 @@ class Parsed(NamedTuple):
     threshold: float | None = None
     has_trajectory: bool = False
     members: int | None = None
+    has_attribution: bool = False
 
 
 class _Given(NamedTuple):
@@ -308,11 +310,16 @@ def _as_check(given: _Given, contract: Contract) -> Parsed:
     if "threshold" in options and not is_number_within(options["threshold"], 0.0, 1.0):
         refuse([detail("threshold", "is not a probability", "a number from 0 to 1")])
     members = _members(options, contract)
+    included = _names(options, "include", INCLUDES, ())
+    if "attribution" in included and not given.is_one_sequence:
+        problem = "asks for the attribution of a list of sequences"
+        refuse([detail("include", problem, "attribution with one sequence: actions [H][A]")])
     return Parsed(
         *_paired(given, "actions"),
         members=members,
         threshold=options.get("threshold"),
-        has_trajectory="trajectory" in _names(options, "include", INCLUDES, ()),
+        has_trajectory="trajectory" in included,
+        has_attribution="attribution" in included,
     )
 
 

@@ -23,6 +23,7 @@ from models.checkpoint import Architecture, Calibration, Checkpoint
 from models.network.ensemble import EnsembleStep, WorldModelEnsemble
 from models.network.rows import ROW_TILE
 from models.spec import anonymous_spec
+from models.survival import crash_probability
 from service.engine import Engine
 from service.engine.launch_rows import launch_row_counts
 from service.engine.parts import DeviceFullError
@@ -541,3 +542,24 @@ def test_a_missing_device_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> No
 
     with pytest.raises(StartupError, match="no CUDA device"):
         Engine(checkpoint(), device="cuda").start()
+
+
+@pytest.mark.parametrize("members", [None, 1])
+def test_an_attribution_is_of_the_sequence_and_changes_no_answer(
+    engine: Engine, members: int | None
+) -> None:
+    states, actions = inputs(1, 5)
+    before = engine.rollout(states, actions, members)
+
+    pieces = engine.explain(states[0], actions[0], members)
+    attribution = None
+    while attribution is None:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            attribution = end.value
+        assert same_bits(engine.rollout(states, actions, members), before)
+
+    expected = crash_probability(before.dones)[0]
+    assert attribution.crash_probability == pytest.approx(expected, rel=1e-4)
+    assert abs(attribution.residual) < 1e-3

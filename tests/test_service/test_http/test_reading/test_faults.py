@@ -80,12 +80,12 @@ LARGEST = "up to 3.4028235677973362e+38"
         (
             "safety_check",
             '{"state":[1,2,3],"actions":[[0,0]],"include":["trajectory","x"]}',
-            [("include[1]", "is not a known name", "trajectory")],
+            [("include[1]", "is not a known name", "trajectory, attribution")],
         ),
         (
             "safety_check",
             '{"state":[1,2,3],"actions":[[0,0]],"include":[]}',
-            [("include", "must be a list of at least one name", "trajectory")],
+            [("include", "must be a list of at least one name", "trajectory, attribution")],
         ),
         (
             "safety_check",

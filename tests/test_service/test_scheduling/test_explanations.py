@@ -1,0 +1,174 @@
+"""Attributions: computed in pieces while nothing else waits, with exactly one outcome each."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from service.errors import DeadlineExceededError, EngineError, OverloadedError, UnavailableError
+from service.interface import Attribution
+from service.scheduling.explanations import MOST_QUESTIONS, Explained, Question
+from service.scheduling.jobs import JobClass
+from tests.fakes.bench import Bench, simulate
+from tests.fakes.engine import VirtualLoop, expected, fake_attribution, rows, same_bits
+
+SAFETY, PREDICT, ROLLOUT = JobClass
+
+
+def asked(
+    bench: Bench, outcomes: list[Explained], timeout_s: float = 20.0, seed: int = 0
+) -> Question:
+    states, actions = rows(1, seed=seed)
+    deadline_s = asyncio.get_running_loop().time() + timeout_s
+    return bench.scheduler.explain(
+        states[0], actions[0], deadline_s=deadline_s, respond=outcomes.append
+    )
+
+
+def test_it_is_computed_piece_by_piece() -> None:
+    outcomes: list[Explained] = []
+
+    async def play(bench: Bench, loop: VirtualLoop) -> None:
+        asked(bench, outcomes)
+        await asyncio.sleep(1)
+
+    bench = simulate(play)
+
+    states, actions = rows(1)
+    attribution = outcomes[0]
+    assert isinstance(attribution, Attribution)
+    assert attribution.state.tolist() == fake_attribution(states[0], actions[0]).state.tolist()
+    assert (len(outcomes), bench.engine.computed) == (1, ["piece"] * 3)
+
+
+@pytest.mark.parametrize("job_class", JobClass)
+def test_whoever_comes_waits_for_one_piece_at_most(job_class: JobClass) -> None:
+    outcomes: list[Explained] = []
+    order: list[str] = []
+    waited_s: list[float] = []
+
+    async def play(bench: Bench, loop: VirtualLoop) -> None:
+        asked(bench, outcomes)
+        await asyncio.sleep(0.0015)  # the second piece is being computed; each takes 1 ms
+        result = await bench.ask(job_class=job_class, horizon=2)
+        waited_s.append(result.queue_s)
+        order.extend(bench.engine.computed)
+        assert same_bits(result.prediction, expected(*rows(1, horizon=2)))
+        await asyncio.sleep(1)
+
+    simulate(play)
+
+    assert order[:3] == ["piece", "piece", "launch"]
+    assert waited_s[0] <= 0.0005 + 1e-9
+    assert isinstance(outcomes[0], Attribution)
+
+
+def test_it_waits_as_long_as_any_job_does() -> None:
+    outcomes: list[Explained] = []
+
+    async def play(bench: Bench, loop: VirtualLoop) -> None:
+        jobs = [bench.ask(job_class=x, horizon=h) for x in JobClass for h in (3, 4)]
+        asked(bench, outcomes)
+        await asyncio.gather(*jobs)
+        await asyncio.sleep(1)
+
+    bench = simulate(play)
+
+    assert bench.engine.computed == ["launch"] * 6 + ["piece"] * 3
+    assert isinstance(outcomes[0], Attribution)
+
+
+def test_its_deadline_is_kept() -> None:
+    outcomes: list[Explained] = []
+
+    async def play(bench: Bench, loop: VirtualLoop) -> None:
+        asked(bench, outcomes, timeout_s=0.0015)
+        await asyncio.sleep(1)
+
+    bench = simulate(play)
+
+    assert isinstance(outcomes[0], DeadlineExceededError)
+    assert bench.tally.rejections == {"expired": 1}
+    assert bench.engine.computed == ["piece"] * 2
+
+
+def test_one_that_is_forgotten_is_not_computed() -> None:
+    first: list[Explained] = []
+    second: list[Explained] = []
+
+    async def play(bench: Bench, loop: VirtualLoop) -> None:
+        question = asked(bench, first)
+        asked(bench, second)
+        bench.scheduler.forget(question)
+        bench.scheduler.forget(question)
+        await asyncio.sleep(1)
+
+    bench = simulate(play)
+
+    assert first == [None]
+    assert isinstance(second[0], Attribution)
+    assert bench.tally.rejections == {"cancelled": 1}
+    assert bench.engine.computed == ["piece"] * 3
+
+
+def test_only_so_many_may_wait() -> None:
+    outcomes: list[Explained] = []
+
+    async def play(bench: Bench, loop: VirtualLoop) -> None:
+        for _ in range(MOST_QUESTIONS):
+            asked(bench, outcomes)
+        with pytest.raises(OverloadedError):
+            asked(bench, outcomes)
+        await asyncio.sleep(1)
+        asked(bench, outcomes)
+        await asyncio.sleep(1)
+
+    bench = simulate(play)
+
+    assert [type(x) for x in outcomes] == [Attribution] * (MOST_QUESTIONS + 1)
+    assert bench.tally.rejections == {"queue_full": 1}
+
+
+def test_a_fault_is_its_own() -> None:
+    outcomes: list[Explained] = []
+
+    async def play(bench: Bench, loop: VirtualLoop) -> None:
+        def fail() -> None:
+            raise ArithmeticError("told to fail")
+
+        bench.engine.on_piece = fail
+        asked(bench, outcomes)
+        await asyncio.sleep(0.1)
+        bench.engine.on_piece = lambda: None
+        asked(bench, outcomes)
+        await bench.ask()
+        await asyncio.sleep(1)
+
+    bench = simulate(play)
+
+    assert isinstance(outcomes[0], EngineError)
+    assert isinstance(outcomes[1], Attribution)
+    assert bench.tally.faults == {"exception": 1}
+    assert bench.engine.canaries >= 2
+
+
+@pytest.mark.parametrize("end", ["close", "give_up"])
+def test_the_end_of_the_service_resolves_it(end: str) -> None:
+    outcomes: list[Explained] = []
+
+    async def play(bench: Bench, loop: VirtualLoop) -> None:
+        asked(bench, outcomes)
+        asked(bench, outcomes)
+        await asyncio.sleep(0.0005)
+        if end == "give_up":
+            bench.scheduler.give_up()
+        else:
+            await bench.scheduler.close()
+        assert [type(x) for x in outcomes] == [UnavailableError] * 2
+        with pytest.raises(UnavailableError):
+            asked(bench, outcomes)
+
+    simulate(play)
+
+    assert len(outcomes) == 2
