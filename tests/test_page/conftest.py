@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -21,12 +22,19 @@ SHOTS = ROOT / ".page"
 Open = Callable[..., Any]
 
 
+def lacks(what: str) -> NoReturn:
+    """Skip, as a tool is not here; where all must run (`.ci/run`), fail."""
+    if os.environ.get("PAGE_TESTS_MUST_RUN"):
+        pytest.fail(what)
+    pytest.skip(what)
+
+
 @pytest.fixture(scope="session")
 def node() -> str:
     """Return the command that runs JavaScript."""
     found = shutil.which("node")
     if found is None:
-        pytest.skip("needs Node.js: apt-get install nodejs")
+        lacks("needs Node.js: apt-get install nodejs")
     return found
 
 
@@ -34,17 +42,20 @@ def node() -> str:
 def modules() -> Path:
     """Return the folder of npm's packages, which `make test` installs."""
     if not MODULES.exists():
-        pytest.skip("needs packages of npm: (cd tests/test_page && npm ci)")
+        lacks("needs packages of npm: (cd tests/test_page && npm ci)")
     return MODULES
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Start Debian's Chromium; closed with the module, as its loop would be in others' way."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright (PyPI)")
+    try:
+        from playwright import sync_api
+    except ImportError:
+        lacks("needs playwright (PyPI)")
     chromium = shutil.which("chromium")
     if chromium is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
+        lacks("needs Chromium: apt-get install chromium")
     with sync_api.sync_playwright() as playwright:
         # Containers have no user namespaces for its sandbox, and little shared memory.
         options = ["--no-sandbox", "--disable-dev-shm-usage"]

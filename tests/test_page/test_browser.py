@@ -30,7 +30,7 @@ def test_a_crash_is_shown_with_its_reasons(open_page: Open) -> None:
     page = open_page()
 
     assert verdict_of(page) == "unsafe"
-    text = page.locator(".verdict").inner_text()
+    text = page.locator(".side").inner_text()
     assert "A crash is expected within 0.8 s" in text
     assert "crash_probability: crash probability 1.0000 reaches" in text
     assert re.search(r"Answered in [\d.]+ ms .* compute [\d.]+ ms", text)

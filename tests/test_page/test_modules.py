@@ -19,7 +19,7 @@ from models.road_users import road_users_spec
 from models.safety import RULES
 from service.http.page import ASSETS
 from service.settings import PRETRAINED
-from tests.test_page.conftest import HERE, ROOT, STATIC
+from tests.test_page.conftest import HERE, ROOT, STATIC, lacks
 from tools.refresh_pages import SCENES, page_episodes
 
 MOST_BYTES = 250_000
@@ -113,6 +113,27 @@ def test_who_stands_stays_in_place_while_the_ego_moves_as_the_model_moves_it(
     places = np.array(json.loads(done.stdout))
     assert places.shape == (17, 3)
     np.testing.assert_allclose(places, np.tile([20.0, 3.0, 0.5], (17, 1)), atol=1e-3)
+
+
+def test_a_contact_on_the_page_is_one_for_the_service(node: str) -> None:
+    script = f"import({json.dumps((STATIC / 'motion.js').as_uri())})"
+    script += ".then((x) => console.log(x.LEAST_CONTACT_M))"
+    done = subprocess.run([node, "-e", script], capture_output=True, text=True, check=True)
+
+    text = (ROOT / "models" / "safety" / "contacts.py").read_text()
+    assert [done.stdout.strip()] == re.findall(r"^_LEAST_M = (\S+)$", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("must_run", "outcome"), [("1", "Failed"), ("", "Skipped")])
+def test_where_all_must_run_a_missing_tool_is_a_failure(
+    monkeypatch: pytest.MonkeyPatch, must_run: str, outcome: str
+) -> None:
+    monkeypatch.setenv("PAGE_TESTS_MUST_RUN", must_run)
+
+    with pytest.raises(BaseException, match="needs a tool") as raised:
+        lacks("needs a tool")
+
+    assert type(raised.value).__name__ == outcome
 
 
 RULE_FILES = ROOT / "deploy" / "prometheus" / "rules"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from base64 import urlsafe_b64decode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from models.checkpoint import save_checkpoint
 from tests.test_end_to_end.conftest import Server, launch
 from tests.test_models.test_checkpoint import small_checkpoint
 from tests.test_page.conftest import Open, shoot
-from tests.test_page.test_browser import verdict_of, wait_for_verdict
+from tests.test_page.test_browser import copied, verdict_of, wait_for_verdict
 
 pytestmark = pytest.mark.slow
 
@@ -48,9 +49,33 @@ def test_a_key_is_asked_for_before_anything_is_refused(open_page: Open, other: S
         0,
         "",
     ]
-    page.get_by_role("button", name="Copy as curl").click()
-    assert "$WORLD_MODEL_KEY" in page.locator("#copy-text").input_value()
-    assert "secret-key-1" not in page.content()
+    texts = [copied(page, f"Copy {what}") for what in ("as curl", "as Python", "a link")]
+    assert ["WORLD_MODEL_KEY" in text for text in texts] == [True, True, False]
+    assert "#view=" in texts[2]
+    assert not any("secret-key-1" in text for text in [*texts, page.content()])
+    view = texts[2].partition("#view=")[2]
+    assert b"secret-key-1" not in urlsafe_b64decode(view + "=" * (-len(view) % 4))
+
+
+def test_a_key_that_ends_costs_no_plan(open_page: Open, other: Server) -> None:
+    page = open_page(url=other.url, quiet=False)
+    enter_key(page, "secret-key-1")
+    verdict_of(page)
+    page.wait_for_load_state("networkidle")
+    page.route("**/safety-check", lambda route: route.fulfill(status=401, json=FAILURE))
+    curve = page.locator(".curve").first
+    curve.focus()
+    page.keyboard.press("Shift+PageUp")
+    page.get_by_text("This key is not known here.").wait_for()
+    assert page.locator(".verdict .word").count() == 0
+    drawn = curve.get_attribute("aria-valuenow")
+    page.unroute("**/safety-check")
+
+    enter_key(page, "secret-key-1")
+
+    verdict_of(page)
+    assert curve.get_attribute("aria-valuenow") == drawn
+    assert page.locator("#problem").is_hidden()
 
 
 def test_a_wrong_key_is_said_to_be_wrong(open_page: Open, other: Server) -> None:
@@ -88,7 +113,7 @@ def test_a_model_of_other_features_has_a_plot_for_each(open_page: Open, other: S
 
 @pytest.mark.parametrize(
     ("status", "said"),
-    [(429, "too much to do"), (503, "is not ready"), (422, "refused this"), (500, "refused this")],
+    [(429, "too much to do"), (503, "is not ready"), (422, "refused this"), (500, "has a fault")],
 )
 def test_a_failure_is_said_and_ends(open_page: Open, status: int, said: str) -> None:
     page = open_page(quiet=False)
@@ -102,12 +127,32 @@ def test_a_failure_is_said_and_ends(open_page: Open, status: int, said: str) -> 
     problem = page.get_by_role("alert").filter(has_text=said)
     problem.wait_for()
     assert "the reason" in problem.inner_text()
+    assert ("Trying again" in problem.inner_text()) == (status in {429, 503})
+    assert page.locator(".verdict .word").count() == 0, "the verdict on the scene before is gone"
     page.unroute("**/safety-check")
-    if status == 422:
+    if status in {422, 500}:
         page.get_by_role("button", name="Brake", exact=True).click()
 
     wait_for_verdict(page, "safe")
     assert page.locator("#problem").is_hidden()
+
+
+def test_what_is_shown_while_an_answer_is_to_come_is_said_to_be_of_before(open_page: Open) -> None:
+    page = open_page()
+    verdict_of(page)
+    page.wait_for_load_state("networkidle")
+    held: list[Any] = []
+    page.route("**/safety-check", lambda route: held.append(route))
+
+    with page.expect_request("**/safety-check"):
+        page.get_by_role("button", name="Brake", exact=True).click()
+
+    waiting = page.get_by_text("This is for what was chosen before")
+    waiting.wait_for()
+    assert page.locator(".verdict").get_attribute("aria-busy") == "true"
+    held[0].continue_()
+    waiting.wait_for(state="hidden")
+    assert page.locator(".verdict").get_attribute("aria-busy") == "false"
 
 
 def test_a_service_that_is_down_is_waited_for(open_page: Open, server: Server) -> None:
@@ -122,10 +167,45 @@ def test_a_service_that_is_down_is_waited_for(open_page: Open, server: Server) -
     assert verdict_of(page) == "unsafe"
 
 
+def test_an_answer_that_is_cut_or_holds_no_numbers_does_not_stop_the_page(open_page: Open) -> None:
+    page = open_page(quiet=False)
+    verdict_of(page)
+    brake = page.get_by_role("button", name="Brake", exact=True)
+
+    def without_numbers(route: Any) -> None:
+        answer = route.fetch().json()
+        answer["trajectory"][3:] = [[None] * 34 for _ in answer["trajectory"][3:]]
+        reason = {"rule": "not_finite", "message": "no number"}
+        answer.update(verdict="unknown", crash_probability=None, reasons=[reason])
+        route.fulfill(json=answer)
+
+    page.route("**/safety-check", lambda route: route.fulfill(body='{"verdict": "sa'))
+    brake.click()
+    page.get_by_role("alert").filter(has_text="its answer cannot be read").wait_for()
+    page.unroute("**/safety-check")
+    page.route("**/safety-check", without_numbers)
+    brake.click()
+    wait_for_verdict(page, "unknown")
+    page.get_by_text("Nothing is drawn").wait_for()
+    page.get_by_label("Time").fill("5")
+    page.unroute("**/safety-check")
+    page.get_by_role("button", name="As recorded").click()
+
+    wait_for_verdict(page, "unsafe")
+    assert page.locator(".birdseye").count() == 1
+
+
 def test_a_link_of_another_model_is_refused_and_the_page_goes_on(open_page: Open) -> None:
-    page = open_page("#AAAA")
+    page = open_page("#view=AAAA")
 
     assert verdict_of(page) == "unsafe"
+    said = page.get_by_role("alert").filter(has_text="This link is damaged")
+    assert said.inner_text() == "This link is damaged, or it is of another model."
+    page.get_by_role("link", name="Skip to the prediction").press("Enter")
+    page.get_by_role("button", name="Brake", exact=True).click()
+    page.wait_for_load_state("networkidle")
+    assert said.count() == 1
+    assert page.locator("#problem").is_hidden()
 
 
 def test_members_are_bands_where_the_service_tells_them_apart(open_page: Open) -> None:

@@ -2,6 +2,8 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { ALERTS, Watch } from "../../../service/http/static/page/alerts.js";
+import { ServiceError } from "../../../service/http/static/page/api.js";
+import { noneIfDown } from "../../../service/http/static/page/live.js";
 import { History, KEPT_S, read, seriesOf } from "../../../service/http/static/page/metrics.js";
 
 const TEXT = `# HELP world_model_requests_total How many
@@ -25,7 +27,7 @@ const READY = { world_model_ready: 1 };
 /** States of the alerts that are not quiet after samples, the last one's. */
 function statesAfter(...samples) {
   const history = new History();
-  const watch = new Watch();
+  const watch = new Watch(1000);
   let states = [];
   for (const [time_s, values] of samples) {
     history.add({ time_s, values: new Map(Object.entries(values)) });
@@ -84,6 +86,18 @@ test("down and not ready fire after a minute, not at once, and end at once", () 
   assert.deepEqual(statesAfter([0, {}], [60, {}], [65, READY]), {});
   const not = { world_model_ready: 0 };
   assert.deepEqual(statesAfter([0, not], [65, not]), { WorldModelNotReady: "firing" });
+});
+
+test("after a gap nobody knows how long an alert has been true", () => {
+  const watch = new Watch(15);
+  const state = (time_s) => watch.states(historyOf([time_s, {}]))[0].state;
+  assert.deepEqual([0, 15, 30, 45, 60].map(state), [...Array(4).fill("pending"), "firing"]);
+  assert.equal(state(76), "pending");
+});
+
+test("only who does not answer or has a fault is down: a refusal tells nothing", () => {
+  for (const status of [0, 500, 503]) assert.equal(noneIfDown(new ServiceError(status, "")).size, 0);
+  for (const status of [401, 429]) assert.throws(() => noneIfDown(new ServiceError(status, "")));
 });
 
 test("three restarts fire, and an outage is none", () => {

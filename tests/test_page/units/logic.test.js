@@ -131,6 +131,28 @@ test("a state or any request body can be pasted, and what is wrong is said", () 
   for (const wrong of ["{", "3", "null", JSON.stringify([1]), JSON.stringify({ state, actions: [[1]] })]) {
     assert.throws(() => pastedScene(wrong, model), /JSON|list of/);
   }
+  assert.throws(() => pastedScene(`[1e999, ${state.slice(1)}]`, model), /list of/);
+});
+
+test("numbers that mean something else are refused", () => {
+  const state = stateWith({});
+  const read = (given) => pastedScene(JSON.stringify({ state, ...given }), model);
+  assert.throws(() => read({ frame: "forward-left-up" }), /"frame" is "forward-left-up"; .*right-down/);
+  assert.throws(() => read({ dt_s: 0.1 }), /"dt_s" is 0.1; that of this model is 0.05/);
+  assert.throws(() => read({ dt_s: "fast" }), /"dt_s"/);
+  assert.equal(read({ frame: model.frame, dt_s: 0.05, include: ["trajectory"] }).title, "pasted");
+});
+
+test("what of a body is not shown as it was given is said", () => {
+  const state = stateWith({});
+  const plan = (steps) => Array(steps).fill([0, 0, 0]);
+  const title = (given) => pastedScene(JSON.stringify(given), model).title;
+  assert.equal(title({ state, actions: plan(16) }), "pasted");
+  assert.match(title({ state, actions: plan(20) }), /its first 16 of 20 actions/);
+  assert.match(title({ state, action: [0, 0, 0] }), /its last action is held until step 16/);
+  assert.match(title({ state, actions: [plan(16), plan(16)] }), /the first of 2 sequences/);
+  assert.match(title({ state: [state, state] }), /the first of 2 states/);
+  assert.match(title({ state, threshold: 0.2, members: 2 }), /left out: threshold, members/);
 });
 
 test("one plan is sent as such, several as a list, with what their numbers mean", () => {

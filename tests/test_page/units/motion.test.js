@@ -77,16 +77,40 @@ test("rectangles are apart by their gap, and overlap by their depth", () => {
 });
 
 test("the first contact names the step and who it is", () => {
-  const states = [20, 5, 3.9, 3].map((dx) => stateWith({ dx }));
+  const states = [20, 5, 3.95, 3.85].map((dx) => stateWith({ dx }));
   assert.deepEqual(
     [firstContact(layout, states).step, firstContact(layout, states).slot],
-    [2, 1],
+    [3, 1],
+    "an overlap of 0.1 m is none",
   );
-  assert.equal(firstContact(layout, states.slice(0, 2)), null);
+  assert.equal(firstContact(layout, states.slice(0, 3)), null);
+});
+
+test("who is there and how large is what the start says", () => {
+  const grown = stateWith({ dx: 5 });
+  grown[6] = 8;
+  assert.equal(firstContact(layout, [stateWith({ dx: 20 }), grown]), null);
+  assert.equal(firstContact(layout, [stateWith({ there: false }), stateWith({ dx: 3 })]), null);
+  assert.equal(firstContact(layout, [stateWith({ dx: 20 }), stateWith({ dx: 3 })]).step, 1);
+});
+
+test("an ego without length keeps its heading, and no number is lost", () => {
+  const none = stateWith({ curvature: 0.1 });
+  none[6] = 0;
+  assert.equal(steerAlong(0.1, 10, 0), 0);
+  const poses = egoPoses(layout, [none, none], [[0.5, 0, 0]], 0.05);
+  assert.deepEqual(poses.at(-1), { x: 0.5, y: 0, heading: 0 });
+});
+
+test("a tight bend is drawn for a quarter of a circle", () => {
+  const [{ points }] = roadLines(layout, stateWith({ curvature: 0.1 }), -50, 50);
+  near(points[0].x, -10, 1e-6);
+  near(points[40].x, 10, 1e-6);
+  near(points[40].y, 10, 1e-6);
 });
 
 test("leaving the road is a contact with its edge", () => {
-  const found = firstContact(layout, [stateWith({}), stateWith({ left: -0.1 })]);
+  const found = firstContact(layout, [stateWith({}), stateWith({ left: -0.2 })]);
   assert.deepEqual([found.name, found.slot, found.step], ["left road edge", null, 1]);
 });
 

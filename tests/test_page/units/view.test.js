@@ -3,7 +3,9 @@ import { test } from "node:test";
 
 import { BEST, Chosen, EXAMPLE, PASTED } from "../../../service/http/static/page/chosen.js";
 import { inFan, randomPlans, riskOf } from "../../../service/http/static/page/fan.js";
+import { layoutOf } from "../../../service/http/static/page/layout.js";
 import { fragmentOf, viewIn } from "../../../service/http/static/page/link.js";
+import { endOf, hasPlaces } from "../../../service/http/static/page/panel.js";
 import { curlOf, pythonOf } from "../../../service/http/static/page/snippets.js";
 import { roadModel, stateWith } from "./models.js";
 
@@ -65,7 +67,7 @@ test("a link holds the whole view", () => {
   [chosen.step, chosen.followsCrash, chosen.showsFan, chosen.showsRecorded] = [3, false, true, true];
 
   const fragment = fragmentOf(chosen.toLink());
-  assert.match(fragment, /^#[\w-]+$/);
+  assert.match(fragment, /^#view=[\w-]+$/);
   const other = chosenOf(model);
   other.takeLink(viewIn(fragment, model, HORIZON));
 
@@ -93,9 +95,42 @@ test("a link of a stranger is looked at", () => {
   for (const view of bad) {
     assert.throws(() => viewIn(fragmentOf(view), model, HORIZON), /damaged/, JSON.stringify(view));
   }
-  assert.throws(() => viewIn("#%%%", model, HORIZON), /damaged/);
-  assert.equal(viewIn("", model, HORIZON), null);
+  assert.throws(() => viewIn("#view=%%%", model, HORIZON), /damaged/);
+  for (const other of ["", "#", "#panels"]) assert.equal(viewIn(other, model, HORIZON), null);
   assert.deepEqual(viewIn(fragmentOf(good), model, HORIZON), good);
+  assert.deepEqual(viewIn(fragmentOf({ ...good, more: 1 }), model, HORIZON), good);
+});
+
+test("a name that all objects have is no preset of a link", () => {
+  const chosen = chosenOf();
+  const linked = chosen.toLink();
+  chosen.takeLink({ ...linked, plans: [{ ...linked.plans[0], preset: "toString" }] });
+  assert.equal(chosen.plans[0].preset, null);
+});
+
+test("answers are dropped with their scene, and after a failure if they are of other plans", () => {
+  const chosen = chosenOf();
+  const answer = () => (chosen.results = chosen.plans.map(({ plan }) => ({ plan })));
+  answer();
+  chosen.dropStale();
+  assert.equal(chosen.results.length, 1);
+  chosen.plans = [chosen.presetOf("brake")];
+  chosen.dropStale();
+  assert.deepEqual(chosen.results, []);
+  answer();
+  chosen.takeStart(20);
+  assert.deepEqual(chosen.results, []);
+  const linked = chosen.toLink();
+  answer();
+  chosen.takeLink(linked);
+  assert.deepEqual(chosen.results, []);
+});
+
+test("only numbers are places", () => {
+  assert.ok(hasPlaces([[0, -1.5]]));
+  assert.ok(!hasPlaces([[0, 1], [null, 1]]));
+  const verdict = { time_to_crash_s: null, trajectory: [stateWith({}), stateWith({}).map(() => null)] };
+  assert.equal(endOf({ verdict, plan: [[0, 0, 0]] }, roadModel(), layoutOf(roadModel())), 1);
 });
 
 test("random plans are the same each time, different from each other, and allowed", () => {
@@ -113,9 +148,12 @@ test("random plans are the same each time, different from each other, and allowe
 });
 
 test("risk is told apart by the model's threshold", () => {
-  assert.deepEqual([0.001, 0.05, 0.1].map((p) => riskOf(p, 0.1)), ["calm", "doubtful", "risky"]);
-  assert.deepEqual([0.4, 0.5].map((p) => riskOf(p, null)), ["doubtful", "risky"]);
-  assert.match(inFan([{ risk: 0.5, kind: "risky" }, { risk: 0.02, kind: "doubtful" }]), /^2 .* 1 reach.* 2.0 %/);
+  const [set, unset] = [{ crash_probability: 0.1, safe_below: 0.03 }, { crash_probability: null }];
+  assert.deepEqual([0.02, 0.05, 0.1].map((p) => riskOf(p, set)), ["calm", "doubtful", "risky"]);
+  assert.deepEqual([0.005, 0.4, 0.5].map((p) => riskOf(p, unset)), ["calm", "doubtful", "risky"]);
+  const fan = [{ risk: 0.5, kind: "risky" }, { risk: 0.02, kind: "doubtful" }];
+  assert.match(inFan(fan, set), /^2 .* 1 reach the threshold .* 2.0 %.* below 3.0 %/);
+  assert.match(inFan(fan, unset), /1 reach 0.5, as no threshold is set .* below 1.0 %/);
 });
 
 test("snippets never hold a key, and quote for the shell", () => {

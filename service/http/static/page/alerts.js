@@ -125,7 +125,10 @@ function shedShare(history, window_s, filter) {
 
 /** Follows since when each alert's condition has been true. */
 export class Watch {
-  constructor() {
+  /** @param {number} gap_s after so long without a sample nothing is known of the time between */
+  constructor(gap_s) {
+    this.gap_s = gap_s;
+    this.last_s = -Infinity;
     /** @type {Map<string, number>} */
     this.since = new Map();
   }
@@ -138,6 +141,8 @@ export class Watch {
    */
   states(history) {
     const now = history.samples.at(-1)?.time_s ?? 0;
+    if (now - this.last_s > this.gap_s) this.since.clear();
+    this.last_s = now;
     return ALERTS.map((alert) => {
       if (!alert.isTrue(history, alert)) {
         this.since.delete(alert.name);

@@ -32,11 +32,12 @@ export class Service {
 
   /**
    * @param {string} path
+   * @param {"json" | "text"} kind of the answer
    * @param {object} [body] sent as JSON by POST; without one it is a GET
-   * @returns {Promise<Response>}
-   * @throws {ServiceError} for every failure
+   * @returns {Promise<{content: any, headers: Headers}>}
+   * @throws {ServiceError} for every failure, an answer that ends early or cannot be read included
    */
-  async #fetch(path, body) {
+  async #fetch(path, kind, body) {
     /** @type {Record<string, string>} */
     const headers = body ? { "Content-Type": "application/json" } : {};
     if (this.key) headers.Authorization = `Bearer ${this.key}`;
@@ -48,17 +49,19 @@ export class Service {
         body: body && JSON.stringify(body),
         signal: AbortSignal.timeout(30_000),
       });
-    } catch (cause) {
-      throw new ServiceError(0, "the service does not answer");
+      if (response.ok) return { content: await response[kind](), headers: response.headers };
+    } catch {
+      throw new ServiceError(0, response ? "its answer cannot be read" : "nothing came back");
     }
-    if (response.ok) return response;
-    const { error = {} } = await response.json().catch(() => ({}));
-    const details = (error.details ?? []).map(
+    // A proxy may answer in its own words.
+    const error = (await response.json().catch(() => null))?.error;
+    const listed = Array.isArray(error?.details) ? error.details : [];
+    const details = listed.map(
       (/** @type {{field: string, problem: string, allowed?: string}} */ x) =>
         `${x.field} ${x.problem}${x.allowed ? `; allowed: ${x.allowed}` : ""}`,
     );
     const wait = Number(response.headers.get("Retry-After") ?? 0);
-    throw new ServiceError(response.status, error.message ?? response.statusText, details, wait);
+    throw new ServiceError(response.status, error?.message ?? response.statusText, details, wait);
   }
 
   /**
@@ -67,7 +70,7 @@ export class Service {
    * @returns {Promise<{needsKey: boolean, hasMembers: boolean}>}
    */
   async abilities() {
-    const { components } = await (await this.#fetch("openapi.json")).json();
+    const { components } = (await this.#fetch("openapi.json", "json")).content;
     return {
       needsKey: Boolean(components.securitySchemes),
       hasMembers: "members" in components.schemas.RolloutRequest.properties,
@@ -76,22 +79,17 @@ export class Service {
 
   /** @returns {Promise<Model>} */
   async model() {
-    return (await this.#fetch("model")).json();
-  }
-
-  /** Return if the service is ready; else the error says why not. */
-  async ready() {
-    await this.#fetch("readyz");
+    return (await this.#fetch("model", "json")).content;
   }
 
   /** @returns {Promise<string>} Prometheus text */
   async metrics() {
-    return (await this.#fetch("metrics")).text();
+    return (await this.#fetch("metrics", "text")).content;
   }
 
   /** @returns {Promise<any>} */
   async episodes() {
-    return (await this.#fetch("page/episodes.json")).json();
+    return (await this.#fetch("page/episodes.json", "json")).content;
   }
 
   /**
@@ -100,11 +98,10 @@ export class Service {
    */
   async safetyCheck(body) {
     const started = performance.now();
-    const response = await this.#fetch("safety-check", body);
-    const answer = await response.json();
+    const { content: answer, headers } = await this.#fetch("safety-check", "json", body);
     const timing = {
       total: performance.now() - started,
-      parts: timingInWords(response.headers.get("Server-Timing") ?? ""),
+      parts: timingInWords(headers.get("Server-Timing") ?? ""),
     };
     return { verdicts: answer.candidates ?? [answer], best: answer.best ?? 0, timing };
   }
@@ -114,7 +111,7 @@ export class Service {
    * @returns {Promise<any>}
    */
   async rollout(body) {
-    return (await this.#fetch("rollout", body)).json();
+    return (await this.#fetch("rollout", "json", body)).content;
   }
 }
 

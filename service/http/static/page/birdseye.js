@@ -40,8 +40,8 @@ export function drawn(view) {
   const { layout, states, dt_s, step } = view;
   const poses = egoPoses(layout, states, view.plan, dt_s);
   const at = (/** @type {number} */ k) => ({
-    ego: egoAt(layout, states[k], poses[k]),
-    users: usersAt(layout, states[k], poses[k]),
+    ego: egoAt(layout, states[0], poses[k]),
+    users: usersAt(layout, states[k], poses[k], states[0]),
   });
   const scene = states.map((_, k) => at(k));
   const height = Math.round(Math.max(180, Math.min(340, view.width * 0.42)));
@@ -127,7 +127,7 @@ export function pairOf({ layout, states, crashStep }) {
   const contact = firstContact(layout, states);
   if (contact) return { ...contact, isContact: true };
   if (crashStep === null) return null;
-  const closest = nearest(layout, states[crashStep]);
+  const closest = nearest(layout, states[crashStep], states[0]);
   return closest && { ...closest, step: crashStep, isContact: false };
 }
 
@@ -139,7 +139,7 @@ export function pairOf({ layout, states, crashStep }) {
 export function inWords(view) {
   const { layout, states, dt_s, step } = view;
   const state = states[step];
-  const users = usersAt(layout, state, { x: 0, y: 0, heading: 0 }).map((user) => {
+  const users = usersAt(layout, state, { x: 0, y: 0, heading: 0 }, states[0]).map((user) => {
     const ahead = `${Math.abs(user.x).toFixed(1)} m ${user.x < 0 ? "behind" : "ahead"}`;
     const aside = `${Math.abs(user.y).toFixed(1)} m to the ${user.y < 0 ? "left" : "right"}`;
     return `road user ${user.slot}, ${user.length.toFixed(1)} m long, ${ahead}, ${aside}`;

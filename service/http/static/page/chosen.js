@@ -70,6 +70,7 @@ export class Chosen {
     else [this.source, this.scene] = [EXAMPLE, exampleScene(this.model)];
     this.followsCrash = true;
     this.fan = [];
+    this.results = [];
     // Each plan is what it was called, of this scene; one drawn by hand was meant for another.
     this.plans = (this.plans.length ? this.plans : [{ preset: null }]).map(({ preset }) =>
       this.presetOf(preset && preset !== BEST ? preset : "recorded"),
@@ -87,6 +88,12 @@ export class Chosen {
     if (plan) return { plan, preset };
     const keep = /** @type {Plan} */ (presetPlan("keep", this.model, this.layout, this.scene));
     return { plan: keep, preset: "keep" };
+  }
+
+  /** Drop what was answered about other plans than those that are chosen: it would pass for theirs. */
+  dropStale() {
+    const isStale = this.results.some(({ plan }, i) => plan !== this.plans[i]?.plan);
+    if (isStale) this.results = [];
   }
 
   /** @returns {Linked} */
@@ -110,7 +117,7 @@ export class Chosen {
     this.takeStart(linked.start);
     this.plans = linked.plans.map(({ plan, preset }) => ({
       plan,
-      preset: preset === BEST || (preset && preset in PRESETS) ? /** @type {any} */ (preset) : null,
+      preset: preset === BEST || (preset && Object.hasOwn(PRESETS, preset)) ? /** @type {any} */ (preset) : null,
     }));
     this.followsCrash = linked.step === null;
     this.step = linked.step ?? this.horizon;

@@ -47,7 +47,7 @@ export class Editor {
       "aria-valuemin": feature.low,
       "aria-valuemax": feature.high,
     });
-    const value = html("output");
+    const value = html("output", { "aria-live": "off" });
     const caption = html("figcaption", { title: feature.meaning }, `${feature.name} `, value);
     const figure = html("figure", {}, caption, /** @type {any} */ (image));
     let last = 0;

@@ -3,13 +3,14 @@
 import { percent } from "./explain.js";
 import { neutral } from "./plan.js";
 
-/** @import {Model, Plan} from "./types.js" */
+/** @import {Model, Plan, Thresholds} from "./types.js" */
 
 export const COUNT = 64;
 /** Actions stay for some steps, as a driver's do: independent ones would cancel each other. */
 const HELD_STEPS = 4;
-/** Below, a plan is drawn as one of low risk. */
-const LOW_RISK = 0.01;
+/** Limits of models that have none of their own. */
+const RISKY_FROM = 0.5;
+const CALM_BELOW = 0.01;
 
 /**
  * Return random plans, the same ones at each call.
@@ -43,12 +44,12 @@ export function randomPlans(model, around) {
 
 /**
  * @param {number} probability
- * @param {number | null} threshold of the model
+ * @param {Pick<Thresholds, "crash_probability" | "safe_below">} thresholds of the model
  * @returns {string} "calm", "doubtful" or "risky"
  */
-export function riskOf(probability, threshold) {
-  if (probability >= (threshold ?? 0.5)) return "risky";
-  return probability < LOW_RISK ? "calm" : "doubtful";
+export function riskOf(probability, { crash_probability, safe_below }) {
+  if (probability >= (crash_probability ?? RISKY_FROM)) return "risky";
+  return probability < (safe_below ?? CALM_BELOW) ? "calm" : "doubtful";
 }
 
 /**
@@ -70,10 +71,12 @@ function generator(seed) {
  * Return what a fan shows, in words.
  *
  * @param {{risk: number, kind: string}[]} fan
+ * @param {Pick<Thresholds, "crash_probability" | "safe_below">} thresholds
  */
-export function inFan(fan) {
+export function inFan(fan, { crash_probability, safe_below }) {
   const risky = fan.filter(({ kind }) => kind === "risky").length;
   const least = Math.min(...fan.map(({ risk }) => risk));
-  return `${fan.length} random plans: ${risky} reach the threshold (dotted); the lowest crash probability is `
-    + `${percent(least)}. Solid lines: below 1 %; dashed: between.`;
+  const limit = crash_probability === null ? `${RISKY_FROM}, as no threshold is set` : "the threshold";
+  return `${fan.length} random plans: ${risky} reach ${limit} (dotted); the lowest crash probability is `
+    + `${percent(least)}. Solid lines: below ${percent(safe_below ?? CALM_BELOW)}; dashed: between.`;
 }

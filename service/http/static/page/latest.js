@@ -5,7 +5,7 @@
  * only the last one is asked afterwards.
  *
  * @template T
- * @param {(question: T, isLatest: () => boolean) => Promise<void>} ask must not reject; between two
+ * @param {(question: T, isLatest: () => boolean) => Promise<void>} ask should not reject; between two
  *   calls of the service it should stop if its question is not the latest any more
  * @returns {(question: T) => void}
  */
@@ -17,11 +17,14 @@ export function latestWins(ask) {
     waiting = { question };
     if (isAsking) return;
     isAsking = true;
-    while (waiting) {
-      const next = /** @type {{question: T}} */ (waiting).question;
-      waiting = null;
-      await ask(next, () => waiting === null);
+    try {
+      while (waiting) {
+        const next = /** @type {{question: T}} */ (waiting).question;
+        waiting = null;
+        await ask(next, () => waiting === null);
+      }
+    } finally {
+      isAsking = false;
     }
-    isAsking = false;
   };
 }

@@ -15,6 +15,9 @@ import { isRow } from "./scenes.js";
  * @property {boolean} fan
  */
 
+/** Other fragments are places of the page. */
+const PREFIX = "#view=";
+
 /**
  * Return a view as the fragment of a URL.
  *
@@ -23,12 +26,12 @@ import { isRow } from "./scenes.js";
 export function fragmentOf(view) {
   const bytes = new TextEncoder().encode(JSON.stringify(view));
   const text = btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""));
-  return `#${text.replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "")}`;
+  return `${PREFIX}${text.replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "")}`;
 }
 
 /**
- * Return the view that a fragment holds; null for an empty one. Whoever made the link is a stranger:
- * everything is looked at.
+ * Return the view that a fragment holds; null if it is not meant to hold one. Whoever made the link is a stranger:
+ * everything is looked at, and nothing else is taken over.
  *
  * @param {string} fragment
  * @param {Model} model
@@ -37,19 +40,35 @@ export function fragmentOf(view) {
  * @throws {Error} it holds no view of this model
  */
 export function viewIn(fragment, model, horizon) {
-  const text = fragment.replace(/^#/, "");
-  if (!text) return null;
+  if (!fragment.startsWith(PREFIX)) return null;
+  const text = fragment.slice(PREFIX.length);
   try {
     const bytes = Uint8Array.from(
       atob(text.replaceAll("-", "+").replaceAll("_", "/")),
       (letter) => letter.charCodeAt(0),
     );
     const view = JSON.parse(new TextDecoder().decode(bytes));
-    if (isView(view, model, horizon)) return view;
+    if (isView(view, model, horizon)) return known(view);
   } catch {
     // Not made by this page; said below.
   }
   throw new Error("This link is damaged, or it is of another model.");
+}
+
+/**
+ * @param {Linked} view
+ * @returns {Linked}
+ */
+function known({ source, start, pasted, plans, step, recorded, fan }) {
+  return {
+    source,
+    start,
+    pasted: pasted && { state: pasted.state, actions: pasted.actions },
+    plans: plans.map(({ plan, preset }) => ({ plan, preset })),
+    step,
+    recorded: Boolean(recorded),
+    fan: Boolean(fan),
+  };
 }
 
 /**

@@ -1,11 +1,11 @@
 /** How the service is doing: the last minutes of `/metrics`, asked only while somebody looks. */
 
-import { NEED_A_DAY, Watch } from "./alerts.js";
+import { ALERTS, NEED_A_DAY, Watch } from "./alerts.js";
 import { chartOf } from "./chart.js";
 import { html, one } from "./dom.js";
 import { History, read } from "./metrics.js";
 
-/** @import {Service} from "./api.js" */
+/** @import {Service, ServiceError} from "./api.js" */
 /** @import {Filter} from "./metrics.js" */
 
 const EVERY_MS = 5000;
@@ -17,6 +17,31 @@ const SHOWN = 121;
 const isPrediction = ({ labels }) =>
   ["/predict", "/rollout", "/safety-check"].includes(labels.endpoint);
 
+/**
+ * Return no values if the service is down; a refusal, as of a key, does not say how it is doing.
+ *
+ * @param {ServiceError} error
+ * @returns {Map<string, number>}
+ */
+export function noneIfDown(error) {
+  if (error.status === 0 || error.status >= 500) return new Map();
+  throw error;
+}
+
+/**
+ * @param {string} name of an alert
+ * @param {string} why
+ */
+function unknownRow(name, why) {
+  return html(
+    "tr",
+    {},
+    html("th", { scope: "row" }, name),
+    html("td", {}, "? not known here"),
+    html("td", {}, why),
+  );
+}
+
 export class Live {
   /**
    * @param {Service} service
@@ -26,7 +51,7 @@ export class Live {
     this.service = service;
     this.place = place;
     this.history = new History();
-    this.watch = new Watch();
+    this.watch = new Watch((3 * EVERY_MS) / 1000);
     this.isAsking = false;
     place.addEventListener("toggle", () => this.#ask());
     window.setInterval(() => this.#ask(), EVERY_MS);
@@ -35,10 +60,23 @@ export class Live {
   async #ask() {
     if (!this.place.open || document.hidden || this.isAsking) return;
     this.isAsking = true;
-    const values = await this.service.metrics().then(read, () => new Map());
-    this.history.add({ time_s: performance.now() / 1000, values });
-    this.#show();
-    this.isAsking = false;
+    try {
+      const values = await this.service.metrics().then(read, noneIfDown);
+      this.history.add({ time_s: performance.now() / 1000, values });
+      this.#show();
+    } catch (error) {
+      this.#showUnknown(String(/** @type {Error} */ (error).message));
+    } finally {
+      this.isAsking = false;
+    }
+  }
+
+  /** @param {string} why */
+  #showUnknown(why) {
+    const names = [...ALERTS.map(({ name }) => name), ...NEED_A_DAY];
+    one(".alerts", this.place).replaceChildren(...names.map((name) => unknownRow(name, why)));
+    one(".live-charts", this.place).replaceChildren();
+    one(".live-facts", this.place).textContent = `Not known: ${why}`;
   }
 
   #show() {
@@ -51,15 +89,7 @@ export class Live {
         html("td", {}, { firing: "✕ firing", pending: "… pending", quiet: "✓ quiet" }[state]),
         html("td", {}, `${alert.severity}: ${alert.meaning}${alert.for_s ? `, for ${alert.for_s / 60} min` : ""}`),
       ),
-    ), ...NEED_A_DAY.map((name) =>
-      html(
-        "tr",
-        {},
-        html("th", { scope: "row" }, name),
-        html("td", {}, "? not known here"),
-        html("td", {}, "needs a day of history: ask Prometheus"),
-      ),
-    ));
+    ), ...NEED_A_DAY.map((name) => unknownRow(name, "needs a day of history: ask Prometheus")));
     one(".live-charts", this.place).replaceChildren(...this.#charts());
     one(".live-facts", this.place).textContent = this.#facts();
   }

@@ -10,12 +10,12 @@ import { fragmentOf, viewIn } from "./link.js";
 import { Live } from "./live.js";
 import { Panel } from "./panel.js";
 import { askAll } from "./questions.js";
+import { Retry } from "./retry.js";
 import { lastStart, pastedScene, usable } from "./scenes.js";
 import { curlOf, pythonOf } from "./snippets.js";
 
 /** @typedef {HTMLInputElement} Input */
 
-const RETRY_S = 3;
 /** Playing is slower than the world: 0.8 s would be over before anybody has looked. */
 const PLAY_MS = 200;
 
@@ -24,6 +24,7 @@ const service = new Service();
 let chosen;
 /** @type {Panel[]} */
 let panels = [];
+const again = new Retry(document);
 
 async function load() {
   try {
@@ -44,13 +45,23 @@ async function load() {
   }
 }
 
-/** Take the view that the link holds. */
+/**
+ * Take the view that the link holds.
+ *
+ * @returns {boolean} whether it holds one
+ */
 function takeFragment() {
+  const problem = one("#link-problem");
   try {
     const linked = viewIn(location.hash, chosen.model, chosen.horizon);
-    if (linked) chosen.takeLink(linked);
+    if (!linked) return false;
+    chosen.takeLink(linked);
+    problem.hidden = true;
+    return true;
   } catch (error) {
-    complain(String(/** @type {Error} */ (error).message));
+    problem.hidden = false;
+    problem.textContent = String(/** @type {Error} */ (error).message);
+    return false;
   }
 }
 
@@ -97,7 +108,8 @@ function showScene() {
  */
 function update(search = null) {
   showPlans();
-  ask(search);
+  // Without the key nothing would come but one refusal more.
+  if (one("#key-form").hidden) ask(search);
 }
 
 function showPlans() {
@@ -121,6 +133,15 @@ function showPlans() {
   one("#compare").setAttribute("aria-pressed", String(isTwo));
   const hasRecorded = Boolean(chosen.scene.actions);
   panels.forEach((panel, i) => panel.showPlan(chosen.plans[i], hasRecorded));
+  markStale();
+}
+
+/** Say of each panel whether what it shows is of another plan or scene than what is chosen. */
+function markStale() {
+  panels.forEach((panel, i) => {
+    const isOf = chosen.results[i] === panel.result && panel.result?.plan === chosen.plans[i].plan;
+    panel.mark(panel.result !== null && !isOf);
+  });
 }
 
 const ask = latestWins(async (/** @type {number | null} */ search, isLatest) => {
@@ -133,6 +154,8 @@ const ask = latestWins(async (/** @type {number | null} */ search, isLatest) => 
       },
     });
   } catch (error) {
+    chosen.dropStale();
+    if (!chosen.results.length) panels.forEach((panel) => panel.clear());
     fail(error, () => update(search));
   }
 });
@@ -141,13 +164,14 @@ function render() {
   const { model, step, fan, showsFan } = chosen;
   /** @type {Input} */ (one("#step")).value = String(step);
   one("#step-text").textContent = `${(step * model.dt_s).toFixed(2)} s`;
-  one("#about-fan").textContent = showsFan && fan.length ? inFan(fan) : "";
+  const aboutFan = showsFan && fan.length ? inFan(fan, model.thresholds) : "";
+  // It is read aloud when it is set.
+  if (one("#about-fan").textContent !== aboutFan) one("#about-fan").textContent = aboutFan;
   panels.forEach((panel, i) => {
     if (chosen.results[i]) panel.show(chosen.results[i], chosen);
   });
+  markStale();
 }
-
-let again = 0;
 
 /**
  * Say what went wrong, and try again later if that may help.
@@ -156,22 +180,28 @@ let again = 0;
  * @param {() => void} retry
  */
 function fail(error, retry) {
-  if (!(error instanceof ServiceError)) throw error;
-  clearTimeout(again);
+  if (!(error instanceof ServiceError)) {
+    again.stop();
+    console.error(error);
+    complain(`This page cannot show the answer: ${error}.`);
+    return;
+  }
   if (error.status === 401) {
+    again.stop();
     askForKey(service.key ? "This key is not known here." : "");
     return;
   }
-  const isPassing = [0, 429, 500, 503, 504].includes(error.status);
-  const wait = error.retryAfter_s || RETRY_S;
+  // A fault (500) would come again: it is not asked for.
+  const wait = [0, 429, 503, 504].includes(error.status) ? again.plan(retry, error.retryAfter_s) : null;
   const what = {
     0: "The service does not answer. Is it running?",
     429: "The service has too much to do.",
+    500: "The service has a fault.",
     503: "The service is not ready.",
   }[error.status] ?? "The service refused this.";
-  const next = isPassing ? `Trying again in ${wait} s.` : "";
+  if (wait === null) again.stop();
+  const next = wait === null ? "" : `Trying again in ${wait} s.`;
   complain([what, `${error.message}.`, ...error.details, next].join(" "));
-  if (isPassing) again = window.setTimeout(retry, 1000 * wait);
 }
 
 /** @param {string} text */
@@ -182,14 +212,14 @@ function complain(text) {
 
 /** Take away what was said about a failure. */
 function solve() {
-  clearTimeout(again);
+  again.stop();
   one("#problem").hidden = true;
 }
 
 /** @param {string} why */
 function askForKey(why) {
   if (why) complain(why);
-  one("#model").textContent = "";
+  if (!chosen) one("#model").textContent = "";
   one("#key-form").hidden = false;
   one("#key").focus();
 }
@@ -316,12 +346,12 @@ function listen() {
     service.key = field.value;
     field.value = "";
     one("#key-form").hidden = true;
-    load();
+    if (chosen) update();
+    else load();
   });
   window.addEventListener("resize", () => chosen && render());
   window.addEventListener("hashchange", () => {
-    if (!chosen) return;
-    takeFragment();
+    if (!chosen || !takeFragment()) return;
     showScene();
     update();
   });

@@ -6,6 +6,8 @@
 /** @import {Layout} from "./layout.js" */
 /** @import {Plan, Point, Pose, Rectangle, RoadUser} from "./types.js" */
 
+/** By how much bodies must overlap to touch, as the service counts it: `models/safety/contacts.py`. */
+export const LEAST_CONTACT_M = 0.1;
 const GRIP_MPS2 = 8;
 const MAX_STEERING_RAD = 0.5;
 
@@ -20,13 +22,14 @@ export function largestWheelAngle(speed, length) {
 }
 
 /**
- * Return the steer that follows a path, by the same convention.
+ * Return the steer that follows a path, by the same convention; 0 of who has no length.
  *
  * @param {number} curvature 1/m, positive to the right
  * @param {number} speed m/s
  * @param {number} length m
  */
 export function steerAlong(curvature, speed, length) {
+  if (!(length > 0)) return 0;
   const slip = Math.asin(Math.max(-1, Math.min(1, (curvature * length) / 2)));
   return Math.atan(2 * Math.tan(slip)) / largestWheelAngle(speed, length);
 }
@@ -52,7 +55,7 @@ export function egoPoses(layout, states, actions, dt_s) {
     poses.push({
       x: x + speed * Math.cos(heading + slip) * dt_s,
       y: y + speed * Math.sin(heading + slip) * dt_s,
-      heading: heading + ((speed * Math.sin(slip)) / (length / 2)) * dt_s,
+      heading: heading + (length > 0 ? ((speed * Math.sin(slip)) / (length / 2)) * dt_s : 0),
     });
   }
   return poses;
@@ -64,13 +67,14 @@ export function egoPoses(layout, states, actions, dt_s) {
  * @param {Layout} layout
  * @param {number[]} state
  * @param {Pose} ego
+ * @param {number[]} [start] state that says who is there and how large
  * @returns {RoadUser[]}
  */
-export function usersAt(layout, state, ego) {
+export function usersAt(layout, state, ego, start = state) {
   const sin = Math.sin(ego.heading);
   const cos = Math.cos(ego.heading);
   return layout.slots.flatMap((slot, i) => {
-    if (!(state[slot.gate] > 0)) return [];
+    if (!(start[slot.gate] > 0)) return [];
     const [dx, dy] = [state[slot.dx], state[slot.dy]];
     return {
       slot: i + 1,
@@ -78,7 +82,7 @@ export function usersAt(layout, state, ego) {
       y: ego.y + sin * dx + cos * dy,
       heading: ego.heading + state[slot.heading],
       speed: state[slot.speed],
-      ...slot.size(state),
+      ...slot.size(start),
     };
   });
 }
@@ -152,13 +156,14 @@ export function separation(one, other) {
  *
  * @param {Layout} layout
  * @param {number[]} state
+ * @param {number[]} [start] state that says who is there and how large
  * @returns {Nearest | null}
  */
-export function nearest(layout, state) {
+export function nearest(layout, state, start = state) {
   const here = { x: 0, y: 0, heading: 0 };
-  const ego = egoAt(layout, state, here);
+  const ego = egoAt(layout, start, here);
   /** @type {Nearest[]} */
-  const all = usersAt(layout, state, here).map((user) => ({
+  const all = usersAt(layout, state, here, start).map((user) => ({
     name: `road user ${user.slot}`,
     slot: user.slot,
     gap_m: separation(ego, user),
@@ -175,7 +180,8 @@ export function nearest(layout, state) {
 }
 
 /**
- * Return the first step after which something touches the ego, in the predicted motion.
+ * Return the first step after which something touches the ego, in the predicted motion; who is there, and
+ * how large, is that of the start.
  *
  * @param {Layout} layout
  * @param {number[][]} states [H+1][S]
@@ -183,14 +189,15 @@ export function nearest(layout, state) {
  */
 export function firstContact(layout, states) {
   for (let step = 1; step < states.length; step++) {
-    const found = nearest(layout, states[step]);
-    if (found && found.gap_m < 0) return { ...found, step };
+    const found = nearest(layout, states[step], states[0]);
+    if (found && found.gap_m < -LEAST_CONTACT_M) return { ...found, step };
   }
   return null;
 }
 
 /**
- * Return the lines of the road that a state tells of: it bends evenly, as the lane does.
+ * Return the lines of the road that a state tells of: it bends evenly, as the lane does, for a quarter of
+ * a circle at most.
  *
  * @param {Layout} layout
  * @param {number[]} state
@@ -201,10 +208,12 @@ export function firstContact(layout, states) {
 export function roadLines(layout, state, from, to) {
   const start = -Math.asin(Math.max(-1, Math.min(1, state[layout.sinHeadingError])));
   const bend = state[layout.curvature];
+  const reach = Math.PI / 2 / Math.abs(bend);
+  const [first, last] = [Math.max(from, -reach), Math.min(to, reach)];
   const line = (/** @type {number} */ offset) => {
     const points = [];
     for (let i = 0; i <= 40; i++) {
-      const s = from + ((to - from) * i) / 40;
+      const s = first + ((last - first) * i) / 40;
       const angle = start + bend * s;
       // The chord of an arc: exact for any bend, and straight where there is none.
       const half = (bend * s) / 2;

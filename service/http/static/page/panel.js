@@ -51,6 +51,8 @@ export class Panel {
     const template = /** @type {HTMLTemplateElement} */ (one("#panel"));
     this.root = /** @type {HTMLElement} */ (template.content.cloneNode(true)).children[0];
     one("h2", this.root).textContent = title;
+    /** @type {Result | null} that is shown */
+    this.result = null;
     this.editor = new Editor(one(".editor", this.root), model.features.action, events.onPlan);
     const row = one(".presets", this.root);
     row.setAttribute("aria-label", `Presets of ${title}`);
@@ -82,18 +84,36 @@ export class Panel {
     }
   }
 
+  /** @param {boolean} isStale whether what is shown is of what was chosen before */
+  mark(isStale) {
+    this.root.classList.toggle("stale", isStale);
+    one(".verdict", this.root).setAttribute("aria-busy", String(isStale));
+  }
+
+  /** Show no answer. */
+  clear() {
+    this.result = null;
+    for (const part of [".verdict", ".timing", ".above", ".charts"]) one(part, this.root).replaceChildren();
+    one(".verdict", this.root).className = "verdict";
+    this.mark(false);
+  }
+
   /**
    * @param {Result} result
    * @param {Look} look
    */
   show(result, look) {
-    this.#showVerdict(result, look);
+    // It is read aloud when it changes: moving in time is no reason to.
+    if (result !== this.result) this.#showVerdict(result, look);
+    this.result = result;
     const above = one(".above", this.root);
     const { layout } = look;
-    if (layout) {
+    if (!layout) {
+      above.replaceChildren(featurePlots(result, look));
+    } else if (hasPlaces(result.verdict.trajectory)) {
       above.replaceChildren(drawn({ ...viewOf(result, look, layout), width: above.clientWidth || 600 }));
     } else {
-      above.replaceChildren(featurePlots(result, look));
+      above.replaceChildren(html("p", {}, "Nothing is drawn: some predicted places are no numbers."));
     }
     one(".charts", this.root).replaceChildren(...charts(result, look));
   }
@@ -109,8 +129,8 @@ export class Panel {
       html("p", { class: "word" }, `${SIGNS[verdict.verdict]} ${verdict.verdict}`),
       html("p", {}, summary(verdict)),
     ];
-    if (look.layout) {
-      const states = verdict.trajectory;
+    const states = verdict.trajectory;
+    if (look.layout && hasPlaces(states)) {
       const crashStep = crashStepOf(verdict, look.model);
       const pair = pairOf({ layout: look.layout, states, crashStep });
       if (pair) parts.push(html("p", {}, `In the predicted motion: ${crashInWords(pair, look.model.dt_s)}.`));
@@ -127,16 +147,19 @@ export class Panel {
     });
     if (reasons.length) parts.push(html("ul", {}, ...reasons));
     const own = timing.parts && `; in the service: ${timing.parts}`;
-    parts.push(
-      html(
-        "p",
-        { class: "detail" },
-        `${plan.length} steps, ${verdict.horizon_s} s. Answered in ${timing.total.toFixed(1)} ms as this `
-          + `browser saw it${own}.`,
-      ),
-    );
+    one(".timing", this.root).textContent = `${plan.length} steps, ${verdict.horizon_s} s. Answered in `
+      + `${timing.total.toFixed(1)} ms as this browser saw it${own}.`;
     place.replaceChildren(...parts);
   }
+}
+
+/**
+ * Return whether all of predicted states are numbers: null stands for what is not finite.
+ *
+ * @param {(number | null)[][]} states
+ */
+export function hasPlaces(states) {
+  return states.every((state) => state.every(Number.isFinite));
 }
 
 /**
@@ -148,7 +171,8 @@ export class Panel {
  */
 export function endOf({ verdict, plan }, model, layout) {
   const crashStep = crashStepOf(verdict, model);
-  const pair = layout && pairOf({ layout, states: verdict.trajectory, crashStep });
+  const states = verdict.trajectory;
+  const pair = layout && hasPlaces(states) ? pairOf({ layout, states, crashStep }) : null;
   return pair?.step ?? crashStep ?? plan.length;
 }
 
@@ -212,17 +236,16 @@ function charts({ verdict, rewards, plan }, { model, step }) {
       ],
     }),
   ];
-  if (rewards) {
-    made.push(
-      chartOf({
-        title: "Reward of each step",
-        unit: "",
-        times,
-        marked,
-        lines: [{ name: "reward", values: rewards, kind: "first" }],
-      }),
-    );
-  }
+  // Without rewards it is empty, so that nothing moves while a plan is dragged.
+  made.push(
+    chartOf({
+      title: "Reward of each step",
+      unit: "",
+      times,
+      marked,
+      lines: [{ name: "reward", values: rewards ?? plan.map(() => null), kind: "first" }],
+    }),
+  );
   const { uncertainty, expected_error_m } = model.thresholds;
   made.push(
     meterOf("Uncertainty: disagreement of the members, standard deviations", verdict.uncertainty, uncertainty),

@@ -4,12 +4,13 @@ import { safetyBody } from "./api.js";
 import { BEST } from "./chosen.js";
 import { randomPlans, riskOf } from "./fan.js";
 import { membersFrom } from "./members.js";
-import { endOf } from "./panel.js";
+import { endOf, hasPlaces } from "./panel.js";
 import { fallbacks } from "./plan.js";
 
 /** @import {Service} from "./api.js" */
 /** @import {Chosen} from "./chosen.js" */
 /** @import {Result} from "./panel.js" */
+/** @import {Verdict} from "./types.js" */
 
 /**
  * Ask about all that is chosen, one call after the other; leave as soon as something newer is.
@@ -37,16 +38,16 @@ export async function askAll(service, chosen, search, isLatest, events) {
     plan: plans[i],
     verdict,
     timing,
-    // Those of the plan before until they come: less flicker than none.
-    rewards: chosen.results[i]?.rewards ?? null,
+    rewards: null,
     members: null,
   }));
   chosen.results = results;
   if (chosen.followsCrash) chosen.step = endOf(results[0], model, layout);
   events.onAnswer();
 
+  // Rollouts of what is no number are refused, and the verdict has said so.
+  if (!isLatest() || verdicts.some(isNotFinite)) return;
   const question = { state: scene.state, actions: plans, dt_s: model.dt_s };
-  if (!isLatest()) return;
   const { rewards } = await service.rollout({ ...question, outputs: ["rewards"] });
   results.forEach((result, i) => (result.rewards = rewards[i]));
   events.onAnswer();
@@ -84,10 +85,16 @@ async function askFan(service, chosen) {
     dt_s: model.dt_s,
   });
   if (scene !== chosen.scene) return;
-  chosen.fan = plans.map((plan, i) => ({
+  const fan = plans.map((plan, i) => ({
     plan,
     states: states[i],
     risk: crash_probability[i],
-    kind: riskOf(crash_probability[i], model.thresholds.crash_probability),
+    kind: riskOf(crash_probability[i], model.thresholds),
   }));
+  chosen.fan = fan.filter((candidate) => Number.isFinite(candidate.risk) && hasPlaces(candidate.states));
+}
+
+/** @param {Verdict} verdict */
+function isNotFinite({ reasons }) {
+  return reasons.some(({ rule }) => rule === "not_finite");
 }

@@ -1,5 +1,7 @@
 /** Where predictions start: bundled episodes, the model's own example, or what a person pastes. */
 
+import { horizonOf } from "./plan.js";
+
 /** @import {Model, Plan, Scene} from "./types.js" */
 
 /**
@@ -13,6 +15,8 @@
  * @typedef {{state_features: string[], action_features: string[], episodes: Episode[]}} Bundled
  */
 
+/** Fields of a body that are shown, are compared, or only choose what is answered. */
+const TAKEN = ["state", "action", "actions", "frame", "dt_s", "include", "outputs"];
 /** Steps that a recording must still have at its start. */
 const LEAST_STEPS = 4;
 /** Steps before the end at which a recording that ends badly is first shown. */
@@ -86,7 +90,8 @@ export function exampleScene(model) {
 }
 
 /**
- * Read what a person pasted: a state, or the body of a request.
+ * Read what a person pasted: a state, or the body of a request. The title of the scene says what of it
+ * is not shown as it was given.
  *
  * @param {string} text
  * @param {Model} model
@@ -102,24 +107,44 @@ export function pastedScene(text, model) {
   }
   const [states, actions] = [model.features.state.length, model.features.action.length];
   const body = Array.isArray(given) ? { state: given } : (given ?? {});
+  const frame = body.frame ?? model.frame;
+  if (frame !== model.frame) {
+    throw new Error(`"frame" is ${JSON.stringify(frame)}; that of this model is ${JSON.stringify(model.frame)}.`);
+  }
+  const dt_s = body.dt_s ?? model.dt_s;
+  if (!(Math.abs(dt_s - model.dt_s) < 1e-6 * model.dt_s)) {
+    throw new Error(`"dt_s" is ${JSON.stringify(dt_s)}; that of this model is ${model.dt_s}.`);
+  }
   const state = Array.isArray(body.state?.[0]) ? body.state[0] : body.state;
   if (!isRow(state, states)) {
     throw new Error(`A state of this model is a list of ${states} numbers; "state" in a body.`);
   }
   let plan = body.actions ?? (body.action && [body.action]) ?? null;
-  if (Array.isArray(plan?.[0]?.[0])) [plan] = plan; // of several sequences the first
+  const sequences = Array.isArray(plan?.[0]?.[0]) ? plan.length : 1;
+  if (Array.isArray(plan?.[0]?.[0])) [plan] = plan;
   if (plan && !(Array.isArray(plan) && plan.length && plan.every((row) => isRow(row, actions)))) {
     throw new Error(`An action of this model is a list of ${actions} numbers.`);
   }
-  return { title: "pasted", state, actions: plan, future: null };
+  const steps = plan?.length ?? 0;
+  const horizon = horizonOf(model);
+  const left = Object.keys(body).filter((name) => !TAKEN.includes(name));
+  const title = [
+    "pasted",
+    Array.isArray(body.state[0]) && body.state.length > 1 && `the first of ${body.state.length} states`,
+    sequences > 1 && `the first of ${sequences} sequences of actions`,
+    steps > horizon && `its first ${horizon} of ${steps} actions`,
+    plan && steps < horizon && `its last action is held until step ${horizon}`,
+    left.length && `left out: ${left.join(", ")}`,
+  ].filter(Boolean).join("; ");
+  return { title, state, actions: plan, future: null };
 }
 
 /**
- * Return whether something is a list of so many numbers.
+ * Return whether something is a list of so many finite numbers.
  *
  * @param {unknown} row
  * @param {number} count
  */
 export function isRow(row, count) {
-  return Array.isArray(row) && row.length === count && row.every((x) => typeof x === "number");
+  return Array.isArray(row) && row.length === count && row.every(Number.isFinite);
 }
