@@ -599,7 +599,7 @@ async def judge(server: Server, state: Floats, plan: Floats) -> list[Judgement]:
     return answer
 
 
-async def test_the_service_calls_safe_what_cannot_be_avoided_and_the_monitor_does_not(
+async def test_the_service_calls_nothing_unsafe_that_cannot_be_avoided_and_the_monitor_does(
     server: Server,
 ) -> None:
     state = with_sizes(TOO_LATE)
@@ -607,7 +607,7 @@ async def test_the_service_calls_safe_what_cannot_be_avoided_and_the_monitor_doe
     answer = await judge(server, state, GOING_ON)
 
     verdicts = {name: x.verdict for name, x in zip(CANDIDATES, answer, strict=True)}
-    assert verdicts[PLAN] == verdicts[BRAKE] == verdicts["half brake, keep lane"] == "safe"
+    assert (verdicts[PLAN], verdicts[BRAKE]) == ("unknown", "safe")
     # The figures of docs/monitoring.md.
     assert [answer[0].risk, answer[1].risk] == pytest.approx([0.0147, 0.0053], abs=2e-4)
     decision = decide(state, GOING_ON, answer, spec=BUNDLED)

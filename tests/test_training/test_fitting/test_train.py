@@ -27,6 +27,7 @@ from models.network.ensemble import WorldModelEnsemble
 from models.network.world_model import WorldModel
 from models.road_users import road_users_spec
 from models.safety import assess
+from models.safety import verdicts as safety_verdicts
 from models.spec import LONGEST_NAME
 from models.survival import crash_probability
 from tests.test_training.driving import mixed_episodes, save_store
@@ -817,8 +818,10 @@ def test_recalibration_needs_episodes_that_end(
 
 
 def test_imported_weights_can_say_safe_once_they_are_calibrated(
-    driven: tuple[Path, Path], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, driven: tuple[Path, Path], tmp_path: Path
 ) -> None:
+    # Untrained weights see contact everywhere.
+    monkeypatch.setattr(safety_verdicts, "contact_reasons", lambda *_: {})
     files = [tmp_path / "a.pt", tmp_path / "b.pt"]
     for path in files:  # as the specification's own class writes them: without normalisers
         weights = WorldModel(hidden_dims=(32, 32), residual=False).state_dict()
