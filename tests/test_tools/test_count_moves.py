@@ -15,8 +15,8 @@ from tools.count_moves import ROOT, Tracer
 
 MOST = {"/predict": (23, 95), "/safety-check": (29, 115)}
 """Files and moves, of requests that name `dt_s` and `frame`; see `tools/count_moves.py`. What
-can be and what cannot, features that saturate, predicted contacts, expected errors and questions why have files of
-their own."""
+can be and what cannot, features that saturate, predicted contacts, expected errors and questions
+why have files of their own."""
 
 
 @pytest.fixture(scope="module")
