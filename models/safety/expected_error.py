@@ -87,11 +87,13 @@ class ExpectedError:
             return np.concatenate([self(states[first : first + _CHUNK_ROWS]) for first in parts])
         feature, threshold, value, first_node, first_leaf = self._flat
         node = np.zeros((len(states), len(first_node)), np.int64)
-        rows = np.arange(len(states))[:, None]
+        # Positions in all states as one row: `take` is several times as fast as indexing by rows.
+        first_feature = np.arange(len(states))[:, None] * states.shape[1]
         for _ in range(self._depth):
-            at = first_node + node
-            node = 2 * node + 1 + (states[rows, feature[at]] > threshold[at])
-        logarithm: Floats = self.base + value[first_leaf + node].sum(1, dtype=np.float64)
+            at = node + first_node
+            is_above = states.take(feature.take(at) + first_feature) > threshold.take(at)
+            node = 2 * node + 1 + is_above
+        logarithm: Floats = self.base + value.take(node + first_leaf).sum(1, dtype=np.float64)
         return np.exp(logarithm)
 
     @property
