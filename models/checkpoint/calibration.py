@@ -137,11 +137,6 @@ class Calibration:
         return self.crash_threshold if is_guaranteed or self._notes.allow_unguaranteed else None
 
     @property
-    def served_safe_below(self) -> float | None:
-        """The bound below the crash threshold, where that is served."""
-        return None if self.served_threshold is None else self.safe_below
-
-    @property
     def served_uncertainty_limit(self) -> float | None:
         """The uncertainty limit, if enough windows support it or it was asked for by name."""
         return self.uncertainty_limit if self._has_quantiles else None

@@ -163,7 +163,7 @@ class Checkpoint:
         has_uncertainty = self.member_count > 1
         limits = SafetyLimits(
             crash_threshold=calibration.served_threshold,
-            safe_below=calibration.served_safe_below,
+            safe_below=calibration.safe_below,  # only takes `safe` away: needs no guarantee
             expected_error=self.expected_error,
             error_limit_m=calibration.served_error_limit_m,
             uncertainty_limit=calibration.served_uncertainty_limit if has_uncertainty else None,

@@ -224,8 +224,8 @@ def _near_reasons(probability: float, limits: SafetyLimits) -> list[Reason]:
     return [
         Reason(
             "crash_not_excluded",
-            f"crash probability {probability:.4f} is below the threshold, but not below "
-            f"{bound:.4f}, from which on no sequence is called safe",
+            f"crash probability {probability:.4f} reaches no threshold, but {bound:.4f}, from "
+            "which on no sequence is called safe",
         )
     ]
 

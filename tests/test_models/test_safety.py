@@ -129,8 +129,8 @@ def test_exactly_the_lower_bound_is_unknown_and_says_so() -> None:
     assert verdict.reasons == (
         Reason(
             "crash_not_excluded",
-            "crash probability 0.0600 is below the threshold, but not below 0.0600, from which on "
-            "no sequence is called safe",
+            "crash probability 0.0600 reaches no threshold, but 0.0600, from which on no sequence is "
+            "called safe",
         ),
     )
     above = replace(LIMITS, safe_below=math.nextafter(probability, 1))
@@ -758,3 +758,11 @@ def test_safest_takes_the_first_of_equals() -> None:
 def test_safest_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
         safest([])
+
+
+def test_a_bound_holds_for_a_request_s_own_threshold_without_the_checkpoint_s() -> None:
+    limits = replace(DOUBTFUL, crash_threshold=None)
+    states = np.zeros((1, 3, len(limits.feature_names)))
+    (verdict,) = assess(states, np.array([[0.04, 0.04]]), np.zeros(1), limits, threshold=0.5)
+    assert verdict.verdict == UNKNOWN
+    assert [reason.rule for reason in verdict.reasons] == ["crash_not_excluded"]

@@ -20,7 +20,7 @@ from training.fitting.member import end_errors
 _TREES, _DEPTH, _RATE = 200, 6, 0.1
 _SHARE, _FEATURE_SHARE, _LEAST_LEAF = 0.2, 0.4, 20
 """Of windows a tree, of features a split; fewest windows a leaf."""
-_MOST_WINDOWS, _FEWEST_WINDOWS = 100_000, 1000
+_MOST_WINDOWS, _FEWEST_WINDOWS, _FEWEST_TO_SCALE = 100_000, 1000, 100
 _LEAST_M = 0.01
 """Smaller errors are all alike."""
 
@@ -51,8 +51,11 @@ def fit_expected_error(
     lasting = _lasting(train)
     if len(lasting) > _MOST_WINDOWS:
         lasting = np.sort(rng.choice(lasting, _MOST_WINDOWS, replace=False))
+    checked = _errors(ensemble, spec, validation.take(_lasting(validation)))
+    if len(lasting) < _FEWEST_WINDOWS or len(checked[1]) < _FEWEST_TO_SCALE:
+        return None
     states, errors = _errors(ensemble, spec, train.take(lasting))
-    if min(len(states), 10 * len(_lasting(validation))) < _FEWEST_WINDOWS:
+    if len(states) < _FEWEST_WINDOWS:
         return None
     boosted = GradientBoostingRegressor(
         n_estimators=_TREES,
@@ -65,7 +68,7 @@ def fit_expected_error(
     )
     boosted.fit(states, np.log(errors + _LEAST_M))
     # The mean of logarithms is that of a smaller error.
-    return scaled(_exported(boosted, states.shape[1]), ensemble, spec, validation)
+    return _scaled_to(_exported(boosted, states.shape[1]), *checked)
 
 
 def scaled(
@@ -82,7 +85,10 @@ def scaled(
     Raises:
         ValueError: Predictions are not finite.
     """
-    states, errors = _errors(ensemble, spec, windows.take(_lasting(windows)))
+    return _scaled_to(trees, *_errors(ensemble, spec, windows.take(_lasting(windows))))
+
+
+def _scaled_to(trees: ExpectedError, states: NDArray[np.float32], errors: Floats) -> ExpectedError:
     if not len(errors):
         return trees
     factor = errors.mean() / trees(states).mean()
