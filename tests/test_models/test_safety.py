@@ -129,8 +129,8 @@ def test_exactly_the_lower_bound_is_unknown_and_says_so() -> None:
     assert verdict.reasons == (
         Reason(
             "crash_not_excluded",
-            "crash probability 0.0600 reaches no threshold, but 0.0600, from which on no sequence is "
-            "called safe",
+            "crash probability 0.0600 reaches no threshold, but 0.0600, from which on no sequence "
+            "is called safe",
         ),
     )
     above = replace(LIMITS, safe_below=math.nextafter(probability, 1))
