@@ -44,7 +44,8 @@ class Notes:
         false_alarm_threshold: Crash threshold that does so.
         realised_false_alarm_rate: That share at the crash threshold.
         doubt_rate: Share of harmless windows that may be unknown, being just below the threshold.
-        uncertainty_quantile: Share of windows below the uncertainty limit and the error limit.
+        uncertainty_quantile: Share of windows below the uncertainty limit.
+        error_quantile: Share of windows with a neighbour below the limit of the expected error.
         done_scale: Of hazard logits.
         done_shift: Of hazard logits.
         allow_unguaranteed: Whether limits were asked for that few data cannot support.
@@ -58,6 +59,7 @@ class Notes:
     realised_false_alarm_rate: Share | None = None
     doubt_rate: Share | None = None
     uncertainty_quantile: Share | None = None
+    error_quantile: Share | None = None
     done_scale: DoneScale | None = None
     done_shift: DoneShift | None = None
     allow_unguaranteed: bool = False

@@ -45,6 +45,7 @@ from models.network.ensemble import WorldModelEnsemble
 from models.network.world_model import WorldModel
 from models.safety.expected_error import ExpectedError
 from models.safety.limits import SafetyLimits
+from models.safety.physics import PhysicalMotion
 from models.spec import Name, Spec, States
 
 FORMAT = 1
@@ -177,6 +178,7 @@ class Checkpoint:
             headings=tuple(columns[:, 3].tolist()),
             length_m=geometry.length_m if geometry is not None else 0.0,
             edges=tuple(map(index, geometry.edges)) if geometry is not None else (),
+            physics=None if geometry is None or road is None else PhysicalMotion(self.spec),
             sides=(index(road.left_edge), index(road.right_edge)) if road is not None else (),
             **_size_columns(self.spec),
         )

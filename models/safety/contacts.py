@@ -1,10 +1,15 @@
-"""Whether a predicted motion ends in contact, whatever the predicted probability says.
+"""Whether a motion ends in contact, whatever the predicted probability says.
 
-Positions and hazards come from one network, by different outputs. Where they contradict each other
-(the ego drives through somebody, and a crash is improbable), one of them is wrong.
+Two motions are looked at. The predicted one: positions and hazards come from one network, by
+different outputs, and where they contradict each other (the ego drives through somebody, and a
+crash is improbable), one of them is wrong. And that of physics alone (`models.safety.physics`):
+what a network does not foresee need not be rare, as a car ahead that brakes harder than any that
+it saw.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,36 +22,81 @@ a decimetre at best. *Measured* on test windows that do not end, .01 % are doubt
 with a bound of 0."""
 
 
+class Motion(NamedTuple):
+    """Where everybody is after each step, by one way to know it.
+
+    Attributes:
+        rule: Names a contact of it: one of `models.safety.limits.RULES`.
+        said: How a reason speaks of it.
+        values: [K, H, columns] as `SafetyLimits.motion_columns` has them.
+    """
+
+    rule: str
+    said: str
+    values: Floats
+
+
+def motions_of(states: Floats, actions: Floats | None, limits: SafetyLimits) -> list[Motion]:
+    """Return the motions of K sequences.
+
+    Args:
+        states: [K, H+1, S] as predicted, the start included.
+        actions: [K, H, A], for physics.
+        limits: Say which features move, and how.
+
+    Raises:
+        ValueError: Physics can be computed, and has no actions, or not those of the states.
+    """
+    # All columns are taken at once, and from an array without gaps: that is quicker.
+    predicted = states.take(limits.motion_columns, -1)[:, 1:]
+    motions = [Motion("predicted_contact", "in the predicted motion", predicted)]
+    if limits.physics is not None:
+        if actions is None or actions.shape[:2] != predicted.shape[:2]:
+            shape = None if actions is None else actions.shape
+            raise ValueError(f"actions {shape} do not fit states {states.shape}")
+        values = limits.physics(states[:, 0], actions)
+        motions.append(Motion("physics_contact", "by physics alone", values))
+    return motions
+
+
 @np.errstate(all="ignore")
-def contact_reasons(states: Floats, limits: SafetyLimits) -> dict[int, Reason]:
-    """Name the first contact of each sequence that has one.
+def contact_reasons(
+    states: Floats, actions: Floats | None, limits: SafetyLimits
+) -> dict[int, list[Reason]]:
+    """Name the first contact of each sequence that has one, in each of its motions.
 
     Comparisons are written so that NaN counts as contact.
 
     Args:
         states: [K, H+1, S], the start included. Who is there, and sizes, are those of the start.
+        actions: [K, H, A], for physics.
         limits: Say which features are places, sizes and edges. Without headings nobody can touch.
 
     Returns:
         By sequence: who the ego overlaps, or which edge it is beyond, by how much and when.
+
+    Raises:
+        ValueError: See `motions_of`.
     """
-    columns = limits.motion_columns
-    # All are taken at once, and from an array without gaps: that is quicker.
-    motion = states.take(columns, -1)[:, 1:]
-    beyond = -motion[..., len(columns) - len(limits.edges) :]
-    depths = np.concatenate([_overlaps(states, motion, limits), beyond], axis=-1)
+    found: dict[int, list[Reason]] = {}
+    motions = motions_of(states, actions, limits)
+    # As one motion of more sequences: that is quicker than one after the other.
+    values = np.concatenate([motion.values for motion in motions])
+    beyond = -values[..., values.shape[-1] - len(limits.edges) :]
+    start = np.concatenate([states[:, 0]] * len(motions))
+    depths = np.concatenate([_overlaps(start, values, limits), beyond], axis=-1)
     touches = ~(depths <= _LEAST_M)
     if not touches.any():
-        return {}
-    found: dict[int, Reason] = {}
-    for k in np.flatnonzero(touches.any((1, 2))).tolist():
-        step = int(touches[k].any(-1).argmax())
-        which = int(depths[k, step].argmax())
+        return found
+    for row in np.flatnonzero(touches.any((1, 2))).tolist():
+        which, k = divmod(row, len(states))
+        step = int(touches[row].any(-1).argmax())
+        deepest = int(depths[row, step].argmax())
         message = (
-            f"in the predicted motion the ego {_contact(which, depths[k, step], limits)} after "
+            f"{motions[which].said} the ego {_contact(deepest, depths[row, step], limits)} after "
             f"{(step + 1) * limits.dt_s:.2f} s"
         )
-        found[k] = Reason("predicted_contact", message)
+        found.setdefault(k, []).append(Reason(motions[which].rule, message))
     return found
 
 
@@ -59,7 +109,7 @@ def _contact(which: int, depths: Floats, limits: SafetyLimits) -> str:
     return f"is {depths[which]:.2g} m off the road ({edge})"
 
 
-def _overlaps(states: Floats, motion: Floats, limits: SafetyLimits) -> Floats:
+def _overlaps(start: Floats, motion: Floats, limits: SafetyLimits) -> Floats:
     """Return by how much the ego overlaps each neighbour after each step, m, [K, H, slots].
 
     It is -inf for who is not there or clearly apart; [K, H, 0] if all are.
@@ -68,7 +118,6 @@ def _overlaps(states: Floats, motion: Floats, limits: SafetyLimits) -> Floats:
     nobody = motion[..., :0]
     if not count:
         return nobody
-    start = states[:, 0]
     sizes = _sizes(start, limits)
     reach = np.hypot(sizes[:, 1:, 0], sizes[:, 1:, 1]) / 2
     reach[~(start.take(limits.slots[:, 0], -1) > 0)] = -np.inf

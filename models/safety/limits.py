@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.safety.expected_error import ExpectedError
+from models.safety.physics import PhysicalMotion
 
 Floats = NDArray[np.floating]
 
@@ -20,6 +21,7 @@ RULES = (
     "not_calibrated",
     "crash_not_excluded",
     "predicted_contact",
+    "physics_contact",
     "uncertain",
     "uncertainty_unavailable",
     "horizon_not_evaluated",
@@ -69,6 +71,7 @@ class SafetyLimits:
             features; empty if they are for nobody.
         ego_size: Columns of the ego's length and width; empty if they are not features.
         largest_m: The longest and the widest that somebody can be.
+        physics: Motion without anything learned; None: there is none for these features.
     """
 
     crash_threshold: float | None
@@ -91,6 +94,7 @@ class SafetyLimits:
     sizes: tuple[tuple[int, ...], ...] = ()
     ego_size: tuple[int, ...] = ()
     largest_m: tuple[float, float] = (np.inf, np.inf)
+    physics: PhysicalMotion | None = None
 
     def __post_init__(self) -> None:
         dim = len(self.feature_names)

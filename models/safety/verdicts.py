@@ -9,9 +9,10 @@ order:
    or off the road already, the prediction is not finite or holds hazards that
    are no probabilities, or the model was never calibrated: its numbers mean nothing then.
 2. `unsafe` if the crash probability reaches the threshold.
-3. `unknown` if the crash probability is near the threshold, the predicted motion ends in contact
-   all the same, the members disagree too much or too large an error is expected, either cannot be
-   known, or the horizon is longer than the evaluated one: "no crash" cannot be trusted then.
+3. `unknown` if the crash probability is near the threshold, the predicted motion or that of
+   physics alone ends in contact all the same, the members disagree too much or too large an error
+   is expected, either cannot be known, or the horizon is longer than the evaluated one: "no crash"
+   cannot be trusted then.
 4. `safe`.
 
 All reasons that apply are listed, whichever of them decided.
@@ -71,6 +72,7 @@ def assess(
     uncertainty: Floats,
     limits: SafetyLimits,
     *,
+    actions: Floats | None = None,
     threshold: float | None = None,
 ) -> list[Verdict]:
     """Judge K predicted sequences.
@@ -80,6 +82,7 @@ def assess(
         dones: [K, H], hazards.
         uncertainty: [K].
         limits: The checkpoint's.
+        actions: [K, H, A]; needed if the limits have physics.
         threshold: Used instead of the checkpoint's. As that one, it counts only within [0, 1]. What
             is not below the checkpoint's `safe_below` is not safe by a higher one either.
 
@@ -88,7 +91,7 @@ def assess(
         one.
 
     Raises:
-        ValueError: Shapes do not fit each other or the limits, or H is 0.
+        ValueError: Shapes do not fit each other or the limits, H is 0, or actions are missing.
     """
     _check_shapes(states, dones, uncertainty, limits)
     threshold = limits.crash_threshold if threshold is None else threshold
@@ -105,12 +108,14 @@ def assess(
     inputs = (
         _start_reasons(start[:1], limits) * len(start) if is_same else _start_reasons(start, limits)
     )
-    contacts = contact_reasons(states, limits)
+    contacts = contact_reasons(states, actions, limits)
     expected = _expected_errors(start[:1] if is_same else start, limits) * (
         len(start) if is_same else 1
     )
     return [
-        _judge(by_step[k], spreads[k], expected[k], inputs[k], contacts.get(k), limits, threshold)
+        _judge(
+            by_step[k], spreads[k], expected[k], inputs[k], contacts.get(k, ()), limits, threshold
+        )
         if is_valid[k] and 0 <= spreads[k] < inf
         else _unjudged(inputs[k], limits, threshold, dones.shape[1])
         for k in range(len(dones))
@@ -174,7 +179,7 @@ def _judge(
     uncertainty: float,
     expected_error_m: float | None,
     input_reasons: list[Reason],
-    contact: Reason | None,
+    contacts: Sequence[Reason],
     limits: SafetyLimits,
     threshold: float | None,
 ) -> Verdict:
@@ -195,7 +200,7 @@ def _judge(
             )
         )
     doubts = [] if crash else _near_reasons(probability, limits)
-    doubts += [] if contact is None else [contact]
+    doubts += contacts
     doubts += _doubts(uncertainty, expected_error_m, limits, horizon)
     verdict = UNKNOWN if blocking else UNSAFE if crash else UNKNOWN if doubts else SAFE
     return Verdict(

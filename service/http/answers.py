@@ -192,7 +192,7 @@ class Answers:
         """Yield the texts of many verdicts, a few at a time; the same text as all at once."""
         best, best_verdict = 0, None
         for first, part in _parts(prediction, at_once):
-            verdicts = self._verdicts(parsed, part)
+            verdicts = self._verdicts(parsed, part, first)
             text = orjson.dumps(_entries(verdicts, part, parsed), option=_JSON)[1:-1]
             yield (b"," if first else b'{"candidates":[') + text
             here = safest(verdicts)
@@ -200,7 +200,8 @@ class Answers:
                 best, best_verdict = first + here, verdicts[here]
         yield b'],"best":%d' % best
 
-    def _verdicts(self, parsed: Parsed, prediction: Prediction) -> list[Verdict]:
+    def _verdicts(self, parsed: Parsed, prediction: Prediction, first: int = 0) -> list[Verdict]:
+        """Judge a prediction of a request's rows from the first named one on."""
         uncertainty = prediction.uncertainty
         if not prediction.is_finite:  # rewards decide no verdict, but such a model is not trusted
             has_rewards = np.isfinite(prediction.rewards).all(axis=1)
@@ -210,6 +211,7 @@ class Answers:
             prediction.dones,
             uncertainty,
             self._by_members[parsed.members].limits,
+            actions=parsed.actions[first : first + len(uncertainty)],
             threshold=parsed.threshold,
         )
         if self._is_by_one(parsed):

@@ -53,9 +53,16 @@ def bundled() -> Checkpoint:
 
 
 def judged(bundled: Checkpoint, state: list[float], action: tuple[float, ...]) -> Verdict:
-    rollout = bundled.ensemble.rollout(torch.tensor([state]), torch.tensor([[action] * 16]))
-    states, dones, uncertainty = rollout.states, rollout.dones, rollout.uncertainty
-    return assess(states.numpy(), dones.numpy(), uncertainty.numpy(), bundled.limits)[0]
+    actions = torch.tensor([[action] * 16])
+    rollout = bundled.ensemble.rollout(torch.tensor([state]), actions)
+    (verdict,) = assess(
+        rollout.states.numpy(),
+        rollout.dones.numpy(),
+        rollout.uncertainty.numpy(),
+        bundled.limits,
+        actions=actions.numpy(),
+    )
+    return verdict
 
 
 def test_the_example_is_safe(bundled: Checkpoint) -> None:

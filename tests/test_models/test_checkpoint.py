@@ -6,6 +6,7 @@ import resource
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -635,7 +636,13 @@ def test_no_calibration_that_is_loaded_makes_a_sure_crash_look_safe(
     rollout = checkpoint.ensemble.rollout(state, actions)
 
     states, dones = rollout.states.numpy(), rollout.dones.numpy()
-    (verdict,) = assess(states, dones, rollout.uncertainty.numpy(), checkpoint.limits)
+    (verdict,) = assess(
+        states,
+        dones,
+        rollout.uncertainty.numpy(),
+        checkpoint.limits,
+        actions=actions.numpy(),
+    )
     assert verdict.verdict == "unsafe"
 
 
@@ -839,8 +846,8 @@ def test_no_verdict_of_some_members_is_known() -> None:
 
     made = some.ensemble.rollout(states, actions)
     states_, dones, spread = made.states.numpy(), made.dones.numpy(), made.uncertainty.numpy()
-    verdicts = assess(states_, dones, spread, some.limits)
-    verdicts += assess(states_, dones, spread, some.limits, threshold=0.5)
+    judge = partial(assess, states_, dones, spread, some.limits, actions=actions.numpy())
+    verdicts = judge() + judge(threshold=0.5)
 
     assert [v.verdict for v in verdicts] == ["unknown"] * 4
     assert verdicts[0].reasons[0].rule == "not_calibrated"

@@ -200,7 +200,7 @@ class Sight:
             states[name] = predicted[:, -1].copy()  # a view would keep the others
         last = windows.states[:, -1]
         places = {name: position_errors(x, last, spec)[0] for name, x in states.items()}
-        verdicts = judge(self._checkpoint, prediction)
+        verdicts = judge(self._checkpoint, prediction, windows)
         expected = self._checkpoint.expected_error
         return Seen(
             data=self._data,

@@ -28,9 +28,15 @@ Floats = NDArray[np.floating[Any]]
 Booleans = NDArray[np.bool_]
 
 
-def judge(checkpoint: Checkpoint, prediction: Prediction) -> list[Verdict]:
-    """Return the service's verdicts on N predictions."""
-    return assess(prediction.states, prediction.dones, prediction.uncertainty, checkpoint.limits)
+def judge(checkpoint: Checkpoint, prediction: Prediction, windows: Windows) -> list[Verdict]:
+    """Return the service's verdicts on N windows, as predicted."""
+    return assess(
+        prediction.states,
+        prediction.dones,
+        prediction.uncertainty,
+        checkpoint.limits,
+        actions=windows.actions,
+    )
 
 
 def verdict_scores(
@@ -51,7 +57,7 @@ def verdict_scores(
         stride: Steps between their starts.
         draws: Resamples for intervals.
     """
-    judged, dt_s = judge(checkpoint, prediction), checkpoint.spec.dt_s
+    judged, dt_s = judge(checkpoint, prediction, windows), checkpoint.spec.dt_s
     verdicts = np.array([verdict.verdict for verdict in judged])
     unsafe, unknown = verdicts == UNSAFE, verdicts == UNKNOWN
     cause = labels.cause[windows.episode]
@@ -141,7 +147,7 @@ def corruption_scores(checkpoint: Checkpoint, windows: Windows, draws: int) -> d
             continue
         part = replace(windows, states=states).take(rows)
         prediction = predict_windows(checkpoint.ensemble, part)
-        verdicts = judge(checkpoint, prediction)
+        verdicts = judge(checkpoint, prediction, part)
         outcomes[corruption.name] = rows, prediction.uncertainty
         is_detectable = was_possible[rows] & impossible(start[rows], spec)
         table[corruption.name] = {
@@ -164,7 +170,7 @@ def corruption_scores(checkpoint: Checkpoint, windows: Windows, draws: int) -> d
             "lowest_auroc": min(auroc),
             **{answer: np.mean([table[n][answer] for n in names]).item() for answer in VERDICTS},
         }
-    answers = _answers(judge(checkpoint, clean))
+    answers = _answers(judge(checkpoint, clean, windows))
     return {"windows": len(windows), "clean": answers, "corruptions": table, **summary}
 
 

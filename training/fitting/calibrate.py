@@ -22,6 +22,8 @@ from models.checkpoint.calibration import (
 from models.conformal import Guarantee, conformal_threshold, has_values_beyond
 from models.network.ensemble import EnsembleRollout, WorldModelEnsemble
 from models.safety.expected_error import ExpectedError
+from models.slots import is_filled
+from models.spec import Spec
 from models.survival import crash_probability
 from training.dataset.windows import Windows
 from training.fitting.options import TrainOptions
@@ -78,7 +80,7 @@ def calibrate(
     validation: Windows,
     calibration: Windows,
     options: TrainOptions,
-    dt_s: float,
+    spec: Spec,
     expected_error: ExpectedError | None = None,
 ) -> Calibration:
     """Calibrate an ensemble; sets its members' hazard calibration.
@@ -94,7 +96,7 @@ def calibrate(
         validation: Held-out windows that fix the hazards.
         calibration: Windows that nothing was fitted to; they fix thresholds and limits.
         options: The run's.
-        dt_s: Length of a step.
+        spec: Meaning of the features.
         expected_error: Of the ensemble, if it is known.
 
     Raises:
@@ -110,7 +112,9 @@ def calibrate(
         raise ValueError(DIVERGED)
     harmless = probability[~known.ends]
     at_rate = _upper_quantile(harmless, 1 - options.false_alarm_rate, "higher")
-    guarantee = guarantee_of(episode_scores(probability, known, options.lead_steps), options, dt_s)
+    guarantee = guarantee_of(
+        episode_scores(probability, known, options.lead_steps), options, spec.dt_s
+    )
     threshold = _threshold(at_rate, guarantee, options)
     realised = None if threshold is None else float(np.mean(harmless >= threshold))
     return Calibration(
@@ -118,10 +122,16 @@ def calibrate(
         safe_below=None
         if threshold is None
         else _safe_below(harmless, threshold, options.doubt_rate),
-        uncertainty_limit=_upper_limit(prediction.uncertainty, options),
+        uncertainty_limit=_upper_limit(
+            prediction.uncertainty, options.uncertainty_quantile, options
+        ),
         error_limit_m=None
         if expected_error is None
-        else _upper_limit(expected_error(known.states[:, 0]), options),
+        else _upper_limit(
+            expected_error(_with_neighbours(known.states[:, 0], spec)),
+            options.error_quantile,
+            options,
+        ),
         state_low=tuple(known_ranges[0].tolist()),
         state_high=tuple(known_ranges[1].tolist()),
         horizon=calibration.horizon,
@@ -136,6 +146,7 @@ def calibrate(
             "realised_false_alarm_rate": realised,
             "doubt_rate": options.doubt_rate,
             "uncertainty_quantile": options.uncertainty_quantile,
+            "error_quantile": options.error_quantile,
             "done_scale": scale,
             "done_shift": shift,
         },
@@ -219,13 +230,21 @@ def _safe_below(harmless: Floats, threshold: float, doubt_rate: float) -> float 
     return min(max(float(bounds[0]), _LOWEST_THRESHOLD), threshold) if len(bounds) else None
 
 
-def _upper_limit(values: Floats, options: TrainOptions) -> float | None:
+def _with_neighbours(states: Floats, spec: Spec) -> Floats:
+    """Return those of the states [N, S] in which somebody is near, if the spec has neighbours."""
+    slots = spec.geometry.slots if spec.geometry is not None else ()
+    if not slots:
+        return states
+    return states[np.any([is_filled(states, slot, spec) for slot in slots], axis=0)]
+
+
+def _upper_limit(values: Floats, quantile: float, options: TrainOptions) -> float | None:
     """Return the limit; None if so few windows would make it the largest that was seen, or it is 0.
 
     The largest of few values is any value: one wrong window decides it.
     """
-    limit = _upper_quantile(values, options.uncertainty_quantile, "linear")
-    is_few = not has_values_beyond(len(values), options.uncertainty_quantile)
+    limit = _upper_quantile(values, quantile, "linear")
+    is_few = not has_values_beyond(len(values), quantile)
     if limit is None or limit <= 0 or (is_few and not options.allow_unguaranteed):
         return None
     return limit

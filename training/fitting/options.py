@@ -72,8 +72,9 @@ class TrainOptions:
             probability is just below the threshold.
         miss_rate: Largest probability that an episode that ends gets no alarm in time.
         lead_steps: In time means this many steps before the end, or earlier.
-        uncertainty_quantile: Share of calibration windows below the uncertainty limit, and below
-            the limit of the expected error.
+        uncertainty_quantile: Share of calibration windows below the uncertainty limit.
+        error_quantile: Share of calibration windows with a neighbour below the limit of the
+            expected error.
         allow_unguaranteed: Whether a crash threshold and an uncertainty limit are wanted even if
             calibration episodes or windows are too few to support them.
         workers: Members trained at once, one thread each; one at a time on a GPU.
@@ -98,6 +99,7 @@ class TrainOptions:
     miss_rate: float = 0.01
     lead_steps: int = 4
     uncertainty_quantile: float = 0.999
+    error_quantile: float = 0.99
     allow_unguaranteed: bool = False
     workers: int = 2
     device: str = "auto"
@@ -111,7 +113,7 @@ class TrainOptions:
             raise ValueError(
                 f"miss_rate must be from {LOWEST_ALPHA} to {HIGHEST_ALPHA}, got {self.miss_rate}"
             )
-        for name in ("false_alarm_rate", "uncertainty_quantile"):
+        for name in ("false_alarm_rate", "uncertainty_quantile", "error_quantile"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
         if not 0 <= self.doubt_rate < 1:

@@ -54,7 +54,13 @@ def rates_of(checkpoint: Checkpoint, windows: Windows) -> Rates:
         windows: Of known outcome.
     """
     found = predict_windows(checkpoint.ensemble, windows)
-    verdicts = assess(found.states, found.dones, found.uncertainty, checkpoint.limits)
+    verdicts = assess(
+        found.states,
+        found.dones,
+        found.uncertainty,
+        checkpoint.limits,
+        actions=windows.actions,
+    )
     alarmed = np.array([x.time_to_crash_s is not None for x in verdicts])
     safe, unknown = (np.array([x.verdict == y for x in verdicts]) for y in (SAFE, UNKNOWN))
     threshold, ends = checkpoint.limits.crash_threshold, windows.ends

@@ -41,8 +41,7 @@ def recalibrate(
         checkpoint_folder: The model.
         store_folder: Recordings of the traffic it will meet.
         out: Checkpoint folder to write; may be the first, to be written over.
-        options: Seed, false-alarm rate, doubt rate, miss rate, lead and uncertainty quantile
-            count.
+        options: Seed, false-alarm rate, doubt rate, miss rate, lead and quantiles count.
         members: Take the first so many members only; all by default.
         data_ranges: Whether the known ranges become those of the recordings.
         allow_lower_recall: Whether the new threshold may be reached by fewer of the windows that
@@ -84,7 +83,7 @@ def recalibrate(
     if expected is not None:
         expected = scaled(expected, old.ensemble, old.spec, validation)
     calibration = calibrate(
-        old.ensemble, ranges, validation, thresholds, options, old.spec.dt_s, expected
+        old.ensemble, ranges, validation, thresholds, options, old.spec, expected
     )
     training = {**old.training, "recalibrated": origin_note(data)}
     name = old.name if members is None else named(old.name, f"-of-which-{old.member_count}")

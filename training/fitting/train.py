@@ -170,7 +170,7 @@ def _calibrated(
     ranges, held_out = trained_ranges(windows["train"]), windows["validation"]
     expected = fit_expected_error(ensemble, spec, windows["train"], held_out, options.seed)
     calibration = calibrate(
-        ensemble, ranges, held_out, windows["calibration"], options, spec.dt_s, expected
+        ensemble, ranges, held_out, windows["calibration"], options, spec, expected
     )
     return Checkpoint(
         ensemble=ensemble,

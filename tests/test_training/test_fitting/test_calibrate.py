@@ -15,7 +15,7 @@ from models.checkpoint import Architecture, Calibration
 from models.checkpoint.calibration import DONE_SCALES, DONE_SHIFTS
 from models.network.ensemble import WorldModelEnsemble
 from models.safety.expected_error import ExpectedError
-from tests.test_training.toy import DT_S, toy_spec, toy_windows
+from tests.test_training.toy import toy_spec, toy_windows
 from training.dataset.windows import Windows
 from training.fitting import calibrate as calibration_module
 from training.fitting.calibrate import (
@@ -60,7 +60,7 @@ def calibrated(
         validation,
         replace(calibration, episode=np.arange(len(calibration))),
         replace(OPTIONS, **options),  # type: ignore[arg-type]
-        DT_S,
+        toy_spec(),
         expected_error,
     )
 
@@ -130,14 +130,14 @@ def test_the_limit_of_the_expected_error_is_a_quantile(quantile: float, limit_m:
     given = windows(20, 1100)
     above = np.arange(len(given)) % 2 == 0
     given.states[:, 0, 0] = np.where(above, 1.0, -1.0)
-    found = calibrated(given, expected_error=FIRST_FEATURE, uncertainty_quantile=quantile)
+    found = calibrated(given, expected_error=FIRST_FEATURE, error_quantile=quantile)
     assert found.error_limit_m == found.served_error_limit_m == pytest.approx(limit_m)
 
 
 def test_few_windows_or_no_trees_give_no_limit_of_the_expected_error() -> None:
     assert calibrated(windows(20, 1100)).error_limit_m is None
-    assert calibrated(windows(20, 900), expected_error=FIRST_FEATURE).error_limit_m is None
-    asked_for = calibrated(windows(20, 900), expected_error=FIRST_FEATURE, allow_unguaranteed=True)
+    assert calibrated(windows(20, 70), expected_error=FIRST_FEATURE).error_limit_m is None
+    asked_for = calibrated(windows(20, 70), expected_error=FIRST_FEATURE, allow_unguaranteed=True)
     assert asked_for.served_error_limit_m is not None
 
 
@@ -203,10 +203,10 @@ def test_a_diverged_model_is_not_calibrated(monkeypatch: pytest.MonkeyPatch) -> 
     data = windows(20, 20)
 
     with pytest.raises(ValueError, match="not finite: it has diverged"):
-        calibrate(broken, trained_ranges(data), data, data, OPTIONS, DT_S)
+        calibrate(broken, trained_ranges(data), data, data, OPTIONS, toy_spec())
     monkeypatch.setattr(calibration_module, "fit_hazard", lambda *_: (1.0, 0.0))
     with pytest.raises(ValueError, match="not finite: it has diverged"):
-        calibrate(broken, trained_ranges(data), data, data, OPTIONS, DT_S)
+        calibrate(broken, trained_ranges(data), data, data, OPTIONS, toy_spec())
 
 
 def answer_always(done: float, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -837,7 +837,8 @@ def test_imported_weights_can_say_safe_once_they_are_calibrated(
     assert (windows.states[:, 0] >= new.limits.state_low - 1e-6).all()
     assert (windows.states[:, 0] <= new.limits.state_high + 1e-6).all()
     found = predict_windows(new.ensemble, windows)
-    verdicts = assess(found.states, found.dones, found.uncertainty, new.limits)
+    limits = new.limits
+    verdicts = assess(found.states, found.dones, found.uncertainty, limits, actions=windows.actions)
     assert {verdict.verdict for verdict in verdicts} >= {"safe", "unsafe"}
 
 
