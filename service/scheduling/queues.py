@@ -24,6 +24,24 @@ from service.scheduling.jobs import Bounds, Group, Job, JobClass
 from service.scheduling.launches import Launch
 
 
+class Waiting:
+    """Jobs that wait and may share a launch: of one class, horizon and number of members.
+
+    Attributes:
+        jobs: By number, in order of arrival.
+        rows: Theirs.
+        seconds: What they take; None: it is to be computed, as they have changed.
+    """
+
+    __slots__ = ("jobs", "rows", "seconds")
+
+    def __init__(self) -> None:
+        # Ordered, for a job that leaves from the middle must not cost a search.
+        self.jobs: OrderedDict[int, Job] = OrderedDict()
+        self.rows = 0
+        self.seconds: float | None = None
+
+
 class Lane:
     """Waiting jobs of one class: by horizon and members, in order of arrival.
 
@@ -35,33 +53,18 @@ class Lane:
         jobs: How many wait.
         rows: Their rows.
         by_group: Those of each horizon and number of members.
-        rows_by_group: Their rows.
-        seconds: Cached seconds of each group, dropped when its jobs change.
         open: The launch that was begun and is not finished.
         passes: Slices in a row that other lanes got while this one waited.
     """
 
-    __slots__ = (
-        "by_group",
-        "capacity",
-        "job_class",
-        "jobs",
-        "open",
-        "passes",
-        "rows",
-        "rows_by_group",
-        "seconds",
-    )
+    __slots__ = ("by_group", "capacity", "job_class", "jobs", "open", "passes", "rows")
 
     def __init__(self, job_class: JobClass, capacity: int) -> None:
         self.job_class = job_class
         self.capacity = capacity
-        # Ordered dicts, for a job that leaves from the middle must not cost a search.
-        self.by_group: dict[Group, OrderedDict[int, Job]] = {}
+        self.by_group: dict[Group, Waiting] = {}
         self.jobs = 0
         self.rows = 0
-        self.rows_by_group: dict[Group, int] = {}
-        self.seconds: dict[Group, float] = {}
         self.open: Launch | None = None
         self.passes = 0
 
@@ -115,26 +118,25 @@ class Queues:
     def add(self, job: Job) -> None:
         """Append a job to its lane; the caller has checked the bounds."""
         lane, group = self.lanes[job.job_class], job.group
-        jobs = lane.by_group.get(group)
-        if jobs is None:
-            jobs = lane.by_group[group] = OrderedDict()
-        jobs[job.seq] = job
+        waiting = lane.by_group.get(group)
+        if waiting is None:
+            waiting = lane.by_group[group] = Waiting()
+        waiting.jobs[job.seq] = job
+        waiting.rows += job.rows
+        waiting.seconds = None
         job.is_waiting = True
         lane.jobs += 1
         lane.rows += job.rows
-        lane.rows_by_group[group] = lane.rows_by_group.get(group, 0) + job.rows
-        lane.seconds.pop(group, None)
 
     def remove(self, job: Job) -> None:
         """Take a job out that waits."""
         lane, group = self.lanes[job.job_class], job.group
-        same_group = lane.by_group[group]
-        del same_group[job.seq]
-        lane.rows_by_group[group] -= job.rows
-        lane.seconds.pop(group, None)
-        if not same_group:
+        waiting = lane.by_group[group]
+        del waiting.jobs[job.seq]
+        waiting.rows -= job.rows
+        waiting.seconds = None
+        if not waiting.jobs:
             del lane.by_group[group]
-            del lane.rows_by_group[group]
         job.is_waiting = False
         lane.jobs -= 1
         lane.rows -= job.rows
@@ -145,8 +147,8 @@ class Queues:
             if not job.is_done:
                 job.is_alone = True
                 self.add(job)
-                same_group = self.lanes[job.job_class].by_group[job.group]
-                same_group.move_to_end(job.seq, last=False)
+                waiting = self.lanes[job.job_class].by_group[job.group]
+                waiting.jobs.move_to_end(job.seq, last=False)
 
     def next_launch(self, costs: Costs) -> Launch | None:
         """Return the launch that gets the next slice; None if nothing waits.
@@ -195,11 +197,11 @@ class Queues:
     def _begun(self, lane: Lane, costs: Costs) -> Launch:
         """Return a launch of the lane's first jobs, which do not wait any more."""
         # Those of the group of the one waiting longest.
-        group, same_group = min(lane.by_group.items(), key=lambda entry: next(iter(entry[1])))
+        group, waiting = min(lane.by_group.items(), key=lambda entry: next(iter(entry[1].jobs)))
         most = self._most(costs, group)
         jobs: list[Job] = []
         rows = 0
-        for job in same_group.values():
+        for job in waiting.jobs.values():
             if jobs and (job.is_alone or rows + job.rows > most):
                 break
             jobs.append(job)
@@ -225,19 +227,20 @@ class Queues:
         """Return what the waiting jobs of a lane take; every request asks, so it is remembered."""
         if costs is not self._costs:
             self._renew(costs)
-        seconds = lane.seconds
-        if len(seconds) != len(lane.rows_by_group):
-            for group, rows in lane.rows_by_group.items():
-                if group not in seconds:
-                    (horizon, members), most = group, self._most(costs, group)
-                    seconds[group] = costs.of(members).launch_s(rows, horizon, most)
-        return sum(seconds.values())
+        total = 0.0
+        for group, waiting in lane.by_group.items():
+            if waiting.seconds is None:
+                (horizon, members), most = group, self._most(costs, group)
+                waiting.seconds = costs.of(members).launch_s(waiting.rows, horizon, most)
+            total += waiting.seconds
+        return total
 
     def _renew(self, costs: Costs) -> None:
         """Forget what was known by other costs."""
         self._costs, self._most_rows = costs, {}
         for lane in self._in_order:
-            lane.seconds.clear()
+            for waiting in lane.by_group.values():
+                waiting.seconds = None
 
     def _most(self, costs: Costs, group: Group) -> int:
         """Return how many rows of a group may take their steps together."""
