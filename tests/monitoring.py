@@ -194,8 +194,19 @@ def launch_prometheus(folder: Path, port: int, *services: str) -> Prometheus:
     ):
         assert text.count(written) == 1, written
         text = text.replace(written, wanted)
-    (folder / "prometheus.yml").write_text(text)
     (folder / "rules").symlink_to(PROMETHEUS / "rules")
+    return start_prometheus(folder, port, text)
+
+
+def start_prometheus(folder: Path, port: int, configuration: str) -> Prometheus:
+    """Start Prometheus on a configuration; it may not be ready yet.
+
+    Args:
+        folder: For its configuration, data and log.
+        port: To listen on.
+        configuration: As YAML; it finds rules relative to the folder.
+    """
+    (folder / "prometheus.yml").write_text(configuration)
     command = (
         "prometheus",
         f"--config.file={folder / 'prometheus.yml'}",

@@ -26,6 +26,8 @@ STATED = {
     "Dockerfile": r"world-model:{}-|VERSION={}$",
     "docker-compose.cpu.yml": r"IMAGE_TAG:-{}\}}",
     "docker-compose.override.yml": r"IMAGE_TAG:-{}\}}",
+    "deploy/kubernetes/overlays/cpu/kustomization.yaml": r"newTag: {}-",
+    "deploy/kubernetes/overlays/gpu/kustomization.yaml": r"newTag: {}-",
     "docs/deployment.md": r"world-model:{}-|IMAGE_TAG={}-",
     "docs/versions.md": r"world_model_(?:service|client)-{}-|IMAGE_TAG={}-\$",
 }
