@@ -9,13 +9,13 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jsonschema
 import kubernetes_validate
-import pytest
 import yaml
 
+from tests.conftest import lacks
 from tests.test_deploy.custom_resources import OF_THE_PREDICTOR, SCHEMAS
 
 ROOT = Path(__file__).parents[2]
@@ -24,13 +24,6 @@ OLDEST, NEWEST = "1.30", "1.37"
 """Kubernetes whose schemas the manifests must fit, and so all between."""
 
 Manifest = dict[str, Any]
-
-
-def lacks(what: str) -> NoReturn:
-    """Skip, as a tool is not here; where all must run (`.ci/run`), fail."""
-    if os.environ.get("KUBERNETES_TESTS_MUST_RUN"):
-        pytest.fail(what)
-    pytest.skip(what)
 
 
 def _command() -> list[str]:

@@ -53,7 +53,11 @@ Start = Callable[..., Server]
 
 def launch(log: Path, *options: str, **environment: str) -> Server:
     """Start a server that writes its log to a file; it may not be ready yet."""
-    port = free_port()
+    return launch_at(free_port(), log, *options, **environment)
+
+
+def launch_at(port: int, log: Path, *options: str, **environment: str) -> Server:
+    """Start a server on a port that is known; see `launch`."""
     with log.open("w") as out:
         process = subprocess.Popen(
             [*COMMAND, "--port", str(port), *options],

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
+from tests.conftest import lacks
 from tests.test_end_to_end.conftest import Server, launch
 
 HERE = Path(__file__).parent
@@ -20,13 +20,6 @@ SHOTS = ROOT / ".page"
 """Screenshots of the last run."""
 
 Open = Callable[..., Any]
-
-
-def lacks(what: str) -> NoReturn:
-    """Skip, as a tool is not here; where all must run (`.ci/run`), fail."""
-    if os.environ.get("PAGE_TESTS_MUST_RUN"):
-        pytest.fail(what)
-    pytest.skip(what)
 
 
 @pytest.fixture(scope="session")

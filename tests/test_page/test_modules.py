@@ -19,7 +19,8 @@ from models.road_users import road_users_spec
 from models.safety import RULES
 from service.http.page import ASSETS
 from service.settings import PRETRAINED
-from tests.test_page.conftest import HERE, ROOT, STATIC, lacks
+from tests.conftest import lacks
+from tests.test_page.conftest import HERE, ROOT, STATIC
 from tools.refresh_pages import SCENES, page_episodes
 
 MOST_BYTES = 250_000
@@ -128,7 +129,7 @@ def test_a_contact_on_the_page_is_one_for_the_service(node: str) -> None:
 def test_where_all_must_run_a_missing_tool_is_a_failure(
     monkeypatch: pytest.MonkeyPatch, must_run: str, outcome: str
 ) -> None:
-    monkeypatch.setenv("PAGE_TESTS_MUST_RUN", must_run)
+    monkeypatch.setenv("TESTS_MUST_RUN", must_run)
 
     with pytest.raises(BaseException, match="needs a tool") as raised:
         lacks("needs a tool")
