@@ -27,11 +27,9 @@ Manifest = dict[str, Any]
 
 
 def _command() -> list[str]:
-    if shutil.which("kustomize"):
-        return ["kustomize", "build"]
-    if shutil.which("kubectl"):
-        return ["kubectl", "kustomize"]
-    lacks("needs kubectl (1.32 is new enough) or kustomize 5")
+    if not shutil.which("kustomize") and not shutil.which("kubectl"):
+        lacks("needs kubectl (1.32 is new enough) or kustomize 5")
+    return ["kustomize", "build"] if shutil.which("kustomize") else ["kubectl", "kustomize"]
 
 
 def kustomize(folder: Path) -> str:
