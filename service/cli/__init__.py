@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from service import __version__
 from service.cli.data import DATA_COMMANDS
 from service.cli.models import MODEL_COMMANDS
-from service.cli.running import FOLDER
+from service.cli.running import FOLDER, end_by_signals
 from service.setting_checks import nearest
 from service.settings import Settings, explain_settings_error
 
@@ -89,6 +89,7 @@ def serve(**options: str | None) -> None:
     Every option is also an environment variable: --queue-rows-safety is
     WORLD_MODEL_QUEUE_ROWS_SAFETY. An option wins over the variable.
     """
+    end_by_signals()
     settings = _settings(options)
     from service.server import DEVICE_LOST_CODE, StartupError
     from service.server import serve as run_server

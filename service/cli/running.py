@@ -1,8 +1,10 @@
-"""How commands end that make data or models: errors in one sentence, signals by their codes."""
+"""How commands end: errors in one sentence, signals by their codes."""
 
 from __future__ import annotations
 
 import math
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -38,6 +40,18 @@ class NumberRange(click.FloatRange):
 SEED = click.IntRange(0, 2**32 - 1)
 WORKERS = click.IntRange(1, 1024)
 MEMBERS = click.IntRange(1, 10_000)
+
+
+def end_by_signals() -> None:
+    """Let SIGTERM and SIGINT end a container's first process, too, from now on.
+
+    The kernel passes signals over that process 1 has no handler for. Without this, a container that
+    is stopped while it loads would serve until it is killed.
+    """
+    if os.getpid() == 1:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # At once, as by default: modules that are half loaded cannot end in order.
+            signal.signal(number, lambda received, _: os._exit(128 + received))
 
 
 @contextmanager
