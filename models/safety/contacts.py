@@ -11,7 +11,7 @@ import numpy as np
 from models.safety.limits import Floats, Reason, SafetyLimits
 from models.safety.rectangles import separations
 
-_LEAST_M = 0.1
+LEAST_CONTACT_M = 0.1
 """By how much rectangles must overlap, or the ego be beyond an edge: predicted places are right to
 a decimetre at best. *Measured* on test windows that do not end, .01 % are doubted for it, and .06 %
 with a bound of 0."""
@@ -35,7 +35,7 @@ def contact_reasons(states: Floats, limits: SafetyLimits) -> dict[int, Reason]:
     motion = states.take(columns, -1)[:, 1:]
     beyond = -motion[..., len(columns) - len(limits.edges) :]
     depths = np.concatenate([_overlaps(states, motion, limits), beyond], axis=-1)
-    touches = ~(depths <= _LEAST_M)
+    touches = ~(depths <= LEAST_CONTACT_M)
     if not touches.any():
         return {}
     found: dict[int, Reason] = {}
