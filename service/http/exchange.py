@@ -8,7 +8,6 @@ bytes from here: identity, admission, clock, trace and metrics of a request are 
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -267,7 +266,11 @@ class Exchange:
         """Return whether the caller itself chose a deadline that no load is to blame for."""
         if least_s is None:
             rows, horizon, _ = self._parsed.actions.shape
-            least_s = self.shared.scheduler.least_s(rows, horizon, self._parsed.members)
+            scheduler, members = self.shared.scheduler, self._parsed.members
+            if self._parsed.has_attribution:
+                least_s = scheduler.least_explained_s(horizon, members)
+            else:
+                least_s = scheduler.least_s(rows, horizon, members)
         timeout_s = self._head.timeout_s
         return timeout_s < least_s and self.shared.policy.is_callers_choice(
             timeout_s, self._headers
@@ -342,8 +345,7 @@ class Exchange:
             if outcome is not None:
                 reply = self._answered(self._judged, outcome)
         except Exception as exc:  # noqa: BLE001 (the app's last resort, see `failure`)
-            # How long it takes depends on all that goes before: no deadline can be kept for sure.
-            reply = self.failure(exc, math.inf)
+            reply = self.failure(exc)
         del self._parsed, self._judged
         self._respond(reply)
 

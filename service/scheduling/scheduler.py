@@ -179,7 +179,7 @@ class Scheduler:
             members: As for `enqueue`.
 
         Raises:
-            OverloadedError: Too many wait.
+            OverloadedError: Too many wait, or its answer would be late.
             UnavailableError: The service is draining, or the engine is down.
         """
         if (refusal := self.health.refusal) is not None:
@@ -191,6 +191,13 @@ class Scheduler:
         )
         self._wake.set()
         return question
+
+    def least_explained_s(self, steps: int, members: int | None = None) -> float:
+        """Return the shortest deadline that is kept for one row of so many steps and `explain`.
+
+        What `explain` takes is 0 until it was answered once.
+        """
+        return self.least_s(1, steps, members) + self._explanations.least_s(steps, members)
 
     def forget(self, question: Question) -> None:
         """Free a question's place; its outcome is None, unless it had one already."""
@@ -274,7 +281,10 @@ class Scheduler:
 
     async def _explain(self, question: Question) -> None:
         """Compute a piece of an attribution: on the worker, as the event loop has better to do."""
+        if question.started_s is None:
+            question.started_s = asyncio.get_running_loop().time()
         ran = await self._worker.run(question.advance)
+        self._explanations.advanced(question, ran.seconds, is_answered=ran.value is not None)
         if ran.error is not None:
             self._observer.engine_failed("exception")
             log.error("attribution failed", kind="exception", error=repr(ran.error))

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from typing import Any
 
 import httpx
 import orjson
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from service.http.answers import Reply
 from service.http.exchange import Exchange
+from service.interface import Costs
 from service.scheduling.explanations import MOST_QUESTIONS
 from tests.fakes.engine import (
     ACTIONS,
@@ -115,6 +118,41 @@ async def test_the_deadline_holds_for_both(client: httpx.AsyncClient, engine: Fa
 
     may_go_on.set()
     assert (response.status_code, error_of(response)["code"]) == (504, "deadline_exceeded")
+
+
+async def test_a_deadline_that_passes_is_the_callers_fault_only_if_it_could_not_be_kept(
+    engine: FakeEngine,
+) -> None:
+    engine.costs = Costs((4096,), (0.0001,))
+    may_go_on = threading.Event()
+
+    def outcomes(text: str) -> dict[str, float]:
+        return {
+            sample.labels["outcome"]: sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == "world_model_outcomes_total"
+            and sample.labels["endpoint"] == "/safety-check"
+        }
+
+    async with serving(engine) as (_, client):
+
+        async def failed(seconds: str) -> str:
+            before = outcomes((await client.get("/metrics")).text)
+            headers = {"X-Request-Timeout-Seconds": seconds}
+            response = await client.post("/safety-check", json=BODY, headers=headers)
+            assert response.status_code == 504
+            await asyncio.sleep(0.02)
+            after = outcomes((await client.get("/metrics")).text)
+            (found,) = {name for name, count in after.items() if count > before[name]}
+            return found
+
+        engine.on_piece = lambda: may_go_on.wait(PATIENCE_S)
+        assert await failed("0.05") == "late"
+        may_go_on.set()
+        engine.on_piece = lambda: time.sleep(0.05)
+        assert (await client.post("/safety-check", json=BODY)).status_code == 200
+        assert await failed("0.05") == "impossible_deadline"
 
 
 async def test_too_many_at_once_are_refused(client: httpx.AsyncClient, engine: FakeEngine) -> None:

@@ -130,6 +130,96 @@ def test_only_so_many_may_wait() -> None:
     assert bench.tally.rejections == {"queue_full": 1}
 
 
+ANSWER_S = 0.004
+"""What one takes in these plays: three pieces and the end, 1 ms each."""
+
+
+def test_one_that_would_be_late_is_refused_at_once_with_the_time_it_takes() -> None:
+    outcomes: list[Explained] = []
+
+    async def play(bench: Bench, loop: VirtualLoop) -> None:
+        asked(bench, outcomes, timeout_s=0.0045)  # nothing is known yet
+        await asyncio.sleep(1)
+        for _ in range(3):
+            asked(bench, outcomes)
+        await asyncio.sleep(0.0025)
+        with pytest.raises(
+            OverloadedError, match=r"would take 0\.0135 s, of which 0\.0095 s"
+        ) as late:
+            asked(bench, outcomes, timeout_s=0.013)
+        assert late.value.retry_after_s == pytest.approx(0.0005)
+        with pytest.raises(OverloadedError) as never:
+            asked(bench, outcomes, timeout_s=0.001)
+        assert never.value.retry_after_s == pytest.approx(3 * ANSWER_S - 0.0025)
+        asked(bench, outcomes, timeout_s=0.014)
+        await asyncio.sleep(1)
+
+    bench = simulate(play)
+
+    assert [type(x) for x in outcomes] == [Attribution] * 5
+    assert bench.tally.rejections == {"too_late": 2}
+
+
+def test_the_first_in_line_is_always_tried() -> None:
+    outcomes: list[Explained] = []
+
+    async def play(bench: Bench, loop: VirtualLoop) -> None:
+        asked(bench, outcomes)
+        await asyncio.sleep(1)
+        asked(bench, outcomes, timeout_s=0.0001)
+        await asyncio.sleep(1)
+
+    simulate(play)
+
+    assert [type(x) for x in outcomes] == [Attribution, DeadlineExceededError]
+
+
+def test_where_none_has_room_it_is_said_when_the_first_one_ends() -> None:
+    outcomes: list[Explained] = []
+
+    async def play(bench: Bench, loop: VirtualLoop) -> None:
+        asked(bench, outcomes)
+        await asyncio.sleep(1)
+        for _ in range(MOST_QUESTIONS):
+            asked(bench, outcomes)
+        await asyncio.sleep(0.0015)
+        with pytest.raises(OverloadedError) as full:
+            asked(bench, outcomes)
+        assert full.value.retry_after_s == pytest.approx(ANSWER_S - 0.0015)
+
+    simulate(play)
+
+
+def test_what_is_computed_between_pieces_counts_and_what_is_least_does_not_change() -> None:
+    outcomes: list[Explained] = []
+    waits_s: list[float] = []
+
+    async def play(bench: Bench, loop: VirtualLoop) -> None:
+        async def wait_s() -> None:
+            asked(bench, outcomes)
+            with pytest.raises(OverloadedError) as late:
+                asked(bench, outcomes, timeout_s=0.0)
+            waits_s.append(late.value.retry_after_s)
+
+        asked(bench, outcomes)
+        await asyncio.sleep(1)
+        await wait_s()
+        for _ in range(3):
+            await asyncio.sleep(0.0005)  # a piece is being computed
+            await bench.ask(horizon=10)
+        await asyncio.sleep(1)
+        await wait_s()
+        await asyncio.sleep(1)
+        assert bench.scheduler.least_explained_s(4) == pytest.approx(
+            ANSWER_S + bench.scheduler.least_s(1, 4)
+        )
+
+    simulate(play)
+
+    assert waits_s[0] == pytest.approx(ANSWER_S)
+    assert waits_s[1] > 2 * ANSWER_S
+
+
 def test_a_fault_is_its_own() -> None:
     outcomes: list[Explained] = []
 
