@@ -134,6 +134,16 @@ class Exchanges:
             **({} if key == NO_KEY else {"key": key}),
         }
 
+    def caller(self, address: Address, headers: Headers, key: str) -> str:
+        """Return whose request it is, where callers share something: the key's name, or the peer.
+
+        Args:
+            address: Of the connection's other end.
+            headers: Of the request.
+            key: Name of the key that it was admitted by.
+        """
+        return key if key != NO_KEY else self.peers.name(address, headers) or ""
+
 
 class Exchange:
     """One request, from its head to its reply. Its state belongs to the event loop's thread.
@@ -217,6 +227,13 @@ class Exchange:
                 self._reading = _Reading(self, head, body, started_s)
         except Exception as exc:  # noqa: BLE001 (the app's last resort, see `failure`)
             self._respond(self.failure(exc))
+
+    @property
+    def takes_long(self) -> bool:
+        """Whether it waits for an answer that is not to be expected within a moment."""
+        if self._job is None:
+            return self._question is not None
+        return self._parsed.has_attribution
 
     def cancel(self) -> None:
         """Free the job's place; the reply is None then. After the reply, do nothing."""
@@ -333,6 +350,7 @@ class Exchange:
             deadline_s=deadline_s,
             respond=self._on_explained,
             members=parsed.members,
+            caller=self.shared.caller(self._address, self._headers, self.key),
         )
         self._judged = judged
 

@@ -90,6 +90,15 @@ class Scheduler:
         self._task.add_done_callback(self._on_end)
         self.health.watch(self._wake.set)
 
+    def end_explanations(self) -> None:
+        """Take no more questions for attributions, and answer only the one that was begun.
+
+        Those that wait would take longer than what else has come, and the service's end with them.
+        """
+        self._explanations.is_ending = True
+        error = UnavailableError(SHUTTING_DOWN)
+        self._explanations.end_all(error, "draining", but_begun=True)
+
     def give_up(self) -> None:
         """Refuse new jobs and resolve those accepted as unavailable, at once."""
         self.health.refuse_jobs()
@@ -167,6 +176,7 @@ class Scheduler:
         deadline_s: float,
         respond: Callable[[Explained], None],
         members: int | None = None,
+        caller: str = "",
     ) -> Question:
         """Ask what a sequence's crash probability comes from; computed while no job waits.
 
@@ -177,17 +187,26 @@ class Scheduler:
             respond: Gets the outcome, exactly once and later than this call: an attribution, an
                 EngineError, an UnavailableError, a DeadlineExceededError, or None.
             members: As for `enqueue`.
+            caller: Who asks: callers share the places, and take turns.
 
         Raises:
             OverloadedError: Too many wait, or its answer would be late.
-            UnavailableError: The service is draining, or the engine is down.
+            UnavailableError: The service is ending, or the engine is down.
         """
-        if (refusal := self.health.refusal) is not None:
+        refusal = self.health.refusal
+        if self._explanations.is_ending:
+            refusal = "draining", SHUTTING_DOWN
+        if refusal is not None:
             reason, message = refusal
             self._observer.rejected(reason)
             raise UnavailableError(message)
         question = self._explanations.ask(
-            state, actions, deadline_s=deadline_s, respond=respond, members=members
+            state,
+            actions,
+            deadline_s=deadline_s,
+            respond=respond,
+            members=members,
+            caller=caller,
         )
         self._wake.set()
         return question

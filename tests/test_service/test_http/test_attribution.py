@@ -26,6 +26,7 @@ from tests.fakes.engine import (
     serving,
     until,
 )
+from tests.fakes.sockets import listening, request
 
 BODY: dict[str, Any] = {"state": STATE, "actions": ACTIONS, "include": ["attribution"]}
 
@@ -159,8 +160,10 @@ async def test_too_many_at_once_are_refused(client: httpx.AsyncClient, engine: F
     may_go_on = threading.Event()
     engine.on_piece = lambda: may_go_on.wait(PATIENCE_S)
     calls = [
-        asyncio.create_task(client.post("/safety-check", json=BODY))
-        for _ in range(MOST_QUESTIONS + 1)
+        asyncio.create_task(
+            client.post("/safety-check", json=BODY, headers={"X-Forwarded-For": f"10.0.0.{k}"})
+        )
+        for k in range(MOST_QUESTIONS + 1)
     ]
     await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
     may_go_on.set()
@@ -169,6 +172,46 @@ async def test_too_many_at_once_are_refused(client: httpx.AsyncClient, engine: F
     assert sorted(answer.status_code for answer in answers) == [200] * MOST_QUESTIONS + [429]
     refused = next(answer for answer in answers if answer.status_code == 429)
     assert error_of(refused)["code"] == "overloaded"
+
+
+async def asked_at_once(client: httpx.AsyncClient, *callers: dict[str, str]) -> list[int]:
+    """Return the statuses of what these callers, by their headers, ask for at the same time."""
+    calls = [client.post("/safety-check", json=BODY, headers=headers) for headers in callers]
+    return [answer.status_code for answer in await asyncio.gather(*calls)]
+
+
+async def test_one_caller_leaves_places_to_others(engine: FakeEngine) -> None:
+    async with serving(engine, api_keys=f"one:{'a' * 16},two:{'b' * 16}") as (_, client):
+        may_go_on = threading.Event()
+        engine.on_piece = lambda: may_go_on.wait(PATIENCE_S)
+        one, two = ({"Authorization": f"Bearer {x * 16}"} for x in "ab")
+        greedy = asyncio.create_task(asked_at_once(client, *[one] * 12))
+        await until(lambda: engine.computed.count("piece") == 1)
+        other = asyncio.create_task(asked_at_once(client, two))
+        may_go_on.set()
+
+        assert await other == [200]
+        assert sorted(await greedy) == [200] * 4 + [429] * 8
+
+
+async def test_a_caller_that_sends_no_more_gives_up_its_place(engine: FakeEngine) -> None:
+    """TCP cannot tell whether it has left; a short answer is waited for, an attribution is not."""
+    may_go_on = threading.Event()
+    engine.on_piece = lambda: may_go_on.wait(PATIENCE_S)
+    body = orjson.dumps({"state": STATE, "actions": ACTIONS, "include": ["attribution"]})
+    async with listening(engine) as served:
+        caller = await served.caller()
+        caller.send(request(body, path="/safety-check"))
+        await until(lambda: engine.computed.count("piece") == 1)
+        caller.half_close()
+        assert await caller.rest() == b""
+        await until(lambda: served.count("499", "/safety-check") == 1)
+        assert served.app.scheduler._explanations.first is None
+        may_go_on.set()
+        caller = await served.caller()
+        caller.send(request(body, path="/safety-check"))
+        caller.half_close()  # at once
+        assert await caller.rest() == b""
 
 
 async def test_nothing_is_computed_for_a_caller_that_has_left(engine: FakeEngine) -> None:
