@@ -43,6 +43,7 @@ from models.checkpoint.tensors import check_normalisers, check_values, compare_s
 from models.conformal import Guarantee
 from models.network.ensemble import WorldModelEnsemble
 from models.network.world_model import WorldModel
+from models.prediction import version_of
 from models.safety.expected_error import ExpectedError
 from models.safety.limits import SafetyLimits
 from models.spec import Name, Spec, States
@@ -308,7 +309,7 @@ def load_checkpoint(folder: Path, *, device: str = "cpu", members: int | None = 
         calibration=calibration,
         expected_error=expected_error,
         name=config.name,
-        version=version if is_whole else f"{version}-{members}of{config.members}",
+        version=version_of(version, ensemble.member_count, config.members),
         training=training,
         metrics=metrics,
         held_members=None if is_whole else config.members,
