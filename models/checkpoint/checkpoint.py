@@ -161,13 +161,14 @@ class Checkpoint:
         ]
         columns = np.array(slots, np.int64).reshape(-1, 4)
         # One member cannot disagree: its uncertainty is unknown, not zero.
-        has_uncertainty = self.member_count > 1
+        has_disagreement = self.member_count > 1
         limits = SafetyLimits(
             crash_threshold=calibration.served_threshold,
             safe_below=calibration.safe_below,  # only takes `safe` away: needs no guarantee
             expected_error=self.expected_error,
             error_limit_m=calibration.served_error_limit_m,
-            uncertainty_limit=calibration.served_uncertainty_limit if has_uncertainty else None,
+            uncertainty_limit=calibration.served_uncertainty_limit if has_disagreement else None,
+            has_disagreement=has_disagreement,
             state_low=low,
             state_high=high,
             horizon=calibration.horizon,

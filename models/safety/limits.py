@@ -69,6 +69,8 @@ class SafetyLimits:
             features; empty if they are for nobody.
         ego_size: Columns of the ego's length and width; empty if they are not features.
         largest_m: The longest and the widest that somebody can be.
+        has_disagreement: Whether several members answer: one disagrees with nobody, which is not
+            certainty.
     """
 
     crash_threshold: float | None
@@ -91,6 +93,7 @@ class SafetyLimits:
     sizes: tuple[tuple[int, ...], ...] = ()
     ego_size: tuple[int, ...] = ()
     largest_m: tuple[float, float] = (np.inf, np.inf)
+    has_disagreement: bool = True
 
     def __post_init__(self) -> None:
         dim = len(self.feature_names)
@@ -131,6 +134,7 @@ class SafetyLimits:
             expected_error=None,
             error_limit_m=None,
             uncertainty_limit=None,
+            has_disagreement=members > 1,
             uncalibrated=f"{members} of {held} members answer, and the checkpoint's thresholds "
             "hold for all together",
         )
