@@ -12,6 +12,18 @@ from numpy.typing import NDArray
 Array = NDArray[np.float32]
 
 
+def version_of(version: str, members: int, held: int) -> str:
+    """Return what a model is called of which only the first members predict: another version.
+
+    Args:
+        version: Of the whole checkpoint, or of a part of it.
+        members: That predict.
+        held: That the checkpoint holds.
+    """
+    whole, _, _ = version.partition("-")
+    return whole if members == held else f"{whole}-{members}of{held}"
+
+
 def _ordinary(numbers: int) -> Array:
     return np.empty(numbers, np.float32)
 

@@ -6,14 +6,14 @@ NumPy only, so that whoever imports it loads neither torch nor a web framework.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
-from models.attribution.shares import Attribution
+from models.attribution.shares import Attribution, Pieces
 from models.conformal import Guarantee
-from models.prediction import Array, Prediction
+from models.prediction import Array, Prediction, version_of
 from models.safety import SafetyLimits
 from models.spec import Spec
 
@@ -79,7 +79,7 @@ class ModelInfo:
         held = self.held_members or self.members
         return replace(
             self,
-            version=f"{self.version.partition('-')[0]}-{members}of{held}",
+            version=version_of(self.version, members, held),
             members=members,
             held_members=held,
             limits=self.limits.for_fewer(members, held),
@@ -181,10 +181,6 @@ class Running(Protocol):
 
     def result(self) -> Prediction:
         """Return the prediction, once it is complete."""
-
-
-Pieces = Generator[None, None, Attribution]
-"""An attribution under way: each `next` computes for milliseconds, the end returns it."""
 
 
 class EngineLike(Protocol):

@@ -298,7 +298,8 @@ async def _shut_down(
 
     1. /readyz says so, and each reply closes its connection: load balancers go elsewhere. A
        second signal ends this step, and so does a device that is lost.
-    2. No new connection is accepted; requests that have come are answered.
+    2. No new connection is accepted; requests that have come are answered, but attributions that
+       still wait for their turn are refused.
     3. What was not answered in time is answered 503.
     4. Whoever does not send or read even now is cut off.
 
@@ -311,6 +312,7 @@ async def _shut_down(
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stops.get(), settings.drain_delay_s)
     server.should_exit = True
+    app.scheduler.end_explanations()
     await asyncio.wait([serving], timeout=settings.shutdown_timeout_s)
     app.scheduler.give_up()
     await asyncio.wait([serving], timeout=_LAST_RESORT_S)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.attribution.scene import Known, Scene
-from models.attribution.shares import Attribution, Floats, Group
+from models.attribution.shares import Attribution, Floats, Group, Pieces
 from models.network.ensemble import EnsembleStep
 from models.spec import Spec
 
@@ -32,8 +32,6 @@ _POINTS = 32
 
 _EVEN_SHARE = 0.2
 """Of the points, how many are spread evenly, so that no part of the path is left out."""
-
-Pieces = Generator[None, None, Attribution]
 
 
 class CrashRisk:
@@ -105,9 +103,7 @@ class CrashRisk:
 
     def _advance(self, states: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Return the members' states after a step, and log P(alive after it | before) [E, B]."""
-        model = self._step.stacked
-        after, _, logits = model.predict(states, action.expand(len(states), *action.shape))
-        logits = (model.done_scale * logits + model.done_shift).squeeze(-1)
+        after, _, logits = self._step.advance(states, action)
         return after, -functional.softplus(logits)
 
 

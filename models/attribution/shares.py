@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,3 +72,7 @@ class Attribution:
         """What the contributions lack, as a path of few points is no integral."""
         difference = self.crash_probability - self.baseline_probability
         return float(difference - self.state.sum() - self.actions.sum())
+
+
+Pieces = Generator[None, None, Attribution]
+"""An attribution under way: each `next` computes for milliseconds, the end returns it."""

@@ -43,6 +43,7 @@ from models.checkpoint.tensors import check_normalisers, check_values, compare_s
 from models.conformal import Guarantee
 from models.network.ensemble import WorldModelEnsemble
 from models.network.world_model import WorldModel
+from models.prediction import version_of
 from models.safety.expected_error import ExpectedError
 from models.safety.limits import SafetyLimits
 from models.safety.physics import PhysicalMotion
@@ -161,13 +162,14 @@ class Checkpoint:
         ]
         columns = np.array(slots, np.int64).reshape(-1, 4)
         # One member cannot disagree: its uncertainty is unknown, not zero.
-        has_uncertainty = self.member_count > 1
+        has_disagreement = self.member_count > 1
         limits = SafetyLimits(
             crash_threshold=calibration.served_threshold,
             safe_below=calibration.safe_below,  # only takes `safe` away: needs no guarantee
             expected_error=self.expected_error,
             error_limit_m=calibration.served_error_limit_m,
-            uncertainty_limit=calibration.served_uncertainty_limit if has_uncertainty else None,
+            uncertainty_limit=calibration.served_uncertainty_limit if has_disagreement else None,
+            has_disagreement=has_disagreement,
             state_low=low,
             state_high=high,
             horizon=calibration.horizon,
@@ -310,7 +312,7 @@ def load_checkpoint(folder: Path, *, device: str = "cpu", members: int | None = 
         calibration=calibration,
         expected_error=expected_error,
         name=config.name,
-        version=version if is_whole else f"{version}-{members}of{config.members}",
+        version=version_of(version, ensemble.member_count, config.members),
         training=training,
         metrics=metrics,
         held_members=None if is_whole else config.members,

@@ -225,8 +225,7 @@ class EnsembleStep(nn.Module):
             states and log_alive after the step, and a summary [B, S + 4]; see `split_summary`.
         """
         model = self.stacked
-        after, rewards, logits = model.predict(states, action.expand(len(states), *action.shape))
-        logits = (model.done_scale * logits + model.done_shift).squeeze(-1)
+        after, rewards, logits = self.advance(states, action)
         weight = lanewise(torch.exp, log_alive - log_alive.amax(0))
         done = _member_mean(weight * lanewise(torch.sigmoid, logits)) / _member_mean(weight)
         squares = _member_variance(after / model.state_scale)
@@ -241,6 +240,20 @@ class EnsembleStep(nn.Module):
         ]
         log_alive = log_alive - lanewise(functional.softplus, logits)
         return after, log_alive, torch.cat(summary, dim=-1)
+
+    def advance(self, states: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Take one step of each member by itself.
+
+        Args:
+            states: [E, B, S].
+            action: [B, A].
+
+        Returns:
+            states [E, B, S] and rewards [E, B, 1] after it, calibrated hazard logits [E, B].
+        """
+        model = self.stacked
+        after, rewards, logits = model.predict(states, action.expand(len(states), *action.shape))
+        return after, rewards, (model.done_scale * logits + model.done_shift).squeeze(-1)
 
 
 SUMMARY_EXTRAS = 4

@@ -16,7 +16,7 @@ import numpy as np
 from models.safety.limits import Floats, Reason, SafetyLimits
 from models.safety.rectangles import separations
 
-_LEAST_M = 0.1
+LEAST_CONTACT_M = 0.1
 """By how much rectangles must overlap, or the ego be beyond an edge: predicted places are right to
 a decimetre at best. *Measured* on test windows that do not end, .01 % are doubted for it, and .06 %
 with a bound of 0."""
@@ -85,7 +85,7 @@ def contact_reasons(
     beyond = -values[..., values.shape[-1] - len(limits.edges) :]
     start = np.concatenate([states[:, 0]] * len(motions))
     depths = np.concatenate([_overlaps(start, values, limits), beyond], axis=-1)
-    touches = ~(depths <= _LEAST_M)
+    touches = ~(depths <= LEAST_CONTACT_M)
     if not touches.any():
         return found
     for row in np.flatnonzero(touches.any((1, 2))).tolist():

@@ -72,6 +72,8 @@ class SafetyLimits:
         ego_size: Columns of the ego's length and width; empty if they are not features.
         largest_m: The longest and the widest that somebody can be.
         physics: Motion without anything learned; None: there is none for these features.
+        has_disagreement: Whether several members answer: one disagrees with nobody, which is not
+            certainty.
     """
 
     crash_threshold: float | None
@@ -95,6 +97,7 @@ class SafetyLimits:
     ego_size: tuple[int, ...] = ()
     largest_m: tuple[float, float] = (np.inf, np.inf)
     physics: PhysicalMotion | None = None
+    has_disagreement: bool = True
 
     def __post_init__(self) -> None:
         dim = len(self.feature_names)
@@ -135,6 +138,7 @@ class SafetyLimits:
             expected_error=None,
             error_limit_m=None,
             uncertainty_limit=None,
+            has_disagreement=members > 1,
             uncalibrated=f"{members} of {held} members answer, and the checkpoint's thresholds "
             "hold for all together",
         )

@@ -47,7 +47,7 @@ class Verdict:
         crash_probability_by_step: The same up to each step; H entries.
         time_to_crash_s: End of the step at which the probability reaches the threshold; None
             if it never does.
-        uncertainty: Disagreement of the ensemble; None if not finite.
+        uncertainty: Disagreement of the ensemble; None if not finite, or of one member.
         expected_error_m: How far the neighbours' places will probably be off at the evaluated
             horizon; None if unknown, or nobody is there.
         threshold: Crash probability from which the sequence is unsafe; None if unknown.
@@ -208,7 +208,7 @@ def _judge(
         crash_probability=probability,
         crash_probability_by_step=[*by_step],
         time_to_crash_s=time_to_crash_s,
-        uncertainty=uncertainty,
+        uncertainty=uncertainty if limits.has_disagreement else None,
         expected_error_m=expected_error_m,
         threshold=threshold,
         reasons=(*blocking, *crash, *doubts),
@@ -268,7 +268,7 @@ def _doubts(
     uncertainty: float, expected_error_m: float | None, limits: SafetyLimits, horizon: int
 ) -> list[Reason]:
     doubts = []
-    limit = limits.uncertainty_limit
+    limit = limits.uncertainty_limit if limits.has_disagreement else None
     if limit is None or not 0 <= limit < inf:
         doubts.append(
             Reason(

@@ -18,6 +18,7 @@ from service import __version__
 from service.cli.data import DATA_COMMANDS
 from service.cli.models import MODEL_COMMANDS
 from service.cli.running import FOLDER, end_by_signals
+from service.cli.showing import SHOW_COMMANDS
 from service.setting_checks import nearest
 from service.settings import Settings, explain_settings_error
 
@@ -131,5 +132,5 @@ def prepare(levels: bool, **options: Any) -> None:
         click.echo(f"Prepared: {path}")
 
 
-for _command in (*DATA_COMMANDS, *MODEL_COMMANDS):
+for _command in (*DATA_COMMANDS, *MODEL_COMMANDS, *SHOW_COMMANDS):
     main.add_command(_command)

@@ -97,7 +97,7 @@ class Engine:
             StartupError: The device is missing, or the model does not run on it.
         """
         started = time.perf_counter()
-        threads = self._threads or min(2, max(1, usable_cpus() - 1))
+        threads = self._threads = self._threads or min(2, max(1, usable_cpus() - 1))
         torch.set_num_threads(threads)
         # IEEE float32 everywhere: TF32 would keep 10 bits of mantissa, and answers would differ
         # from the CPU's in the third digit.
@@ -212,6 +212,7 @@ class Engine:
             actions: [H, A].
             members: As for `begin`.
         """
+        torch.set_num_threads(self._threads)  # see `canary`
         step = self._explained.step(members)
         spec, limits = self._checkpoint.spec, self._checkpoint.limits
         mean, spread = (
@@ -221,11 +222,13 @@ class Engine:
         return attribute(step, spec, known, state, actions)
 
     def canary(self) -> None:
-        """Make the smallest forward pass.
+        """Make the smallest forward pass, the first one on the thread that will call the engine.
 
         Raises:
             RuntimeError: It failed, or its result is not finite.
         """
+        # OpenMP keeps the number for each thread that calls it: another one would take all cores.
+        torch.set_num_threads(self._threads)
         states, actions = probe_rows(1, 1, self._checkpoint.spec, self._checkpoint.limits)
         try:
             is_finite = np.isfinite(self.rollout(states, actions).states).all()

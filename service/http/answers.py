@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import replace
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
 
-from models.safety import Verdict, assess, safest
+from models.safety import SafetyLimits, Verdict, assess, safest
 from models.survival import crash_probability, expected_returns
 from service.errors import EngineError
 from service.http.explained import attribution_fields
@@ -146,8 +145,8 @@ class Answers:
 
     def predicted(self, parsed: Parsed, result: JobResult) -> dict[str, Any] | Parts:
         """Return the answer of `/predict`."""
-        is_by_one = self._is_by_one(parsed)
-        if parsed.is_single and result.launched.is_finite and not is_by_one:
+        has_disagreement = self._limits(parsed).has_disagreement
+        if parsed.is_single and result.launched.is_finite and has_disagreement:
             # The most frequent request of all: no detour by views of its rows.
             row, launched = result.first, result.launched
             uncertainty = launched.uncertainty[row]
@@ -158,13 +157,13 @@ class Answers:
                 "done": launched.dones[row, 0],
                 "uncertainty": uncertainty,
             }
-        outputs = {**_PREDICTED, "uncertainty": None} if is_by_one else _PREDICTED
+        outputs = _PREDICTED if has_disagreement else {**_PREDICTED, "uncertainty": None}
         return _written(outputs, self._finite(parsed, result), parsed)
 
     def rolled_out(self, parsed: Parsed, result: JobResult) -> dict[str, Any] | Parts:
         """Return the answer of `/rollout`."""
         outputs = {name: _OUTPUTS[name] for name in parsed.outputs}
-        if "uncertainty" in outputs and self._is_by_one(parsed):
+        if "uncertainty" in outputs and not self._limits(parsed).has_disagreement:
             outputs["uncertainty"] = None
         return _written(outputs, self._finite(parsed, result), parsed)
 
@@ -210,18 +209,15 @@ class Answers:
             prediction.states,
             prediction.dones,
             uncertainty,
-            self._by_members[parsed.members].limits,
+            self._limits(parsed),
             actions=parsed.actions[first : first + len(uncertainty)],
             threshold=parsed.threshold,
         )
-        if self._is_by_one(parsed):
-            verdicts = [replace(verdict, uncertainty=None) for verdict in verdicts]
         self._metrics.observe_verdicts(verdicts, has_uncertainty=parsed.members is None)
         return verdicts
 
-    def _is_by_one(self, parsed: Parsed) -> bool:
-        """Tell whether one member answers: it disagrees with nobody, which is not certainty."""
-        return self._by_members[parsed.members].members == 1
+    def _limits(self, parsed: Parsed) -> SafetyLimits:
+        return self._by_members[parsed.members].limits
 
     def _finite(self, parsed: Parsed, result: JobResult) -> Prediction:
         """Return a job's prediction; refuse what JSON cannot hold and nobody should act on.
@@ -235,7 +231,7 @@ class Answers:
             row = _first_broken_row(prediction)
             raise EngineError(f"non-finite prediction in row {row}: the model diverged")
         # Fewer members disagree less: counted with all, they would look like other traffic.
-        if parsed.members is None and not self._is_by_one(parsed):
+        if parsed.members is None and self._limits(parsed).has_disagreement:
             self._metrics.observe_uncertainties(prediction.uncertainty)
         return prediction
 

@@ -7,8 +7,6 @@ bytes from here: identity, admission, clock, trace and metrics of a request are 
 
 from __future__ import annotations
 
-import asyncio
-import math
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -20,12 +18,12 @@ from service.http.answers import ID_LINE, JSON_HEAD, TYPE_LINE, Answers, Parts, 
 from service.http.buffers import Intake
 from service.http.endpoints import ENDPOINTS, Endpoint
 from service.http.failures import failure
+from service.http.long_body import LongBody
 from service.http.peers import Address, Peers
 from service.http.policy import Policy
 from service.http.reading.bodies import AT_ONCE_BYTES, BodyParser, Parsed
 from service.http.turns import Turns
 from service.interface import Attribution, Headers
-from service.scheduling.admission import OVERHEAD_S
 from service.scheduling.explanations import Explained, Question
 from service.scheduling.jobs import Job, JobClass, JobResult, Outcome
 from service.scheduling.scheduler import Scheduler
@@ -36,9 +34,6 @@ if TYPE_CHECKING:
     from service.telemetry.tracing import Trace, Tracing
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
-
-_FASTEST_BYTES_A_SECOND = 2e8
-"""No machine reads long bodies faster: an earlier deadline is the caller's own choice."""
 
 CLIENT_GONE = 499
 """Counted in place of a status if the caller left before the reply."""
@@ -135,6 +130,16 @@ class Exchanges:
             **({} if key == NO_KEY else {"key": key}),
         }
 
+    def caller(self, address: Address, headers: Headers, key: str) -> str:
+        """Return whose request it is, where callers share something: the key's name, or the peer.
+
+        Args:
+            address: Of the connection's other end.
+            headers: Of the request.
+            key: Name of the key that it was admitted by.
+        """
+        return key if key != NO_KEY else self.peers.name(address, headers) or ""
+
 
 class Exchange:
     """One request, from its head to its reply. Its state belongs to the event loop's thread.
@@ -190,7 +195,7 @@ class Exchange:
         self._parse_s = 0.0
         self._job: Job | None = None
         self._question: Question | None = None
-        self._reading: _Reading | None = None
+        self._reading: LongBody | None = None
         # Spans of probes would drown all others.
         if shared.tracing is not None and path not in shared.policy.open_paths:
             peer = shared.peers.name(address, headers)
@@ -215,9 +220,16 @@ class Exchange:
                 parsed = shared.parser.read(kind, body)
                 self._enqueue(parsed, perf_counter() - started_s, head.timeout_s)
             else:
-                self._reading = _Reading(self, head, body, started_s)
+                self._reading = LongBody(self, head, body, started_s)
         except Exception as exc:  # noqa: BLE001 (the app's last resort, see `failure`)
             self._respond(self.failure(exc))
+
+    @property
+    def takes_long(self) -> bool:
+        """Whether it waits for an answer that is not to be expected within a moment."""
+        if self._job is None:
+            return self._question is not None
+        return self._parsed.has_attribution
 
     def cancel(self) -> None:
         """Free the job's place; the reply is None then. After the reply, do nothing."""
@@ -267,7 +279,11 @@ class Exchange:
         """Return whether the caller itself chose a deadline that no load is to blame for."""
         if least_s is None:
             rows, horizon, _ = self._parsed.actions.shape
-            least_s = self.shared.scheduler.least_s(rows, horizon, self._parsed.members)
+            scheduler, members = self.shared.scheduler, self._parsed.members
+            if self._parsed.has_attribution:
+                least_s = scheduler.least_explained_s(horizon, members)
+            else:
+                least_s = scheduler.least_s(rows, horizon, members)
         timeout_s = self._head.timeout_s
         return timeout_s < least_s and self.shared.policy.is_callers_choice(
             timeout_s, self._headers
@@ -330,6 +346,7 @@ class Exchange:
             deadline_s=deadline_s,
             respond=self._on_explained,
             members=parsed.members,
+            caller=self.shared.caller(self._address, self._headers, self.key),
         )
         self._judged = judged
 
@@ -342,8 +359,7 @@ class Exchange:
             if outcome is not None:
                 reply = self._answered(self._judged, outcome)
         except Exception as exc:  # noqa: BLE001 (the app's last resort, see `failure`)
-            # How long it takes depends on all that goes before: no deadline can be kept for sure.
-            reply = self.failure(exc, math.inf)
+            reply = self.failure(exc)
         del self._parsed, self._judged
         self._respond(reply)
 
@@ -356,47 +372,6 @@ class Exchange:
         if self.trace is None:
             return reply
         return reply._replace(head=reply.head + as_lines(self.trace.headers))
-
-
-class _Reading:
-    """A long body on its way to arrays: it is counted, takes turns, and is bound by its deadline.
-
-    Args:
-        exchange: Gets the result.
-        head: The request's.
-        body: The body.
-        started_s: When it was there, on the clock for durations.
-    """
-
-    def __init__(self, exchange: Exchange, head: Head, body: bytes, started_s: float) -> None:
-        self._exchange = exchange
-        self._started_s = started_s
-        shared = exchange.shared
-        self._intake, self._length = shared.intake, len(body)
-        self._least_s = OVERHEAD_S + self._length / _FASTEST_BYTES_A_SECOND
-        slices = shared.parser.in_slices(head.endpoint.kind, body)
-        self._intake.keep(self._length)
-        self._cancel = shared.turns.run(slices, self._on_read, self._on_failed)
-        self._timer = asyncio.get_running_loop().call_later(head.timeout_s, self._on_late)
-
-    def end(self) -> None:
-        """Read no more."""
-        self._cancel()
-        self._timer.cancel()
-        self._intake.give_back(self._length)
-
-    def _on_read(self, parsed: Parsed) -> None:
-        self.end()
-        self._exchange.read_late(parsed, perf_counter() - self._started_s)
-
-    def _on_failed(self, error: Exception) -> None:
-        self.end()
-        self._exchange.refuse(error)
-
-    def _on_late(self) -> None:
-        self.end()
-        error = DeadlineExceededError("the deadline passed while the body was read")
-        self._exchange.refuse(error, self._least_s)
 
 
 def request_id_of(headers: Headers) -> str:

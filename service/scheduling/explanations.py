@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Callable
+from bisect import bisect_right, insort
+from collections.abc import Callable, Iterable, Sequence
 
 from service.errors import DeadlineExceededError, OverloadedError, ServiceError
 from service.interface import Array, Attribution, EngineLike, Pieces
 from service.scheduling.jobs import Observer
 
 MOST_QUESTIONS = 8
-"""That wait or are being answered."""
+"""That wait or are being answered. A caller may have as many as places are free: alone half of all,
+and others find some."""
+
+_SMOOTHING = 0.3
+"""Weight of the newest answer in how much slower than undisturbed they are."""
 
 Explained = Attribution | ServiceError | None
 """How a question ended; None if it was cancelled."""
@@ -23,16 +27,38 @@ class Question:
     Args:
         begin: Makes its pieces.
         respond: Gets the outcome, exactly once, whatever happens.
+        steps: H.
+        members: How many compute it; None: all.
+        caller: Who asks.
 
     Attributes:
+        steps: H.
+        members: As given.
+        caller: As given.
+        turn: Those of lower turns go first; see `Explanations`.
+        started_s: When its first piece was begun, on the loop's clock; None before.
+        computed_s: What its pieces took.
         is_done: Whether it has its outcome.
     """
 
-    def __init__(self, begin: Callable[[], Pieces], respond: Callable[[Explained], None]) -> None:
+    def __init__(
+        self,
+        begin: Callable[[], Pieces],
+        respond: Callable[[Explained], None],
+        steps: int,
+        members: int | None,
+        caller: str,
+    ) -> None:
         self._begin = begin
         self._respond = respond
         self._pieces: Pieces | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self.steps = steps
+        self.members = members
+        self.caller = caller
+        self.turn = 0
+        self.started_s: float | None = None
+        self.computed_s = 0.0
         self.is_done = False
 
     def watch(self, deadline_s: float, late: Callable[[], None]) -> None:
@@ -59,23 +85,64 @@ class Question:
             self._respond(outcome)
 
 
+class _Costs:
+    """What answers take, learned from those that were given: nothing is known before the first."""
+
+    def __init__(self) -> None:
+        self._step_s: dict[int | None, float] = {}  # by members: of the quickest answer
+        self._pace = 1.0  # how much longer than that they take, with what comes between
+
+    def least_s(self, steps: int, members: int | None) -> float:
+        """Return how long an answer takes undisturbed; 0 if that is not known."""
+        return steps * self._step_s.get(members, 0.0)
+
+    def left_s(self, question: Question, now_s: float) -> float:
+        """Return how long a question will still take, with what comes between."""
+        whole_s = self._pace * self.least_s(question.steps, question.members)
+        begun_s = 0.0 if question.started_s is None else now_s - question.started_s
+        return max(0.0, whole_s - begun_s)
+
+    def learn(self, question: Question, now_s: float) -> None:
+        """Note what a question took that was answered."""
+        assert question.started_s is not None
+        step_s = question.computed_s / question.steps
+        known_s = self._step_s.get(question.members, step_s)
+        self._step_s[question.members] = min(known_s, step_s)
+        least_s = self.least_s(question.steps, question.members)
+        if least_s > 0:
+            pace = (now_s - question.started_s) / least_s
+            self._pace += _SMOOTHING * (pace - self._pace)
+
+
 class Explanations:
     """Questions in their order. All state belongs to the event loop's thread.
+
+    Callers take turns: a question has the turn after that of its caller's last one, or the present
+    turn if he has none. Within a turn they go in the order of their arrival.
 
     Args:
         engine: Answers them.
         observer: Counts what gets no answer.
+
+    Attributes:
+        is_ending: Whether no more are taken.
     """
 
     def __init__(self, engine: EngineLike, observer: Observer) -> None:
         self._engine = engine
         self._observer = observer
-        self._waiting: deque[Question] = deque()
+        self._waiting: list[Question] = []
+        self._costs = _Costs()
+        self.is_ending = False
 
     @property
     def first(self) -> Question | None:
         """The one that is answered next, or now."""
         return self._waiting[0] if self._waiting else None
+
+    def least_s(self, steps: int, members: int | None) -> float:
+        """Return how long an answer takes undisturbed, as far as known."""
+        return self._costs.least_s(steps, members)
 
     def ask(
         self,
@@ -85,23 +152,78 @@ class Explanations:
         deadline_s: float,
         respond: Callable[[Explained], None],
         members: int | None,
+        caller: str,
     ) -> Question:
         """Add a question; see `Scheduler.explain`."""
-        if len(self._waiting) >= MOST_QUESTIONS:
-            self._observer.rejected("queue_full")
-            raise OverloadedError(
-                f"{MOST_QUESTIONS} attributions wait already, which are computed one by one while "
-                "nothing else is"
-            )
-        question = Question(lambda: self._engine.explain(state, actions, members), respond)
+        question = Question(
+            lambda: self._engine.explain(state, actions, members),
+            respond,
+            len(actions),
+            members,
+            caller,
+        )
+        own = [other for other in self._waiting if other.caller == caller]
+        if own:
+            question.turn = own[-1].turn + 1
+        elif self._waiting:
+            question.turn = self._waiting[0].turn
+        self._admit(question, own, deadline_s)
 
         def expire() -> None:
             error = DeadlineExceededError("the deadline passed before the attribution was computed")
             self.end(question, error, "expired")
 
         question.watch(deadline_s, expire)
-        self._waiting.append(question)
+        insort(self._waiting, question, key=_turn_of)
         return question
+
+    def _admit(self, question: Question, own: Sequence[Question], deadline_s: float) -> None:
+        """Return if there is room for a question, and it will be answered in time.
+
+        Args:
+            question: Has its turn.
+            own: Those of the same caller.
+            deadline_s: When it must be answered, on the loop's clock.
+
+        Raises:
+            OverloadedError: It is not so.
+        """
+        waiting = len(self._waiting)
+        if len(own) >= MOST_QUESTIONS - waiting:
+            self._observer.rejected("queue_full")
+            freeing = own[0] if own else self._waiting[0]
+            raise OverloadedError(
+                f"{waiting} attributions wait already, {len(own)} of them of this caller; there "
+                f"are {MOST_QUESTIONS} places, and a caller may have as many as are free",
+                retry_after_s=self._left_s(self._before(freeing)) + self._left_s([freeing]),
+            )
+        backlog_s = self._left_s(self._before(question))
+        total_s = backlog_s + self._left_s([question])
+        timeout_s = deadline_s - asyncio.get_running_loop().time()
+        # The first in line is always tried.
+        if self._waiting and total_s > timeout_s:
+            self._observer.rejected("too_late")
+            raise OverloadedError(
+                f"an attribution would take {total_s:.3g} s, of which {backlog_s:.3g} s for those "
+                f"before it; the deadline is in {timeout_s:.3g} s",
+                retry_after_s=min(backlog_s, total_s - timeout_s),
+            )
+
+    def _before(self, question: Question) -> list[Question]:
+        """Return those that go before a question, which may be one that is to be added."""
+        place = bisect_right(self._waiting, question.turn, key=_turn_of)
+        before = self._waiting[:place]
+        return before[: before.index(question)] if question in before else before
+
+    def _left_s(self, questions: Iterable[Question]) -> float:
+        now_s = asyncio.get_running_loop().time()
+        return sum(self._costs.left_s(question, now_s) for question in questions)
+
+    def advanced(self, question: Question, seconds: float, *, is_answered: bool) -> None:
+        """Note what a piece of a question took, and whether that was the last one."""
+        question.computed_s += seconds
+        if is_answered:
+            self._costs.learn(question, asyncio.get_running_loop().time())
 
     def end(self, question: Question, outcome: Explained, reason: str | None = None) -> None:
         """Give a question its outcome, unless it has one.
@@ -118,7 +240,18 @@ class Explanations:
             self._observer.rejected(reason)
         question.resolve(outcome)
 
-    def end_all(self, error: ServiceError, reason: str) -> None:
-        """Give all questions the same error."""
+    def end_all(self, error: ServiceError, reason: str, *, but_begun: bool = False) -> None:
+        """Give all questions the same error.
+
+        Args:
+            error: The error.
+            reason: One of `REJECTIONS`.
+            but_begun: Leave the one that is being answered.
+        """
         for question in list(self._waiting):
-            self.end(question, error, reason)
+            if not (but_begun and question.started_s is not None):
+                self.end(question, error, reason)
+
+
+def _turn_of(question: Question) -> int:
+    return question.turn

@@ -90,6 +90,15 @@ class Scheduler:
         self._task.add_done_callback(self._on_end)
         self.health.watch(self._wake.set)
 
+    def end_explanations(self) -> None:
+        """Take no more questions for attributions, and answer only the one that was begun.
+
+        Those that wait would take longer than what else has come, and the service's end with them.
+        """
+        self._explanations.is_ending = True
+        error = UnavailableError(SHUTTING_DOWN)
+        self._explanations.end_all(error, "draining", but_begun=True)
+
     def give_up(self) -> None:
         """Refuse new jobs and resolve those accepted as unavailable, at once."""
         self.health.refuse_jobs()
@@ -171,6 +180,7 @@ class Scheduler:
         deadline_s: float,
         respond: Callable[[Explained], None],
         members: int | None = None,
+        caller: str = "",
     ) -> Question:
         """Ask what a sequence's crash probability comes from; computed while no job waits.
 
@@ -181,20 +191,36 @@ class Scheduler:
             respond: Gets the outcome, exactly once and later than this call: an attribution, an
                 EngineError, an UnavailableError, a DeadlineExceededError, or None.
             members: As for `enqueue`.
+            caller: Who asks: callers share the places, and take turns.
 
         Raises:
-            OverloadedError: Too many wait.
-            UnavailableError: The service is draining, or the engine is down.
+            OverloadedError: Too many wait, or its answer would be late.
+            UnavailableError: The service is ending, or the engine is down.
         """
-        if (refusal := self.health.refusal) is not None:
+        refusal = self.health.refusal
+        if self._explanations.is_ending:
+            refusal = "draining", SHUTTING_DOWN
+        if refusal is not None:
             reason, message = refusal
             self._observer.rejected(reason)
             raise UnavailableError(message)
         question = self._explanations.ask(
-            state, actions, deadline_s=deadline_s, respond=respond, members=members
+            state,
+            actions,
+            deadline_s=deadline_s,
+            respond=respond,
+            members=members,
+            caller=caller,
         )
         self._wake.set()
         return question
+
+    def least_explained_s(self, steps: int, members: int | None = None) -> float:
+        """Return the shortest deadline that is kept for one row of so many steps and `explain`.
+
+        What `explain` takes is 0 until it was answered once.
+        """
+        return self.least_s(1, steps, members) + self._explanations.least_s(steps, members)
 
     def forget(self, question: Question) -> None:
         """Free a question's place; its outcome is None, unless it had one already."""
@@ -288,7 +314,10 @@ class Scheduler:
 
     async def _explain(self, question: Question) -> None:
         """Compute a piece of an attribution: on the worker, as the event loop has better to do."""
+        if question.started_s is None:
+            question.started_s = asyncio.get_running_loop().time()
         ran = await self._worker.run(question.advance)
+        self._explanations.advanced(question, ran.seconds, is_answered=ran.value is not None)
         if ran.error is not None:
             self._observer.engine_failed("exception")
             log.error("attribution failed", kind="exception", error=repr(ran.error))

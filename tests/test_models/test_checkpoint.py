@@ -85,6 +85,8 @@ def test_fewer_members_may_be_loaded(folder: Path) -> None:
 
     assert first.member_count == 1
     assert first.limits.uncertainty_limit is None
+    assert not first.limits.has_disagreement
+    assert load_checkpoint(folder).limits.has_disagreement
     assert load_checkpoint(folder).limits.uncertainty_limit == 0.9
 
 

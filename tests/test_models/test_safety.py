@@ -63,6 +63,18 @@ def test_a_harmless_known_certain_sequence_is_safe_without_reasons() -> None:
     assert verdict.threshold == 0.1
 
 
+def test_one_member_has_no_uncertainty_whatever_the_limit() -> None:
+    verdict = judge([0.01, 0.01], limits=replace(LIMITS, has_disagreement=False))
+
+    assert (verdict.verdict, rules(verdict)) == (UNKNOWN, ["uncertainty_unavailable"])
+    assert verdict.uncertainty is None
+
+
+def test_fewer_members_have_an_uncertainty_if_they_are_several() -> None:
+    assert not LIMITS.for_fewer(1, 5).has_disagreement
+    assert LIMITS.for_fewer(2, 5).has_disagreement
+
+
 def test_reaching_the_threshold_is_unsafe_and_says_when() -> None:
     verdict = judge([0.01, 0.02, 0.5, 0.25])
 

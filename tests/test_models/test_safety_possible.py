@@ -375,7 +375,13 @@ def test_a_value_that_makes_no_sense_is_unknown_though_it_is_near_what_was_train
 ) -> None:
     """Cars that reverse were never seen: the model lets them stand."""
     checkpoint = load_checkpoint(BUNDLED)
-    known = replace(checkpoint.limits, crash_threshold=1.0, uncertainty_limit=1.0, physics=None)
+    known = replace(
+        checkpoint.limits,
+        crash_threshold=1.0,
+        uncertainty_limit=1.0,
+        has_disagreement=True,
+        physics=None,
+    )
     state = list(KNOWN.values())
     assert judged(state, known).verdict == SAFE
     state[checkpoint.spec.state_index(feature)] = value
@@ -412,6 +418,7 @@ SIZED = replace(
     Checkpoint(WorldModelEnsemble(1, spec=SIZED_SPEC), SIZED_SPEC, Architecture()).limits,
     crash_threshold=0.5,
     uncertainty_limit=1.0,
+    has_disagreement=True,
     horizon=4,
     physics=None,
 )
@@ -580,7 +587,13 @@ def test_sizes_of_nobody_are_refused(change: dict[str, Any], message: str) -> No
 
 def test_recorded_states_are_refused_where_their_episode_has_ended_and_nowhere_else() -> None:
     limits = load_checkpoint(BUNDLED).limits
-    known = replace(limits, crash_threshold=1.0, uncertainty_limit=1.0, physics=None)
+    known = replace(
+        limits,
+        crash_threshold=1.0,
+        uncertainty_limit=1.0,
+        has_disagreement=True,
+        physics=None,
+    )
     ends = 0
     for path in sorted((BUNDLED / "episodes").glob("*.json")):
         episode = json.loads(path.read_text())

@@ -122,7 +122,7 @@ def test_a_contact_on_the_page_is_one_for_the_service(node: str) -> None:
     done = subprocess.run([node, "-e", script], capture_output=True, text=True, check=True)
 
     text = (ROOT / "models" / "safety" / "contacts.py").read_text()
-    assert [done.stdout.strip()] == re.findall(r"^_LEAST_M = (\S+)$", text, re.MULTILINE)
+    assert [done.stdout.strip()] == re.findall(r"^LEAST_CONTACT_M = (\S+)$", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("must_run", "outcome"), [("1", "Failed"), ("", "Skipped")])

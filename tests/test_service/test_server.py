@@ -29,7 +29,8 @@ from service import __version__
 from service.engine import Engine
 from service.engine.parts import Parts
 from service.errors import StartupError
-from service.interface import Array
+from service.interface import Array, Pieces
+from service.scheduling.explanations import Explanations, Question
 from service.server import DEVICE_LOST_CODE, _allow_files, loaded_engine, serve
 from service.settings import Settings, explain_settings_error
 from service.telemetry.start_report import log_limits
@@ -539,6 +540,50 @@ def test_accepted_work_is_finished_or_answered_before_the_end(
 
     assert code == 0
     assert answers[0].status_code == 503
+
+
+def test_attributions_that_wait_do_not_keep_the_service_alive(
+    folder: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that is being computed is finished; those behind it would take long."""
+    gate, asked = threading.Event(), threading.Semaphore(0)
+    answers: list[int] = []
+    explain, ask_for = Engine.explain, Explanations.ask
+
+    def held(self: Engine, *given: Any) -> Pieces:
+        while not gate.wait(0.001):
+            yield
+        return (yield from explain(self, *given))
+
+    def noted(self: Explanations, *given: Any, **options: Any) -> Question:
+        question = ask_for(self, *given, **options)
+        asked.release()
+        return question
+
+    monkeypatch.setattr(Engine, "explain", held)
+    monkeypatch.setattr(Explanations, "ask", noted)
+
+    def ask() -> None:
+        url, body = f"http://127.0.0.1:{port}/safety-check", {**BODY, "include": ["attribution"]}
+        answers.append(httpx.post(url, json=body, timeout=20).status_code)
+
+    def visitor() -> None:
+        wait_ready(port).close()
+        first = in_thread(ask)
+        assert asked.acquire(timeout=20)
+        others = [in_thread(ask) for _ in range(2)]
+        assert all(asked.acquire(timeout=20) for _ in others)
+        time.sleep(0.05)  # the first one is begun, of which nobody tells
+        os.kill(os.getpid(), signal.SIGTERM)
+        for other in others:
+            other.join()
+        assert answers == [503, 503]
+        gate.set()
+        first.join()
+
+    code = serve_for(visitor, folder, port, log_level="error", default_timeout_s=20)
+
+    assert (code, answers) == (0, [503, 503, 200])
 
 
 def test_a_caller_that_goes_on_sending_does_not_keep_the_service_alive(

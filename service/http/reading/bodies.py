@@ -331,11 +331,11 @@ def _members(options: Mapping[str, Any], contract: Contract) -> int | None:
     """
     served = contract.members
     members = options.get("members", served)
-    # 2.0 is not taken for 2: that it is whole may be chance.
-    if not (isinstance(members, int) and is_number_within(members, 1, served)):
+    # 2.0 is 2, as for JSON Schema.
+    if not (is_number_within(members, 1, served) and members == int(members)):
         allowed = f"a whole number from 1 to {served}, the members that are served"
         refuse([detail("members", f"is {_shown(members)}", allowed)])
-    return None if members == served else members
+    return None if members == served else int(members)
 
 
 def _names(

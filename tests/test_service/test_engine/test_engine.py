@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import ctypes
 import itertools
 import math
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache, partial
@@ -80,6 +82,35 @@ def inputs(rows: int, horizon: int, seed: int = 0) -> tuple[Array, Array]:
     rng = np.random.default_rng(seed)
     states = rng.normal(size=(rows, STATE_DIM)).astype(np.float32)
     return states, rng.uniform(-1, 1, (rows, horizon, ACTION_DIM)).astype(np.float32)
+
+
+def openmp_threads() -> int:
+    """Return what OpenMP would take for a call on this thread; of torch, asking would set it."""
+    maps = Path("/proc/self/maps")
+    libraries = maps.read_text().split() if maps.exists() else []
+    path = next((word for word in libraries if "libgomp" in word), None)
+    if path is None:
+        pytest.skip("torch computes without libgomp here")
+    return int(ctypes.CDLL(path).omp_get_max_threads())
+
+
+@pytest.mark.parametrize("call", ["canary", "explain"])
+def test_any_thread_that_calls_computes_with_as_many_threads_as_were_asked_for(
+    engine: Engine, call: str
+) -> None:
+    states, actions = inputs(1, 2)
+    seen = []
+
+    def compute() -> None:
+        engine.canary() if call == "canary" else next(engine.explain(states[0], actions[0]))
+        seen.append(openmp_threads())
+
+    openmp_threads()  # skips, if need be
+    thread = threading.Thread(target=compute)
+    thread.start()
+    thread.join()
+
+    assert seen == [engine._threads]
 
 
 def row_bits(prediction: Prediction, row: int) -> list[bytes]:

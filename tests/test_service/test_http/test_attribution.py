@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from typing import Any
 
 import httpx
 import orjson
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from service.http.answers import Reply
 from service.http.exchange import Exchange
+from service.interface import Costs
 from service.scheduling.explanations import MOST_QUESTIONS
 from tests.fakes.engine import (
     ACTIONS,
@@ -23,6 +26,7 @@ from tests.fakes.engine import (
     serving,
     until,
 )
+from tests.fakes.sockets import listening, request
 
 BODY: dict[str, Any] = {"state": STATE, "actions": ACTIONS, "include": ["attribution"]}
 
@@ -117,12 +121,49 @@ async def test_the_deadline_holds_for_both(client: httpx.AsyncClient, engine: Fa
     assert (response.status_code, error_of(response)["code"]) == (504, "deadline_exceeded")
 
 
+async def test_a_deadline_that_passes_is_the_callers_fault_only_if_it_could_not_be_kept(
+    engine: FakeEngine,
+) -> None:
+    engine.costs = Costs((4096,), (0.0001,))
+    may_go_on = threading.Event()
+
+    def outcomes(text: str) -> dict[str, float]:
+        return {
+            sample.labels["outcome"]: sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == "world_model_outcomes_total"
+            and sample.labels["endpoint"] == "/safety-check"
+        }
+
+    async with serving(engine) as (_, client):
+
+        async def failed(seconds: str) -> str:
+            before = outcomes((await client.get("/metrics")).text)
+            headers = {"X-Request-Timeout-Seconds": seconds}
+            response = await client.post("/safety-check", json=BODY, headers=headers)
+            assert response.status_code == 504
+            await asyncio.sleep(0.02)
+            after = outcomes((await client.get("/metrics")).text)
+            (found,) = {name for name, count in after.items() if count > before[name]}
+            return found
+
+        engine.on_piece = lambda: may_go_on.wait(PATIENCE_S)
+        assert await failed("0.05") == "late"
+        may_go_on.set()
+        engine.on_piece = lambda: time.sleep(0.05)
+        assert (await client.post("/safety-check", json=BODY)).status_code == 200
+        assert await failed("0.05") == "impossible_deadline"
+
+
 async def test_too_many_at_once_are_refused(client: httpx.AsyncClient, engine: FakeEngine) -> None:
     may_go_on = threading.Event()
     engine.on_piece = lambda: may_go_on.wait(PATIENCE_S)
     calls = [
-        asyncio.create_task(client.post("/safety-check", json=BODY))
-        for _ in range(MOST_QUESTIONS + 1)
+        asyncio.create_task(
+            client.post("/safety-check", json=BODY, headers={"X-Forwarded-For": f"10.0.0.{k}"})
+        )
+        for k in range(MOST_QUESTIONS + 1)
     ]
     await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
     may_go_on.set()
@@ -131,6 +172,46 @@ async def test_too_many_at_once_are_refused(client: httpx.AsyncClient, engine: F
     assert sorted(answer.status_code for answer in answers) == [200] * MOST_QUESTIONS + [429]
     refused = next(answer for answer in answers if answer.status_code == 429)
     assert error_of(refused)["code"] == "overloaded"
+
+
+async def asked_at_once(client: httpx.AsyncClient, *callers: dict[str, str]) -> list[int]:
+    """Return the statuses of what these callers, by their headers, ask for at the same time."""
+    calls = [client.post("/safety-check", json=BODY, headers=headers) for headers in callers]
+    return [answer.status_code for answer in await asyncio.gather(*calls)]
+
+
+async def test_one_caller_leaves_places_to_others(engine: FakeEngine) -> None:
+    async with serving(engine, api_keys=f"one:{'a' * 16},two:{'b' * 16}") as (_, client):
+        may_go_on = threading.Event()
+        engine.on_piece = lambda: may_go_on.wait(PATIENCE_S)
+        one, two = ({"Authorization": f"Bearer {x * 16}"} for x in "ab")
+        greedy = asyncio.create_task(asked_at_once(client, *[one] * 12))
+        await until(lambda: engine.computed.count("piece") == 1)
+        other = asyncio.create_task(asked_at_once(client, two))
+        may_go_on.set()
+
+        assert await other == [200]
+        assert sorted(await greedy) == [200] * 4 + [429] * 8
+
+
+async def test_a_caller_that_sends_no_more_gives_up_its_place(engine: FakeEngine) -> None:
+    """TCP cannot tell whether it has left; a short answer is waited for, an attribution is not."""
+    may_go_on = threading.Event()
+    engine.on_piece = lambda: may_go_on.wait(PATIENCE_S)
+    body = orjson.dumps({"state": STATE, "actions": ACTIONS, "include": ["attribution"]})
+    async with listening(engine) as served:
+        caller = await served.caller()
+        caller.send(request(body, path="/safety-check"))
+        await until(lambda: engine.computed.count("piece") == 1)
+        caller.half_close()
+        assert await caller.rest() == b""
+        await until(lambda: served.count("499", "/safety-check") == 1)
+        assert served.app.scheduler._explanations.first is None
+        may_go_on.set()
+        caller = await served.caller()
+        caller.send(request(body, path="/safety-check"))
+        caller.half_close()  # at once
+        assert await caller.rest() == b""
 
 
 async def test_nothing_is_computed_for_a_caller_that_has_left(engine: FakeEngine) -> None:

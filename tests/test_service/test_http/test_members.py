@@ -40,7 +40,11 @@ class Ensemble(FakeEngine):
 
     def describe(self) -> ModelInfo:
         version = VERSION if self.held is None else f"{VERSION}-{self.served}of{self.held}"
-        return replace(fake_info(), members=self.served, held_members=self.held, version=version)
+        info = fake_info()
+        limits = replace(info.limits, has_disagreement=self.served > 1)
+        return replace(
+            info, members=self.served, held_members=self.held, version=version, limits=limits
+        )
 
 
 @pytest.fixture

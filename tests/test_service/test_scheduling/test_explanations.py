@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 
 import pytest
 
@@ -14,15 +16,25 @@ from tests.fakes.bench import Bench, simulate
 from tests.fakes.engine import VirtualLoop, expected, fake_attribution, rows, same_bits
 
 SAFETY, PREDICT, ROLLOUT = JobClass
+NAMES = itertools.count()
 
 
 def asked(
-    bench: Bench, outcomes: list[Explained], timeout_s: float = 20.0, seed: int = 0
+    bench: Bench,
+    outcomes: list[Explained],
+    timeout_s: float = 20.0,
+    seed: int = 0,
+    caller: str | None = None,
 ) -> Question:
+    """Ask as a caller; None: as one who has not asked before."""
     states, actions = rows(1, seed=seed)
     deadline_s = asyncio.get_running_loop().time() + timeout_s
     return bench.scheduler.explain(
-        states[0], actions[0], deadline_s=deadline_s, respond=outcomes.append
+        states[0],
+        actions[0],
+        deadline_s=deadline_s,
+        respond=outcomes.append,
+        caller=caller or str(next(NAMES)),
     )
 
 
@@ -128,6 +140,181 @@ def test_only_so_many_may_wait() -> None:
 
     assert [type(x) for x in outcomes] == [Attribution] * (MOST_QUESTIONS + 1)
     assert bench.tally.rejections == {"queue_full": 1}
+
+
+ANSWER_S = 0.004
+"""What one takes in these plays: three pieces and the end, 1 ms each."""
+
+
+def test_one_that_would_be_late_is_refused_at_once_with_the_time_it_takes() -> None:
+    outcomes: list[Explained] = []
+
+    async def play(bench: Bench, loop: VirtualLoop) -> None:
+        asked(bench, outcomes, timeout_s=0.0045)  # nothing is known yet
+        await asyncio.sleep(1)
+        for _ in range(3):
+            asked(bench, outcomes)
+        await asyncio.sleep(0.0025)
+        with pytest.raises(
+            OverloadedError, match=r"would take 0\.0135 s, of which 0\.0095 s"
+        ) as late:
+            asked(bench, outcomes, timeout_s=0.013)
+        assert late.value.retry_after_s == pytest.approx(0.0005)
+        with pytest.raises(OverloadedError) as never:
+            asked(bench, outcomes, timeout_s=0.001)
+        assert never.value.retry_after_s == pytest.approx(3 * ANSWER_S - 0.0025)
+        asked(bench, outcomes, timeout_s=0.014)
+        await asyncio.sleep(1)
+
+    bench = simulate(play)
+
+    assert [type(x) for x in outcomes] == [Attribution] * 5
+    assert bench.tally.rejections == {"too_late": 2}
+
+
+def test_the_first_in_line_is_always_tried() -> None:
+    outcomes: list[Explained] = []
+
+    async def play(bench: Bench, loop: VirtualLoop) -> None:
+        asked(bench, outcomes)
+        await asyncio.sleep(1)
+        asked(bench, outcomes, timeout_s=0.0001)
+        await asyncio.sleep(1)
+
+    simulate(play)
+
+    assert [type(x) for x in outcomes] == [Attribution, DeadlineExceededError]
+
+
+def test_where_none_has_room_it_is_said_when_the_first_one_ends() -> None:
+    outcomes: list[Explained] = []
+
+    async def play(bench: Bench, loop: VirtualLoop) -> None:
+        asked(bench, outcomes)
+        await asyncio.sleep(1)
+        for _ in range(MOST_QUESTIONS):
+            asked(bench, outcomes)
+        await asyncio.sleep(0.0015)
+        with pytest.raises(OverloadedError) as full:
+            asked(bench, outcomes)
+        assert full.value.retry_after_s == pytest.approx(ANSWER_S - 0.0015)
+
+    simulate(play)
+
+
+def test_a_caller_gets_as_many_places_as_are_free_and_others_always_find_one() -> None:
+    outcomes: list[Explained] = []
+    taken: dict[str, int] = {}
+
+    async def play(bench: Bench, loop: VirtualLoop) -> None:
+        asked(bench, outcomes, caller="early")
+        await asyncio.sleep(1)
+        for caller in "aaaaabbbccdde":
+            with contextlib.suppress(OverloadedError):
+                asked(bench, outcomes, caller=caller)
+                taken[caller] = taken.get(caller, 0) + 1
+        await asyncio.sleep(1)
+
+    bench = simulate(play)
+
+    assert taken == {"a": 4, "b": 2, "c": 1, "d": 1}
+    assert bench.tally.rejections == {"queue_full": 5}
+    assert [type(x) for x in outcomes] == [Attribution] * 9
+
+
+def test_who_has_too_many_is_told_when_one_of_them_ends() -> None:
+    outcomes: list[Explained] = []
+
+    async def play(bench: Bench, loop: VirtualLoop) -> None:
+        asked(bench, outcomes)
+        await asyncio.sleep(1)
+        asked(bench, outcomes, caller="b")
+        for _ in range(3):
+            asked(bench, outcomes, caller="a")
+        asked(bench, outcomes, caller="c")
+        with pytest.raises(OverloadedError) as full:
+            asked(bench, outcomes, caller="a")
+        assert full.value.retry_after_s == pytest.approx(2 * ANSWER_S)
+
+    simulate(play)
+
+
+def test_callers_take_turns_whoever_has_asked_more() -> None:
+    order: list[str] = []
+
+    async def play(bench: Bench, loop: VirtualLoop) -> None:
+        def ask(caller: str, timeout_s: float = 20.0) -> None:
+            states, actions = rows(1)
+            bench.scheduler.explain(
+                states[0],
+                actions[0],
+                deadline_s=loop.time() + timeout_s,
+                respond=lambda outcome: order.append(caller),
+                caller=caller,
+            )
+
+        ask("early")
+        await asyncio.sleep(1)
+        for caller in "aaab":
+            ask(caller)
+        await asyncio.sleep(0.0005)
+        with pytest.raises(OverloadedError):
+            ask("c", timeout_s=3 * ANSWER_S - 0.001)
+        ask("c", timeout_s=3 * ANSWER_S)
+        await asyncio.sleep(1)
+
+    simulate(play)
+
+    assert "".join(order[1:]) == "abcaa"
+
+
+def test_while_the_service_ends_only_the_one_that_was_begun_is_answered() -> None:
+    outcomes: list[Explained] = []
+
+    async def play(bench: Bench, loop: VirtualLoop) -> None:
+        for _ in range(3):
+            asked(bench, outcomes)
+        await asyncio.sleep(0.0005)
+        bench.scheduler.end_explanations()
+        with pytest.raises(UnavailableError):
+            asked(bench, outcomes)
+        await bench.ask()
+        await asyncio.sleep(1)
+
+    bench = simulate(play)
+
+    assert [type(x) for x in outcomes] == [UnavailableError, UnavailableError, Attribution]
+    assert bench.tally.rejections == {"draining": 3}
+
+
+def test_what_is_computed_between_pieces_counts_and_what_is_least_does_not_change() -> None:
+    outcomes: list[Explained] = []
+    waits_s: list[float] = []
+
+    async def play(bench: Bench, loop: VirtualLoop) -> None:
+        async def wait_s() -> None:
+            asked(bench, outcomes)
+            with pytest.raises(OverloadedError) as late:
+                asked(bench, outcomes, timeout_s=0.0)
+            waits_s.append(late.value.retry_after_s)
+
+        asked(bench, outcomes)
+        await asyncio.sleep(1)
+        await wait_s()
+        for _ in range(3):
+            await asyncio.sleep(0.0005)  # a piece is being computed
+            await bench.ask(horizon=10)
+        await asyncio.sleep(1)
+        await wait_s()
+        await asyncio.sleep(1)
+        assert bench.scheduler.least_explained_s(4) == pytest.approx(
+            ANSWER_S + bench.scheduler.least_s(1, 4)
+        )
+
+    simulate(play)
+
+    assert waits_s[0] == pytest.approx(ANSWER_S)
+    assert waits_s[1] > 2 * ANSWER_S
 
 
 def test_a_fault_is_its_own() -> None:
