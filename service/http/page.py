@@ -33,6 +33,7 @@ ASSETS = (
     "explain.js",
     "fan.js",
     "icon.svg",
+    "labels.js",
     "latest.js",
     "layout.js",
     "link.js",
@@ -46,9 +47,12 @@ ASSETS = (
     "questions.js",
     "retry.js",
     "scenes.js",
+    "shares.js",
     "snippets.js",
     "style.css",
     "types.js",
+    "why.js",
+    "whylist.js",
 )
 """Names of the files beside `index.html`."""
 

@@ -90,7 +90,17 @@ def open_page(browser: Any, server: Server) -> Iterator[Open]:
     assert said == []
 
 
-def shoot(page: Any, name: str) -> None:
-    """Keep a screenshot of the whole page."""
+def shoot(page: Any, name: str, height: int | None = None) -> None:
+    """Keep a screenshot of the whole page, or of so many pixels from its top."""
     SHOTS.mkdir(exist_ok=True)
-    page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
+    width = page.viewport_size["width"]
+    clip = {"x": 0, "y": 0, "width": width, "height": height} if height else None
+    page.screenshot(path=SHOTS / f"{name}.png", full_page=True, clip=clip)
+
+
+def barriers(page: Any, modules: Path) -> dict[str, list[str]]:
+    """Return what axe-core finds on the page as it is now: by rule, the elements."""
+    page.evaluate((modules / "axe-core" / "axe.min.js").read_text())
+    found = page.evaluate("axe.run()")
+    assert len(found["passes"]) > 10
+    return {x["id"]: [n["html"] for n in x["nodes"]] for x in found["violations"]}

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from models.road_users import road_users_spec
 from tests.test_page.conftest import ROOT, Open, shoot
 
 pytestmark = pytest.mark.slow
@@ -285,6 +286,67 @@ def test_a_request_can_be_pasted(open_page: Open) -> None:
 
     wait_for_verdict(page, "safe")
     assert page.get_by_label("Scene").input_value() == "pasted"
+
+
+def test_why_names_first_who_is_in_the_way(open_page: Open) -> None:
+    spec = road_users_spec()
+    values = {"speed": 20, "left_edge": 8, "right_edge": 8, "length": 4.5, "width": 1.8}
+    beside = {"length": 4.5, "width": 1.8, "dx": 2, "dy": 6, "speed": 20}
+    ahead = {"length": 4.5, "width": 1.8, "dx": 13, "dy": 0.2, "speed": 0}
+    for slot, user in ((1, beside), (2, ahead)):
+        values.update({f"neighbour_{slot}_{name}": x for name, x in user.items()})
+    state = [values.get(feature.name, 0) for feature in spec.state]
+    page = open_page()
+    verdict_of(page)
+
+    page.get_by_role("button", name="Paste a state").click()
+    page.get_by_label(re.compile("A list of numbers")).fill(json.dumps(state))
+    page.get_by_role("button", name="Use it").click()
+    page.get_by_label("Show why").check()
+
+    page.locator(".groups tbody tr").first.wait_for()
+    assert "road user 2" in page.locator(".groups tbody tr").first.inner_text()
+    first = page.locator(".features li").first.inner_text().replace("\xa0", " ")
+    told = r"\+\d+ %\sneighbour_2_\w+ \S+ m \(baseline: .*; spread .* m\sIf it were .*: .* %"
+    assert re.search(told, first, re.DOTALL)
+    assert page.get_by_text("They are no proof of what causes a crash").is_visible()
+    assert page.locator(".birdseye .glow.adds").count() >= 1
+    assert page.locator(".birdseye .name").filter(has_text=re.compile(r"^\+\d+\s%")).count() >= 1
+    scene = page.get_by_role("img", name=re.compile(r"road user 2, .* share of .* \+\d+\s%"))
+    assert scene.count() == 1
+
+
+def test_why_follows_the_plan_and_is_taken_along(open_page: Open) -> None:
+    page = open_page()
+    verdict_of(page)
+    page.get_by_label("Show why").check()
+    line = page.locator(".why-line")
+    line.filter(has_text=re.compile("above 99.9.%: road user 1 [+]")).wait_for()
+    assert page.locator(".editor .steps rect").count() == 3 * 16
+    page.locator(".birdseye .band").first.wait_for()
+    shoot(page, "why", height=1490)
+    by_curl = copied(page, "Copy as curl")
+    assert '"include":["attribution"]' in by_curl
+    assert "X-Request-Timeout-Seconds" in by_curl
+
+    drag(page, "steer", 0.5)
+    wait_for_verdict(page, "safe")
+    line.filter(has_text="computing").wait_for()
+    assert page.get_by_text("This is of the plan before.").is_visible()
+    assert page.locator(".birdseye .glow").count() == 0
+    line.filter(has_text=re.compile("^Why (?!above)[0-9a-z]")).wait_for()
+    assert page.get_by_text("This is of the plan before.").is_hidden()
+    shown = page.locator(".features li:visible").count()
+    page.get_by_role("button", name="Show all").click()
+    assert page.locator(".features li:visible").count() > shown
+
+    page.get_by_role("button", name="Compare two plans").click()
+    page.locator(".panel").nth(1).locator(".groups tbody tr").first.wait_for()
+    assert "attribution" not in copied(page, "Copy as Python")
+    other = open_page("#" + copied(page, "Copy a link").partition("#")[2])
+    other.locator(".panel").nth(1).locator(".groups tbody tr").first.wait_for()
+    page.get_by_label("Show why").uncheck()
+    assert page.locator(".why:visible, .why-line:visible, .birdseye .glow").count() == 0
 
 
 def test_the_last_minutes_of_the_service_are_shown_while_one_looks(open_page: Open) -> None:

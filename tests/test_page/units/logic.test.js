@@ -179,7 +179,7 @@ test("probabilities at each step add up to those until then", () => {
 
 test("a probability is never rounded to certainty", () => {
   assert.deepEqual([0, 1e-5, 0.0123, 0.5, 0.99999, 1].map(percent), [
-    ...["0.0 %", "below 0.1 %", "1.2 %", "50 %", "above 99.9 %", "100 %"],
+    ...["0.0 %", "below 0.1 %", "1.2 %", "50 %", "above 99.9 %", "100 %"].map((text) => text.replace(" %", "\u00a0%")),
   ]);
 });
 

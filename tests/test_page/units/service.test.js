@@ -49,7 +49,7 @@ test("after a question that threw the next one is asked", async () => {
 
 /** Ask about a scene; return which calls were made. */
 async function callsFor(rule) {
-  const chosen = new Chosen(roadModel(), [], { needsKey: false, hasMembers: true });
+  const chosen = new Chosen(roadModel(), [], { needsKey: false, hasMembers: true, hasAttribution: true });
   chosen.showsFan = true;
   const calls = [];
   const trajectory = Array(17).fill(rule ? [null] : stateWith({}));

@@ -9,7 +9,7 @@ import { endOf, hasPlaces } from "../../../service/http/static/page/panel.js";
 import { curlOf, pythonOf } from "../../../service/http/static/page/snippets.js";
 import { roadModel, stateWith } from "./models.js";
 
-const ABLE = { needsKey: false, hasMembers: true };
+const ABLE = { needsKey: false, hasMembers: true, hasAttribution: true };
 const HORIZON = 16;
 
 const episode = (name, outcome) => ({
@@ -64,7 +64,8 @@ test("a link holds the whole view", () => {
   chosen.pasted = { title: "ü", state: stateWith({ dy: 3 }), actions: null, future: null };
   chosen.takeSource(PASTED);
   chosen.plans = [chosen.presetOf("brake"), { plan: chosen.presetOf("left").plan, preset: null }];
-  [chosen.step, chosen.followsCrash, chosen.showsFan, chosen.showsRecorded] = [3, false, true, true];
+  [chosen.step, chosen.followsCrash] = [3, false];
+  [chosen.showsFan, chosen.showsRecorded, chosen.showsWhy] = [true, true, true];
 
   const fragment = fragmentOf(chosen.toLink());
   assert.match(fragment, /^#view=[\w-]+$/);
@@ -99,6 +100,8 @@ test("a link of a stranger is looked at", () => {
   for (const other of ["", "#", "#panels"]) assert.equal(viewIn(other, model, HORIZON), null);
   assert.deepEqual(viewIn(fragmentOf(good), model, HORIZON), good);
   assert.deepEqual(viewIn(fragmentOf({ ...good, more: 1 }), model, HORIZON), good);
+  const { why, ...older } = good; // as pages without it made links
+  assert.deepEqual(viewIn(fragmentOf(older), model, HORIZON), { ...good, why: false });
 });
 
 test("a name that all objects have is no preset of a link", () => {
@@ -152,17 +155,19 @@ test("risk is told apart by the model's threshold", () => {
   assert.deepEqual([0.02, 0.05, 0.1].map((p) => riskOf(p, set)), ["calm", "doubtful", "risky"]);
   assert.deepEqual([0.005, 0.4, 0.5].map((p) => riskOf(p, unset)), ["calm", "doubtful", "risky"]);
   const fan = [{ risk: 0.5, kind: "risky" }, { risk: 0.02, kind: "doubtful" }];
-  assert.match(inFan(fan, set), /^2 .* 1 reach the threshold .* 2.0 %.* below 3.0 %/);
-  assert.match(inFan(fan, unset), /1 reach 0.5, as no threshold is set .* below 1.0 %/);
+  assert.match(inFan(fan, set), /^2 .* 1 reach the threshold .* 2.0\s%.* below 3.0\s%/);
+  assert.match(inFan(fan, unset), /1 reach 0.5, as no threshold is set .* below 1.0\s%/);
 });
 
 test("snippets never hold a key, and quote for the shell", () => {
   const body = { state: [1], frame: "it's" };
   assert.equal(
-    curlOf("http://host/a/", body, false),
+    curlOf("http://host/a/", body, false, 0),
     `curl -s 'http://host/a/safety-check' -d '{"state":[1],"frame":"it'\\''s"}'`,
   );
-  assert.match(curlOf("http://h/", body, true), /-H "Authorization: Bearer \$WORLD_MODEL_KEY"/);
-  assert.match(pythonOf("http://host/a/", body, true), /Client\("http:\/\/host\/a", api_key=os\.environ/);
-  assert.match(pythonOf("http://h/", body, false), /^from world_model_client import Client\n/);
+  assert.match(curlOf("http://h/", body, true, 0), /-H "Authorization: Bearer \$WORLD_MODEL_KEY"/);
+  assert.match(pythonOf("http://host/a/", body, true, 0), /Client\("http:\/\/host\/a", api_key=os\.environ/);
+  assert.match(curlOf("http://h/", body, false, 20), / -H "X-Request-Timeout-Seconds: 20" -d /);
+  assert.match(pythonOf("http://h/", body, false, 20), /\n {8}frame="it's",\n {8}timeout_s=20,\n {4}\)/);
+  assert.match(pythonOf("http://h/", body, false, 0), /^from world_model_client import Client\n/);
 });

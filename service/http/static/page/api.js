@@ -1,6 +1,9 @@
 /** Calls of the service. URLs are relative: the page may be served behind a prefix. */
 
-/** @import {Model, Plan, Verdict} from "./types.js" */
+/** @import {Attribution, Model, Plan, Verdict} from "./types.js" */
+
+/** No call takes longer, whatever the service does. */
+const LONGEST_MS = 30_000;
 
 /** A call that failed. Its status is 0 if no answer came. */
 export class ServiceError extends Error {
@@ -24,6 +27,13 @@ export class ServiceError extends Error {
  * @property {string} parts what the service says: its `Server-Timing`
  */
 
+/**
+ * @typedef {object} Abilities
+ * @property {boolean} needsKey
+ * @property {boolean} hasMembers whether the first members of the ensemble can be asked alone
+ * @property {boolean} hasAttribution whether a safety check says what its crash probability comes from
+ */
+
 export class Service {
   constructor() {
     /** Kept in memory alone: it is gone when the page is. */
@@ -34,20 +44,23 @@ export class Service {
    * @param {string} path
    * @param {"json" | "text"} kind of the answer
    * @param {object} [body] sent as JSON by POST; without one it is a GET
+   * @param {{deadline_s?: number, signal?: AbortSignal}} [options] the service's own deadline; what ends the call
    * @returns {Promise<{content: any, headers: Headers}>}
    * @throws {ServiceError} for every failure, an answer that ends early or cannot be read included
    */
-  async #fetch(path, kind, body) {
+  async #fetch(path, kind, body, { deadline_s, signal } = {}) {
     /** @type {Record<string, string>} */
     const headers = body ? { "Content-Type": "application/json" } : {};
     if (this.key) headers.Authorization = `Bearer ${this.key}`;
+    if (deadline_s) headers["X-Request-Timeout-Seconds"] = String(deadline_s);
+    const late = AbortSignal.timeout(LONGEST_MS);
     let response;
     try {
       response = await fetch(path, {
         method: body ? "POST" : "GET",
         headers,
         body: body && JSON.stringify(body),
-        signal: AbortSignal.timeout(30_000),
+        signal: signal ? AbortSignal.any([signal, late]) : late,
       });
       if (response.ok) return { content: await response[kind](), headers: response.headers };
     } catch {
@@ -67,13 +80,15 @@ export class Service {
   /**
    * What the service can do that older ones cannot, and whether it wants a key; by its documents.
    *
-   * @returns {Promise<{needsKey: boolean, hasMembers: boolean}>}
+   * @returns {Promise<Abilities>}
    */
   async abilities() {
     const { components } = (await this.#fetch("openapi.json", "json")).content;
+    const { RolloutRequest, SafetyCheckRequest } = components.schemas;
     return {
       needsKey: Boolean(components.securitySchemes),
-      hasMembers: "members" in components.schemas.RolloutRequest.properties,
+      hasMembers: "members" in RolloutRequest.properties,
+      hasAttribution: Boolean(SafetyCheckRequest.properties.include.items?.enum?.includes("attribution")),
     };
   }
 
@@ -107,6 +122,19 @@ export class Service {
   }
 
   /**
+   * @param {object} body of a safety check that includes it
+   * @param {number} deadline_s
+   * @param {AbortSignal} signal ends the call, and with it the service's work
+   * @returns {Promise<Attribution>}
+   */
+  async attribution(body, deadline_s, signal) {
+    const { content } = await this.#fetch("safety-check", "json", body, { deadline_s, signal });
+    // A proxy may answer with something else, and an older service leaves it out.
+    if (!content?.attribution) throw new ServiceError(0, "its answer holds none");
+    return content.attribution;
+  }
+
+  /**
    * @param {object} body
    * @returns {Promise<any>}
    */
@@ -137,4 +165,15 @@ export function safetyBody(model, state, plans) {
   const actions = plans.length === 1 ? plans[0] : plans;
   const meant = model.frame ? { dt_s: model.dt_s, frame: model.frame } : { dt_s: model.dt_s };
   return { state, actions, include: ["trajectory"], ...meant };
+}
+
+/**
+ * Return the body of a safety check that says what its crash probability comes from; it is of one plan.
+ *
+ * @param {Model} model
+ * @param {number[]} state
+ * @param {Plan} plan
+ */
+export function attributionBody(model, state, plan) {
+  return { ...safetyBody(model, state, [plan]), include: ["attribution"] };
 }

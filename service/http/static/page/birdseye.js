@@ -4,11 +4,15 @@
  */
 
 import { svg } from "./dom.js";
+import { placed } from "./labels.js";
 import { corners, egoAt, egoPoses, firstContact, nearest, roadLines, usersAt } from "./motion.js";
+import { kindOf, leastWritten, signed } from "./shares.js";
 
+/** @import {Label} from "./labels.js" */
 /** @import {Layout} from "./layout.js" */
 /** @import {Candidate} from "./panel.js" */
-/** @import {Plan, Point, Rectangle} from "./types.js" */
+/** @import {SceneShares} from "./shares.js" */
+/** @import {Plan, Point, Rectangle, RoadUser} from "./types.js" */
 
 /**
  * @typedef {object} View
@@ -21,6 +25,7 @@ import { corners, egoAt, egoPoses, firstContact, nearest, roadLines, usersAt } f
  * @property {number[][][] | null} members each member's states [E][H+1][S], if the service tells
  * @property {{states: number[][], actions: Plan} | null} recorded future
  * @property {Candidate[]} fan random plans that are drawn beneath
+ * @property {SceneShares | null} shares of the crash probability, if they are shown
  * @property {number} width px; the height follows from it alone, so that nothing moves while a plan
  *   is dragged
  */
@@ -29,6 +34,8 @@ import { corners, egoAt, egoPoses, firstContact, nearest, roadLines, usersAt } f
 const FARTHEST_M = 70;
 const LEAST_SCALE = 8;
 const MARGIN_M = 3;
+/** Width of the glow around what has a share, px: of the smallest, and how much more of the largest. */
+const GLOW = { least: 2, more: 22 };
 
 /**
  * Return the drawing.
@@ -53,14 +60,8 @@ export function drawn(view) {
     svg("polyline", { class: kind, points: points.map(px).join(" ") });
   const area = (/** @type {string} */ kind, /** @type {Point[]} */ points) =>
     svg("polygon", { class: kind, points: points.map(px).join(" ") });
-  const label = (/** @type {string} */ kind, /** @type {Point} */ p, /** @type {string} */ text) => {
-    const [x, y] = px(p).split(",");
-    return svg("text", { class: kind, x, y, dy: "0.35em" }, text);
-  };
-
-  const road = roadLines(layout, states[0], box.left - 10, box.right + 10).map((line) =>
-    path(`road ${line.name}`, line.points),
-  );
+  const lines = roadLines(layout, states[0], box.left - 10, box.right + 10);
+  const road = lines.map((line) => path(`road ${line.name}`, line.points));
   const fan = view.fan.map((candidate) =>
     path(
       `fan ${candidate.kind}`,
@@ -83,10 +84,26 @@ export function drawn(view) {
     area(`body ego${pair && pair.step <= step ? " touching" : ""}`, corners(now.ego)),
     path("nose", corners(now.ego).slice(0, 2)),
   ];
-  const names = [
-    label("name ego", { x: now.ego.x, y: now.ego.y + now.ego.width / 2 + 12 / scale }, "ego"),
-    ...now.users.map((user) => label("name", user, String(user.slot))),
+  const named = (/** @type {Point} */ p, /** @type {string} */ text) => {
+    const [x, y] = px(p).split(",").map(Number);
+    return { x, y, text };
+  };
+  const { shares } = view;
+  const isWritten = shares !== null && Math.abs(shares.ego ?? 0) >= leastWritten(shares);
+  const own = isWritten ? ` ${signed(shares.ego)}` : "";
+  const known = [
+    named({ x: now.ego.x, y: now.ego.y + now.ego.width / 2 + 12 / scale }, `ego${own}`),
+    ...now.users.map((user) => named(user, String(user.slot))),
   ];
+  const toPlace = shares ? sharesToPlace(shares, now.users, lines, px) : [];
+  const names = [...known, ...placed(toPlace, known, { width: view.width, height })].map(({ x, y, text }) =>
+    svg("text", { class: "name", x, y, dy: "0.35em" }, text),
+  );
+  const glows = shares ? [
+    ...lines.flatMap(({ name, points }) => glowOf("polyline", points.map(px), shares.road[name])),
+    ...now.users.flatMap((user) => glowOf("polygon", corners(user).map(px), shares.users.get(user.slot) ?? null)),
+    ...glowOf("polygon", corners(now.ego).map(px), shares.ego),
+  ] : [];
   const marks = pair ? [markOf(scene[pair.step], pair, px)] : [];
   return svg(
     "svg",
@@ -96,6 +113,7 @@ export function drawn(view) {
       role: "img",
       "aria-label": inWords(view),
     },
+    ...glows,
     ...road,
     ...fan,
     ...bands,
@@ -106,6 +124,50 @@ export function drawn(view) {
     ...names,
     scaleBar(view.width, height, scale),
   );
+}
+
+/**
+ * Return a glow around something, as wide as its share is large; none if it has none.
+ *
+ * @param {"polygon" | "polyline"} shape
+ * @param {string[]} points px
+ * @param {number | null} share
+ */
+function glowOf(shape, points, share) {
+  const kind = kindOf(share);
+  if (kind === "none") return [];
+  const width = GLOW.least + GLOW.more * Math.min(1, Math.abs(share ?? 0));
+  return [svg(shape, { class: `glow ${kind}`, points: points.join(" "), "stroke-width": width.toFixed(1) })];
+}
+
+/**
+ * Return the shares of others and of the road as labels, the largest first.
+ *
+ * @param {SceneShares} shares
+ * @param {RoadUser[]} users
+ * @param {{name: "left" | "right" | "lane", points: Point[]}[]} lines of the road
+ * @param {(p: Point) => string} px
+ * @returns {Label[]}
+ */
+function sharesToPlace(shares, users, lines, px) {
+  const at = (/** @type {Point} */ p) => px(p).split(",").map(Number);
+  const least = leastWritten(shares);
+  const ofUsers = users.map((user) => {
+    const ys = corners(user).map((corner) => at(corner)[1]);
+    const [x] = at(user);
+    const places = [Math.min(...ys) - 11, Math.max(...ys) + 11].map((y) => ({ x, y }));
+    return { name: "", share: shares.users.get(user.slot) ?? null, places };
+  });
+  const ofLines = lines.map(({ name, points }) => ({
+    name: name === "lane" ? "lane " : `${name} edge `,
+    share: shares.road[name],
+    // From its end on: that of the other end is far from where the ego is.
+    places: points.map(at).map(([x, y]) => ({ x, y: y - 11 })),
+  }));
+  return [...ofUsers, ...ofLines]
+    .filter(({ share }) => Math.abs(share ?? 0) >= least)
+    .sort((a, b) => Math.abs(b.share ?? 0) - Math.abs(a.share ?? 0))
+    .map(({ name, share, places }) => ({ text: name + signed(share), places }));
 }
 
 /**
@@ -134,7 +196,7 @@ export function pairOf({ layout, states, crashStep }) {
 /**
  * Return the scene at the shown step, and the crash, for those who do not see the drawing.
  *
- * @param {Pick<View, "layout" | "states" | "dt_s" | "step" | "crashStep">} view
+ * @param {Pick<View, "layout" | "states" | "dt_s" | "step" | "crashStep" | "shares">} view
  */
 export function inWords(view) {
   const { layout, states, dt_s, step } = view;
@@ -142,7 +204,9 @@ export function inWords(view) {
   const users = usersAt(layout, state, { x: 0, y: 0, heading: 0 }, states[0]).map((user) => {
     const ahead = `${Math.abs(user.x).toFixed(1)} m ${user.x < 0 ? "behind" : "ahead"}`;
     const aside = `${Math.abs(user.y).toFixed(1)} m to the ${user.y < 0 ? "left" : "right"}`;
-    return `road user ${user.slot}, ${user.length.toFixed(1)} m long, ${ahead}, ${aside}`;
+    const share = view.shares?.users.get(user.slot);
+    const part = share === undefined ? "" : `, share of the crash probability ${signed(share)}`;
+    return `road user ${user.slot}, ${user.length.toFixed(1)} m long, ${ahead}, ${aside}${part}`;
   });
   const pair = pairOf(view);
   return [

@@ -49,6 +49,10 @@ export function chartOf(chart) {
       svg("text", { class: `tick ${["", "middle", "end"][i]}`, x: x(t), y: HEIGHT - 8 }, `${short(t)} s`),
     ),
   ];
+  for (const { values, kind } of chart.lines) {
+    const points = values.flatMap((v, i) => (v === null ? [] : [`${x(chart.times[i])},${y(v)}`]));
+    parts.push(svg("polyline", { class: `line ${kind}`, points: points.join(" ") }));
+  }
   for (const [i, { value, name }] of (chart.limits ?? []).entries()) {
     // At either end: two limits may lie close together.
     const place = i ? { class: "tick limit-name end", x: WIDTH - RIGHT - 4 } : { class: "tick limit-name", x: LEFT + 4 };
@@ -56,10 +60,6 @@ export function chartOf(chart) {
       svg("line", { class: "limit", x1: LEFT, x2: WIDTH - RIGHT, y1: y(value), y2: y(value) }),
       svg("text", { ...place, y: y(value) - 3 }, name),
     );
-  }
-  for (const { values, kind } of chart.lines) {
-    const points = values.flatMap((v, i) => (v === null ? [] : [`${x(chart.times[i])},${y(v)}`]));
-    parts.push(svg("polyline", { class: `line ${kind}`, points: points.join(" ") }));
   }
   if (chart.marked !== undefined && chart.marked >= begin) {
     const at = x(chart.marked);

@@ -4,6 +4,7 @@ import { layoutOf } from "./layout.js";
 import { horizonOf, PRESETS, presetPlan } from "./plan.js";
 import { exampleScene, firstShown, lastStart, sceneOf } from "./scenes.js";
 
+/** @import {Abilities} from "./api.js" */
 /** @import {Linked} from "./link.js" */
 /** @import {Preset} from "./plan.js" */
 /** @import {Candidate, Result} from "./panel.js" */
@@ -21,17 +22,19 @@ export class Chosen {
   /**
    * @param {Model} model
    * @param {Episode[]} episodes that the model understands
-   * @param {{needsKey: boolean, hasMembers: boolean}} abilities of the service
+   * @param {Abilities} abilities of the service
    */
   constructor(model, episodes, abilities) {
     this.model = model;
     this.episodes = episodes;
     this.needsKey = abilities.needsKey;
     this.hasMembers = abilities.hasMembers && model.members > 1;
+    this.hasAttribution = abilities.hasAttribution;
     this.layout = layoutOf(model);
     this.horizon = horizonOf(model);
     this.showsRecorded = false;
     this.showsFan = false;
+    this.showsWhy = false;
     /** Step that is shown, and whether it is that of the crash, as nobody chose another one. */
     this.step = this.horizon;
     this.followsCrash = true;
@@ -107,6 +110,7 @@ export class Chosen {
       step: this.followsCrash ? null : this.step,
       recorded: this.showsRecorded,
       fan: this.showsFan,
+      why: this.showsWhy,
     };
   }
 
@@ -121,7 +125,8 @@ export class Chosen {
     }));
     this.followsCrash = linked.step === null;
     this.step = linked.step ?? this.horizon;
-    this.showsRecorded = Boolean(linked.recorded);
-    this.showsFan = Boolean(linked.fan);
+    this.showsRecorded = linked.recorded;
+    this.showsFan = linked.fan;
+    this.showsWhy = linked.why;
   }
 }

@@ -3,11 +3,15 @@
 import { html, svg } from "./dom.js";
 import { changed } from "./plan.js";
 import { short } from "./chart.js";
+import { stepsInWords } from "./shares.js";
 
-/** @import {Feature, Plan} from "./types.js" */
+/** @import {ActionShare, Feature, Plan} from "./types.js" */
 
 const WIDTH = 320;
 const HEIGHT = 64;
+const SHARES_HEIGHT = 28;
+/** Shares of a step are drawn as if one were at least so large: else noise would fill the place. */
+const LEAST_SCALE = 0.001;
 const KEYS = "Arrow left and right choose the step, up and down change it; with Shift all steps.";
 
 export class Editor {
@@ -33,6 +37,45 @@ export class Editor {
   }
 
   /**
+   * Show beneath each curve what its steps do to the crash probability.
+   *
+   * @param {ActionShare[] | null} actions [A]; null: they are not known, but their place is kept
+   */
+  showShares(actions) {
+    // One scale for all: which action matters shows at once.
+    const most = Math.max(LEAST_SCALE, ...(actions ?? []).flatMap((x) => x.contribution_by_step.map((c) => Math.abs(c ?? 0))));
+    this.curves.forEach(({ shares }, column) => {
+      const of = actions?.[column];
+      const image = svg("svg", {
+        viewBox: `0 0 ${WIDTH} ${SHARES_HEIGHT}`,
+        class: "steps",
+        preserveAspectRatio: "none",
+        "aria-hidden": "true",
+      });
+      const middle = SHARES_HEIGHT / 2;
+      image.append(svg("line", { class: "grid", x1: 0, x2: WIDTH, y1: middle, y2: middle }));
+      const steps = of?.contribution_by_step ?? [];
+      image.append(...steps.map((share, k) => {
+        const height = (Math.abs(share ?? 0) / most) * middle;
+        return svg("rect", {
+          class: (share ?? 0) < 0 ? "takes" : "adds",
+          x: ((k + 0.1) / steps.length) * WIDTH,
+          width: (0.8 / steps.length) * WIDTH,
+          y: (share ?? 0) < 0 ? middle : middle - height,
+          height,
+        });
+      }));
+      const words = of ? stepsInWords(of) : "Share: not known yet";
+      shares.replaceChildren(/** @type {any} */ (image), html("p", { class: "hint" }, words));
+      shares.hidden = false;
+    });
+  }
+
+  hideShares() {
+    for (const { shares } of this.curves) shares.hidden = true;
+  }
+
+  /**
    * @param {Feature} feature
    * @param {number} column
    */
@@ -48,8 +91,9 @@ export class Editor {
       "aria-valuemax": feature.high,
     });
     const value = html("output", { "aria-live": "off" });
-    const caption = html("figcaption", { title: feature.meaning }, `${feature.name} `, value);
-    const figure = html("figure", {}, caption, /** @type {any} */ (image));
+    const caption = html("figcaption", { title: feature.meaning }, `${feature.name} · `, value);
+    const shares = html("div", { hidden: "" });
+    const figure = html("figure", {}, caption, /** @type {any} */ (image), shares);
     let last = 0;
     // Where it was when the drag began: an answer may move what stands above.
     let box = new DOMRect();
@@ -70,7 +114,7 @@ export class Editor {
       if (image.hasPointerCapture(event.pointerId)) drag(event, false);
     });
     image.addEventListener("keydown", (event) => this.#key(event, column));
-    return { figure, image, value };
+    return { figure, image, value, shares };
   }
 
   /**

@@ -16,6 +16,12 @@ export const RULES = {
     title: "In the predicted motion the ego touches somebody or leaves the road.",
     advice: "Leave this plan alone, also where the crash probability is low.",
   },
+  physics_contact: {
+    title: "By physics alone the ego touches somebody or leaves the road: if it drives as planned and all "
+      + "others keep their speeds and turns.",
+    advice: "Leave this plan alone, whatever the crash probability is, unless you know that the others will "
+      + "make room.",
+  },
   input_out_of_range: {
     title: "The state lies outside what the model was trained on.",
     advice: "Check units and signs of the features named here. If they are right, the model does not "
@@ -89,9 +95,9 @@ export function wordsOf(rule) {
 
 /** @param {number} value from 0 to 1 */
 export function percent(value) {
-  if (value > 0 && value < 0.001) return "below 0.1 %";
-  if (value < 1 && value > 0.999) return "above 99.9 %";
-  return `${(100 * value).toFixed(value < 0.1 ? 1 : 0)} %`;
+  if (value > 0 && value < 0.001) return "below 0.1\u00a0%";
+  if (value < 1 && value > 0.999) return "above 99.9\u00a0%";
+  return `${(100 * value).toFixed(value < 0.1 ? 1 : 0)}\u00a0%`;
 }
 
 /**

@@ -13,6 +13,7 @@ import { isRow } from "./scenes.js";
  * @property {number | null} step null: that of the crash
  * @property {boolean} recorded
  * @property {boolean} fan
+ * @property {boolean} why
  */
 
 /** Other fragments are places of the page. */
@@ -59,7 +60,7 @@ export function viewIn(fragment, model, horizon) {
  * @param {Linked} view
  * @returns {Linked}
  */
-function known({ source, start, pasted, plans, step, recorded, fan }) {
+function known({ source, start, pasted, plans, step, recorded, fan, why }) {
   return {
     source,
     start,
@@ -68,6 +69,7 @@ function known({ source, start, pasted, plans, step, recorded, fan }) {
     step,
     recorded: Boolean(recorded),
     fan: Boolean(fan),
+    why: Boolean(why),
   };
 }
 

@@ -1,6 +1,6 @@
 /** The page: controls, panels and what goes wrong, joined. */
 
-import { safetyBody, Service, ServiceError } from "./api.js";
+import { attributionBody, safetyBody, Service, ServiceError } from "./api.js";
 import { BEST, Chosen, EXAMPLE, PASTED } from "./chosen.js";
 import { html, one } from "./dom.js";
 import { modelLine } from "./explain.js";
@@ -13,6 +13,9 @@ import { askAll } from "./questions.js";
 import { Retry } from "./retry.js";
 import { lastStart, pastedScene, usable } from "./scenes.js";
 import { curlOf, pythonOf } from "./snippets.js";
+import { DEADLINE_S, LACKS_IT, Why } from "./why.js";
+
+/** @import {Result} from "./panel.js" */
 
 /** @typedef {HTMLInputElement} Input */
 
@@ -25,6 +28,7 @@ let chosen;
 /** @type {Panel[]} */
 let panels = [];
 const again = new Retry(document);
+const why = new Why(service, new Retry(document), () => render());
 
 async function load() {
   try {
@@ -99,6 +103,7 @@ function showScene() {
   /** @type {Input} */ (one("#recorded")).checked = chosen.showsRecorded;
   /** @type {Input} */ (one("#recorded")).disabled = !chosen.scene.future;
   /** @type {Input} */ (one("#fan")).checked = chosen.showsFan;
+  /** @type {Input} */ (one("#why")).checked = chosen.showsWhy;
 }
 
 /**
@@ -107,6 +112,7 @@ function showScene() {
  * @param {number | null} [search] which of them shall be the best fallback
  */
 function update(search = null) {
+  why.leave();
   showPlans();
   // Without the key nothing would come but one refusal more.
   if (one("#key-form").hidden) ask(search);
@@ -153,6 +159,7 @@ const ask = latestWins(async (/** @type {number | null} */ search, isLatest) => 
         render();
       },
     });
+    if (isLatest()) askWhy();
   } catch (error) {
     chosen.dropStale();
     if (!chosen.results.length) panels.forEach((panel) => panel.clear());
@@ -160,15 +167,29 @@ const ask = latestWins(async (/** @type {number | null} */ search, isLatest) => 
   }
 });
 
+/** Ask what the crash probability comes from, if somebody wants to see it. */
+function askWhy() {
+  if (!chosen.showsWhy || !chosen.hasAttribution) return;
+  why.want(chosen.model, chosen.scene.state, chosen.results);
+  render();
+}
+
+/** @param {Result} result */
+function knownOf({ plan, verdict }) {
+  if (!chosen.showsWhy) return null;
+  return chosen.hasAttribution ? why.of(plan, verdict) : { attribution: null, state: LACKS_IT };
+}
+
 function render() {
-  const { model, step, fan, showsFan } = chosen;
+  const { model, step, fan, showsFan, showsWhy } = chosen;
   /** @type {Input} */ (one("#step")).value = String(step);
   one("#step-text").textContent = `${(step * model.dt_s).toFixed(2)} s`;
+  one("#about-why").hidden = !showsWhy;
   const aboutFan = showsFan && fan.length ? inFan(fan, model.thresholds) : "";
   // It is read aloud when it is set.
   if (one("#about-fan").textContent !== aboutFan) one("#about-fan").textContent = aboutFan;
   panels.forEach((panel, i) => {
-    if (chosen.results[i]) panel.show(chosen.results[i], chosen);
+    if (chosen.results[i]) panel.show(chosen.results[i], chosen, knownOf(chosen.results[i]));
   });
   markStale();
 }
@@ -285,8 +306,19 @@ function base() {
   return new URL(".", location.href).href;
 }
 
-function body() {
-  return safetyBody(chosen.model, chosen.scene.state, chosen.plans.map(({ plan }) => plan));
+/**
+ * Offer the question that is shown, as some kind of text.
+ *
+ * @param {string} title
+ * @param {typeof curlOf} textOf
+ */
+function offerQuestion(title, textOf) {
+  const { model, scene, needsKey, showsWhy, hasAttribution } = chosen;
+  const plans = chosen.plans.map(({ plan }) => plan);
+  const isWhy = showsWhy && hasAttribution && plans.length === 1;
+  const body = isWhy ? attributionBody(model, scene.state, plans[0]) : safetyBody(model, scene.state, plans);
+  const left = showsWhy && plans.length > 1 ? ", without the attribution: it is of one plan at a time" : "";
+  offer(title + left, textOf(base(), body, needsKey, isWhy ? DEADLINE_S : 0));
 }
 
 /** @type {Record<string, (field: Input) => void>} */
@@ -313,6 +345,12 @@ const ON_INPUT = {
     chosen.showsFan = field.checked;
     update();
   },
+  why: (field) => {
+    chosen.showsWhy = field.checked;
+    if (chosen.showsWhy) askWhy();
+    else why.leave();
+    render();
+  },
 };
 
 /** @type {Record<string, () => void>} */
@@ -326,8 +364,8 @@ const ON_CLICK = {
     history.replaceState(null, "", fragmentOf(chosen.toLink()));
     offer("A link to this view", location.href);
   },
-  curl: () => offer("The same question by curl", curlOf(base(), body(), chosen.needsKey)),
-  python: () => offer("The same question in Python", pythonOf(base(), body(), chosen.needsKey)),
+  curl: () => offerQuestion("The same question by curl", curlOf),
+  python: () => offerQuestion("The same question in Python", pythonOf),
   "paste-open": () => /** @type {HTMLDialogElement} */ (one("#paste")).showModal(),
   "paste-use": paste,
   "paste-close": () => /** @type {HTMLDialogElement} */ (one("#paste")).close(),

@@ -7,12 +7,14 @@ import { html, one } from "./dom.js";
 import { Editor } from "./editor.js";
 import { byStep, SIGNS, summary, wordsOf } from "./explain.js";
 import { PRESETS } from "./plan.js";
+import { inShort, sceneShares } from "./shares.js";
+import { WhyList } from "./whylist.js";
 
 /** @import {ChosenPlan} from "./chosen.js" */
 /** @import {Layout} from "./layout.js" */
 /** @import {Preset} from "./plan.js" */
 /** @import {Timing} from "./api.js" */
-/** @import {Model, Plan, Scene, Verdict} from "./types.js" */
+/** @import {Attribution, Model, Plan, Scene, Verdict} from "./types.js" */
 
 /**
  * What is known of a plan so far; what the service does not tell is null.
@@ -32,6 +34,10 @@ import { PRESETS } from "./plan.js";
  * @property {boolean} showsRecorded
  * @property {boolean} showsFan
  * @property {Candidate[]} fan random plans
+ *
+ * @typedef {object} Known what a crash probability comes from
+ * @property {Attribution | null} attribution
+ * @property {string} state why there is none
  *
  * @typedef {object} Candidate
  * @property {Plan} plan
@@ -54,6 +60,7 @@ export class Panel {
     /** @type {Result | null} that is shown */
     this.result = null;
     this.editor = new Editor(one(".editor", this.root), model.features.action, events.onPlan);
+    this.list = new WhyList(one(".why", this.root));
     const row = one(".presets", this.root);
     row.setAttribute("aria-label", `Presets of ${title}`);
     /** @type {Map<Preset | typeof BEST, HTMLButtonElement>} */
@@ -95,14 +102,18 @@ export class Panel {
     this.result = null;
     for (const part of [".verdict", ".timing", ".above", ".charts"]) one(part, this.root).replaceChildren();
     one(".verdict", this.root).className = "verdict";
+    one(".why-line", this.root).hidden = true;
+    this.editor.hideShares();
+    this.list.clear();
     this.mark(false);
   }
 
   /**
    * @param {Result} result
    * @param {Look} look
+   * @param {Known | null} known null: nobody wants to see it
    */
-  show(result, look) {
+  show(result, look, known) {
     // It is read aloud when it changes: moving in time is no reason to.
     if (result !== this.result) this.#showVerdict(result, look);
     this.result = result;
@@ -111,11 +122,34 @@ export class Panel {
     if (!layout) {
       above.replaceChildren(featurePlots(result, look));
     } else if (hasPlaces(result.verdict.trajectory)) {
-      above.replaceChildren(drawn({ ...viewOf(result, look, layout), width: above.clientWidth || 600 }));
+      above.replaceChildren(drawn({ ...viewOf(result, look, layout, known), width: above.clientWidth || 600 }));
     } else {
       above.replaceChildren(html("p", {}, "Nothing is drawn: some predicted places are no numbers."));
     }
     one(".charts", this.root).replaceChildren(...charts(result, look));
+    this.#showWhy(result, look, known);
+  }
+
+  /**
+   * @param {Result} result
+   * @param {Look} look
+   * @param {Known | null} known
+   */
+  #showWhy({ plan }, { model, scene }, known) {
+    const line = one(".why-line", this.root);
+    line.hidden = known === null;
+    if (!known) {
+      this.editor.hideShares();
+      this.list.clear();
+      return;
+    }
+    const { attribution, state } = known;
+    const text = attribution ? inShort(attribution) : state;
+    // It is read aloud when it is set.
+    if (line.textContent !== text) line.textContent = text;
+    // Of a curve that is dragged they would be those of another plan.
+    this.editor.showShares(attribution && plan === this.editor.plan ? attribution.action : null);
+    this.list.show(attribution, model, scene.state, plan);
   }
 
   /**
@@ -191,8 +225,9 @@ function crashStepOf(verdict, model) {
  * @param {Result} result
  * @param {Look} look
  * @param {Layout} layout
+ * @param {Known | null} known
  */
-function viewOf({ verdict, plan, members }, look, layout) {
+function viewOf({ verdict, plan, members }, look, layout, known) {
   const { scene, model } = look;
   const isShown = look.showsRecorded && scene.future && scene.actions;
   return {
@@ -205,6 +240,7 @@ function viewOf({ verdict, plan, members }, look, layout) {
     members,
     recorded: isShown ? { states: scene.future ?? [], actions: scene.actions ?? [] } : null,
     fan: look.showsFan ? look.fan : [],
+    shares: known?.attribution ? sceneShares(known.attribution) : null,
   };
 }
 

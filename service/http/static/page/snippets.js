@@ -7,20 +7,23 @@ const KEY = "WORLD_MODEL_KEY";
  * @param {string} base URL of the service, with a slash at its end
  * @param {object} body of a safety check: numbers and plain names only
  * @param {boolean} needsKey
+ * @param {number} timeout_s deadline of the question; 0: the service's own
  */
-export function curlOf(base, body, needsKey) {
+export function curlOf(base, body, needsKey, timeout_s) {
   const key = needsKey ? ` -H "Authorization: Bearer $${KEY}"` : "";
-  return `curl -s ${quoted(`${base}safety-check`)}${key} -d ${quoted(JSON.stringify(body))}`;
+  const deadline = timeout_s ? ` -H "X-Request-Timeout-Seconds: ${timeout_s}"` : "";
+  return `curl -s ${quoted(`${base}safety-check`)}${key}${deadline} -d ${quoted(JSON.stringify(body))}`;
 }
 
 /**
  * @param {string} base
  * @param {object} body
  * @param {boolean} needsKey
+ * @param {number} timeout_s
  */
-export function pythonOf(base, body, needsKey) {
+export function pythonOf(base, body, needsKey, timeout_s) {
   const key = needsKey ? `, api_key=os.environ["${KEY}"]` : "";
-  const fields = Object.entries(body).map(([name, value]) => `    ${name}=${JSON.stringify(value)},`);
+  const fields = Object.entries(timeout_s ? { ...body, timeout_s } : body).map(([name, value]) => `    ${name}=${JSON.stringify(value)},`);
   return [
     ...(needsKey ? ["import os", ""] : []),
     "from world_model_client import Client",

@@ -45,6 +45,35 @@
  * @property {number} horizon_s
  * @property {number[][]} trajectory [H+1][S]
  *
+ * @typedef {object} Attribution what a crash probability comes from; null stands for what is not finite
+ * @property {string} baseline name of the scene that this one is compared with
+ * @property {number | null} crash_probability
+ * @property {number | null} baseline_crash_probability
+ * @property {number | null} residual what the contributions lack of the difference
+ * @property {{name: string, contribution: number | null, crash_probability_without: number | null}[]} groups the
+ *   largest first
+ * @property {StateShare[]} state [S]
+ * @property {ActionShare[]} action [A]
+ *
+ * @typedef {object} StateShare
+ * @property {string} name
+ * @property {string} unit
+ * @property {number | null} baseline
+ * @property {number | null} contribution in probability
+ * @property {number} spread
+ * @property {{value: number | null, crash_probability: number | null}} lower
+ * @property {{value: number | null, crash_probability: number | null}} higher
+ *
+ * @typedef {object} ActionShare
+ * @property {string} name
+ * @property {string} unit
+ * @property {number} baseline
+ * @property {number | null} contribution
+ * @property {(number | null)[]} contribution_by_step [H]
+ * @property {number} spread
+ * @property {{crash_probability: number | null}} lower
+ * @property {{crash_probability: number | null}} higher
+ *
  * @typedef {number[][]} Plan actions [H][A]
  *
  * @typedef {object} Scene where a prediction starts
