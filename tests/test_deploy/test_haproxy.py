@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import shutil
 import socket
@@ -18,6 +19,7 @@ import pytest
 
 from benchmarks.rolling import KINDS, PHASES, Played, connected, play
 from benchmarks.serving.figures import percentile
+from service.errors import SERVICE_ERRORS
 from service.settings import Settings
 from tests.conftest import lacks
 from tests.proxy import CONFIG, Proxy, launch_proxy
@@ -85,6 +87,16 @@ def test_a_planners_usual_request_fits_into_what_may_be_sent_again() -> None:
     step = len("[0.12345678901234567, 0.12345678901234567, 0.12345678901234567], ")
 
     assert 256 * 16 * step < number("tune.bufsize")
+
+
+def test_what_it_says_itself_has_the_services_form() -> None:
+    status_of = {error.code: error.status for error in SERVICE_ERRORS}
+    said = re.findall(r"status (\d+) content-type application/json string '(.*?)'", TEXT)
+    codes = {status: json.loads(text)["error"]["code"] for status, text in said}
+
+    assert set(codes) == {"400", "404", "408", "502", "503", "504"}
+    assert codes.pop("502") == "unavailable"  # the service has no 502
+    assert {status: status_of[code] for status, code in codes.items()} == {x: int(x) for x in codes}
 
 
 def test_the_page_names_its_addresses_and_its_limit() -> None:
