@@ -92,12 +92,13 @@ class Reference:
             actions = actions * len(states)
         _check(len(states) == len(actions), "state and actions differ in rows")
         members = document.get("members", self.members)
-        _check(type(members) is int and 1 <= members <= self.members, "number of members")
+        is_whole = type(members) is int or (type(members) is float and members.is_integer())
+        _check(is_whole and 1 <= members <= self.members, "number of members")
         return Meaning(
             states,
             actions,
             is_one_state and is_one_action,
-            members=None if members == self.members else members,
+            members=None if members == self.members else int(members),
             **_options(endpoint, document, is_one_sequence=is_one_action),
         )
 
