@@ -110,7 +110,7 @@ def create_app(
         tracing,
     )
     engine.report_errors_to(metrics.engine_failed)
-    metrics.watch_queues(scheduler.queues.depth, scheduler.queues.rows)
+    metrics.watch_queues(scheduler.queues.depth, scheduler.queues.rows, scheduler.queue_s)
     metrics.watch_ready(lambda: health.is_ready)
     metrics.watch_model(info, lambda: engine.load_s)
     metrics.watch_device(engine.vram, engine.utilization)

@@ -71,7 +71,7 @@ def health_router(health: Health, metrics: Metrics) -> APIRouter:
             raise UnavailableError(reason)
         return {"status": "ready"}
 
-    scrape = _Scrape(metrics.render)
+    scrape = _Scrape(metrics.sample, metrics.render)
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def prometheus() -> Response:
@@ -86,10 +86,12 @@ class _Scrape:
     Writing keeps the interpreter from the event loop; asking needs no key.
 
     Args:
-        render: Writes the text; takes milliseconds, some of them for the device.
+        sample: Reads what belongs to the event loop, and is called there just before `render`.
+        render: Writes the text, on a thread; takes milliseconds, some of them for the device.
     """
 
-    def __init__(self, render: Callable[[], bytes]) -> None:
+    def __init__(self, sample: Callable[[], None], render: Callable[[], bytes]) -> None:
+        self._sample = sample
         self._render = render
         self._lock = asyncio.Lock()
         self._next: asyncio.Task[bytes] | None = None
@@ -108,6 +110,7 @@ class _Scrape:
             self._next = None  # whoever comes from here on gets the one after this
             started = loop.time()
             try:
+                self._sample()
                 return await asyncio.to_thread(self._render)
             finally:
                 ended = loop.time()

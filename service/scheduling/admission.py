@@ -96,6 +96,10 @@ class Admission:
         """Return how long the work before a new job of this class takes, as far as known."""
         return self._health.pace * self._queues.seconds_before(job_class, self._engine.costs)
 
+    def queue_s(self, job_class: JobClass) -> float:
+        """Return how long what waits or is begun of this class takes, as far as known."""
+        return self._health.pace * self._queues.seconds(job_class, self._engine.costs)
+
     def _job_s(self, rows: int, horizon: int, members: int | None) -> float:
         costs = self._engine.costs.of(members)
         return costs.job_s(rows, horizon, self._bounds.preempt_after_s)

@@ -133,6 +133,9 @@ class Observer(Protocol):
     def launched(self, rows: int, requests: int, seconds: float) -> None:
         """Note a launch that succeeded: its rows, the jobs that shared it, its time computing."""
 
+    def waited(self, job_class: JobClass, row_seconds: float) -> None:
+        """Note that jobs wait no more: the sum of their rows, each by how long it waited, in s."""
+
     def rejected(self, reason: str) -> None:
         """Note a job without an answer, for one of `REJECTIONS`."""
 

@@ -103,13 +103,14 @@ class Queues:
         """
         seconds = 0.0
         for lane in self._in_order:
-            if lane.jobs:
-                seconds += self._waiting_s(lane, costs)
-            if lane.open is not None:
-                seconds += lane.open.seconds_left(costs)
+            seconds += self._lane_s(lane, costs)
             if lane.job_class is job_class:
                 break
         return seconds
+
+    def seconds(self, job_class: JobClass, costs: Costs) -> float:
+        """Return how long what waits or is begun of one class takes: see `seconds_before`."""
+        return self._lane_s(self.lanes[job_class], costs)
 
     def add(self, job: Job) -> None:
         """Append a job to its lane; the caller has checked the bounds."""
@@ -210,6 +211,15 @@ class Queues:
         parts = -(-rows // most)
         horizon, members = group
         return Launch(lane.job_class, jobs, rows, horizon, -(-rows // parts), members)
+
+    def _lane_s(self, lane: Lane, costs: Costs) -> float:
+        """Return what the waiting jobs of a lane and its open launch take."""
+        seconds = 0.0
+        if lane.jobs:
+            seconds += self._waiting_s(lane, costs)
+        if lane.open is not None:
+            seconds += lane.open.seconds_left(costs)
+        return seconds
 
     def _waiting_s(self, lane: Lane, costs: Costs) -> float:
         """Return what the waiting jobs of a lane take; every request asks, so it is remembered."""

@@ -154,6 +154,10 @@ class Scheduler:
         """Return the shortest deadline that is kept for a job if nothing else does anything."""
         return self._admission.least_s(rows, horizon, members)
 
+    def queue_s(self, job_class: JobClass) -> float:
+        """Return how long what waits or is begun of a class takes, as far as known."""
+        return self._admission.queue_s(job_class)
+
     def cancel(self, job: Job) -> None:
         """Free a job's place; its outcome is None, unless it had one already."""
         if self._resolve(job, None):
@@ -204,11 +208,20 @@ class Scheduler:
         del self._live[job.seq]
         if job.is_waiting:
             self.queues.remove(job)
+            self._note_wait(job.job_class, [job], self._timer())
         try:
             job.respond(outcome)
         except Exception as exc:
             log.error("respond callback failed", exc_info=exc)
         return True
+
+    def _note_wait(self, job_class: JobClass, jobs: list[Job], now: float) -> None:
+        """Count how long jobs waited, unless they were in a launch before: each is counted once."""
+        row_seconds = 0.0
+        for job in jobs:
+            if job.started_s is None:
+                row_seconds += job.rows * (now - job.submitted_s)
+        self._observer.waited(job_class, row_seconds)
 
     def _expire(self, job: Job) -> None:
         where = "while it waited" if job.started_s is None else "while it was computed"
@@ -255,6 +268,7 @@ class Scheduler:
         )
         if launch.running is None:
             now = self._timer()
+            self._note_wait(launch.job_class, launch.jobs, now)
             for job in launch.jobs:
                 job.started_s = now
         if is_inline:

@@ -83,6 +83,7 @@ class Metrics:
         # What is rare, or read at scrape, is left to the library; the rest writes its own text.
         self._library = CollectorRegistry()
         self._hot: list[Requests | Counts | Histogram] = []
+        self._sampled: list[tuple[Gauge, Callable[[], float]]] = []
         self._unsorted = 0
         self._add_traffic([*endpoints, OTHER], [*predictions, OTHER], sorted(keys))
         self._add_batching()
@@ -125,10 +126,14 @@ class Metrics:
         self._busy = self._counter(
             "engine_busy_seconds", "Time that the engine computed launches that succeeded."
         )
+        waited = self._counter(
+            "queue_row_seconds", "Time that rows waited for their launch, of all rows.", "class"
+        )
         rejected = self._counter(
             "rejected", "Accepted or refused jobs that got no prediction, by reason.", "reason"
         )
         errors = self._counter("engine_errors", "Faults of the engine.", "kind")
+        self._waited = {job_class: waited.labels(job_class.value) for job_class in JobClass}
         self._rejected = {reason: rejected.labels(reason) for reason in REJECTIONS}
         self._errors = {kind: errors.labels(kind) for kind in ENGINE_FAULTS}
 
@@ -161,9 +166,18 @@ class Metrics:
         return Gauge(f"world_model_{name}", text, labels, registry=self._library)
 
     def watch_queues(
-        self, depth: Callable[[JobClass], int], rows: Callable[[JobClass], int]
+        self,
+        depth: Callable[[JobClass], int],
+        rows: Callable[[JobClass], int],
+        seconds: Callable[[JobClass], float],
     ) -> None:
-        """Read the queues' gauges by these functions at each scrape."""
+        """Read the queues' gauges by these functions at each scrape.
+
+        Args:
+            depth: Jobs that wait; any thread calls it.
+            rows: Rows that wait; any thread calls it.
+            seconds: What they take, s; only `sample` calls it.
+        """
         for name, text, read in (
             ("queue_depth", "Jobs that wait.", depth),
             ("queue_rows", "Rows that wait.", rows),
@@ -171,6 +185,11 @@ class Metrics:
             gauge = self._gauge(name, text, "class")
             for job_class in JobClass:
                 gauge.labels(job_class.value).set_function(partial(read, job_class))
+        gauge = self._gauge(
+            "queue_seconds", "Engine time that what waits or is begun takes.", "class"
+        )
+        for job_class in JobClass:
+            self._sampled.append((gauge.labels(job_class.value), partial(seconds, job_class)))
 
     def watch_ready(self, is_ready: Callable[[], bool]) -> None:
         """Read the readiness gauge by this function at each scrape."""
@@ -238,6 +257,10 @@ class Metrics:
         self._batch_requests.add(requests)
         self._busy.inc(seconds)
 
+    def waited(self, job_class: JobClass, row_seconds: float) -> None:
+        """Note that jobs wait no more, and for how long each of their rows did, in sum."""
+        self._waited[job_class].inc(row_seconds)
+
     def rejected(self, reason: str) -> None:
         """Note a job without an answer."""
         self._rejected[reason].inc()
@@ -270,6 +293,11 @@ class Metrics:
     def observe_uncertainty(self, uncertainty: float) -> None:
         """Note the finite uncertainty of the only answered sequence."""
         self._uncertainty.add(uncertainty)
+
+    def sample(self) -> None:
+        """Read what only the event loop's thread may read, for `render` to show."""
+        for gauge, read in self._sampled:
+            gauge.set(read())
 
     def render(self) -> bytes:
         """Return all series as Prometheus text."""

@@ -19,6 +19,7 @@ from models.safety import SafetyLimits
 from models.spec import Feature, Spec
 from service.app import WorldModelApp, create_app
 from service.interface import Array, Costs, ModelInfo, Pieces, Prediction
+from service.scheduling.jobs import JobClass
 from service.scheduling.launches import Ran
 from service.settings import Settings
 from service.telemetry.metrics import Registry
@@ -257,9 +258,13 @@ class Tally:
         self.launches: list[tuple[int, int]] = []
         self.rejections: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
+        self.row_seconds = dict.fromkeys(JobClass, 0.0)
 
     def launched(self, rows: int, requests: int, seconds: float) -> None:
         self.launches.append((rows, requests))
+
+    def waited(self, job_class: JobClass, row_seconds: float) -> None:
+        self.row_seconds[job_class] += row_seconds
 
     def rejected(self, reason: str) -> None:
         self.rejections[reason] += 1

@@ -152,6 +152,33 @@ async def test_queues_show_what_waits_while_the_engine_is_blocked(engine: FakeEn
         assert counted(registry, "queue_depth") == counted(registry, "queue_rows") == {}
 
 
+async def test_a_scrape_shows_how_long_what_waits_takes(engine: FakeEngine) -> None:
+    engine.costs = slow_costs(0.001, most_rows=16)
+    async with serving(engine) as (app, client):
+
+        async def scraped(name: str) -> list[float]:
+            text = (await client.get("/metrics")).text
+            lines = [line.split() for line in text.splitlines() if line.startswith(f"{name}{{")]
+            return [float(number) for _, number in lines]
+
+        engine.gate.clear()
+        running = asyncio.create_task(client.post("/predict", json=BODIES["/predict"]))
+        await engine.entered()
+        two = {"state": STATE, "actions": [ACTIONS] * 2}
+        waiting = asyncio.gather(*[client.post("/rollout", json=two) for _ in range(3)])
+        await until(lambda: app.scheduler.queues.depth(JobClass.ROLLOUT) == 3)
+        expected = [app.scheduler.queue_s(job_class) for job_class in JobClass]
+        during = await scraped("world_model_queue_seconds")
+        engine.gate.set()
+        await asyncio.gather(running, waiting)
+
+        assert during == expected
+        assert (during[0], during[1] > 0, during[2] > during[1]) == (0, True, True)
+        assert await scraped("world_model_queue_seconds") == [0, 0, 0]
+        waited = await scraped("world_model_queue_row_seconds_total")
+        assert (waited[0], waited[2] > 0) == (0, True)
+
+
 VARIED = [[0.0, 0.0, 0.0], [48.0, 0.0, 0.0], [1.0, 20.0, 0.0], [2.0, 1.0, 0.0], [60.0, 0.0, 0.0]]
 """Safe; likely to crash; uncertain; safe; out of range."""
 

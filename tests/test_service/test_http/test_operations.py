@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from typing import Any
 
@@ -99,7 +100,7 @@ async def test_scrapes_at_once_share_one_text_and_leave_time_to_others() -> None
         time.sleep(0.02)
         return b"%d" % len(times)
 
-    scrape = _Scrape(render)
+    scrape = _Scrape(lambda: None, render)
     first = await asyncio.gather(*(scrape.text() for _ in range(20)))
     second = await scrape.text()
 
@@ -117,8 +118,25 @@ async def test_a_scrape_that_fails_is_answered_and_the_next_one_tried() -> None:
             raise text
         return bytes(text)
 
-    scrape = _Scrape(render)
+    scrape = _Scrape(lambda: None, render)
     with pytest.raises(ValueError, match="a bug"):
         await scrape.text()
 
     assert await scrape.text() == b"text"
+
+
+async def test_what_belongs_to_the_event_loop_is_read_there_just_before_each_text() -> None:
+    seen: list[tuple[str, bool]] = []
+
+    def note(name: str) -> None:
+        seen.append((name, threading.current_thread() is threading.main_thread()))
+
+    def render() -> bytes:
+        note("render")
+        return b"text"
+
+    scrape = _Scrape(lambda: note("sample"), render)
+    await scrape.text()
+    await asyncio.gather(scrape.text(), scrape.text())
+
+    assert seen == [("sample", True), ("render", False)] * 2

@@ -184,6 +184,18 @@ def test_less_urgent_work_is_not_in_front(job_class: JobClass, rows: int) -> Non
     assert entrance.admission.backlog_s(job_class) == pytest.approx(2 * rows * ROW_STEP_S)
 
 
+def test_each_class_has_its_own_share_of_the_backlog_at_the_engines_pace() -> None:
+    entrance = Entrance()
+    entrance.health.pace = 3.0
+    for job_class, count in ((SAFETY, 1), (PREDICT, 10), (ROLLOUT, 50)):
+        entrance.queue(job_class, count, horizon=2)
+
+    seen = [entrance.admission.queue_s(job_class) for job_class in JobClass]
+
+    assert seen == pytest.approx([3 * 2 * rows * ROW_STEP_S for rows in (1, 10, 50)])
+    assert sum(seen) == pytest.approx(entrance.admission.backlog_s(ROLLOUT))
+
+
 def test_on_a_gpu_a_row_that_waits_counts_as_the_launch_that_it_takes() -> None:
     entrance = Entrance(costs=flat_costs())
     entrance.queue(SAFETY, 1, horizon=16)

@@ -75,6 +75,7 @@ class Play:
     def check_account(self) -> None:
         seconds = 0.0
         for job_class in JobClass:
+            before = seconds
             mine = [job for job in self.waiting if job.job_class is job_class]
             for group in {job.group for job in mine}:
                 rows, costs = sum(x.rows for x in mine if x.group == group), self.costs.of(group[1])
@@ -85,6 +86,7 @@ class Play:
             assert queues.depth(job_class) == len(mine)
             assert queues.rows(job_class) == sum(job.rows for job in mine)
             assert queues.seconds_before(job_class, self.costs) == seconds
+            assert queues.seconds(job_class, self.costs) == seconds - before
 
 
 ADDS = st.tuples(

@@ -116,6 +116,64 @@ def test_times_are_those_of_all_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     simulate(play, preempt_after_s=0.064)
 
 
+def test_rows_are_counted_by_how_long_they_waited_for_their_launch() -> None:
+    async def play(bench: Bench, loop: VirtualLoop) -> None:
+        await asyncio.sleep(1)
+        await asyncio.gather(bench.ask(count=50, horizon=4), bench.ask(count=10, horizon=2))
+        assert bench.tally.row_seconds == pytest.approx({SAFETY: 0, PREDICT: 0, ROLLOUT: 10 * 0.2})
+
+        first = bench.ask(count=10, horizon=4)
+        checks = [bench.ask(count=2, horizon=4, job_class=SAFETY) for _ in range(3)]
+        await asyncio.gather(first, *checks)
+
+    bench = simulate(play, preempt_after_s=0.064)
+    waited = bench.tally.row_seconds
+    # The checks share a launch at once; after 6 rows' 4 steps the planner has its turn.
+    assert waited == pytest.approx({SAFETY: 0, PREDICT: 0, ROLLOUT: 2 + 10 * 6 * 0.004})
+
+
+@pytest.mark.parametrize("end", ["expired", "cancelled", "draining"])
+def test_rows_that_leave_without_a_launch_have_waited_until_then(end: str) -> None:
+    async def play(bench: Bench, loop: VirtualLoop) -> None:
+        bench.engine.costs = slow_costs(1e-6)  # or they would be refused on arrival
+        begun = bench.ask(count=50, horizon=50)
+        timeout_s = 0.15 if end == "expired" else 20.0
+        waiting = bench.ask(count=3, horizon=1, timeout_s=timeout_s)
+        await asyncio.sleep(0.15)
+        if end == "cancelled":
+            waiting.cancel()
+        elif end == "draining":
+            bench.scheduler.give_up()
+        await asyncio.gather(begun, waiting, return_exceptions=True)
+        assert bench.tally.rejections[end] >= 1
+
+    bench = simulate(play, preempt_after_s=0.064)
+    assert bench.tally.row_seconds[ROLLOUT] == pytest.approx(3 * 0.15, abs=3 * 0.002)
+
+
+def test_a_job_whose_launch_failed_has_waited_once() -> None:
+    async def play(bench: Bench, loop: VirtualLoop) -> None:
+        first = bench.ask(count=50, horizon=4)
+        good, bad = bench.ask(horizon=2), bench.ask(horizon=2, first=POISON)
+        await asyncio.gather(first, good)
+        await failure_of(bad)
+        assert bench.engine.launches[-3:] == [(2, 2), (1, 2), (1, 2)]
+
+    bench = simulate(play, preempt_after_s=0.064)
+    assert bench.tally.row_seconds[ROLLOUT] == pytest.approx(2 * 0.2)
+
+
+def test_what_a_class_still_takes_shrinks_with_each_slice() -> None:
+    async def play(bench: Bench, loop: VirtualLoop) -> None:
+        future = bench.ask(count=50, horizon=4)
+        await asyncio.sleep(0.101)
+        assert bench.scheduler.queue_s(ROLLOUT) == pytest.approx(0.1)
+        assert bench.scheduler.queue_s(PREDICT) == 0
+        await future
+
+    simulate(play, preempt_after_s=0.064)
+
+
 def test_the_backlog_shrinks_with_each_slice_of_a_launch() -> None:
     async def play(bench: Bench, loop: VirtualLoop) -> None:
         future = bench.ask(count=50, horizon=4)

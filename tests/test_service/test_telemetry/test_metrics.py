@@ -9,6 +9,7 @@ import pytest
 from models.safety import Verdict
 from service import __version__
 from service.http.endpoints import ENDPOINTS, PATHS
+from service.scheduling.jobs import JobClass
 from service.settings import Settings
 from service.telemetry.metrics import OTHER_BUDGETS, Metrics, Registry, budgets, headroom
 from service.telemetry.requests import OTHER
@@ -25,6 +26,8 @@ NAMES = {
     "batch_requests",
     "queue_depth",
     "queue_rows",
+    "queue_seconds",
+    "queue_row_seconds",
     "rejected",
     "engine_errors",
     "engine_busy_seconds",
@@ -58,9 +61,10 @@ class Read:
 
     def __init__(self, vram: dict[str, int] | None = None) -> None:
         self.registry = Registry()
+        self.seconds = 0.0
         predictions = [endpoint.path for endpoint in ENDPOINTS]
         self.metrics = Metrics(self.registry, PATHS, predictions, ["planner"])
-        self.metrics.watch_queues(lambda job_class: len(job_class), lambda job_class: 7)
+        self.metrics.watch_queues(len, lambda job_class: 7, lambda job_class: self.seconds)
         self.metrics.watch_ready(lambda: True)
         self.metrics.watch_model(fake_info(), lambda: 0.5)
         self.metrics.watch_device(lambda: vram, lambda: None if vram is None else 0.25)
@@ -82,6 +86,9 @@ def test_series_exist_from_the_start_at_zero() -> None:
         assert read.value("requests_total", endpoint=endpoint, code="200") == 0
     for stage in ("parse", "queue", "compute", "respond"):
         assert read.value("stage_seconds_count", stage=stage) == 0
+    for job_class in ("safety", "predict", "rollout"):
+        assert read.value("queue_row_seconds_total", **{"class": job_class}) == 0
+        assert read.value("queue_seconds", **{"class": job_class}) == 0
     for reason in ("queue_full", "too_late", "expired", "cancelled", "draining", "engine_down"):
         assert read.value("rejected_total", reason=reason) == 0
     for kind in ("exception", "bad_output", "non_finite", "out_of_memory", "canary"):
@@ -262,6 +269,26 @@ def test_gauges_are_read_at_each_scrape() -> None:
     labels = {"version": "0123456789abcdef", "device": "cpu", "checkpoint": "fake-model"}
     assert read.value("info", **labels) == 1
     assert read.value("build_info", version=__version__) == 1
+
+
+def test_what_only_the_event_loop_may_read_is_that_of_the_last_sample() -> None:
+    read, safety = Read(), {"class": "safety"}
+    read.seconds = 0.25
+    read.metrics.sample()
+    read.seconds = 0.5
+
+    assert read.value("queue_seconds", **safety) == 0.25
+    read.metrics.sample()
+    assert read.value("queue_seconds", **safety) == 0.5
+
+
+def test_time_of_waiting_rows_adds_up_by_class() -> None:
+    read = Read()
+    for job_class, row_seconds in (("safety", 0.5), ("rollout", 2.0), ("rollout", 0.0)):
+        read.metrics.waited(JobClass(job_class), row_seconds)
+    read.metrics.waited(JobClass.ROLLOUT, 4.0)
+
+    assert counted(read.registry, "queue_row_seconds_total") == {("safety",): 0.5, ("rollout",): 6}
 
 
 def test_a_gpus_series_are_absent_without_one() -> None:
