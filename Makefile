@@ -107,6 +107,6 @@ $(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.all: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "==> Installing the service with training and development tools"
-	@$(INSTALL) -e '.[training,tracks,otel,rerun,dev]'
+	@$(INSTALL) -e '.[training,tracks,otel,ray,rerun,dev]'
 	@$(PREPARE)
 	@touch $@ $(VENV)/.serve

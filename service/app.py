@@ -55,11 +55,13 @@ class WorldModelApp(FastAPI):
         connections: For the server's protocol.
         health: Starts to drain when the server is asked to end.
         scheduler: Holds accepted work, which the server gives up at last.
+        metrics: Knows how busy the engine was.
     """
 
     connections: Connections
     health: Health
     scheduler: Scheduler
+    metrics: Metrics
     contract: Contract
 
     def openapi(self) -> dict[str, Any]:
@@ -131,6 +133,7 @@ def create_app(
     )
     app.connections = Connections(exchanges, limits, health)
     app.health, app.scheduler, app.contract = health, scheduler, contract
+    app.metrics = metrics
     app.include_router(health_router(health, metrics))
     app.include_router(
         model_router(info, max_horizon=settings.max_horizon, max_rows=settings.max_rows)

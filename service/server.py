@@ -73,7 +73,7 @@ def serve(settings: Settings) -> int:
     configure_logging(settings.log_format, settings.log_level, settings.secrets())
     with (
         contextlib.closing(_listening_socket(settings.host, settings.port)) as listener,
-        _tracing(settings) as tracing,
+        tracing_of(settings) as tracing,
     ):
         _warn_of_access(settings.keys(), listener)
         _allow_files(settings.max_connections)
@@ -81,7 +81,7 @@ def serve(settings: Settings) -> int:
         engine.start()
         try:
             app = create_app(settings, engine, Registry(), tracing, Peers.of_environment())
-            _quiet_collector()
+            quiet_collector()
             _run(app, settings, listener, engine)
         finally:
             engine.close()
@@ -161,7 +161,7 @@ def _allow_files(connections: int) -> None:
 
 
 @contextlib.contextmanager
-def _tracing(settings: Settings) -> Iterator[Tracing | None]:
+def tracing_of(settings: Settings) -> Iterator[Tracing | None]:
     """Yield what makes spans, if wanted, and let it export the last ones.
 
     Raises:
@@ -215,18 +215,27 @@ def loaded_engine(settings: Settings) -> Engine:
     Raises:
         StartupError: The checkpoint cannot be loaded, or its spec is not the expected one.
     """
-    try:
-        checkpoint = load_checkpoint(settings.checkpoint, members=settings.members)
-    except CheckpointError as exc:
-        raise StartupError(f"cannot load the checkpoint: {exc}") from exc
-    _check_spec(checkpoint, settings)
     return Engine(
-        checkpoint,
+        loaded_checkpoint(settings),
         device=settings.device,
         threads=settings.threads,
         vram_budget_bytes=settings.vram_budget_bytes,
         library=partial(prepared_library, settings) if settings.compile else None,
     )
+
+
+def loaded_checkpoint(settings: Settings) -> Checkpoint:
+    """Return the checkpoint that these settings ask for.
+
+    Raises:
+        StartupError: It cannot be loaded, or its spec is not the expected one.
+    """
+    try:
+        checkpoint = load_checkpoint(settings.checkpoint, members=settings.members)
+    except CheckpointError as exc:
+        raise StartupError(f"cannot load the checkpoint: {exc}") from exc
+    _check_spec(checkpoint, settings)
+    return checkpoint
 
 
 def _check_spec(checkpoint: Checkpoint, settings: Settings) -> None:
@@ -247,7 +256,7 @@ def _check_spec(checkpoint: Checkpoint, settings: Settings) -> None:
     )
 
 
-def _quiet_collector() -> None:
+def quiet_collector() -> None:
     """Leave what was loaded out of garbage collection, and collect the rest less often.
 
     Walking the modules of torch takes tens of milliseconds, during which nobody is answered.

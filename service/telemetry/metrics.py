@@ -261,6 +261,11 @@ class Metrics:
         """Note that jobs wait no more, and for how long each of their rows did, in sum."""
         self._waited[job_class].inc(row_seconds)
 
+    def engine_busy_s(self) -> float:
+        """Return how long the engine has computed launches that succeeded, in seconds."""
+        (busy,) = self._busy.collect()
+        return float(busy.samples[0].value)
+
     def rejected(self, reason: str) -> None:
         """Note a job without an answer."""
         self._rejected[reason].inc()
