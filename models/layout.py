@@ -123,6 +123,16 @@ class Geometry:
         return (*slots, *self.edges, *self.size_features)
 
 
+SLOWEST_MPS = 0.5
+"""Below, the slip angle that belongs to a turn rate is not computed: it would be noise."""
+
+MOST_SIN = 0.95
+"""Of a slip angle, and of the angle between ego and lane, in the motion by `Kinematics`."""
+
+SHORTEST_M = 0.1
+"""The wheelbase of an ego of no length, as in a state of zeros: no number may become infinite."""
+
+
 @dataclass(frozen=True)
 class Kinematics:
     """How the ego's features follow from its action: a bicycle on a road that bends evenly.

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from models.layout import MOST_SIN, SHORTEST_M, SLOWEST_MPS
 from models.network.columns import EGO_COUNT, NOWHERE, SLOT_KINDS
 from models.network.geometry import CONTACT_SCALE_M, GAP_LIMIT_M
-from models.network.kinematics import MOST_SIN, SHORTEST_M, SLOWEST_MPS
 from models.network.world_model import WorldModel
 
 PANEL = 32

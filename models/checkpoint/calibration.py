@@ -45,7 +45,8 @@ class Notes:
         realised_false_alarm_rate: That share at the crash threshold.
         doubt_rate: Share of harmless windows that may be unknown, being just below the threshold.
         uncertainty_quantile: Share of windows below the uncertainty limit.
-        error_quantile: Share of windows with a neighbour below the limit of the expected error.
+        windows_with_neighbours: Calibration windows in which somebody is near.
+        error_quantile: Share of those below the limit of the expected error.
         done_scale: Of hazard logits.
         done_shift: Of hazard logits.
         allow_unguaranteed: Whether limits were asked for that few data cannot support.
@@ -59,6 +60,7 @@ class Notes:
     realised_false_alarm_rate: Share | None = None
     doubt_rate: Share | None = None
     uncertainty_quantile: Share | None = None
+    windows_with_neighbours: Count | None = None
     error_quantile: Share | None = None
     done_scale: DoneScale | None = None
     done_shift: DoneShift | None = None
@@ -141,23 +143,22 @@ class Calibration:
     @property
     def served_uncertainty_limit(self) -> float | None:
         """The uncertainty limit, if enough windows support it or it was asked for by name."""
-        return self.uncertainty_limit if self._has_quantiles else None
+        notes = self._notes
+        is_supported = self._supports(notes.windows, notes.uncertainty_quantile)
+        return self.uncertainty_limit if is_supported else None
 
     @property
     def served_error_limit_m(self) -> float | None:
         """The limit of the expected error, as for uncertainty."""
-        return self.error_limit_m if self._has_quantiles else None
-
-    @property
-    def _has_quantiles(self) -> bool:
-        """Whether windows are enough for quantiles, or limits were asked for by name."""
         notes = self._notes
-        is_supported = (
-            notes.windows is not None
-            and notes.uncertainty_quantile is not None
-            and has_values_beyond(notes.windows, notes.uncertainty_quantile)
-        )
-        return is_supported or notes.allow_unguaranteed
+        is_supported = self._supports(notes.windows_with_neighbours, notes.error_quantile)
+        return self.error_limit_m if is_supported else None
+
+    def _supports(self, windows: int | None, quantile: float | None) -> bool:
+        """Return whether windows are enough for a quantile, or limits were asked for by name."""
+        if self._notes.allow_unguaranteed:
+            return True
+        return windows is not None and quantile is not None and has_values_beyond(windows, quantile)
 
     @property
     def refused(self) -> dict[str, float]:
@@ -190,6 +191,7 @@ def _compare_counts(notes: Notes, guarantee: Guarantee | None) -> None:
     for part, count, whole, limit in (
         ("episodes", notes.episodes, "windows", notes.windows),
         ("windows_that_end", notes.windows_that_end, "windows", notes.windows),
+        ("windows_with_neighbours", notes.windows_with_neighbours, "windows", notes.windows),
         ("conformal.episodes", ending, "episodes", notes.episodes),
         ("conformal.episodes", ending, "windows_that_end", notes.windows_that_end),
         ("conformal.episodes", ending, "windows", notes.windows),

@@ -14,17 +14,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from models.layout import MOST_SIN, SHORTEST_M, SLOWEST_MPS
 from models.network.columns import MOVED_SLOT_KINDS, SlotReader
 from models.network.rows import columnwise
 from models.spec import Geometry, Kinematics, Spec
-
-SLOWEST_MPS = 0.5
-"""Below, the slip angle that belongs to a turn rate is not computed: it would be noise."""
-
-MOST_SIN = 0.95
-
-SHORTEST_M = 0.1
-"""The wheelbase of an ego of no length, as in a state of zeros: no number may become infinite."""
 
 
 class KinematicStep(nn.Module):

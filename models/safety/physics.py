@@ -13,6 +13,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from models.layout import MOST_SIN, SHORTEST_M, SLOWEST_MPS
 from models.spec import Spec
 
 Floats = NDArray[np.floating[Any]]
@@ -20,15 +21,6 @@ Complex = NDArray[np.complexfloating[Any, Any]]
 """Places: forward of where the ego starts, and i times to its right."""
 
 Numbers = TypeVar("Numbers", Floats, Complex)
-
-_SLOWEST_MPS = 0.5
-"""Below, the slip angle that belongs to a turn rate is not computed: it would be noise."""
-
-_MOST_SIN = 0.95
-"""Of a slip angle, and of the angle between ego and lane."""
-
-_SHORTEST_M = 0.1
-"""The wheelbase of an ego of no length: no number may become infinite."""
 
 
 class PhysicalMotion:
@@ -95,7 +87,7 @@ class PhysicalMotion:
         speed = self._speeds(ego[:, self._speed], faster)
         length: Any = car.length_m
         if self._length is not None:
-            length = np.maximum(ego[:, self._length], _SHORTEST_M)
+            length = np.maximum(ego[:, self._length], SHORTEST_M)
         grip = car.grip_mps2 * length / np.square(np.maximum(speed, 1.0))
         wheel = steer * np.minimum(np.arctan(grip), car.max_steering_rad)
         # The centre is halfway between the axles: tan(slip) = tan(wheel) / 2.
@@ -112,11 +104,13 @@ class PhysicalMotion:
         """
         most = self._car.max_speed_mps
         after = speed + _sums(faster)
-        if not (after.min() >= 0 and after.max() <= most):
-            now = speed[:, 0]
+        # Only these step by step: a row's bits must not depend on the rows beside it.
+        rows = np.flatnonzero(~((after >= 0) & (after <= most)).all(1))
+        if len(rows):
+            now = np.broadcast_to(speed[:, 0], len(after))[rows]
             for k in range(faster.shape[1]):
-                now = np.minimum(np.maximum(now + faster[:, k], 0.0), most)
-                after[:, k] = now
+                now = np.minimum(np.maximum(now + faster[rows, k], 0.0), most)
+                after[rows, k] = now
         before = np.empty_like(after)
         before[:, :1], before[:, 1:] = speed, after[:, :-1]
         return before
@@ -156,7 +150,7 @@ class PhysicalMotion:
         speeds *= goes_on
         turned = yaw_rate * dt_s * goes_on
         after = heading + _sums(turned)
-        slip = yaw_rate * (length / 2) / np.maximum(speeds, _SLOWEST_MPS)
+        slip = yaw_rate * (length / 2) / np.maximum(speeds, SLOWEST_MPS)
         course = after - turned + np.arcsin(_bounded(slip))
         path = _sums(speeds * dt_s * _direction(course))
         return dx + 1j * dy + path, after
@@ -173,7 +167,7 @@ def _direction(angle: Floats) -> Complex:
 
 
 def _bounded(sine: Floats) -> Floats:
-    return cast("Floats", np.minimum(np.maximum(sine, -_MOST_SIN), _MOST_SIN))
+    return cast("Floats", np.minimum(np.maximum(sine, -MOST_SIN), MOST_SIN))
 
 
 _KINDS = ("dx", "dy", "heading", "speed", "acceleration", "yaw_rate", "length")

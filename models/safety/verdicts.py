@@ -249,11 +249,16 @@ def _expected_errors(start: Floats, limits: SafetyLimits) -> list[float | None]:
 
 def _error_doubts(expected_error_m: float | None, limits: SafetyLimits) -> list[Reason]:
     limit_m = limits.error_limit_m
-    if limit_m is None:
-        return []
     if limits.expected_error is None:
+        if limit_m is None:
+            return []
         return [Reason("uncertainty_unavailable", "the error to be expected is not known")]
-    if expected_error_m is None or expected_error_m <= limit_m < inf:
+    if expected_error_m is None:
+        return []
+    if limit_m is None:
+        message = "the error that is expected has no limit: too few windows had neighbours"
+        return [Reason("uncertainty_unavailable", message)]
+    if expected_error_m <= limit_m < inf:
         return []
     return [
         Reason(

@@ -125,11 +125,18 @@ def test_sequences_from_one_state_share_its_expected_error() -> None:
     assert {x.verdict for x in found} == {UNKNOWN}
 
 
-def test_without_trees_nothing_is_expected_and_without_a_limit_nothing_doubted() -> None:
+def test_without_trees_nothing_is_expected() -> None:
     (found,) = judged([[1, 0, 0]], replace(LIMITS, expected_error=None, error_limit_m=None))
     assert (found.verdict, found.expected_error_m) == (SAFE, None)
-    (found,) = judged([[1, 0, 0]], replace(LIMITS, error_limit_m=None))
-    assert (found.verdict, found.expected_error_m) == (SAFE, pytest.approx(3))
+
+
+def test_an_expected_error_without_a_limit_is_doubted_unless_nobody_is_there() -> None:
+    unlimited = replace(LIMITS, error_limit_m=None)
+    (found,) = judged([[1, 0, 0]], unlimited)
+    assert (found.verdict, found.expected_error_m) == (UNKNOWN, pytest.approx(3))
+    assert [reason.rule for reason in found.reasons] == ["uncertainty_unavailable"]
+    (alone,) = judged([[1, 0, 0]], unlimited, is_there=0.0)
+    assert (alone.verdict, alone.expected_error_m) == (SAFE, None)
 
 
 def test_of_nobody_no_error_is_expected() -> None:

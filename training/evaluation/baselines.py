@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.layout import MOST_SIN, SLOWEST_MPS
 from models.spec import FORWARD_RIGHT_DOWN, Spec
 from training.dataset.windows import Windows
 from training.simulation.bicycle import DT_S, bicycle_step
@@ -33,8 +34,6 @@ FULL_PHYSICS = "bicycle + constant rates"
 Neighbours keep their accelerations and turn rates, where the spec has them."""
 
 _CHUNK_WINDOWS = 8192
-_SLOWEST_MPS = 0.5
-_MOST_SIN = 0.95
 
 
 @dataclass(frozen=True)
@@ -282,8 +281,8 @@ def _neighbours(start: Decoded, poses: Floats, *, turning: bool) -> Floats:
     for k in range(poses.shape[1]):
         if k:
             # A turning car's centre slips sideways: sin(slip) = turn rate * half length / speed.
-            slip = turn_rate * (start.sizes[..., 0] / 2) / np.maximum(speed, _SLOWEST_MPS)
-            course = heading + np.arcsin(np.clip(slip, -_MOST_SIN, _MOST_SIN))
+            slip = turn_rate * (start.sizes[..., 0] / 2) / np.maximum(speed, SLOWEST_MPS)
+            course = heading + np.arcsin(np.clip(slip, -MOST_SIN, MOST_SIN))
             x, y = x + speed * np.cos(course) * DT_S, y + speed * np.sin(course) * DT_S
             heading = heading + turn_rate * DT_S
             speed = speed + acceleration * DT_S

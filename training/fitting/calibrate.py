@@ -116,6 +116,7 @@ def calibrate(
         episode_scores(probability, known, options.lead_steps), options, spec.dt_s
     )
     threshold = _threshold(at_rate, guarantee, options)
+    peopled = _with_neighbours(known.states[:, 0], spec)
     realised = None if threshold is None else float(np.mean(harmless >= threshold))
     return Calibration(
         crash_threshold=threshold,
@@ -127,11 +128,7 @@ def calibrate(
         ),
         error_limit_m=None
         if expected_error is None
-        else _upper_limit(
-            expected_error(_with_neighbours(known.states[:, 0], spec)),
-            options.error_quantile,
-            options,
-        ),
+        else _upper_limit(expected_error(peopled), options.error_quantile, options),
         state_low=tuple(known_ranges[0].tolist()),
         state_high=tuple(known_ranges[1].tolist()),
         horizon=calibration.horizon,
@@ -146,6 +143,7 @@ def calibrate(
             "realised_false_alarm_rate": realised,
             "doubt_rate": options.doubt_rate,
             "uncertainty_quantile": options.uncertainty_quantile,
+            "windows_with_neighbours": len(peopled),
             "error_quantile": options.error_quantile,
             "done_scale": scale,
             "done_shift": shift,
