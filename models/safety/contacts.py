@@ -23,12 +23,13 @@ with a bound of 0."""
 
 
 class Motion(NamedTuple):
-    """Where everybody is after each step, by one way to know it.
+    """Where everybody is at times that are evenly spaced, by one way to know it.
 
     Attributes:
         rule: Names a contact of it: one of `models.safety.limits.RULES`.
         said: How a reason speaks of it.
-        values: [K, H, columns] as `SafetyLimits.motion_columns` has them.
+        values: [K, times, columns] as `SafetyLimits.motion_columns` has them, the last time being
+            that of the last step.
     """
 
     rule: str
@@ -48,13 +49,13 @@ def motions_of(states: Floats, actions: Floats | None, limits: SafetyLimits) -> 
         ValueError: Physics can be computed, and has no actions, or not those of the states.
     """
     # All columns are taken at once, and from an array without gaps: that is quicker.
-    predicted = states.take(limits.motion_columns, -1)[:, 1:]
+    start, predicted = np.split(states.take(limits.motion_columns, -1), [1], axis=1)
     motions = [Motion("predicted_contact", "in the predicted motion", predicted)]
     if limits.physics is not None:
         if actions is None or actions.shape[:2] != predicted.shape[:2]:
             shape = None if actions is None else actions.shape
             raise ValueError(f"actions {shape} do not fit states {states.shape}")
-        values = limits.physics(states[:, 0], actions)
+        values = _with_middles(start[:, 0], limits.physics(states[:, 0], actions))
         motions.append(Motion("physics_contact", "by physics alone", values))
     return motions
 
@@ -78,26 +79,45 @@ def contact_reasons(
     Raises:
         ValueError: See `motions_of`.
     """
-    found: dict[int, list[Reason]] = {}
     motions = motions_of(states, actions, limits)
-    # As one motion of more sequences: that is quicker than one after the other.
-    values = np.concatenate([motion.values for motion in motions])
+    # As one motion of more times: that is quicker than one after the other.
+    values = np.concatenate([motion.values for motion in motions], axis=1)
     beyond = -values[..., values.shape[-1] - len(limits.edges) :]
-    start = np.concatenate([states[:, 0]] * len(motions))
-    depths = np.concatenate([_overlaps(start, values, limits), beyond], axis=-1)
+    depths = np.concatenate([_overlaps(states[:, 0], values, limits), beyond], axis=-1)
     touches = ~(depths <= LEAST_CONTACT_M)
+    found: dict[int, list[Reason]] = {}
     if not touches.any():
         return found
-    for row in np.flatnonzero(touches.any((1, 2))).tolist():
-        which, k = divmod(row, len(states))
-        step = int(touches[row].any(-1).argmax())
-        deepest = int(depths[row, step].argmax())
-        message = (
-            f"{motions[which].said} the ego {_contact(deepest, depths[row, step], limits)} after "
-            f"{(step + 1) * limits.dt_s:.2f} s"
-        )
-        found.setdefault(k, []).append(Reason(motions[which].rule, message))
+    length_s, end = (states.shape[1] - 1) * limits.dt_s, 0
+    for motion in motions:
+        times = motion.values.shape[1]
+        begin, end = end, end + times
+        for k in np.flatnonzero(touches[:, begin:end].any((1, 2))).tolist():
+            first = int(touches[k, begin:end].any(-1).argmax())
+            depth = depths[k, begin + first]
+            message = (
+                f"{motion.said} the ego {_contact(int(depth.argmax()), depth, limits)} after "
+                f"{(first + 1) * length_s / times:.2f} s"
+            )
+            found.setdefault(k, []).append(Reason(motion.rule, message))
     return found
+
+
+def _with_middles(start: Floats, motion: Floats) -> Floats:
+    """Return a motion in half steps: at 30 m/s a step is 1.5 m, and a corner is shorter.
+
+    Args:
+        start: [K, columns].
+        motion: [K, H, columns].
+
+    Returns:
+        [K, 2 H, columns], from half a step after the start.
+    """
+    halves = np.empty((len(motion), 2 * motion.shape[1], motion.shape[2]), motion.dtype)
+    halves[:, 1::2] = motion
+    halves[:, 0] = (start + motion[:, 0]) / 2
+    halves[:, 2::2] = (motion[:, :-1] + motion[:, 1:]) / 2
+    return halves
 
 
 def _contact(which: int, depths: Floats, limits: SafetyLimits) -> str:

@@ -1,9 +1,10 @@
 """Where everybody will be by physics alone, without anything learned. NumPy only.
 
-The same motion as `models.network.kinematics`, on which the model's corrections stand: the ego is a
+The motion of `models.network.kinematics`, on which the model's corrections stand: the ego is a
 kinematic bicycle under its actions, neighbours keep their acceleration and their turn rate until
-they stand, the road bends evenly. There it is one step of tensors; here all steps are computed at
-once, in a tenth of the time for one sequence.
+they stand, the road bends evenly. There it is made of Euler's steps, as the simulators'; here speed
+and heading are those of the middle of each step, and the road is an arc, as this is compared with
+what a world does. All steps are computed at once, in a tenth of the time for one sequence.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from models.spec import Spec
 Floats = NDArray[np.floating[Any]]
 Complex = NDArray[np.complexfloating[Any, Any]]
 """Places: forward of where the ego starts, and i times to its right."""
+
+_LEAST_OF_RADIUS = 0.1
+"""The least radius of an arc through the ego, as a share of the lane's."""
 
 Numbers = TypeVar("Numbers", Floats, Complex)
 
@@ -40,15 +44,14 @@ class PhysicalMotion:
         index = spec.state_index
         self._car = car
         self._dt_s = spec.dt_s
-        self._speed, self._sin_error, self._curvature = (
-            index(name) for name in (car.speed, car.sin_heading_error, car.curvature)
-        )
+        names = (car.speed, car.lane_offset, car.sin_heading_error, car.curvature)
+        self._speed, self._offset, self._sin_error, self._curvature = map(index, names)
         self._length = None if car.length is None else index(car.length)
         self._actions = [spec.action_index(name) for name in car.action_features]
-        names = [[getattr(slot, kind) for slot in geometry.slots] for kind in _KINDS]
-        columns = [[0 if name is None else index(name) for name in row] for row in names]
+        kinds = [[getattr(slot, kind) for slot in geometry.slots] for kind in _KINDS]
+        columns = [[0 if name is None else index(name) for name in row] for row in kinds]
         self._slots = np.array(columns, np.int64)
-        self._lacks = np.array([[name is None for name in row] for row in names], bool)
+        self._lacks = np.array([[name is None for name in row] for row in kinds], bool)
         self._lacks_any = bool(self._lacks.any())
         self._usual = np.array([[0.0]] * (len(_KINDS) - 1) + [[car.length_m]], np.float32)
         self._edges = np.array([index(name) for name in geometry.edges], np.int64)
@@ -71,7 +74,7 @@ class PhysicalMotion:
         ego = start[:, :, None]
         moved, turned = self._ego(ego, actions)
         heading = _sums(turned)
-        path = _sums(_direction(heading - turned) * moved)
+        path = _sums(_direction(heading - turned / 2) * moved)
         places, headings = self._neighbours(start, actions.shape[1])
         places = (places - path[..., None]) * _direction(-heading)[..., None]
         edges = start.take(self._edges, -1)[:, None]
@@ -96,7 +99,7 @@ class PhysicalMotion:
         return forward * (1 + 1j * tan_slip), forward * tan_slip * (2 / length)
 
     def _speeds(self, speed: Floats, faster: Floats) -> Floats:
-        """Return the speed at the start of each step, [K, H] m/s: neither reverse nor too fast.
+        """Return the mean speed in each step, [K, H] m/s: neither reverse nor too fast.
 
         Args:
             speed: [K or 1, 1] at the start.
@@ -113,22 +116,25 @@ class PhysicalMotion:
                 after[rows, k] = now
         before = np.empty_like(after)
         before[:, :1], before[:, 1:] = speed, after[:, :-1]
-        return before
+        return (before + after) / 2
 
     def _across(self, ego: Floats, path: Complex) -> Floats:
         """Return how far to the right of the lane's line through its start the ego is, [K, H] m.
 
-        That line is an arc of the road's curvature c. Where x is along its start and y to its
-        right, the distance from the arc is 1/c - sqrt(x^2 + (1/c - y)^2), written so that it holds
-        for c = 0 as well.
+        That line is an arc around the centre of the lane's own: with a curvature of 1/r, at an
+        offset o to the right, of c = 1/(r - o). Where x is along its start and y to its right, the
+        distance from the arc is 1/c - sqrt(x^2 + (1/c - y)^2), written so that it holds for c = 0
+        as well.
 
         Args:
             ego: [K or 1, S, 1].
             path: [K, H] places after each step.
         """
-        sin = _bounded(ego[:, self._sin_error])
+        sin = np.minimum(np.maximum(ego[:, self._sin_error], -1.0), 1.0)
         across = (path * (np.sqrt(1 - np.square(sin)) + 1j * sin)).imag
         curvature = ego[:, self._curvature]
+        # Nobody drives near the centre itself, where there is no arc.
+        curvature = curvature / np.maximum(1 - curvature * ego[:, self._offset], _LEAST_OF_RADIUS)
         bent = 2 * across - curvature * np.square(np.abs(path))
         return cast("Floats", bent / (1 + np.sqrt(np.maximum(1 - curvature * bent, 0.0))))
 
@@ -142,17 +148,18 @@ class PhysicalMotion:
         if self._lacks_any:
             values = np.where(self._lacks, self._usual, values)
         dx, dy, heading, speed, acceleration, yaw_rate, length = values.swapaxes(0, 1)[:, :, None]
-        steps = np.arange(horizon, dtype=np.float32)[:, None]
+        steps = np.arange(horizon + 1, dtype=np.float32)[:, None]
         speeds = speed + acceleration * (dt_s * steps)
         # A braking car stops; it neither reverses nor turns any more.
         goes_on = speeds > 0
         goes_on[:, 0] = True
         speeds *= goes_on
+        last, speeds, goes_on = speeds[:, 1:], speeds[:, :-1], goes_on[:, :-1]
         turned = yaw_rate * dt_s * goes_on
         after = heading + _sums(turned)
         slip = yaw_rate * (length / 2) / np.maximum(speeds, SLOWEST_MPS)
-        course = after - turned + np.arcsin(_bounded(slip))
-        path = _sums(speeds * dt_s * _direction(course))
+        course = after - turned / 2 + np.arcsin(_bounded(slip))
+        path = _sums((speeds + last) * (dt_s / 2) * _direction(course))
         return dx + 1j * dy + path, after
 
 
