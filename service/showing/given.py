@@ -91,7 +91,10 @@ def read_given(
     contract = Contract(checkpoint.spec, max_horizon, max_rows, checkpoint.member_count)
     try:
         document = json.loads(text)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError) as exc:
+        if b'"states"' in text:
+            reason = "it is nested too deeply" if isinstance(exc, RecursionError) else exc
+            raise InvalidRequestError(f"{path}: the episode cannot be read: {reason}") from exc
         document = None  # the reader of requests says what is wrong
     try:
         if isinstance(document, dict) and "states" in document:
@@ -199,7 +202,8 @@ def _rows(name: str, values: Any, width: int) -> Array:
         rows = numbers(name, values, (None, width), f"rows of {width} finite numbers")
     except ValueError as exc:
         raise InvalidRequestError(str(exc)) from exc
-    return rows.astype(np.float32)
+    with np.errstate(over="ignore"):  # what is too large is refused as part of a request
+        return rows.astype(np.float32)
 
 
 def _refuse(field: str, problem: str, allowed: str) -> NoReturn:

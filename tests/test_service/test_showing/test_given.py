@@ -136,3 +136,32 @@ def test_an_episode_without_actions_is_refused(checkpoint: Checkpoint, tmp_path:
 
     with pytest.raises(InvalidRequestError, match="actions is missing"):
         read_given(path, checkpoint, Choice(), max_horizon=64, max_rows=8)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"states": [[%s' % ("9" * 6000), "the episode cannot be read: "),
+        ('{"states": ' + "[" * 100_000, "the episode cannot be read: it is nested too deeply"),
+        ('{"states": [[1', "the episode cannot be read: Expecting ',' delimiter"),
+    ],
+    ids=["digits", "depth", "end"],
+)
+def test_an_episode_that_is_no_json_is_not_taken_for_a_request(
+    checkpoint: Checkpoint, tmp_path: Path, text: str, message: str
+) -> None:
+    path = tmp_path / "episode.json"
+    path.write_text(text)
+
+    with pytest.raises(InvalidRequestError) as raised:
+        read_given(path, checkpoint, Choice(), max_horizon=64, max_rows=8)
+
+    assert message in raised.value.message
+
+
+def test_numbers_too_large_for_a_float32_are_refused_without_a_warning(read: Any) -> None:
+    document = json.loads(EPISODE.read_text())
+    document["states"][99][0] = 1e39
+
+    with pytest.raises(InvalidRequestError, match="from step 99, state"):
+        read(EPISODE, states=document["states"])

@@ -68,25 +68,25 @@ def of_model(checkpoint: Checkpoint, path: Path) -> tuple[Any, Any]:
     return rollout.states[0].numpy(), rollout.dones[0].numpy()
 
 
-def test_text_says_verdict_reasons_and_each_step() -> None:
+def test_text_says_verdict_reasons_and_each_step(checkpoint: Checkpoint) -> None:
     result = invoke(CHECK)
 
     lines = result.output.splitlines()
     assert result.exit_code == 0
-    assert lines[0] == "safety-check.json, model 3b4681afc32bae27"
+    assert lines[0] == f"safety-check.json, model {checkpoint.version}"
     assert lines[1:3] == ["unsafe within 0.6 s", "crash probability 0.7111, threshold 0.0842"]
     assert "overlaps neighbour 1 by 0.14 m" in result.output
     assert lines[-2].split()[:6] == ["12", "0.60", "0.7111", "0.6960", "0.721", "-0.14"]
     assert lines[-1] == "the ego touches neighbour_1 after 0.60 s"
 
 
-def test_fewer_members_have_no_thresholds(tmp_path: Path) -> None:
+def test_fewer_members_have_no_thresholds(checkpoint: Checkpoint, tmp_path: Path) -> None:
     path = tmp_path / "body.json"
     path.write_text(json.dumps({**json.loads(CHECK.read_text()), "members": 2}))
 
     lines = invoke(path).output.splitlines()
 
-    assert lines[0] == "body.json, model 3b4681afc32bae27-2of5"
+    assert lines[0] == f"body.json, model {checkpoint.version}-2of5"
     assert lines[1] == "unknown within 0.6 s"
 
 
