@@ -315,7 +315,7 @@ class Scheduler:
     async def _explain(self, question: Question) -> None:
         """Compute a piece of an attribution: on the worker, as the event loop has better to do."""
         if question.started_s is None:
-            question.started_s = asyncio.get_running_loop().time()
+            self._explanations.begin(question)
         ran = await self._worker.run(question.advance)
         self._explanations.advanced(question, ran.seconds, is_answered=ran.value is not None)
         if ran.error is not None:
