@@ -28,7 +28,7 @@ from service.scheduling.explanations import Explained, Question
 from service.scheduling.jobs import Job, JobClass, JobResult, Outcome
 from service.scheduling.scheduler import Scheduler
 from service.telemetry.metrics import Metrics
-from service.telemetry.requests import NO_KEY, OTHER
+from service.telemetry.requests import ATTRIBUTION, NO_KEY, OTHER
 
 if TYPE_CHECKING:
     from service.telemetry.tracing import Trace, Tracing
@@ -155,7 +155,7 @@ class Exchange:
 
     Attributes:
         key: The same, or what stands for it.
-        label: The metric label of its route.
+        label: Its metric label: that of its route, but `ATTRIBUTION` if it asks for one.
         request_id: As in the answer and in logs.
         shared: With all others.
         trace: Its spans; None if it has none.
@@ -294,6 +294,7 @@ class Exchange:
         self._parsed, self._parse_s = parsed, parse_s
         rows, horizon, _ = parsed.actions.shape
         if parsed.has_attribution:
+            self.label = ATTRIBUTION
             self.shared.scheduler.check_explain(horizon, timeout_s, parsed.members, self._caller())
         is_urgent = rows * horizon <= endpoint.urgent_work
         self._job = self.shared.scheduler.enqueue(

@@ -133,7 +133,7 @@ async def test_a_deadline_that_passes_is_the_callers_fault_only_if_it_could_not_
             for family in text_string_to_metric_families(text)
             for sample in family.samples
             if sample.name == "world_model_outcomes_total"
-            and sample.labels["endpoint"] == "/safety-check"
+            and sample.labels["endpoint"] == "attribution"
         }
 
     async with serving(engine) as (app, client):
@@ -196,6 +196,15 @@ async def test_where_there_is_no_place_the_sequence_is_not_computed(engine: Fake
     assert int(refused.headers["retry-after"]) >= 1
 
 
+async def test_in_the_metrics_it_is_no_safety_check(engine: FakeEngine) -> None:
+    body = orjson.dumps(BODY)
+    async with listening(engine) as served:
+        caller = await served.caller()
+        caller.send(request(body, path="/safety-check"))
+        await until(lambda: served.count("200", "attribution") == 1)
+        assert served.count("200", "/safety-check") == 0
+
+
 async def asked_at_once(client: httpx.AsyncClient, *callers: dict[str, str]) -> list[int]:
     """Return the statuses of what these callers, by their headers, ask for at the same time."""
     calls = [client.post("/safety-check", json=BODY, headers=headers) for headers in callers]
@@ -227,7 +236,7 @@ async def test_a_caller_that_sends_no_more_gives_up_its_place(engine: FakeEngine
         await until(lambda: engine.computed.count("piece") == 1)
         caller.half_close()
         assert await caller.rest() == b""
-        await until(lambda: served.count("499", "/safety-check") == 1)
+        await until(lambda: served.count("499", "attribution") == 1)
         assert served.app.scheduler._explanations.first is None
         may_go_on.set()
         caller = await served.caller()
