@@ -239,8 +239,9 @@ class Calls(ABC, Generic[Http, Transport, Answer]):
             `crash_probability`, `crash_probability_by_step` ([H]), `time_to_crash_s` (seconds or
             None), `uncertainty` (None if one member answers), `threshold`, `horizon_s`,
             `model_version`, and `trajectory` ([H+1][S]) and `attribution` (`groups`, `state`,
-            `action`, ...: see docs/http.md) if included. With K sequences, these in
-            `candidates` ([K]), and in `best` the index of the one with the lowest risk.
+            `action`, ...: see docs/http.md; None if the prediction is not finite) if included.
+            With K sequences, these in `candidates` ([K]), and in `best` the index of the one with
+            the lowest risk.
 
         Raises:
             InvalidInputError: An argument cannot be sent; nothing was.

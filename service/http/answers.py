@@ -108,7 +108,7 @@ class Answers:
             parsed: The request.
             parse_s: What reading it took.
             result: Of its job.
-            attribution: To be included, in an answer that is not made in parts.
+            attribution: To be included if the request asks for it; None: there is none to be had.
 
         Raises:
             EngineError: A number of the prediction is not finite.
@@ -118,8 +118,8 @@ class Answers:
         if isinstance(answer, Parts):
             texts = self._timed(answer.texts, parsed, parse_s, result)
             return answer._replace(texts=texts)
-        if attribution is not None:
-            answer["attribution"] = attribution_fields(attribution, self._spec)
+        if parsed.has_attribution:
+            answer["attribution"] = attribution and attribution_fields(attribution, self._spec)
         answer["model_version"] = self._by_members[parsed.members].version
         body = orjson.dumps(answer, option=_JSON)
         self._metrics.observe_stages(

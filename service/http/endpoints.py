@@ -26,7 +26,7 @@ class Endpoint(NamedTuple):
     """An endpoint that the model answers; it takes POST only.
 
     Attributes:
-        path: Its path, which is its metric label, too.
+        path: Its path, which is its metric label, too, but with an attribution.
         summary: For the documents.
         kind: Names its body in the contract.
         request: Name of its body's schema.
@@ -88,4 +88,4 @@ PATHS = (
     "/docs",
     "/openapi.json",
 )
-"""Every route's template, in the order of the documents: the metric label `endpoint`."""
+"""Every route's template, in the order of the documents: values of the metric label `endpoint`."""

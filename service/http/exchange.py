@@ -28,7 +28,7 @@ from service.scheduling.explanations import Explained, Question
 from service.scheduling.jobs import Job, JobClass, JobResult, Outcome
 from service.scheduling.scheduler import Scheduler
 from service.telemetry.metrics import Metrics
-from service.telemetry.requests import NO_KEY, OTHER
+from service.telemetry.requests import ATTRIBUTION, NO_KEY, OTHER
 
 if TYPE_CHECKING:
     from service.telemetry.tracing import Trace, Tracing
@@ -155,7 +155,7 @@ class Exchange:
 
     Attributes:
         key: The same, or what stands for it.
-        label: The metric label of its route.
+        label: Its metric label: that of its route, but `ATTRIBUTION` if it asks for one.
         request_id: As in the answer and in logs.
         shared: With all others.
         trace: Its spans; None if it has none.
@@ -225,8 +225,8 @@ class Exchange:
             self._respond(self.failure(exc))
 
     @property
-    def takes_long(self) -> bool:
-        """Whether it waits for an answer that is not to be expected within a moment."""
+    def awaits_attribution(self) -> bool:
+        """Whether it waits for an answer with an attribution, which takes long."""
         if self._job is None:
             return self._question is not None
         return self._parsed.has_attribution
@@ -293,6 +293,9 @@ class Exchange:
         endpoint = self._head.endpoint
         self._parsed, self._parse_s = parsed, parse_s
         rows, horizon, _ = parsed.actions.shape
+        if parsed.has_attribution:
+            self.label = ATTRIBUTION
+            self.shared.scheduler.check_explain(horizon, timeout_s, parsed.members, self._caller())
         is_urgent = rows * horizon <= endpoint.urgent_work
         self._job = self.shared.scheduler.enqueue(
             parsed.states,
@@ -327,7 +330,8 @@ class Exchange:
             if isinstance(outcome, ServiceError):
                 raise outcome
             if outcome is not None:
-                if self._parsed.has_attribution:
+                # Of what is no number nothing can be attributed.
+                if self._parsed.has_attribution and outcome.prediction.is_finite:
                     assert job is not None
                     self._ask(outcome, job.deadline_s)
                     return
@@ -346,9 +350,12 @@ class Exchange:
             deadline_s=deadline_s,
             respond=self._on_explained,
             members=parsed.members,
-            caller=self.shared.caller(self._address, self._headers, self.key),
+            caller=self._caller(),
         )
         self._judged = judged
+
+    def _caller(self) -> str:
+        return self.shared.caller(self._address, self._headers, self.key)
 
     def _on_explained(self, outcome: Explained) -> None:
         self._question = None

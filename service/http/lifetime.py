@@ -146,14 +146,14 @@ class Lifetime(Input):
     def eof_received(self) -> bool:  # type: ignore[override]
         """Let a caller that sends no more have its answer; True keeps the connection open.
 
-        One that waits for an answer that takes long is given up: it would hold a place of others.
+        One that waits for an attribution is given up: it would hold a place of others.
         """
         if self._expects in _WITHIN and not self._is_ahead:
             self._refuse(BadRequestError(_CUT_SHORT))
             return not self.transport.is_closing()
         if self._expects is Expected.NOTHING or (self._is_free() and not self._input):
             return False
-        if self._takes_long():
+        if self._awaits_attribution():
             return False
         self._is_half_closed = True
         self._arm(_GRACE_S, self._on_grace_over)
@@ -233,5 +233,5 @@ class Lifetime(Input):
         """Take back the request that nobody waits for any more."""
 
     @abstractmethod
-    def _takes_long(self) -> bool:
-        """Return whether there is a request whose answer is not to be expected within a moment."""
+    def _awaits_attribution(self) -> bool:
+        """Return whether there is a request whose answer is to hold an attribution."""

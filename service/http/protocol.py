@@ -217,9 +217,9 @@ class Protocol(Lifetime):
         else:
             self._respond(None)
 
-    def _takes_long(self) -> bool:
+    def _awaits_attribution(self) -> bool:
         request = self._request
-        return request is not None and request.is_complete and request.takes_long
+        return request is not None and request.is_complete and request.awaits_attribution
 
     def _is_answered(self) -> bool:
         return self.cycle is None or self.cycle.response_complete

@@ -147,7 +147,9 @@ class Verdict(BaseModel):
 class SafetyCheckAnswer(_Answer, Verdict):
     """Answer of /safety-check to one sequence."""
 
-    attribution: AttributionAnswer | None = Field(default=None, description="If included.")
+    attribution: AttributionAnswer | None = Field(
+        default=None, description="If included; null where the prediction is not finite."
+    )
     model_version: str
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right, insort
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+
+import structlog
 
 from service.errors import DeadlineExceededError, OverloadedError, ServiceError
 from service.interface import Array, Attribution, EngineLike, Pieces
 from service.scheduling.jobs import Observer
+
+log = structlog.get_logger()
 
 MOST_QUESTIONS = 8
 """That wait or are being answered. A caller may have as many as places are free: alone half of all,
@@ -35,7 +39,7 @@ class Question:
         steps: H.
         members: As given.
         caller: As given.
-        turn: Those of lower turns go first; see `Explanations`.
+        round: Those of lower rounds go first; see `Explanations`.
         started_s: When its first piece was begun, on the loop's clock; None before.
         computed_s: What its pieces took.
         is_done: Whether it has its outcome.
@@ -56,7 +60,7 @@ class Question:
         self.steps = steps
         self.members = members
         self.caller = caller
-        self.turn = 0
+        self.round = 0
         self.started_s: float | None = None
         self.computed_s = 0.0
         self.is_done = False
@@ -82,7 +86,10 @@ class Question:
             self.is_done = True
             if self._timer is not None:
                 self._timer.cancel()
-            self._respond(outcome)
+            try:
+                self._respond(outcome)
+            except Exception as exc:
+                log.error("respond callback failed", exc_info=exc)
 
 
 class _Costs:
@@ -96,9 +103,13 @@ class _Costs:
         """Return how long an answer takes undisturbed; 0 if that is not known."""
         return steps * self._step_s.get(members, 0.0)
 
+    def whole_s(self, steps: int, members: int | None) -> float:
+        """Return how long an answer takes with what comes between; 0 if that is not known."""
+        return self._pace * self.least_s(steps, members)
+
     def left_s(self, question: Question, now_s: float) -> float:
         """Return how long a question will still take, with what comes between."""
-        whole_s = self._pace * self.least_s(question.steps, question.members)
+        whole_s = self.whole_s(question.steps, question.members)
         begun_s = 0.0 if question.started_s is None else now_s - question.started_s
         return max(0.0, whole_s - begun_s)
 
@@ -117,8 +128,10 @@ class _Costs:
 class Explanations:
     """Questions in their order. All state belongs to the event loop's thread.
 
-    Callers take turns: a question has the turn after that of its caller's last one, or the present
-    turn if he has none. Within a turn they go in the order of their arrival.
+    Callers take turns, in rounds. The present round is that of the question begun last. A new
+    question goes into it, or into the next one if a question of the same caller was begun in it. A
+    caller whose questions wait has one in each round. In a round, who asked first goes first. No
+    more than `MOST_QUESTIONS` callers have their turn in a round, so that each round ends.
 
     Args:
         engine: Answers them.
@@ -133,6 +146,8 @@ class Explanations:
         self._observer = observer
         self._waiting: list[Question] = []
         self._costs = _Costs()
+        self._round = 0  # the present one
+        self._served: set[str] = set()  # callers of which a question was begun in it
         self.is_ending = False
 
     @property
@@ -155,6 +170,7 @@ class Explanations:
         caller: str,
     ) -> Question:
         """Add a question; see `Scheduler.explain`."""
+        self.check(len(actions), members, caller, deadline_s)
         question = Question(
             lambda: self._engine.explain(state, actions, members),
             respond,
@@ -162,43 +178,60 @@ class Explanations:
             members,
             caller,
         )
-        own = [other for other in self._waiting if other.caller == caller]
-        if own:
-            question.turn = own[-1].turn + 1
-        elif self._waiting:
-            question.turn = self._waiting[0].turn
-        self._admit(question, own, deadline_s)
+        question.round = self._round_for(caller)
 
         def expire() -> None:
             error = DeadlineExceededError("the deadline passed before the attribution was computed")
             self.end(question, error, "expired")
 
         question.watch(deadline_s, expire)
-        insort(self._waiting, question, key=_turn_of)
+        insort(self._waiting, question, key=_round_of)
         return question
 
-    def _admit(self, question: Question, own: Sequence[Question], deadline_s: float) -> None:
-        """Return if there is room for a question, and it will be answered in time.
+    def begin(self, question: Question) -> None:
+        """Note that the first piece of a question is about to be computed."""
+        question.started_s = asyncio.get_running_loop().time()
+        if question.round > self._round:
+            self._round = question.round
+            self._served.clear()
+        self._served.add(question.caller)
+
+    def _round_for(self, caller: str) -> int:
+        """Return the round of a caller's next question."""
+        own = self._of(caller)
+        if own:
+            return own[-1].round + 1
+        is_over = caller in self._served or len(self._served) >= MOST_QUESTIONS
+        return self._round + is_over
+
+    def _of(self, caller: str) -> list[Question]:
+        return [question for question in self._waiting if question.caller == caller]
+
+    def check(self, steps: int, members: int | None, caller: str, deadline_s: float) -> None:
+        """Return if there is room for a question now, and it will be answered in time.
 
         Args:
-            question: Has its turn.
-            own: Those of the same caller.
+            steps: H.
+            members: How many compute it; None: all.
+            caller: Who asks.
             deadline_s: When it must be answered, on the loop's clock.
 
         Raises:
             OverloadedError: It is not so.
         """
-        waiting = len(self._waiting)
+        waiting, own = len(self._waiting), self._of(caller)
         if len(own) >= MOST_QUESTIONS - waiting:
             self._observer.rejected("queue_full")
             freeing = own[0] if own else self._waiting[0]
+            before_s = self._left_s(self._waiting[: self._waiting.index(freeing)])
             raise OverloadedError(
                 f"{waiting} attributions wait already, {len(own)} of them of this caller; there "
                 f"are {MOST_QUESTIONS} places, and a caller may have as many as are free",
-                retry_after_s=self._left_s(self._before(freeing)) + self._left_s([freeing]),
+                retry_after_s=before_s + self._left_s([freeing]),
             )
-        backlog_s = self._left_s(self._before(question))
-        total_s = backlog_s + self._left_s([question])
+        place = bisect_right(self._waiting, self._round_for(caller), key=_round_of)
+        backlog_s = self._left_s(self._waiting[:place])
+        total_s = backlog_s + self._costs.whole_s(steps, members)
         timeout_s = deadline_s - asyncio.get_running_loop().time()
         # The first in line is always tried.
         if self._waiting and total_s > timeout_s:
@@ -208,12 +241,6 @@ class Explanations:
                 f"before it; the deadline is in {timeout_s:.3g} s",
                 retry_after_s=min(backlog_s, total_s - timeout_s),
             )
-
-    def _before(self, question: Question) -> list[Question]:
-        """Return those that go before a question, which may be one that is to be added."""
-        place = bisect_right(self._waiting, question.turn, key=_turn_of)
-        before = self._waiting[:place]
-        return before[: before.index(question)] if question in before else before
 
     def _left_s(self, questions: Iterable[Question]) -> float:
         now_s = asyncio.get_running_loop().time()
@@ -253,5 +280,5 @@ class Explanations:
                 self.end(question, error, reason)
 
 
-def _turn_of(question: Question) -> int:
-    return question.turn
+def _round_of(question: Question) -> int:
+    return question.round

@@ -197,13 +197,7 @@ class Scheduler:
             OverloadedError: Too many wait, or its answer would be late.
             UnavailableError: The service is ending, or the engine is down.
         """
-        refusal = self.health.refusal
-        if self._explanations.is_ending:
-            refusal = "draining", SHUTTING_DOWN
-        if refusal is not None:
-            reason, message = refusal
-            self._observer.rejected(reason)
-            raise UnavailableError(message)
+        self._check_explains()
         question = self._explanations.ask(
             state,
             actions,
@@ -214,6 +208,32 @@ class Scheduler:
         )
         self._wake.set()
         return question
+
+    def check_explain(self, steps: int, timeout_s: float, members: int | None, caller: str) -> None:
+        """Return if `explain` would take a question now; before its sequence is computed.
+
+        Args:
+            steps: H.
+            timeout_s: Time until its deadline.
+            members: As for `enqueue`.
+            caller: As for `explain`.
+
+        Raises:
+            OverloadedError: As of `explain`.
+            UnavailableError: As of `explain`.
+        """
+        self._check_explains()
+        deadline_s = asyncio.get_running_loop().time() + timeout_s
+        self._explanations.check(steps, members, caller, deadline_s)
+
+    def _check_explains(self) -> None:
+        refusal = self.health.refusal
+        if self._explanations.is_ending:
+            refusal = "draining", SHUTTING_DOWN
+        if refusal is not None:
+            reason, message = refusal
+            self._observer.rejected(reason)
+            raise UnavailableError(message)
 
     def least_explained_s(self, steps: int, members: int | None = None) -> float:
         """Return the shortest deadline that is kept for one row of so many steps and `explain`.
@@ -315,7 +335,7 @@ class Scheduler:
     async def _explain(self, question: Question) -> None:
         """Compute a piece of an attribution: on the worker, as the event loop has better to do."""
         if question.started_s is None:
-            question.started_s = asyncio.get_running_loop().time()
+            self._explanations.begin(question)
         ran = await self._worker.run(question.advance)
         self._explanations.advanced(question, ran.seconds, is_answered=ran.value is not None)
         if ran.error is not None:

@@ -26,7 +26,7 @@ from models.safety import VERDICTS, Verdict
 from service import __version__
 from service.interface import Array, ModelInfo
 from service.scheduling.jobs import ENGINE_FAULTS, REJECTIONS, JobClass
-from service.telemetry.requests import NO_KEY, OTHER, UNKNOWN_KEY, Requests
+from service.telemetry.requests import ATTRIBUTION, NO_KEY, OTHER, UNKNOWN_KEY, Requests
 from service.telemetry.series import (
     COUNTS,
     LATENCY_S,
@@ -66,7 +66,7 @@ class Metrics:
 
     Args:
         registry: Lets others read all series; a fresh one each service.
-        endpoints: Route templates, the closed set of the endpoint label.
+        endpoints: Route templates; the endpoint label has two more values.
         predictions: Those of them that the model answers.
         keys: Names of the keys that callers may have; empty: they need none.
     """
@@ -85,7 +85,8 @@ class Metrics:
         self._hot: list[Requests | Counts | Histogram] = []
         self._sampled: list[tuple[Gauge, Callable[[], float]]] = []
         self._unsorted = 0
-        self._add_traffic([*endpoints, OTHER], [*predictions, OTHER], sorted(keys))
+        others = ATTRIBUTION, OTHER
+        self._add_traffic([*endpoints, *others], [*predictions, *others], sorted(keys))
         self._add_batching()
         self._add_answers()
         self._library.register(_Process())
@@ -223,7 +224,7 @@ class Metrics:
         """Note an answered request.
 
         Args:
-            endpoint: Route template, or `OTHER`.
+            endpoint: Route template, `ATTRIBUTION` or `OTHER`.
             status: Of the answer, or 499.
             seconds: From its first to its last byte.
             key: Name of the key that it was admitted by, or what stands for it.

@@ -14,6 +14,10 @@ from service.telemetry.series import Counts
 OTHER = "other"
 """Label of paths that no route has: a scanner must not create series."""
 
+ATTRIBUTION = "attribution"
+"""Label of safety checks that ask for an attribution: they take long by design, and may be refused
+where many ask, which tells nothing of the checks that monitors wait for."""
+
 NO_KEY, UNKNOWN_KEY = "none", "unknown"
 """Labels in place of a key's name, for a request that needs none and one that has no known one."""
 

@@ -546,11 +546,12 @@ def test_attributions_that_wait_do_not_keep_the_service_alive(
     folder: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The one that is being computed is finished; those behind it would take long."""
-    gate, asked = threading.Event(), threading.Semaphore(0)
+    gate, begun, asked = threading.Event(), threading.Event(), threading.Semaphore(0)
     answers: list[int] = []
     explain, ask_for = Engine.explain, Explanations.ask
 
     def held(self: Engine, *given: Any) -> Pieces:
+        begun.set()
         while not gate.wait(0.001):
             yield
         return (yield from explain(self, *given))
@@ -573,7 +574,7 @@ def test_attributions_that_wait_do_not_keep_the_service_alive(
         assert asked.acquire(timeout=20)
         others = [in_thread(ask) for _ in range(2)]
         assert all(asked.acquire(timeout=20) for _ in others)
-        time.sleep(0.05)  # the first one is begun, of which nobody tells
+        assert begun.wait(timeout=20)
         os.kill(os.getpid(), signal.SIGTERM)
         for other in others:
             other.join()

@@ -111,6 +111,7 @@ test("slow safety checks fire by their own latency alone", () => {
   const slow = (endpoint) => [[0, buckets(endpoint, 0, 0, 0)], [300, buckets(endpoint, 1, 100, 100)], [600, buckets(endpoint, 2, 200, 200)]];
   assert.deepEqual(statesAfter(...slow("/safety-check")), { WorldModelSafetyChecksSlow: "firing" });
   assert.deepEqual(statesAfter(...slow("/rollout")), {});
+  assert.deepEqual(statesAfter(...slow("attribution")), {}, "it takes seconds by design");
 });
 
 test("shed requests fire by endpoint, and impossible deadlines do not count", () => {
@@ -125,6 +126,7 @@ test("shed requests fire by endpoint, and impossible deadlines do not count", ()
   assert.deepEqual(statesAfter(...shed("/rollout", "late", 2)), {});
   assert.deepEqual(statesAfter(...shed("/rollout", "late", 20)), { WorldModelOverloaded: "firing" });
   assert.deepEqual(statesAfter(...shed("/rollout", "impossible_deadline", 500)), {});
+  assert.deepEqual(statesAfter(...shed("attribution", "rejected", 500)), {});
 });
 
 test("an engine error and a full GPU fire", () => {

@@ -36,6 +36,29 @@ for (const content of ["null", '{"error": null}', '{"error": {"details": "x"}}',
   });
 }
 
+test("an attribution is asked, and ended by its caller, in a browser without AbortSignal.any", async (t) => {
+  const { any } = AbortSignal;
+  t.after(() => (AbortSignal.any = any));
+  AbortSignal.any = undefined;
+  answering('{"attribution": {"baseline": "alone"}}');
+  const ending = new AbortController();
+  assert.deepEqual(await new Service().attribution({}, 25, ending.signal), { baseline: "alone" });
+
+  mock.method(globalThis, "fetch", (path, { signal }) => new Promise((_, reject) => {
+    signal.addEventListener("abort", () => reject(signal.reason));
+  }));
+  const call = new Service().attribution({}, 25, ending.signal);
+  ending.abort();
+  await assert.rejects(call, { status: 0 });
+});
+
+test("what was answered is stale as soon as one of its plans is another", async () => {
+  const { chosen } = await callsFor(null);
+  assert.equal(chosen.isStale, false);
+  chosen.plans[0] = { plan: [[0, 0, 0]], preset: null };
+  assert.equal(chosen.isStale, true);
+});
+
 test("after a question that threw the next one is asked", async () => {
   const asked = [];
   const ask = latestWins(async (question) => {

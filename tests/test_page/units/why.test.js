@@ -174,6 +174,23 @@ test("of two plans each is asked about, one after the other; one without a numbe
   assert.match(why.of([[0, 1, 0]], { crash_probability: null }).state, /no number/);
 });
 
+test("it is computing only while a plan rests or a question is on its way", async () => {
+  const { service } = scripted("a");
+  const { why } = whyOf(service);
+  const said = () => why.of(PLAN, asked(PLAN).verdict).state;
+  assert.equal(said(), "Why: not asked yet.");
+  why.want(roadModel(), stateWith({}), [asked(PLAN)]);
+  assert.match(said(), /computing/);
+  mock.timers.tick(REST_MS);
+  assert.match(said(), /computing/);
+  why.leave();
+  assert.equal(said(), "Why: not asked yet.");
+  why.want(roadModel(), stateWith({}), [asked(PLAN)]);
+  why.leave();
+  assert.equal(said(), "Why: not asked yet.");
+  await settled();
+});
+
 test("something newer ends the question that is on its way, and its answer is not taken", async () => {
   const { service, calls } = scripted("a");
   const { why } = whyOf(service);

@@ -133,26 +133,31 @@ async def test_a_deadline_that_passes_is_the_callers_fault_only_if_it_could_not_
             for family in text_string_to_metric_families(text)
             for sample in family.samples
             if sample.name == "world_model_outcomes_total"
-            and sample.labels["endpoint"] == "/safety-check"
+            and sample.labels["endpoint"] == "attribution"
         }
 
-    async with serving(engine) as (_, client):
+    async with serving(engine) as (app, client):
+        metrics = app.connections.exchanges.metrics
+
+        def counted() -> dict[str, float]:
+            return outcomes(metrics.render().decode())
 
         async def failed(seconds: str) -> str:
-            before = outcomes((await client.get("/metrics")).text)
+            before = counted()
             headers = {"X-Request-Timeout-Seconds": seconds}
             response = await client.post("/safety-check", json=BODY, headers=headers)
             assert response.status_code == 504
-            await asyncio.sleep(0.02)
-            after = outcomes((await client.get("/metrics")).text)
-            (found,) = {name for name, count in after.items() if count > before[name]}
+            await until(lambda: counted() != before)
+            (found,) = {name for name, count in counted().items() if count > before[name]}
             return found
 
         engine.on_piece = lambda: may_go_on.wait(PATIENCE_S)
         assert await failed("0.05") == "late"
         may_go_on.set()
-        engine.on_piece = lambda: time.sleep(0.05)
+        engine.on_piece = lambda: time.sleep(0.05)  # what one takes is measured
+        before = counted()
         assert (await client.post("/safety-check", json=BODY)).status_code == 200
+        await until(lambda: counted() != before)
         assert await failed("0.05") == "impossible_deadline"
 
 
@@ -172,6 +177,32 @@ async def test_too_many_at_once_are_refused(client: httpx.AsyncClient, engine: F
     assert sorted(answer.status_code for answer in answers) == [200] * MOST_QUESTIONS + [429]
     refused = next(answer for answer in answers if answer.status_code == 429)
     assert error_of(refused)["code"] == "overloaded"
+
+
+async def test_where_there_is_no_place_the_sequence_is_not_computed(engine: FakeEngine) -> None:
+    may_go_on = threading.Event()
+    engine.on_piece = lambda: may_go_on.wait(PATIENCE_S)
+    async with serving(engine) as (app, client):
+        own = app.scheduler._explanations
+        calls = [asyncio.create_task(client.post("/safety-check", json=BODY)) for _ in range(4)]
+        await until(lambda: len(own._waiting) == MOST_QUESTIONS // 2)
+        computed = engine.computed.count("launch")
+        refused = await client.post("/safety-check", json=BODY)
+        assert engine.computed.count("launch") == computed
+        may_go_on.set()
+        assert [(await call).status_code for call in calls] == [200] * 4
+
+    assert (refused.status_code, error_of(refused)["code"]) == (429, "overloaded")
+    assert int(refused.headers["retry-after"]) >= 1
+
+
+async def test_in_the_metrics_it_is_no_safety_check(engine: FakeEngine) -> None:
+    body = orjson.dumps(BODY)
+    async with listening(engine) as served:
+        caller = await served.caller()
+        caller.send(request(body, path="/safety-check"))
+        await until(lambda: served.count("200", "attribution") == 1)
+        assert served.count("200", "/safety-check") == 0
 
 
 async def asked_at_once(client: httpx.AsyncClient, *callers: dict[str, str]) -> list[int]:
@@ -205,7 +236,7 @@ async def test_a_caller_that_sends_no_more_gives_up_its_place(engine: FakeEngine
         await until(lambda: engine.computed.count("piece") == 1)
         caller.half_close()
         assert await caller.rest() == b""
-        await until(lambda: served.count("499", "/safety-check") == 1)
+        await until(lambda: served.count("499", "attribution") == 1)
         assert served.app.scheduler._explanations.first is None
         may_go_on.set()
         caller = await served.caller()
@@ -232,9 +263,12 @@ async def test_nothing_is_computed_for_a_caller_that_has_left(engine: FakeEngine
     assert engine.computed.count("piece") == 1
 
 
-async def test_a_verdict_without_numbers_has_its_attribution(client: httpx.AsyncClient) -> None:
+async def test_where_the_prediction_is_not_finite_nothing_is_attributed(
+    client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
     response = await client.post("/safety-check", json={**BODY, "state": [DIVERGE, 0.0, 0.0]})
 
     answer = response.json()
     assert (response.status_code, answer["verdict"]) == (200, "unknown")
-    assert answer["attribution"]["state"][0]["contribution"] == DIVERGE
+    assert answer["attribution"] is None
+    assert not engine.computed.count("piece")

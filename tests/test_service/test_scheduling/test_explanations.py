@@ -268,6 +268,90 @@ def test_callers_take_turns_whoever_has_asked_more() -> None:
     assert "".join(order[1:]) == "abcaa"
 
 
+def test_who_asks_again_at_once_goes_behind_those_that_wait() -> None:
+    order: list[str] = []
+
+    async def play(bench: Bench, loop: VirtualLoop) -> None:
+        def ask(name: str, left: int = 0) -> None:
+            def answered(outcome: Explained) -> None:
+                assert isinstance(outcome, Attribution)
+                order.append(name)
+                if left:
+                    ask(name, left - 1)
+
+            states, actions = rows(1)
+            bench.scheduler.explain(
+                states[0],
+                actions[0],
+                deadline_s=loop.time() + 20.0,
+                respond=answered,
+                caller=name[0],
+            )
+
+        ask("a", 5)
+        ask("b")
+        ask("b2")
+        ask("c", 5)
+        await asyncio.sleep(1)
+
+    simulate(play)
+
+    assert order[:6] == ["a", "b", "c", "b2", "a", "c"]
+    assert len(order) == 14
+
+
+def test_callers_that_never_asked_before_do_not_hold_a_round_for_ever() -> None:
+    order: list[str] = []
+
+    async def play(bench: Bench, loop: VirtualLoop) -> None:
+        def ask(caller: str) -> None:
+            def answered(outcome: Explained) -> None:
+                order.append(caller)
+                if caller != "b" and len(order) < 40:
+                    ask(str(next(NAMES)))
+
+            states, actions = rows(1)
+            bench.scheduler.explain(
+                states[0],
+                actions[0],
+                deadline_s=loop.time() + 20.0,
+                respond=answered,
+                caller=caller,
+            )
+
+        for caller in "bbac":
+            ask(caller)
+        await asyncio.sleep(1)
+
+    simulate(play)
+
+    assert "b" in order[1 : MOST_QUESTIONS + 3]
+
+
+@pytest.mark.parametrize("end", ["answer", "close"])
+def test_a_callback_that_fails_harms_nobody_else(end: str) -> None:
+    outcomes: list[Explained] = []
+
+    def fail(outcome: Explained) -> None:
+        outcomes.append(outcome)
+        raise ArithmeticError("told to fail")
+
+    async def play(bench: Bench, loop: VirtualLoop) -> None:
+        states, actions = rows(1)
+        bench.scheduler.explain(states[0], actions[0], deadline_s=loop.time() + 20, respond=fail)
+        asked(bench, outcomes)
+        if end == "close":
+            await bench.scheduler.close()
+        else:
+            await asyncio.sleep(1)
+            await bench.ask()
+
+    simulate(play)
+
+    kind = UnavailableError if end == "close" else Attribution
+    assert [type(x) for x in outcomes] == [kind] * 2
+
+
 def test_while_the_service_ends_only_the_one_that_was_begun_is_answered() -> None:
     outcomes: list[Explained] = []
 

@@ -53,14 +53,14 @@ export class Service {
     const headers = body ? { "Content-Type": "application/json" } : {};
     if (this.key) headers.Authorization = `Bearer ${this.key}`;
     if (deadline_s) headers["X-Request-Timeout-Seconds"] = String(deadline_s);
-    const late = AbortSignal.timeout(LONGEST_MS);
+    const ending = endingWith(signal);
     let response;
     try {
       response = await fetch(path, {
         method: body ? "POST" : "GET",
         headers,
         body: body && JSON.stringify(body),
-        signal: signal ? AbortSignal.any([signal, late]) : late,
+        signal: ending,
       });
       if (response.ok) return { content: await response[kind](), headers: response.headers };
     } catch {
@@ -141,6 +141,21 @@ export class Service {
   async rollout(body) {
     return (await this.#fetch("rollout", "json", body)).content;
   }
+}
+
+/**
+ * Return what ends a call that takes too long, or whose caller wants no answer any more. Many browsers have no
+ * `AbortSignal.any`.
+ *
+ * @param {AbortSignal} [signal] of the caller
+ */
+function endingWith(signal) {
+  const ending = new AbortController();
+  for (const cause of [AbortSignal.timeout(LONGEST_MS), ...(signal ? [signal] : [])]) {
+    cause.addEventListener("abort", () => ending.abort());
+    if (cause.aborted) ending.abort();
+  }
+  return ending.signal;
 }
 
 /**

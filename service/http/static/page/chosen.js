@@ -93,10 +93,14 @@ export class Chosen {
     return { plan: keep, preset: "keep" };
   }
 
+  /** Whether something was answered about another plan than the one that is chosen. */
+  get isStale() {
+    return this.results.some(({ plan }, i) => plan !== this.plans[i]?.plan);
+  }
+
   /** Drop what was answered about other plans than those that are chosen: it would pass for theirs. */
   dropStale() {
-    const isStale = this.results.some(({ plan }, i) => plan !== this.plans[i]?.plan);
-    if (isStale) this.results = [];
+    if (this.isStale) this.results = [];
   }
 
   /** @returns {Linked} */

@@ -169,7 +169,8 @@ const ask = latestWins(async (/** @type {number | null} */ search, isLatest) => 
 
 /** Ask what the crash probability comes from, if somebody wants to see it. */
 function askWhy() {
-  if (!chosen.showsWhy || !chosen.hasAttribution) return;
+  // While a plan changes, its answer is on its way, and asks then.
+  if (!chosen.showsWhy || !chosen.hasAttribution || chosen.isStale) return;
   why.want(chosen.model, chosen.scene.state, chosen.results);
   render();
 }

@@ -29,8 +29,9 @@ export class Why {
     this.onChange = onChange;
     /** What was answered, by plan: each scene has plans of its own. @type {Map<Plan, Attribution>} */
     this.found = new Map();
-    /** Why there is none at present; "" while one is on its way. */
+    /** Why there is none at present; "" while one is on its way, or nothing is asked. */
     this.problem = "";
+    /** Set while plans rest. */
     this.timer = /** @type {ReturnType<typeof setTimeout> | undefined} */ (undefined);
     /** @type {AbortController | null} of the question that is on its way */
     this.asking = null;
@@ -48,12 +49,18 @@ export class Why {
     const plans = wanted.map(({ plan }) => plan);
     for (const plan of this.found.keys()) if (!plans.includes(plan)) this.found.delete(plan);
     const missing = wanted.filter(({ plan, verdict }) => !this.found.has(plan) && verdict.crash_probability !== null);
-    if (missing.length) this.timer = setTimeout(() => this.#ask(model, state, missing), REST_MS);
+    if (missing.length) {
+      this.timer = setTimeout(() => {
+        this.timer = undefined;
+        this.#ask(model, state, missing);
+      }, REST_MS);
+    }
   }
 
   /** Ask nothing more: whoever waits for this only costs the service. */
   leave() {
     clearTimeout(this.timer);
+    this.timer = undefined;
     this.again.stop();
     this.asking?.abort();
     this.asking = null;
@@ -73,7 +80,9 @@ export class Why {
     if (verdict.crash_probability === null) {
       return { attribution, state: "Why: not to be told, as the crash probability is no number." };
     }
-    return { attribution, state: this.problem || "Why: computing, while the service has nothing else to do…" };
+    const isOnItsWay = this.timer !== undefined || this.asking !== null;
+    const silence = isOnItsWay ? "Why: computing, while the service has nothing else to do…" : "Why: not asked yet.";
+    return { attribution, state: this.problem || silence };
   }
 
   /**
