@@ -78,13 +78,16 @@ def kinds() -> dict[str, Kind]:
 
 
 KINDS = kinds()
+TIMEOUT_S = 55
+"""Long, as a machine that does much else is slow: what is lost is looked for, not what is late."""
+
 Asked = tuple[str, int, bytes]
 """Kind, status (0: no answer) and text."""
 
 
 def ask(connection: http.client.HTTPConnection, kind: Kind, name: str) -> tuple[int, bytes]:
     """Return status and text; OSError or HTTPException if there is no answer to this request."""
-    headers = {"X-Request-Id": name, "X-Request-Timeout-Seconds": "30"}
+    headers = {"X-Request-Id": name, "X-Request-Timeout-Seconds": str(TIMEOUT_S)}
     connection.request("POST", kind.path, kind.body, headers)
     response = connection.getresponse()
     text = response.read()
@@ -95,7 +98,7 @@ def ask(connection: http.client.HTTPConnection, kind: Kind, name: str) -> tuple[
 
 def connected(url: str) -> http.client.HTTPConnection:
     """Return a connection that is made by its first request."""
-    return http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
+    return http.client.HTTPConnection(urlsplit(url).netloc, timeout=TIMEOUT_S + 5)
 
 
 @dataclass

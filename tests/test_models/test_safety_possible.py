@@ -592,6 +592,7 @@ def test_recorded_states_are_refused_where_their_episode_has_ended_and_nowhere_e
         crash_threshold=1.0,
         uncertainty_limit=1.0,
         has_disagreement=True,
+        expected_error=None,
         error_limit_m=None,
         physics=None,
     )

@@ -587,7 +587,7 @@ def test_a_device_is_lost_if_its_error_lasts(
     def failing(*_: Any) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    engine = Engine(checkpoint())
+    engine = Engine(checkpoint(), threads=1)
     engine._device = torch.device("cuda", 0)
     monkeypatch.setattr(engine, "rollout", failing)
     monkeypatch.setattr(torch.cuda, "synchronize", failing if does_last else lambda: None)
@@ -602,7 +602,7 @@ def test_a_cpu_is_never_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*_: Any) -> None:
         raise RuntimeError("something else")
 
-    engine = Engine(checkpoint())
+    engine = Engine(checkpoint(), threads=1)
     monkeypatch.setattr(engine, "rollout", failing)
 
     with pytest.raises(RuntimeError, match="something else"):
