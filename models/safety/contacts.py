@@ -49,13 +49,14 @@ def motions_of(states: Floats, actions: Floats | None, limits: SafetyLimits) -> 
         ValueError: Physics can be computed, and has no actions, or not those of the states.
     """
     # All columns are taken at once, and from an array without gaps: that is quicker.
-    start, predicted = np.split(states.take(limits.motion_columns, -1), [1], axis=1)
+    taken = states.take(limits.motion_columns, -1)
+    predicted = taken[:, 1:]
     motions = [Motion("predicted_contact", "in the predicted motion", predicted)]
     if limits.physics is not None:
         if actions is None or actions.shape[:2] != predicted.shape[:2]:
             shape = None if actions is None else actions.shape
             raise ValueError(f"actions {shape} do not fit states {states.shape}")
-        values = _with_middles(start[:, 0], limits.physics(states[:, 0], actions))
+        values = _with_middles(taken[:, 0], limits.physics(states[:, 0], actions))
         motions.append(Motion("physics_contact", "by physics alone", values))
     return motions
 
