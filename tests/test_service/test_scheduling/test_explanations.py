@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+from collections.abc import Callable
 
 import pytest
 
@@ -268,6 +269,17 @@ def test_callers_take_turns_whoever_has_asked_more() -> None:
     assert "".join(order[1:]) == "abcaa"
 
 
+def explain(
+    bench: Bench, loop: VirtualLoop, caller: str, answered: Callable[[Explained], None]
+) -> None:
+    """Ask for the attribution of one sequence, within 20 s."""
+    states, actions = rows(1)
+    deadline_s = loop.time() + 20.0
+    bench.scheduler.explain(
+        states[0], actions[0], deadline_s=deadline_s, respond=answered, caller=caller
+    )
+
+
 def test_who_asks_again_at_once_goes_behind_those_that_wait() -> None:
     order: list[str] = []
 
@@ -279,14 +291,7 @@ def test_who_asks_again_at_once_goes_behind_those_that_wait() -> None:
                 if left:
                     ask(name, left - 1)
 
-            states, actions = rows(1)
-            bench.scheduler.explain(
-                states[0],
-                actions[0],
-                deadline_s=loop.time() + 20.0,
-                respond=answered,
-                caller=name[0],
-            )
+            explain(bench, loop, name[0], answered)
 
         ask("a", 5)
         ask("b")
@@ -310,14 +315,7 @@ def test_callers_that_never_asked_before_do_not_hold_a_round_for_ever() -> None:
                 if caller != "b" and len(order) < 40:
                     ask(str(next(NAMES)))
 
-            states, actions = rows(1)
-            bench.scheduler.explain(
-                states[0],
-                actions[0],
-                deadline_s=loop.time() + 20.0,
-                respond=answered,
-                caller=caller,
-            )
+            explain(bench, loop, caller, answered)
 
         for caller in "bbac":
             ask(caller)
