@@ -141,7 +141,7 @@ def _overlaps(start: Floats, motion: Floats, limits: SafetyLimits) -> Floats:
         return nobody
     sizes = _sizes(start, limits)
     reach = np.hypot(sizes[:, 1:, 0], sizes[:, 1:, 1]) / 2
-    reach[~(start.take(limits.slots[:, 0], -1) > 0)] = -np.inf
+    reach[start.take(limits.slots[:, 0], -1) <= 0] = -np.inf  # not for NaN: who may be there, is
     places, headings = motion[..., : 2 * count], motion[..., 2 * count : 3 * count]
     places = places.reshape(*places.shape[:2], 2, count)
     # Along the ego, and across it.

@@ -7,7 +7,6 @@ import math
 import time
 
 from service.app import WorldModelApp
-from service.interface import EngineLike
 from service.ray.routing import BEFORE_ALL_S, BEFORE_SAFETY_S
 from service.ray.scaling import BUSY, WAIT_S
 from service.scheduling.jobs import JobClass
@@ -25,13 +24,11 @@ class Load:
 
     Args:
         app: Whose queues and metrics are looked at.
-        engine: Knows what waiting work costs.
     """
 
-    def __init__(self, app: WorldModelApp, engine: EngineLike) -> None:
-        self._queues = app.scheduler.queues
+    def __init__(self, app: WorldModelApp) -> None:
+        self._scheduler = app.scheduler
         self._health = app.health
-        self._engine = engine
         self._metrics = app.metrics
         self._late_s = 0.0
         self._last = self._spent()
@@ -63,7 +60,7 @@ class Load:
         return {WAIT_S: self._wait_s(JobClass.ROLLOUT), BUSY: busy}
 
     def _wait_s(self, job_class: JobClass) -> float:
-        return self._late_s + self._queues.seconds_before(job_class, self._engine.costs)
+        return self._late_s + self._scheduler.backlog_s(job_class)
 
     def _spent(self) -> tuple[float, float, float]:
         """Return the time, this thread's CPU time, and the engine's time of work, in seconds."""

@@ -11,14 +11,13 @@ from typing import Any
 import orjson
 import ray
 import uvicorn
-from ray.exceptions import RayError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.app import create_app
 from service.errors import NotFoundError, UnavailableError
 from service.http.peers import Peers
 from service.ray.load import Load
-from service.ray.targets import keep_reporting
+from service.ray.targets import UNANSWERED, keep_reporting
 from service.server import Server, loaded_engine, quiet_collector, tracing_of
 from service.settings import Settings
 from service.telemetry.logs import configure_logging
@@ -60,7 +59,7 @@ class WorldModel:
         app = create_app(settings, engine, Registry(), tracing, Peers.of_environment())
         self._app = app
         self._targets = targets
-        self._load = Load(app, engine)
+        self._load = Load(app)
         listener = socket.create_server((ray.util.get_node_ip_address(), 0))
         host, port = listener.getsockname()[:2]
         address = f"{host}:{port}"
@@ -141,7 +140,7 @@ async def serve_metrics(app: ASGIApp, listener: socket.socket) -> None:
 async def _answer_groups(groups: Callable[[], Any], send: Send) -> None:
     try:
         await _answer(send, 200, await groups())
-    except RayError:  # Prometheus keeps the list that it had
+    except UNANSWERED:  # Prometheus keeps the list that it had
         error = UnavailableError("the list of replicas is not there at present")
         await _answer(send, error.status, error.body())
 

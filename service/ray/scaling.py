@@ -38,16 +38,18 @@ def replicas(context: Any) -> tuple[float, dict[str, Any]]:
     """
     count, target = context.current_num_replicas, context.target_num_replicas
     waits = context.aggregated_metrics.get(WAIT_S, {})
-    if count != target or not waits or _is_too_new(context):
+    if not waits or _is_too_new(context):
         return target, {}
     mean_wait_s = sum(waits.values()) / len(waits)
     if mean_wait_s > _LONG_WAIT_S:
+        if count != target:  # what was asked for last is not there yet
+            return target, {}
         return count + math.ceil(_GROWTH * count), {}
     # Only what all replicas have reported can be shared out among fewer.
     busy = context.aggregated_metrics.get(BUSY, {})
     if count > 1 and len(busy) >= count and sum(busy.values()) <= _CALM * (count - 1):
-        return count - 1, {}
-    return count, {}
+        return min(target, count - 1), {}
+    return target, {}
 
 
 def _is_too_new(context: Any) -> bool:

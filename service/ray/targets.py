@@ -14,12 +14,16 @@ from typing import Any
 
 import structlog
 from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 
 log = structlog.get_logger()
 
 _REPORT_EVERY_S = 5.0
 _FORGOTTEN_AFTER_S = 3 * _REPORT_EVERY_S
-"""A replica that was killed cannot take leave; one report may be lost."""
+"""Nobody takes leave, as who is killed cannot; one report may be lost."""
+
+UNANSWERED = (RayError, RayServeException)
+"""What a call of another deployment may raise in place of its answer."""
 
 
 class Targets:
@@ -43,10 +47,6 @@ class Targets:
         """
         self._seen_s[address] = self._clock()
 
-    def forget(self, address: str) -> None:
-        """Note that a replica ends."""
-        self._seen_s.pop(address, None)
-
     def groups(self) -> list[dict[str, list[str]]]:
         """Return what Prometheus reads: groups of targets."""
         least_s = self._clock() - _FORGOTTEN_AFTER_S
@@ -64,6 +64,6 @@ async def keep_reporting(targets: Any, address: str) -> None:
     while True:
         try:
             await asyncio.wait_for(targets.report.remote(address), _REPORT_EVERY_S)
-        except (RayError, TimeoutError) as exc:
+        except (*UNANSWERED, TimeoutError) as exc:
             log.warning("metrics not announced", error=type(exc).__name__)
         await asyncio.sleep(_REPORT_EVERY_S)

@@ -163,6 +163,10 @@ class Scheduler:
         """Return the shortest deadline that is kept for a job if nothing else does anything."""
         return self._admission.least_s(rows, horizon, members)
 
+    def backlog_s(self, job_class: JobClass) -> float:
+        """Return how long the work before a new job of a class takes, as far as known."""
+        return self._admission.backlog_s(job_class)
+
     def queue_s(self, job_class: JobClass) -> float:
         """Return how long what waits or is begun of a class takes, as far as known."""
         return self._admission.queue_s(job_class)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.safety import SAFE, UNKNOWN, UNSAFE, SafetyLimits, Verdict, assess
+from models.safety.contacts import contact_reasons
 from tests.test_models.test_safety_possible import (
     BUS,
     CAR,
@@ -271,3 +272,12 @@ def test_a_usual_size_that_is_none_makes_no_motion_safe(change: dict[str, Any]) 
     far = on_the_road([1.0, FAR_AWAY_M, 0.0, 0.0])
 
     assert judged(far, far, limits=replace(LIMITS, **change)).verdict == UNKNOWN
+
+
+def test_whoever_may_be_there_is_taken_to_be() -> None:
+    near = scene(user(1, *CAR, 1.0, 0.0))
+    start = scene(user(1, NAN, NAN, 9.0, 0.0))
+    states = np.array([[start, near]], np.float32)
+
+    (reason,) = contact_reasons(states, None, SIZED)[0]
+    assert reason.rule == "predicted_contact"

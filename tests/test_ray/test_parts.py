@@ -18,13 +18,13 @@ import yaml
 from starlette.types import Receive, Scope, Send
 
 from service.errors import StartupError
-from tests.fakes.engine import FakeEngine
 from tests.test_ray.running import CONFIG, ROOT
 
 if not os.environ.get("TESTS_MUST_RUN"):
     pytest.importorskip("ray", reason="needs Ray (extra `ray`)")
 
 from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 
 from service.ray import scaling
 from service.ray.app import Options, app
@@ -127,6 +127,8 @@ def context(
         (context([0.0, 0.0, 0.0], [0.4, 0.4, 0.4]), 3),
         (context([0.0], [0.0]), 1),
         (context([0.3], [1.0], target=2), 2),
+        (context([0.0, 0.0], [0.0, 0.0], target=3), 1),
+        (context([0.0, 0.0, 0.0], [0.0] * 3, target=1), 1),
         (context([0.3], [1.0], age_s=10), 1),
         (context([0.0, 0.0], [0.0]), 2),
         (context([], [], target=1), 1),
@@ -139,6 +141,8 @@ def context(
         "others would be too busy",
         "the last one",
         "one is starting",
+        "one does not start, and none is needed",
+        "two are ending",
         "means of before",
         "one has not reported",
         "none has reported",
@@ -149,32 +153,33 @@ def test_replicas_follow_waits_up_and_idleness_down(given: Any, wanted: int) -> 
 
 
 async def test_a_load_is_the_queue_and_the_busy_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = FakeEngine()
     seconds = {"safety": 0.25, "rollout": 0.75}
-    queues = SimpleNamespace(seconds_before=lambda job_class, costs: seconds[job_class])
+    scheduler = SimpleNamespace(backlog_s=lambda job_class: seconds[job_class])
     health = SimpleNamespace(is_ready=True)
-    busy = iter([0.0, 1e6])
+    spent = iter([(0.0, 0.0, 0.0), (10.0, 3.0, 4.0), (20.0, 9.0, 5.0)])
+    monkeypatch.setattr(Load, "_spent", lambda _: next(spent))
     one: Any = SimpleNamespace(
-        scheduler=SimpleNamespace(queues=queues),
+        scheduler=scheduler,
         health=health,
-        metrics=SimpleNamespace(engine_busy_s=lambda: next(busy)),
+        metrics=SimpleNamespace(engine_busy_s=lambda: 0.0),
     )
-    load = Load(one, engine)
+    load = Load(one)
 
     assert load.waits() == report(0.25, 0.75)
-    assert load.sample() == {scaling.WAIT_S: 0.75, scaling.BUSY: 1.0}
+    assert load.sample() == {scaling.WAIT_S: 0.75, scaling.BUSY: 0.4}
+    assert load.sample() == {scaling.WAIT_S: 0.75, scaling.BUSY: 0.6}
     health.is_ready = False
     assert load.waits() == report(math.inf, math.inf)
 
 
 async def test_a_late_event_loop_is_a_wait() -> None:
-    queues = SimpleNamespace(seconds_before=lambda job_class, costs: 0.0)
+    scheduler = SimpleNamespace(backlog_s=lambda job_class: 0.0)
     one: Any = SimpleNamespace(
-        scheduler=SimpleNamespace(queues=queues),
+        scheduler=scheduler,
         health=SimpleNamespace(is_ready=True),
         metrics=SimpleNamespace(engine_busy_s=lambda: 0.0),
     )
-    load = Load(one, FakeEngine())
+    load = Load(one)
     watch = asyncio.create_task(load.watch())
     await asyncio.sleep(0.01)
 
@@ -203,7 +208,10 @@ def test_targets_are_forgotten_when_they_report_no_more() -> None:
     assert targets.groups() == [{"targets": ["10.0.0.1:1"]}]
 
 
-async def test_a_report_that_fails_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [RayError("gone"), RayServeException("gone")], ids=str)
+async def test_a_report_that_fails_is_made_again(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     monkeypatch.setattr("service.ray.targets._REPORT_EVERY_S", 0.001)
     done, calls = asyncio.Event(), 0
 
@@ -211,7 +219,7 @@ async def test_a_report_that_fails_is_made_again(monkeypatch: pytest.MonkeyPatch
         nonlocal calls
         calls += 1
         if calls == 1:
-            raise RayError("gone")
+            raise error
         assert address == "10.0.0.1:1"
         done.set()
 
@@ -272,14 +280,15 @@ async def test_the_request_id_is_left_to_the_proxy() -> None:
     assert "x-request-id" not in answer.headers
 
 
-async def test_targets_are_listed_and_metrics_of_any_replica_are_not() -> None:
+@pytest.mark.parametrize("error", [RayError("gone"), RayServeException("gone")], ids=str)
+async def test_targets_are_listed_and_metrics_of_any_replica_are_not(error: Exception) -> None:
     seen, listed = Seen(), [{"targets": ["10.0.0.1:1"]}]
 
     async def groups() -> Any:
         return listed
 
     async def fail() -> Any:
-        raise RayError("gone")
+        raise error
 
     assert (await ask(seen, TARGETS_PATH, groups)).json() == listed
     assert (await ask(seen, TARGETS_PATH, fail)).json()["error"]["code"] == "unavailable"
